@@ -1,0 +1,271 @@
+//! The file and the `--set` arguments, taken apart into keys; what is left when every section has read its own is unknown.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::Path;
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::keys::Keys;
+use super::origins::{Origin, Origins, Source};
+use super::problem::{ConfigErrors, Problem};
+use super::sections::SECTIONS;
+use super::suggest::{did_you_mean, nearest, nearest_or_alias, same_words};
+
+/// Everything the user wrote that is not yet read, and every problem so far.
+pub(super) struct Document<'t> {
+    origins: Origins,
+    entries: Vec<Entry<'t>>,
+    /// Keys of no section: at the top of the file, or in a `--set` without a dot.
+    strays: Vec<(Source, Range<usize>, String)>,
+    problems: Vec<Problem>,
+    /// Required keys that are not there. A misspelling of the key explains it, so these wait for the end.
+    missing: Vec<Problem>,
+    /// Every key that a section asked for, in order: that is the list of keys.
+    known: Vec<(&'static str, &'static str)>,
+}
+
+/// One key with its value.
+pub(super) struct Entry<'t> {
+    section: &'static str,
+    key: String,
+    origin: Origin,
+    pub(super) value: Spanned<DeValue<'t>>,
+    /// What to add to the spans inside `value` to get spans in its source.
+    pub(super) shift: usize,
+}
+
+impl<'t> Document<'t> {
+    /// Takes `text` and `sets` apart. Fails on a syntax error in `text`: what follows it cannot be trusted.
+    pub(super) fn parse(path: &Path, text: &'t str, sets: &'t [String]) -> Result<Self, ConfigErrors> {
+        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+        let origins = Origins {
+            file: path.display().to_string(),
+            text: text.to_owned(),
+            sets: sets.to_vec(),
+            headers: BTreeMap::new(),
+            keys: BTreeMap::new(),
+        };
+        let table = DeTable::parse(text).map_err(|error| {
+            let span = error.span().unwrap_or(text.len()..text.len());
+            origins.span_problem(Source::File, span, "", error.message())
+        })?;
+        let mut document =
+            Document { origins, entries: vec![], strays: vec![], problems: vec![], missing: vec![], known: vec![] };
+        document.add_file(table.into_inner());
+        for (idx, argument) in sets.iter().enumerate() {
+            document.add_set(idx, argument);
+        }
+        Ok(document)
+    }
+
+    /// The section's reader.
+    pub(super) fn section(&mut self, name: &'static str) -> Keys<'_, 't> {
+        Keys::new(self, name)
+    }
+
+    /// Reports what is left, and gives up the origins if nothing is wrong.
+    pub(super) fn finish(mut self) -> Result<Origins, ConfigErrors> {
+        let explained: Vec<String> = self.report_unknown();
+        self.report_strays();
+        self.missing.retain(|problem| !explained.contains(&problem.key));
+        self.problems.append(&mut self.missing);
+        if self.problems.is_empty() { Ok(self.origins) } else { Err(self.problems.into()) }
+    }
+
+    pub(super) fn is_set(&self, section: &str, key: &str) -> bool {
+        self.origins.is_set(&format!("{section}.{key}"))
+    }
+
+    /// Takes the key out, and remembers that there is such a key.
+    pub(super) fn take(&mut self, section: &'static str, key: &'static str) -> Option<Entry<'t>> {
+        self.known.push((section, key));
+        let idx = self.entries.iter().position(|entry| entry.section == section && entry.key == key)?;
+        Some(self.entries.remove(idx))
+    }
+
+    pub(super) fn fault(&mut self, entry: &Entry, span: Range<usize>, rule: String, suggestion: Option<String>) {
+        let key = format!("{}.{}", entry.section, entry.key);
+        let problem = self.origins.value_problem(entry.origin.source, span, &key, rule);
+        self.problems.push(Problem { suggestion, ..problem });
+    }
+
+    pub(super) fn missing(&mut self, section: &str, key: &str, example: &str) {
+        let problem = self.origins.absence(&format!("{section}.{key}"), "is required");
+        self.missing.push(problem.suggest(format!("write `{example}` in [{section}]")));
+    }
+
+    /// Reports that both keys are set, or drops the file's if the other one comes from a `--set`.
+    pub(super) fn exclude(&mut self, section: &str, one: &str, other: &str) {
+        let origin = |key: &str| self.origins.keys.get(&format!("{section}.{key}")).cloned();
+        let (Some(first), Some(second)) = (origin(one), origin(other)) else { return };
+        match (first.source, second.source) {
+            (Source::File, Source::Set(_)) => self.drop_entry(section, one),
+            (Source::Set(_), Source::File) => self.drop_entry(section, other),
+            _ => {
+                let in_order = (first.source, first.key.start) < (second.source, second.key.start);
+                let (early, late, origin) = if in_order { (one, other, second) } else { (other, one, first) };
+                let place = |key: &str| self.origins.place(&format!("{section}.{key}"));
+                let rule = format!("give only one of {early} ({}) and {late} ({})", place(early), place(late));
+                let key = format!("{section}.{late}");
+                self.problems.push(self.origins.value_problem(origin.source, origin.value, &key, rule));
+            }
+        }
+    }
+
+    fn drop_entry(&mut self, section: &str, key: &str) {
+        self.entries.retain(|entry| entry.section != section || entry.key != key);
+        self.origins.keys.remove(&format!("{section}.{key}"));
+    }
+
+    fn insert(&mut self, entry: Entry<'t>) {
+        let key = format!("{}.{}", entry.section, entry.key);
+        if self.origins.keys.insert(key, entry.origin.clone()).is_some() {
+            self.entries.retain(|old| old.section != entry.section || old.key != entry.key);
+        }
+        self.entries.push(entry);
+    }
+
+    fn add_file(&mut self, root: DeTable<'t>) {
+        let written: Vec<String> = root.keys().map(|name| name.get_ref().to_string()).collect();
+        for (name, value) in root {
+            let (span, value_span) = (name.span(), value.span());
+            let known = SECTIONS.into_iter().find(|section| section == name.get_ref());
+            let keys = match (value.into_inner(), known) {
+                (DeValue::Table(keys), _) => keys,
+                (_, Some(section)) => {
+                    let rule = "expected a section, got a value";
+                    let problem = self.origins.value_problem(Source::File, value_span, section, rule);
+                    self.problems.push(problem.suggest(format!("write `[{section}]` and its keys below")));
+                    continue;
+                }
+                (_, None) => {
+                    self.strays.push((Source::File, span, name.get_ref().to_string()));
+                    continue;
+                }
+            };
+            let Some(section) = known.or_else(|| self.unknown_section(Source::File, span.clone(), name.get_ref()))
+            else {
+                continue;
+            };
+            // The keys of a misspelled section are checked too, unless it would be the second of that name.
+            if known.is_none() && written.iter().any(|other| other == section) {
+                continue;
+            }
+            self.origins.headers.insert(section, span);
+            for (key, value) in keys {
+                let origin = Origin { source: Source::File, key: key.span(), value: value.span() };
+                self.insert(Entry { section, key: key.into_inner().into_owned(), origin, value, shift: 0 });
+            }
+        }
+    }
+
+    fn add_set(&mut self, idx: usize, argument: &'t str) {
+        let source = Source::Set(idx);
+        let Some((name, value)) = argument.split_once('=') else {
+            let problem = self.origins.span_problem(source, 0..argument.len(), "", "expected section.key=value");
+            self.problems.push(problem);
+            return;
+        };
+        let (name, value) = (name.trim(), value.trim());
+        let name_start = argument.find(name).unwrap_or(0);
+        let Some((section_name, key)) = name.split_once('.') else {
+            self.strays.push((source, name_start..name_start + name.len(), name.to_owned()));
+            return;
+        };
+        let section_span = name_start..name_start + section_name.len();
+        let Some(section) = SECTIONS
+            .into_iter()
+            .find(|section| *section == section_name)
+            .or_else(|| self.unknown_section(source, section_span, section_name))
+        else {
+            return;
+        };
+        let shift = argument.find('=').map_or(0, |equals| equals + 1);
+        let shift = shift + (argument[shift..].len() - argument[shift..].trim_start().len());
+        let parsed = match DeValue::parse(value) {
+            Ok(parsed) => parsed,
+            Err(error) if is_broken_toml(value) => {
+                let span = shift..shift + value.len();
+                let name = format!("{section}.{key}");
+                self.problems.push(self.origins.value_problem(source, span, &name, error.message()));
+                self.origins.keys.entry(name).or_insert(Origin { source, key: 0..0, value: 0..0 });
+                return;
+            }
+            Err(_) => Spanned::new(0..value.len(), DeValue::String(value.into())),
+        };
+        let key_start = name_start + section_name.len() + 1;
+        let origin = Origin { source, key: key_start..key_start + key.len(), value: shift..shift + value.len() };
+        self.insert(Entry { section, key: key.to_owned(), origin, value: parsed, shift });
+    }
+
+    /// Reports it, and returns the section that was probably meant.
+    fn unknown_section(&mut self, source: Source, span: Range<usize>, name: &str) -> Option<&'static str> {
+        let meant = nearest(name, SECTIONS);
+        let problem = self.origins.span_problem(source, span, name, "unknown section");
+        let suggestion = match meant {
+            Some(section) => did_you_mean(&format!("[{section}]")),
+            None => format!("sections are {}", SECTIONS.join(", ")),
+        };
+        self.problems.push(problem.suggest(suggestion));
+        meant
+    }
+
+    /// Reports the keys that no section asked for, and returns the keys that were probably meant.
+    fn report_unknown(&mut self) -> Vec<String> {
+        let mut explained = vec![];
+        for entry in std::mem::take(&mut self.entries) {
+            let Entry { section, key, origin, .. } = entry;
+            let name = format!("{section}.{key}");
+            let problem = self.origins.span_problem(origin.source, origin.key, &name, "unknown key");
+            let here: Vec<_> = self.known.iter().filter(|(known, _)| *known == section).map(|(_, key)| *key).collect();
+            let near = nearest_or_alias(&key, &here).or_else(|| same_words(&key, &here));
+            explained.extend(near.map(|near| format!("{section}.{near}")));
+            let elsewhere = self.owners(section, &key).or_else(|| match near {
+                Some(_) => None,
+                None => self.near_owners(section, &key),
+            });
+            let meant: Vec<String> = near.map(|near| format!("`{near}`")).into_iter().chain(elsewhere).collect();
+            let suggestion = match meant.is_empty() {
+                false => did_you_mean(&meant.join(" or ")),
+                true => format!("keys of [{section}] are {}", here.join(", ")),
+            };
+            self.problems.push(problem.suggest(suggestion));
+        }
+        explained
+    }
+
+    /// The sections other than `section` that have this very key.
+    fn owners(&self, section: &str, key: &str) -> Option<String> {
+        let owners = self.known.iter().filter(|(other, known)| *other != section && *known == key);
+        let names: Vec<String> = owners.map(|(owner, _)| format!("[{owner}]")).collect();
+        (!names.is_empty()).then(|| format!("{} `{key}`", names.join(" or ")))
+    }
+
+    /// The same for the nearest key of any section but `section`.
+    fn near_owners(&self, section: &str, key: &str) -> Option<String> {
+        let keys: Vec<_> = self.known.iter().filter(|(other, _)| *other != section).map(|(_, key)| *key).collect();
+        self.owners(section, nearest_or_alias(key, &keys)?)
+    }
+
+    fn report_strays(&mut self) {
+        for (source, span, key) in std::mem::take(&mut self.strays) {
+            let rule = match source {
+                Source::File => "is outside of any section",
+                Source::Set(_) => "expected section.key=value",
+            };
+            let problem = self.origins.span_problem(source, span, &key, rule);
+            let suggestion = match self.near_owners("", &key) {
+                Some(meant) => did_you_mean(&meant),
+                None => format!("sections are {}", SECTIONS.join(", ")),
+            };
+            self.problems.push(problem.suggest(suggestion));
+        }
+    }
+}
+
+/// Whether a `--set` value was meant as TOML, though it is not: a path never looks like that.
+fn is_broken_toml(value: &str) -> bool {
+    value.starts_with(['"', '\'']) || (value.starts_with('[') && value.ends_with(']'))
+}

@@ -1,0 +1,375 @@
+//! From one TOML value to one Rust type, with the range that the key allows.
+//!
+//! Knows neither keys nor files: a [`Fault`] says what is wrong with which bytes, and the caller says where those are.
+
+use std::fmt::Display;
+use std::ops::{Bound, Range, RangeBounds, RangeInclusive};
+use std::path::PathBuf;
+
+use toml::Spanned;
+use toml::de::DeValue;
+
+use super::choices::{AutoOr, Choice, Resume, Sink, ZeroStage};
+use super::suggest::{did_you_mean, nearest};
+
+/// What is wrong with a value.
+pub(super) struct Fault {
+    /// The bytes at fault, counted from the start of the text that the value was parsed from.
+    pub span: Range<usize>,
+    pub rule: String,
+    pub suggestion: Option<String>,
+}
+
+/// A type that a key can have.
+pub(super) trait Read: Sized {
+    /// What else the key demands of the value; `()` where the type says it all.
+    type Rule;
+
+    /// Reads `value`. On `None` there is at least one new fault; with faults in single elements there may be a value too.
+    fn read(value: &Spanned<DeValue>, rule: &Self::Rule, faults: &mut Vec<Fault>) -> Option<Self>;
+}
+
+/// The range of a float. All of them are finite.
+#[derive(Clone, Copy)]
+pub(super) struct Limits {
+    low: Bound<f64>,
+    high: Bound<f64>,
+}
+
+/// `min` and up.
+pub(super) fn at_least(min: f64) -> Limits {
+    Limits { low: Bound::Included(min), high: Bound::Unbounded }
+}
+
+/// More than `min`.
+pub(super) fn above(min: f64) -> Limits {
+    Limits { low: Bound::Excluded(min), high: Bound::Unbounded }
+}
+
+impl Limits {
+    /// The same, up to `max`.
+    pub(super) fn at_most(self, max: f64) -> Limits {
+        Limits { high: Bound::Included(max), ..self }
+    }
+
+    /// The same, less than `max`.
+    pub(super) fn below(self, max: f64) -> Limits {
+        Limits { high: Bound::Excluded(max), ..self }
+    }
+
+    fn contains(&self, number: f64) -> bool {
+        number.is_finite() && (self.low, self.high).contains(&number)
+    }
+
+    fn rule(&self) -> String {
+        let low = match self.low {
+            Bound::Included(min) => format!("at least {min}"),
+            Bound::Excluded(min) => format!("above {min}"),
+            Bound::Unbounded => "any number".to_owned(),
+        };
+        match self.high {
+            Bound::Included(max) => format!("must be {low} and at most {max}"),
+            Bound::Excluded(max) => format!("must be {low} and below {max}"),
+            Bound::Unbounded => format!("must be {low} and finite"),
+        }
+    }
+}
+
+/// How many elements a list needs.
+pub(super) enum Items {
+    Any,
+    AtLeastOne,
+}
+
+/// A string that can name a folder.
+pub(super) struct FileName(pub String);
+
+fn fault<T>(
+    value: &Spanned<DeValue>,
+    faults: &mut Vec<Fault>,
+    rule: impl Into<String>,
+    suggestion: Option<String>,
+) -> Option<T> {
+    faults.push(Fault { span: value.span(), rule: rule.into(), suggestion });
+    None
+}
+
+fn wrong_type<T>(
+    value: &Spanned<DeValue>,
+    faults: &mut Vec<Fault>,
+    expected: impl Display,
+    suggestion: Option<String>,
+) -> Option<T> {
+    let got = match value.get_ref() {
+        DeValue::String(_) => "a string",
+        DeValue::Integer(_) => "an integer",
+        DeValue::Float(_) => "a float",
+        DeValue::Boolean(_) => "a boolean",
+        DeValue::Datetime(_) => "a date",
+        DeValue::Array(_) => "a list",
+        DeValue::Table(_) => "a table",
+    };
+    fault(value, faults, format!("expected {expected}, got {got}"), suggestion)
+}
+
+/// The suggestion for a number that was written as a string.
+fn without_quotes<N: std::str::FromStr>(value: &DeValue) -> Option<String> {
+    let text = value.as_str()?.trim();
+    text.parse::<N>().is_ok().then(|| format!("write {text} without quotes"))
+}
+
+/// The suggestion for a string that was written as something simpler.
+fn with_quotes(value: &DeValue) -> Option<String> {
+    match value {
+        DeValue::Integer(number) => Some(format!("write \"{number}\" with quotes")),
+        DeValue::Float(number) => Some(format!("write \"{number}\" with quotes")),
+        DeValue::Boolean(flag) => Some(format!("write \"{flag}\" with quotes")),
+        _ => None,
+    }
+}
+
+fn integer_rule(range: &RangeInclusive<u64>) -> String {
+    match (range.start(), range.end()) {
+        (min, max) if *max == i64::MAX as u64 => format!("must be at least {min}"),
+        (min, max) => format!("must be between {min} and {max}"),
+    }
+}
+
+impl Read for u64 {
+    type Rule = RangeInclusive<u64>;
+
+    fn read(value: &Spanned<DeValue>, range: &Self::Rule, faults: &mut Vec<Fault>) -> Option<Self> {
+        match value.get_ref() {
+            DeValue::Integer(integer) => match u64::from_str_radix(integer.as_str(), integer.radix()) {
+                Ok(number) if range.contains(&number) => Some(number),
+                // Negative, or more than 64 bits: outside every range.
+                _ => fault(value, faults, integer_rule(range), None),
+            },
+            DeValue::Float(float) => {
+                // Up to 2^53 a whole float is the integer that was meant.
+                let exact = float.as_str().parse::<f64>().ok().filter(|f| f.fract() == 0.0 && f.abs() <= 2f64.powi(53));
+                wrong_type(value, faults, "an integer", exact.map(|f| format!("write {f:.0}")))
+            }
+            other => wrong_type(value, faults, "an integer", without_quotes::<u64>(other)),
+        }
+    }
+}
+
+impl Read for f64 {
+    type Rule = Limits;
+
+    fn read(value: &Spanned<DeValue>, limits: &Limits, faults: &mut Vec<Fault>) -> Option<Self> {
+        let number = match value.get_ref() {
+            // Through text, so that an integer of any size rounds to the nearest float.
+            DeValue::Integer(integer) if integer.radix() == 10 => integer.as_str().parse().ok(),
+            DeValue::Integer(integer) => {
+                u64::from_str_radix(integer.as_str(), integer.radix()).ok().map(|number| number as f64)
+            }
+            DeValue::Float(float) => float.as_str().parse::<f64>().ok(),
+            other => return wrong_type(value, faults, "a number", without_quotes::<f64>(other)),
+        };
+        match number.filter(|number| limits.contains(*number)) {
+            Some(number) => Some(number),
+            None => fault(value, faults, limits.rule(), None),
+        }
+    }
+}
+
+impl Read for [f64; 2] {
+    type Rule = Limits;
+
+    fn read(value: &Spanned<DeValue>, limits: &Limits, faults: &mut Vec<Fault>) -> Option<Self> {
+        let Some(array) = value.get_ref().as_array() else {
+            return wrong_type(value, faults, "a list of two numbers", None);
+        };
+        let numbers: Vec<f64> = array.iter().filter_map(|element| f64::read(element, limits, faults)).collect();
+        if array.len() != 2 {
+            return fault(value, faults, format!("expected two numbers, got {}", array.len()), None);
+        }
+        numbers.try_into().ok()
+    }
+}
+
+impl Read for bool {
+    type Rule = ();
+
+    fn read(value: &Spanned<DeValue>, (): &(), faults: &mut Vec<Fault>) -> Option<Self> {
+        let meant = match value.get_ref() {
+            DeValue::Boolean(flag) => return Some(*flag),
+            DeValue::Integer(integer) if integer.as_str() == "0" => Some(false),
+            DeValue::Integer(integer) if integer.as_str() == "1" => Some(true),
+            DeValue::String(text) => match text.to_ascii_lowercase().as_str() {
+                "true" | "yes" | "on" => Some(true),
+                "false" | "no" | "off" => Some(false),
+                _ => None,
+            },
+            _ => None,
+        };
+        wrong_type(value, faults, "true or false", meant.map(|flag| format!("write {flag}")))
+    }
+}
+
+/// `"a", "b" or "c"`
+fn listed<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
+    let mut names: Vec<String> = names.into_iter().map(|name| format!("{name:?}")).collect();
+    match names.pop() {
+        Some(last) if names.is_empty() => last,
+        Some(last) => format!("{} or {last}", names.join(", ")),
+        None => String::new(),
+    }
+}
+
+/// Finds the value among `choices`, or says what they are and which is nearest.
+fn choose<T: Copy>(value: &Spanned<DeValue>, choices: &[(&'static str, T)], faults: &mut Vec<Fault>) -> Option<T> {
+    let names = || choices.iter().map(|(name, _)| *name);
+    let Some(text) = value.get_ref().as_str() else {
+        return wrong_type(value, faults, listed(names()), with_quotes(value.get_ref()));
+    };
+    if let Some((_, choice)) = choices.iter().find(|(name, _)| *name == text) {
+        return Some(*choice);
+    }
+    let suggestion = nearest(text, names()).map(|name| did_you_mean(&format!("{name:?}")));
+    fault(value, faults, format!("must be {}", listed(names())), suggestion)
+}
+
+impl<T: Choice> Read for T {
+    type Rule = ();
+
+    fn read(value: &Spanned<DeValue>, (): &(), faults: &mut Vec<Fault>) -> Option<Self> {
+        choose(value, T::ALL, faults)
+    }
+}
+
+impl<T: Choice> Read for AutoOr<T> {
+    type Rule = ();
+
+    fn read(value: &Spanned<DeValue>, (): &(), faults: &mut Vec<Fault>) -> Option<Self> {
+        let given = T::ALL.iter().map(|(name, choice)| (*name, AutoOr::Given(*choice)));
+        let choices: Vec<_> = std::iter::once(("auto", AutoOr::Auto)).chain(given).collect();
+        choose(value, &choices, faults)
+    }
+}
+
+/// A string where a number could stand too: only "auto" is right.
+fn auto<T>(value: &Spanned<DeValue>, text: &str, rule: &str, faults: &mut Vec<Fault>) -> Option<AutoOr<T>> {
+    if text == "auto" {
+        return Some(AutoOr::Auto);
+    }
+    let slip = || nearest(text, ["auto"]).map(|name| did_you_mean(&format!("{name:?}")));
+    fault(value, faults, rule, without_quotes::<u64>(value.get_ref()).or_else(slip))
+}
+
+impl Read for AutoOr<u64> {
+    type Rule = RangeInclusive<u64>;
+
+    fn read(value: &Spanned<DeValue>, range: &Self::Rule, faults: &mut Vec<Fault>) -> Option<Self> {
+        match value.get_ref() {
+            DeValue::String(text) => auto(value, text, "must be \"auto\" or an integer", faults),
+            _ => u64::read(value, range, faults).map(AutoOr::Given),
+        }
+    }
+}
+
+impl Read for AutoOr<ZeroStage> {
+    type Rule = ();
+
+    fn read(value: &Spanned<DeValue>, (): &(), faults: &mut Vec<Fault>) -> Option<Self> {
+        const RULE: &str = "must be 0, 1, 2, 3 or \"auto\"";
+        match value.get_ref() {
+            DeValue::String(text) => auto(value, text, RULE, faults),
+            DeValue::Integer(integer) => {
+                let number = u8::from_str_radix(integer.as_str(), integer.radix()).ok();
+                match number.and_then(|number| ZeroStage::try_from(number).ok()) {
+                    Some(stage) => Some(AutoOr::Given(stage)),
+                    None => fault(value, faults, RULE, None),
+                }
+            }
+            _ => u64::read(value, &(0..=3), faults).and(None),
+        }
+    }
+}
+
+fn text<'v>(value: &'v Spanned<DeValue>, expected: &str, faults: &mut Vec<Fault>) -> Option<&'v str> {
+    match value.get_ref().as_str() {
+        None => wrong_type(value, faults, expected, with_quotes(value.get_ref())),
+        Some("") => fault(value, faults, "must not be empty", None),
+        Some(text) => Some(text),
+    }
+}
+
+impl Read for PathBuf {
+    type Rule = ();
+
+    fn read(value: &Spanned<DeValue>, (): &(), faults: &mut Vec<Fault>) -> Option<Self> {
+        text(value, "a path", faults).map(PathBuf::from)
+    }
+}
+
+impl Read for FileName {
+    type Rule = ();
+
+    fn read(value: &Spanned<DeValue>, (): &(), faults: &mut Vec<Fault>) -> Option<Self> {
+        let name = text(value, "a string", faults)?;
+        if name == "." || name == ".." || name.contains(|c: char| c == '/' || c.is_control()) {
+            return fault(value, faults, "must be usable as a folder's name", None);
+        }
+        Some(FileName(name.to_owned()))
+    }
+}
+
+impl Read for Resume {
+    type Rule = ();
+
+    fn read(value: &Spanned<DeValue>, (): &(), faults: &mut Vec<Fault>) -> Option<Self> {
+        match text(value, "\"auto\", \"never\" or a path", faults)? {
+            "auto" => Some(Resume::Auto),
+            "never" => Some(Resume::Never),
+            // A slip of the two words is no path: taken as one, it would fail only after the model is loaded.
+            word if !word.contains('/') && nearest(word, ["auto", "never"]).is_some() => {
+                let name = nearest(word, ["auto", "never"]).unwrap_or_default();
+                let suggestion = format!("did you mean {name:?}? a folder of that name is \"./{word}\"");
+                fault(value, faults, "must be \"auto\", \"never\" or a path", Some(suggestion))
+            }
+            path => Some(Resume::Path(path.into())),
+        }
+    }
+}
+
+impl Read for Vec<String> {
+    type Rule = Items;
+
+    fn read(value: &Spanned<DeValue>, items: &Items, faults: &mut Vec<Fault>) -> Option<Self> {
+        match (value.get_ref(), items) {
+            (DeValue::String(_), _) => text(value, "a path", faults).map(|path| vec![path.to_owned()]),
+            (DeValue::Array(array), Items::AtLeastOne) if array.is_empty() => {
+                fault(value, faults, "must name at least one file", None)
+            }
+            (DeValue::Array(array), _) => {
+                Some(array.iter().filter_map(|path| text(path, "a path", faults).map(str::to_owned)).collect())
+            }
+            (other, _) => wrong_type(value, faults, "a path or a list of paths", with_quotes(other)),
+        }
+    }
+}
+
+impl Read for Vec<Sink> {
+    type Rule = ();
+
+    fn read(value: &Spanned<DeValue>, (): &(), faults: &mut Vec<Fault>) -> Option<Self> {
+        let Some(array) = value.get_ref().as_array() else {
+            let suggestion = value.get_ref().as_str().map(|name| format!("write [{name:?}]"));
+            return wrong_type(value, faults, "a list of strings", suggestion);
+        };
+        let mut sinks = vec![];
+        for element in array {
+            match Sink::read(element, &(), faults) {
+                Some(sink) if sinks.contains(&sink) => {
+                    fault::<Sink>(element, faults, "is listed twice", None);
+                }
+                Some(sink) => sinks.push(sink),
+                None => {}
+            }
+        }
+        Some(sinks)
+    }
+}

@@ -1,0 +1,151 @@
+//! What the claims about `train.toml` share. Numbers such as CFG-3 are those of `config/mod.rs`.
+
+mod accepted;
+mod keys;
+mod places;
+mod values;
+
+use std::path::Path;
+
+use super::*;
+
+/// The whole of train.toml as the design documents it: required keys, and every other key with its default.
+const EXAMPLE: &str = r#"[job]
+name = "sft"                       # default: the file's stem
+output_dir = "runs/sft"            # default: runs/<name>, relative to the current folder
+seed = 42
+
+[model]
+path = "models/deepseek-llm-7b"    # required: a Hugging Face folder (config.json, *.safetensors, tokenizer.json)
+init = "pretrained"                # "pretrained" | "random" (config.json alone is enough)
+dtype = "auto"                     # "bf16" | "fp32"; auto = bf16 on GPU, fp32 on CPU
+
+[data]
+train = ["data/train.jsonl"]       # required: one path or a list, globs allowed
+validation = []
+format = "auto"                    # "text" | "prompt_completion" | "alpaca" | "sharegpt" | "messages" | "tokens"
+seq_len = 4096
+packing = true                     # several samples in one row, attention never crosses samples
+shuffle = true
+
+[train]
+epochs = 1                         # or: steps = 1000 (exactly one of the two)
+micro_batch_size = 1               # rows per forward pass on one data-parallel rank
+gradient_accumulation_steps = 8    # or: global_batch_size = 32 (rows per optimizer step; must divide)
+max_grad_norm = 1.0
+activation_checkpointing = "none"  # "none" | "ffn" (recompute the feed-forward only) | "full"
+
+[optimizer]
+kind = "adamw"
+learning_rate = 5e-5
+betas = [0.9, 0.95]
+eps = 1e-8
+weight_decay = 0.0
+
+[schedule]
+kind = "cosine"                    # "constant" | "linear" | "cosine" | "wsd"
+warmup_steps = 0
+min_lr_ratio = 0.0
+
+[parallel]
+tensor = 1
+pipeline = 1
+data = "auto"                      # auto = world_size / (tensor * pipeline)
+sequence = true                    # sequence parallelism wherever tensor > 1
+pipeline_schedule = "1f1b"         # "1f1b" | "interleaved" | "zero_bubble"
+
+[zero]
+stage = 1                          # 0 | 1 | 2 | 3 | "auto"
+offload_params = "none"            # "none" | "cpu"
+offload_optimizer = "none"         # "none" | "cpu"
+overlap_comm = true
+prefetch_units = 1                 # ZeRO-3: units gathered ahead of the one computing
+
+[comm]
+backend = "auto"                   # "nccl" | "shm" | "tcp"; auto = nccl with GPUs, else shm, tcp across hosts
+timeout_seconds = 600
+compression = "none"               # "none" | "int8" (blocks of 256, error feedback)
+
+[checkpoint]
+every_steps = 500
+keep_last = 2
+resume = "auto"                    # "auto" (newest in output_dir) | "never" | a path
+
+[restart]
+max_restarts = 3
+snapshot_every_steps = 1           # 0 = no in-memory snapshot
+
+[validation]
+every_steps = 0                    # 0 = at the end of each epoch
+early_stopping_patience = 0        # 0 = off
+min_delta = 0.0
+
+[log]
+every_steps = 10
+sinks = ["console", "jsonl"]
+"#;
+
+const REQUIRED: &str = "[model]\npath = \"models/deepseek-llm-7b\"\n[data]\ntrain = \"data/train.jsonl\"\n";
+
+fn parse(text: &str, sets: &[&str]) -> Result<TrainConfig, ConfigErrors> {
+    let sets: Vec<String> = sets.iter().map(|set| (*set).to_owned()).collect();
+    TrainConfig::parse(Path::new("conf/sft.toml"), text, &sets)
+}
+
+fn problems(text: &str, sets: &[&str]) -> Vec<Problem> {
+    match parse(text, sets) {
+        Ok(config) => panic!("{text:?} with {sets:?} was taken as {config:?}"),
+        Err(errors) => errors.problems().to_vec(),
+    }
+}
+
+/// The config as data, without the places where its keys were set.
+fn values(text: &str, sets: &[&str]) -> serde_json::Value {
+    let config = parse(text, sets).unwrap_or_else(|errors| panic!("{errors}"));
+    serde_json::to_value(config).unwrap()
+}
+
+/// The required keys, and `lines` in `section`.
+fn with(section: &str, lines: &str) -> String {
+    let header = format!("[{section}]\n");
+    match REQUIRED.contains(&header) {
+        true => REQUIRED.replace(&header, &format!("{header}{lines}\n")),
+        false => format!("{REQUIRED}{header}{lines}\n"),
+    }
+}
+
+/// Every key of the example with its value, as `(section, key, value)`.
+fn example_keys() -> Vec<(&'static str, &'static str, &'static str)> {
+    let mut section = "";
+    let mut keys = vec![];
+    for line in EXAMPLE.lines() {
+        match line.split_once('=') {
+            Some((key, value)) => keys.push((section, key.trim(), value.split('#').next().unwrap().trim())),
+            None => section = line.trim_matches(['[', ']']),
+        }
+    }
+    keys
+}
+
+/// Checks that `lines` in `section` are one problem, with the value, the rule and the suggestion ("" for none).
+fn check(section: &str, line: &str, value: &str, rule: &str, suggestion: &str) {
+    let text = with(section, line);
+    let problems = problems(&text, &[]);
+    assert_eq!(problems.len(), 1, "{line}: {problems:?}");
+    let problem = &problems[0];
+    assert_eq!(problem.value.as_deref(), Some(value), "{line}: {problem}");
+    assert_eq!(problem.rule, rule, "{line}: {problem}");
+    assert_eq!(problem.suggestion.as_deref().unwrap_or_default(), suggestion, "{line}: {problem}");
+    let (key, _) = line.split_once('=').unwrap();
+    assert_eq!(problem.key, format!("{section}.{}", key.trim()));
+    let row = text.lines().nth(problem.line - 1).unwrap();
+    assert!(row.chars().skip(problem.column - 1).collect::<String>().starts_with(value), "{problem}");
+}
+
+/// Checks the places, keys and rules of all problems in `text` with `sets`, and returns them.
+fn check_all(text: &str, sets: &[&str], expected: &[(usize, usize, &str, &str)]) -> Vec<Problem> {
+    let problems = problems(text, sets);
+    let found: Vec<_> = problems.iter().map(|p| (p.line, p.column, p.key.as_str(), p.rule.as_str())).collect();
+    assert_eq!(found, expected, "{text:?} {sets:?}");
+    problems
+}

@@ -1,0 +1,166 @@
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::*;
+
+type Lines<'a> = &'a [(&'a [i32], Option<&'a [i32]>)];
+
+fn sample(line: u64, tokens: &[i32], labels: Option<&[i32]>) -> Sample {
+    let origin = Origin { source: (line % 2) as u32, line };
+    Sample { tokens: tokens.to_vec(), labels: labels.map(<[i32]>::to_vec), origin }
+}
+
+/// Writes `rows` and returns the bytes of the file. Lines are numbered from 1 over all rows.
+fn write(rows: &[Lines]) -> (DatasetSummary, Vec<u8>) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("train.rows");
+    let mut writer = DatasetWriter::create(&path, vec!["a.jsonl".into(), "b.jsonl".into()]).unwrap();
+    let mut line = 0;
+    for row in rows {
+        let samples: Vec<_> = row
+            .iter()
+            .map(|(tokens, labels)| {
+                line += 1;
+                sample(line, tokens, *labels)
+            })
+            .collect();
+        writer.push_row(&samples).unwrap();
+    }
+    let summary = writer.finish().unwrap();
+    assert_eq!(read_summary(&path).unwrap(), summary);
+    assert_eq!(names(folder.path()), ["train.rows"]);
+    (summary, fs::read(&path).unwrap())
+}
+
+fn names(folder: &Path) -> Vec<String> {
+    fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+}
+
+fn open(bytes: Vec<u8>) -> Result<Dataset<Vec<u8>>, DatasetError> {
+    Dataset::open(bytes, Path::new("x.rows"))
+}
+
+const ROWS: &[Lines] = &[
+    &[(&[5, 6, 7], None), (&[8, 9], Some(&[8, 3]))],
+    &[(&[1], None)],
+    &[(&[4, 4, 4, 4], Some(&[-100, -100, 4, 900]))],
+];
+
+/// Reads every number that a dataset offers, in one list.
+fn everything(data: &Dataset<impl AsRef<[u8]>>) -> Vec<i64> {
+    let mut all = Vec::new();
+    for row in (0..data.num_rows()).map(|i| data.row(i)) {
+        all.extend(row.tokens().map(i64::from));
+        all.extend(row.targets().map(i64::from));
+        all.extend(row.sample_lens().map(|len| len as i64));
+        all.push(row.num_labels() as i64);
+        for sample in row.samples() {
+            let origin = data.origin(sample);
+            all.extend([i64::from(origin.source), origin.line as i64]);
+        }
+    }
+    all
+}
+
+#[test]
+fn what_was_written_is_read_and_targets_are_labels_shifted_within_a_sample() {
+    let (summary, bytes) = write(ROWS);
+    let data = open(bytes).unwrap();
+    assert_eq!(data.summary(), &summary);
+    let check = |row: usize, tokens: &[i32], targets: &[i32], lens: &[usize], labels: usize| {
+        let row = data.row(row);
+        assert_eq!(row.tokens().collect::<Vec<_>>(), tokens);
+        assert_eq!(row.targets().collect::<Vec<_>>(), targets);
+        assert_eq!(row.sample_lens().collect::<Vec<_>>(), lens);
+        assert_eq!((row.num_labels(), row.num_tokens()), (labels, tokens.len()));
+    };
+    check(0, &[5, 6, 7, 8, 9], &[6, 7, IGNORED, 3, IGNORED], &[3, 2], 3);
+    check(1, &[1], &[IGNORED], &[1], 0);
+    check(2, &[4, 4, 4, 4], &[IGNORED, 4, 900, IGNORED], &[4], 2);
+    assert_eq!(data.row(2).samples(), 3..4);
+    assert_eq!(data.origin(3), Origin { source: 0, line: 4 });
+    let expected = DatasetSummary {
+        rows: 3,
+        samples: 4,
+        tokens: 10,
+        label_tokens: 5,
+        rows_without_labels: 1,
+        longest_row: 5,
+        max_token: 900,
+        sources: vec!["a.jsonl".into(), "b.jsonl".into()],
+    };
+    assert_eq!(summary, expected);
+}
+
+#[test]
+fn a_file_without_rows_is_sound() {
+    let (summary, bytes) = write(&[]);
+    assert_eq!((summary.rows, open(bytes).unwrap().num_rows()), (0, 0));
+}
+
+#[test]
+fn a_file_cut_anywhere_is_a_typed_error() {
+    let (_, bytes) = write(ROWS);
+    for len in 0..bytes.len() {
+        match open(bytes[..len].to_vec()) {
+            Err(DatasetError::Foreign { .. }) => assert!(len < 8, "foreign at {len}"),
+            Err(DatasetError::Damaged { at, .. }) => assert!(at <= len as u64 && len >= 8, "{at} of {len}"),
+            other => panic!("cut at {len}: {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_file_with_a_changed_byte_is_an_error_or_readable_to_the_end() {
+    let (_, bytes) = write(ROWS);
+    let whole = everything(&open(bytes.clone()).unwrap()).len();
+    for at in 0..bytes.len() {
+        for flip in [0x01, 0x80, 0xff] {
+            let mut damaged = bytes.clone();
+            damaged[at] ^= flip;
+            if let Ok(data) = open(damaged) {
+                assert_eq!(everything(&data).len(), whole, "byte {at}");
+            }
+        }
+    }
+}
+
+#[test]
+fn errors_name_file_and_place() {
+    let check = |bytes: Vec<u8>, expected: &str| assert_eq!(open(bytes).unwrap_err().to_string(), expected);
+    check(b"PK\x03\x04 and so on, a zip file".to_vec(), "x.rows: not a file of prepared data");
+    let (_, bytes) = write(ROWS);
+    let mut other = bytes.clone();
+    other[8] = 7;
+    check(other, "x.rows: prepared data of version 7, but this dslaunch reads version 1");
+    check(
+        bytes[..bytes.len() - 3].to_vec(),
+        &format!("x.rows: damaged at byte {}: the file ends too early", bytes.len() - 3),
+    );
+    // The index begins after 10 pairs; its second entry says where row 1 begins.
+    let mut backwards = bytes.clone();
+    backwards[16 + 80 + 8] = 0;
+    check(backwards, "x.rows: damaged at byte 104: first sample of a row: 0 at position 1 is out of order");
+    let missing = read_summary(Path::new("no/such.rows")).unwrap_err();
+    assert_eq!(missing.to_string(), "no/such.rows: cannot open it");
+}
+
+#[test]
+fn a_writer_that_does_not_finish_leaves_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let path: PathBuf = folder.path().join("train.rows");
+    let mut writer = DatasetWriter::create(&path, vec!["a".into()]).unwrap();
+    writer.push_row(&[sample(2, &[1, 2], None)]).unwrap();
+    assert_eq!(names(folder.path()).len(), 1);
+    drop(writer);
+    assert_eq!(names(folder.path()), [""; 0]);
+}
+
+#[test]
+fn bytes_need_no_alignment() {
+    let (_, bytes) = write(ROWS);
+    let mut shifted = vec![0];
+    shifted.extend_from_slice(&bytes);
+    let data = Dataset::open(&shifted[1..], Path::new("x.rows")).unwrap();
+    assert_eq!(everything(&data), everything(&open(bytes).unwrap()));
+}

@@ -1,0 +1,151 @@
+//! Writing prepared data, row by row. Tokens go to disk as they come; only the index is kept in memory.
+
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use super::layout::{Footer, MAGIC, Sections, pack_origin};
+use super::{DatasetError, DatasetSummary, FORMAT_VERSION, IGNORED, Sample};
+
+/// A file of prepared data in the making. Dropped before [`DatasetWriter::finish`], it leaves nothing behind.
+#[derive(Debug)]
+pub struct DatasetWriter {
+    out: BufWriter<File>,
+    /// The name that the file gets when it is complete (SET-2).
+    path: PathBuf,
+    /// The name that it has until then; gone once renamed.
+    temporary: PathBuf,
+    summary: DatasetSummary,
+    /// Index arrays, as they stand in the file.
+    row_samples: Vec<u64>,
+    sample_tokens: Vec<u64>,
+    sample_origin: Vec<u64>,
+    row_labels: Vec<u32>,
+    /// The pairs of one row, reused.
+    pairs: Vec<u8>,
+}
+
+impl DatasetWriter {
+    /// Begins a file that will be at `path`, made from `sources`. Until finished it is [`DatasetWriter::temporary_name`].
+    pub fn create(path: &Path, sources: Vec<String>) -> Result<Self, DatasetError> {
+        let temporary = Self::temporary_name(path);
+        let failed = |source| DatasetError::Io { path: temporary.clone(), doing: "create", source };
+        let mut out = BufWriter::with_capacity(1 << 20, File::create(&temporary).map_err(failed)?);
+        let version = u64::from(FORMAT_VERSION).to_le_bytes();
+        out.write_all(&MAGIC).and_then(|()| out.write_all(&version)).map_err(failed)?;
+        Ok(Self {
+            out,
+            path: path.to_owned(),
+            temporary,
+            summary: DatasetSummary { sources, ..DatasetSummary::default() },
+            row_samples: vec![0],
+            sample_tokens: vec![0],
+            sample_origin: Vec::new(),
+            row_labels: Vec::new(),
+            pairs: Vec::new(),
+        })
+    }
+
+    /// The name of a file that is not complete yet, next to `path`.
+    pub fn temporary_name(path: &Path) -> PathBuf {
+        let mut name = path.as_os_str().to_owned();
+        name.push(format!(".tmp-{}", std::process::id()));
+        name.into()
+    }
+
+    /// What has been written so far.
+    pub fn summary(&self) -> &DatasetSummary {
+        &self.summary
+    }
+
+    /// Appends one row that consists of `samples`.
+    ///
+    /// Panics on an empty row, an empty sample, a negative token, or labels that are not one per token: whoever
+    /// reads the sources reports those with file and line.
+    pub fn push_row(&mut self, samples: &[Sample]) -> Result<(), DatasetError> {
+        assert!(!samples.is_empty(), "a row without samples");
+        self.pairs.clear();
+        let mut labels = 0;
+        for sample in samples {
+            labels += self.push_sample(sample);
+            self.sample_origin.push(pack_origin(sample.origin));
+        }
+        let row_tokens = self.pairs.len() as u64 / 8;
+        self.summary.rows += 1;
+        self.summary.samples += samples.len() as u64;
+        self.summary.label_tokens += u64::from(labels);
+        self.summary.rows_without_labels += u64::from(labels == 0);
+        self.summary.longest_row = self.summary.longest_row.max(row_tokens);
+        self.row_samples.push(self.summary.samples);
+        self.row_labels.push(labels);
+        self.out.write_all(&self.pairs).map_err(|source| self.failed("write", source))
+    }
+
+    /// Appends to `pairs` and returns how many targets count.
+    fn push_sample(&mut self, sample: &Sample) -> u32 {
+        let tokens = &sample.tokens;
+        let labels = sample.labels.as_ref().unwrap_or(tokens);
+        assert!(!tokens.is_empty(), "an empty sample from {:?}", sample.origin);
+        assert_eq!(tokens.len(), labels.len(), "tokens and labels of {:?}", sample.origin);
+        let targets = labels[1..].iter().copied().chain([IGNORED]);
+        let (mut counted, mut largest, mut smallest) = (0, 0, 0);
+        for (&token, target) in tokens.iter().zip(targets) {
+            self.pairs.extend_from_slice(&pair(token, target));
+            counted += u32::from(target != IGNORED);
+            largest = largest.max(token).max(target);
+            smallest = smallest.min(token);
+        }
+        assert!(smallest >= 0, "token {smallest} in {:?}", sample.origin);
+        self.summary.tokens += tokens.len() as u64;
+        self.summary.max_token = self.summary.max_token.max(largest as u32);
+        self.sample_tokens.push(self.summary.tokens);
+        counted
+    }
+
+    /// Writes the index, syncs, and gives the file its name.
+    pub fn finish(mut self) -> Result<DatasetSummary, DatasetError> {
+        self.write_index().map_err(|source| self.failed("write", source))?;
+        self.out.get_ref().sync_all().map_err(|source| self.failed("sync", source))?;
+        fs::rename(&self.temporary, &self.path).map_err(|source| self.failed("rename", source))?;
+        // The name itself lives in the folder, which is synced on its own.
+        let folder = self.path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        File::open(folder).and_then(|folder| folder.sync_all()).map_err(|source| self.failed("sync", source))?;
+        Ok(std::mem::take(&mut self.summary))
+    }
+
+    fn write_index(&mut self) -> io::Result<()> {
+        let sections = Sections::for_counts(&self.summary).expect("offsets of a file that was written fit into u64");
+        for array in [&self.row_samples, &self.sample_tokens, &self.sample_origin] {
+            for number in array {
+                self.out.write_all(&number.to_le_bytes())?;
+            }
+        }
+        for labels in &self.row_labels {
+            self.out.write_all(&labels.to_le_bytes())?;
+        }
+        if self.row_labels.len() % 2 == 1 {
+            self.out.write_all(&[0; 4])?;
+        }
+        let footer = serde_json::to_vec(&Footer { summary: self.summary.clone(), sections })?;
+        self.out.write_all(&footer)?;
+        self.out.write_all(&(footer.len() as u64).to_le_bytes())?;
+        self.out.write_all(&MAGIC)?;
+        self.out.flush()
+    }
+
+    fn failed(&self, doing: &'static str, source: io::Error) -> DatasetError {
+        DatasetError::Io { path: self.temporary.clone(), doing, source }
+    }
+}
+
+impl Drop for DatasetWriter {
+    fn drop(&mut self) {
+        // After `finish` the name is gone, and there is nobody to tell about a failure.
+        let _ = fs::remove_file(&self.temporary);
+    }
+}
+
+fn pair(token: i32, target: i32) -> [u8; 8] {
+    let ([a, b, c, d], [e, f, g, h]) = (token.to_le_bytes(), target.to_le_bytes());
+    [a, b, c, d, e, f, g, h]
+}

@@ -1,0 +1,183 @@
+//! The worker environment: every variable that the launcher sets for a rank and that a rank reads, in one place.
+//!
+//! Everything torchrun sets is set too (same names, same meaning), so that existing programs run unchanged.
+//! The job's token never stands in the environment: `DSLAUNCH_TOKEN_FILE` names a file that only this job can read.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// What one rank process is told about its job and its place in it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WorkerEnv {
+    /// Global rank (`RANK`).
+    pub rank: usize,
+    /// Rank on this machine (`LOCAL_RANK`).
+    pub local_rank: usize,
+    /// Number of ranks (`WORLD_SIZE`).
+    pub world_size: usize,
+    /// Number of ranks on this machine (`LOCAL_WORLD_SIZE`).
+    pub local_world_size: usize,
+    /// Restarts so far (`TORCHELASTIC_RESTART_COUNT`, `DSLAUNCH_ATTEMPT`).
+    pub attempt: u32,
+    /// Restart budget (`TORCHELASTIC_MAX_RESTARTS`).
+    pub max_restarts: u32,
+    /// Name of this run, the same for all its ranks (`TORCHELASTIC_RUN_ID`).
+    pub run_id: String,
+    /// Compute threads of this rank (`OMP_NUM_THREADS`).
+    pub threads: usize,
+    /// Where the control service listens, `ADDRESS:PORT` (`DSLAUNCH_COORDINATOR`).
+    pub coordinator: String,
+    /// File that holds the job's token (`DSLAUNCH_TOKEN_FILE`).
+    pub token_file: PathBuf,
+    /// Longest wait for the other ranks to register (`DSLAUNCH_RENDEZVOUS_TIMEOUT_MS`).
+    pub rendezvous_timeout: Duration,
+    /// The resolved plan (`DSLAUNCH_PLAN`).
+    pub plan: PathBuf,
+    /// Inherited descriptor of the arena's shared memory (`DSLAUNCH_SHM_FD`).
+    pub shm_fd: i32,
+    /// Checkpoint to go on from (`DSLAUNCH_RESUME_FROM`); `None` starts from the beginning.
+    pub resume_from: Option<PathBuf>,
+}
+
+/// Why a worker environment cannot be read.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum EnvError {
+    /// A variable is not there: the process was not started by dslaunch.
+    #[error("{0} is not set: dslaunch-rank is started by dslaunch, not by hand")]
+    Missing(&'static str),
+    /// A variable holds something else than it should.
+    #[error("{name} = {value:?} is not {expected}")]
+    Invalid {
+        /// Name of the variable.
+        name: &'static str,
+        /// What it holds.
+        value: OsString,
+        /// What it should hold.
+        expected: &'static str,
+    },
+}
+
+impl WorkerEnv {
+    /// The variables as name and value, for the launcher to set.
+    pub fn to_vars(&self) -> Vec<(&'static str, OsString)> {
+        let number = |n: usize| OsString::from(n.to_string());
+        let (master_addr, master_port) = self.coordinator.rsplit_once(':').unwrap_or((&self.coordinator, ""));
+        let mut vars = vec![
+            ("RANK", number(self.rank)),
+            ("LOCAL_RANK", number(self.local_rank)),
+            ("WORLD_SIZE", number(self.world_size)),
+            ("LOCAL_WORLD_SIZE", number(self.local_world_size)),
+            ("GROUP_RANK", number(0)),
+            ("GROUP_WORLD_SIZE", number(1)),
+            ("ROLE_RANK", number(self.rank)),
+            ("ROLE_WORLD_SIZE", number(self.world_size)),
+            ("ROLE_NAME", "default".into()),
+            ("MASTER_ADDR", master_addr.into()),
+            ("MASTER_PORT", master_port.into()),
+            ("TORCHELASTIC_RESTART_COUNT", number(self.attempt as usize)),
+            ("TORCHELASTIC_MAX_RESTARTS", number(self.max_restarts as usize)),
+            ("TORCHELASTIC_RUN_ID", self.run_id.clone().into()),
+            ("OMP_NUM_THREADS", number(self.threads)),
+            ("DSLAUNCH_ATTEMPT", number(self.attempt as usize)),
+            ("DSLAUNCH_COORDINATOR", self.coordinator.clone().into()),
+            ("DSLAUNCH_TOKEN_FILE", self.token_file.clone().into()),
+            ("DSLAUNCH_RENDEZVOUS_TIMEOUT_MS", self.rendezvous_timeout.as_millis().to_string().into()),
+            ("DSLAUNCH_PLAN", self.plan.clone().into()),
+            ("DSLAUNCH_SHM_FD", self.shm_fd.to_string().into()),
+        ];
+        if let Some(path) = &self.resume_from {
+            vars.push(("DSLAUNCH_RESUME_FROM", path.clone().into()));
+        }
+        vars
+    }
+
+    /// Reads the variables of this process. A rank calls this once, first.
+    #[allow(clippy::disallowed_methods, reason = "this is where it is read")]
+    pub fn from_process() -> Result<Self, EnvError> {
+        Self::read(|name| std::env::var_os(name))
+    }
+
+    /// The pure half of [`WorkerEnv::from_process`].
+    pub fn read(lookup: impl Fn(&str) -> Option<OsString>) -> Result<Self, EnvError> {
+        let vars = Vars { lookup };
+        Ok(Self {
+            rank: vars.number("RANK")?,
+            local_rank: vars.number("LOCAL_RANK")?,
+            world_size: vars.number("WORLD_SIZE")?,
+            local_world_size: vars.number("LOCAL_WORLD_SIZE")?,
+            attempt: vars.number("DSLAUNCH_ATTEMPT")?,
+            max_restarts: vars.number("TORCHELASTIC_MAX_RESTARTS")?,
+            run_id: vars.text("TORCHELASTIC_RUN_ID")?,
+            threads: vars.number("OMP_NUM_THREADS")?,
+            coordinator: vars.text("DSLAUNCH_COORDINATOR")?,
+            token_file: vars.os("DSLAUNCH_TOKEN_FILE")?.into(),
+            rendezvous_timeout: Duration::from_millis(vars.number("DSLAUNCH_RENDEZVOUS_TIMEOUT_MS")?),
+            plan: vars.os("DSLAUNCH_PLAN")?.into(),
+            shm_fd: vars.number("DSLAUNCH_SHM_FD")?,
+            resume_from: (vars.lookup)("DSLAUNCH_RESUME_FROM").map(PathBuf::from),
+        })
+    }
+}
+
+struct Vars<F> {
+    lookup: F,
+}
+
+impl<F: Fn(&str) -> Option<OsString>> Vars<F> {
+    fn os(&self, name: &'static str) -> Result<OsString, EnvError> {
+        (self.lookup)(name).ok_or(EnvError::Missing(name))
+    }
+
+    fn text(&self, name: &'static str) -> Result<String, EnvError> {
+        self.os(name)?.into_string().map_err(|value| EnvError::Invalid { name, value, expected: "valid UTF-8" })
+    }
+
+    fn number<T: std::str::FromStr>(&self, name: &'static str) -> Result<T, EnvError> {
+        let value = self.os(name)?;
+        let parsed = value.to_str().and_then(|text| text.parse().ok());
+        parsed.ok_or(EnvError::Invalid { name, value, expected: "a whole number" })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashMap;
+
+    fn example() -> WorkerEnv {
+        WorkerEnv {
+            rank: 3,
+            local_rank: 3,
+            world_size: 4,
+            local_world_size: 4,
+            attempt: 2,
+            max_restarts: 3,
+            run_id: "sft-1".into(),
+            threads: 1,
+            coordinator: "127.0.0.1:4000".into(),
+            token_file: "/proc/self/fd/9".into(),
+            rendezvous_timeout: Duration::from_secs(60),
+            plan: "/runs/sft/plan.json".into(),
+            shm_fd: 8,
+            resume_from: Some("/runs/sft/checkpoints/step-00000010".into()),
+        }
+    }
+
+    #[test]
+    fn what_the_launcher_writes_is_what_the_rank_reads() {
+        for env in [example(), WorkerEnv { resume_from: None, ..example() }] {
+            let vars: HashMap<_, _> = env.to_vars().into_iter().collect();
+            assert_eq!(WorkerEnv::read(|name| vars.get(name).cloned()), Ok(env));
+        }
+    }
+
+    #[test]
+    fn a_missing_or_wrong_variable_is_named() {
+        let vars: HashMap<_, _> = example().to_vars().into_iter().collect();
+        let without = |hidden: &str, name: &str| if name == hidden { None } else { vars.get(name).cloned() };
+        assert_eq!(WorkerEnv::read(|name| without("DSLAUNCH_PLAN", name)), Err(EnvError::Missing("DSLAUNCH_PLAN")));
+        let wrong = WorkerEnv::read(|name| if name == "RANK" { Some("x".into()) } else { vars.get(name).cloned() });
+        assert_eq!(wrong.unwrap_err().to_string(), "RANK = \"x\" is not a whole number");
+    }
+}

@@ -1,0 +1,32 @@
+//! The contract between dslaunch's processes: what the user wrote, what was made of it, and how launcher and
+//! ranks talk.
+//!
+//! In reading order: [`config`] (train.toml as typed), [`model_config`] (the model's config.json), [`mesh`]
+//! (rank and coordinates), [`plan`] (everything resolved and checked), [`schedule`] (learning rates),
+//! [`dataset`] (prepared training data on disk), [`run_dir`] (where everything of a run lies),
+//! [`manifest`] (what a checkpoint holds), [`mod@env`] (worker
+//! environment) and [`control`] (the gRPC service).
+//!
+//! **Invariant:** no tensors, no libtorch, no NCCL here: the launcher must start, and explain itself, on a
+//! machine without them.
+
+#![forbid(unsafe_code)]
+
+pub mod config;
+pub mod dataset;
+pub mod env;
+pub mod manifest;
+pub mod mesh;
+pub mod model_config;
+pub mod plan;
+pub mod run_dir;
+pub mod schedule;
+
+/// The gRPC control service, generated from `proto/control.proto`.
+pub mod control {
+    #![allow(missing_docs, reason = "generated; control.proto holds the documentation")]
+    tonic::include_proto!("dslaunch.control.v1");
+
+    /// Metadata key that carries the job's token on every call.
+    pub const TOKEN_KEY: &str = "x-dslaunch-token";
+}

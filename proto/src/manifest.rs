@@ -1,0 +1,178 @@
+//! `manifest.json`: what a checkpoint holds and where the run stood. Written by the ranks, read by both sides. A
+//! checkpoint without one is not complete.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::{fs, io};
+
+use serde::{Deserialize, Serialize};
+
+use crate::model_config::ModelConfig;
+
+/// Version of the layout of a checkpoint.
+const VERSION: u32 = 1;
+
+/// Where a run stands after a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Progress {
+    /// Optimizer steps done.
+    pub step: u64,
+    /// Rows taken from the training set (the data cursor), counted over all epochs.
+    pub rows: u64,
+    /// Label tokens trained on.
+    pub label_tokens: u64,
+}
+
+/// What a checkpoint holds.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Manifest {
+    version: u32,
+    /// Where the run stood.
+    pub progress: Progress,
+    /// Seed of initialisation and shuffling: all randomness there is.
+    pub seed: u64,
+    /// Name of the prepared training data, which holds a hash of its contents.
+    pub data: String,
+    /// The model's config.json.
+    pub model: ModelConfig,
+    /// Elements of each unit, by name.
+    pub units: BTreeMap<String, usize>,
+    /// Optimizer files: which elements of each unit a file holds, `[start, end)`.
+    pub optimizer: BTreeMap<String, BTreeMap<String, [usize; 2]>>,
+    /// Every other file in the folder.
+    pub files: BTreeMap<String, FileEntry>,
+}
+
+/// What a manifest is made of.
+#[derive(Debug, Clone)]
+pub struct Contents {
+    /// See [`Manifest::progress`].
+    pub progress: Progress,
+    /// See [`Manifest::seed`].
+    pub seed: u64,
+    /// See [`Manifest::data`].
+    pub data: String,
+    /// See [`Manifest::model`].
+    pub model: ModelConfig,
+    /// See [`Manifest::units`].
+    pub units: BTreeMap<String, usize>,
+    /// See [`Manifest::optimizer`].
+    pub optimizer: BTreeMap<String, BTreeMap<String, [usize; 2]>>,
+    /// See [`Manifest::files`].
+    pub files: BTreeMap<String, FileEntry>,
+}
+
+/// One file, so that damage is noticed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileEntry {
+    /// Length.
+    pub bytes: u64,
+    /// Hash of the content, hex.
+    pub blake3: String,
+}
+
+/// A folder is no checkpoint that this version can go on from.
+#[derive(Debug, thiserror::Error)]
+pub enum ManifestError {
+    /// The manifest, or a file that it names, cannot be read.
+    #[error("{}: cannot be read", .path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The manifest is not one, or a file has another length than it says.
+    #[error("{}: damaged: {rule}", .path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What does not hold.
+        rule: String,
+    },
+    /// Another dslaunch wrote it.
+    #[error("{}: is of version {found}, this dslaunch reads version {VERSION}", .path.display())]
+    Version {
+        /// The file.
+        path: PathBuf,
+        /// The version it has.
+        found: u32,
+    },
+}
+
+impl Manifest {
+    /// Its file's name.
+    pub const FILE: &'static str = "manifest.json";
+
+    /// A manifest of the current version.
+    pub fn new(contents: Contents) -> Self {
+        let Contents { progress, seed, data, model, units, optimizer, files } = contents;
+        Self { version: VERSION, progress, seed, data, model, units, optimizer, files }
+    }
+
+    /// Reads a checkpoint's manifest and checks that every file is there in full length. Hashes are not computed.
+    pub fn load(checkpoint: &Path) -> Result<Self, ManifestError> {
+        #[derive(Deserialize)]
+        struct Version {
+            version: u32,
+        }
+        let path = checkpoint.join(Self::FILE);
+        let text = fs::read_to_string(&path).map_err(|source| ManifestError::Read { path: path.clone(), source })?;
+        let damaged = |err: serde_json::Error| ManifestError::Damaged { path: path.clone(), rule: err.to_string() };
+        let Version { version: found } = serde_json::from_str(&text).map_err(damaged)?;
+        if found != VERSION {
+            return Err(ManifestError::Version { path, found });
+        }
+        let manifest: Self = serde_json::from_str(&text).map_err(damaged)?;
+        for (name, entry) in &manifest.files {
+            let path = checkpoint.join(name);
+            let found = fs::metadata(&path).map_err(|source| ManifestError::Read { path: path.clone(), source })?.len();
+            if found != entry.bytes {
+                let rule = format!("has {found} bytes, the manifest says {}", entry.bytes);
+                return Err(ManifestError::Damaged { path, rule });
+            }
+        }
+        Ok(manifest)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn manifest() -> Manifest {
+        let model = r#"{"architectures": ["LlamaForCausalLM"], "hidden_size": 8, "intermediate_size": 8,
+                        "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 8}"#;
+        Manifest::new(Contents {
+            progress: Progress { step: 3, rows: 12, label_tokens: 100 },
+            seed: 42,
+            data: "train-0123.rows".into(),
+            model: ModelConfig::parse(Path::new("config.json"), model).unwrap(),
+            units: [("head".into(), 8)].into(),
+            optimizer: [("o".into(), [("head".into(), [0, 8])].into())].into(),
+            files: [("o".into(), FileEntry { bytes: 4, blake3: String::new() })].into(),
+        })
+    }
+
+    #[test]
+    fn a_checkpoint_whose_files_are_whole_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("o"), "1234").unwrap();
+        fs::write(dir.path().join(Manifest::FILE), serde_json::to_string(&manifest()).unwrap()).unwrap();
+        assert_eq!(Manifest::load(dir.path()).unwrap(), manifest());
+        fs::write(dir.path().join("o"), "123").unwrap();
+        let err = Manifest::load(dir.path()).unwrap_err().to_string();
+        assert!(err.ends_with("o: damaged: has 3 bytes, the manifest says 4"), "{err}");
+        fs::remove_file(dir.path().join("o")).unwrap();
+        assert!(matches!(Manifest::load(dir.path()), Err(ManifestError::Read { .. })));
+    }
+
+    #[test]
+    fn another_version_is_told_from_damage() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join(Manifest::FILE), r#"{"version": 7, "new": true}"#).unwrap();
+        assert!(matches!(Manifest::load(dir.path()), Err(ManifestError::Version { found: 7, .. })));
+        fs::write(dir.path().join(Manifest::FILE), r#"{"version": 1"#).unwrap();
+        assert!(matches!(Manifest::load(dir.path()), Err(ManifestError::Damaged { .. })));
+    }
+}

@@ -1,0 +1,132 @@
+use super::*;
+use std::path::Path;
+
+const MINIMAL: &str = "[model]\npath = \"m\"\n[data]\ntrain = \"d.jsonl\"\n";
+
+fn model() -> ModelConfig {
+    let text = r#"{"architectures": ["LlamaForCausalLM"], "hidden_size": 64, "intermediate_size": 172,
+                   "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 211, "torch_dtype": "bfloat16"}"#;
+    ModelConfig::parse(Path::new("config.json"), text).unwrap()
+}
+
+fn draft(extra: &str, world_size: usize) -> Result<Draft, Vec<String>> {
+    let config = TrainConfig::parse(Path::new("train.toml"), &format!("{MINIMAL}{extra}"), &[]).unwrap();
+    let world = World { world_size, cores: 4, current_dir: "/home/u".into() };
+    let texts = |errors: ConfigErrors| errors.problems().iter().map(|p| format!("{}: {}", p.key, p.rule)).collect();
+    Draft::new(&config, world, model()).map_err(texts)
+}
+
+fn plan(extra: &str, world_size: usize, rows: u64) -> Plan {
+    let data = PreparedData { path: "/home/u/runs/train/data/train.rows".into(), rows, tokens: 10 * rows };
+    draft(extra, world_size).unwrap().with_data(data.clone(), Some(data), Progress::default()).unwrap()
+}
+
+fn check_refused(extra: &str, world_size: usize, problems: &[&str]) {
+    assert_eq!(draft(extra, world_size).unwrap_err(), problems, "{extra}");
+}
+
+#[test]
+fn defaults_are_filled_in() {
+    let plan = plan("", 2, 100);
+    assert_eq!(plan.mesh, Mesh { pp: 1, dp: 2, tp: 1 });
+    assert_eq!(plan.output_dir, Path::new("/home/u/runs/train"));
+    assert_eq!(plan.model.path, Path::new("/home/u/m"));
+    assert_eq!((plan.threads_per_rank, plan.model.disk_dtype), (2, DiskDType::Bf16));
+    assert_eq!((plan.batch.num_micro_batches, plan.batch.global_batch_size), (8, 16));
+}
+
+#[test]
+fn a_plan_survives_its_file() {
+    let plan = plan("[zero]\nstage = 0\n", 3, 100);
+    assert_eq!(serde_json::from_str::<Plan>(&serde_json::to_string(&plan).unwrap()).unwrap(), plan);
+}
+
+#[test]
+fn epochs_become_steps_that_cover_every_row() {
+    let steps =
+        |epochs: u64, rows| plan(&format!("[train]\nepochs = {epochs}\nglobal_batch_size = 16\n"), 2, rows).steps;
+    assert_eq!((steps(1, 16), steps(1, 17), steps(3, 100), steps(1, 1)), (1, 2, 19, 1));
+}
+
+#[test]
+fn a_run_by_epochs_that_goes_on_with_another_batch_takes_the_rows_that_are_left() {
+    let data = PreparedData { path: "/d".into(), rows: 64, tokens: 640 };
+    let start = Progress { step: 12, rows: 48, label_tokens: 400 };
+    let steps = |world_size: usize, start: Progress| {
+        let draft = draft("[train]\nepochs = 2\ngradient_accumulation_steps = 4\n", world_size).unwrap();
+        let plan = draft.with_data(data.clone(), Some(data.clone()), start).unwrap();
+        (plan.steps, (start.step + 1..=plan.steps).filter(|&step| plan.validates_after(step)).collect::<Vec<_>>())
+    };
+    assert_eq!(steps(1, start), (32, vec![16, 32]));
+    assert_eq!(steps(2, start), (22, vec![14, 22]));
+    assert_eq!(steps(4, start), (17, vec![13, 17]));
+    assert_eq!(steps(4, Progress { step: 40, rows: 128, label_tokens: 0 }), (40, vec![]));
+}
+
+#[test]
+fn more_ranks_than_one_machine_takes_are_refused() {
+    check_refused("", 65, &["parallel.data: there are 65 ranks, and one machine takes at most 64"]);
+    assert!(draft("", 64).is_ok());
+}
+
+#[test]
+fn a_global_batch_is_split_into_micro_batches() {
+    let batch = plan("[train]\nglobal_batch_size = 24\nmicro_batch_size = 2\n", 3, 100).batch;
+    assert_eq!((batch.micro_batch_size, batch.num_micro_batches, batch.global_batch_size), (2, 4, 24));
+    check_refused(
+        "[train]\nglobal_batch_size = 25\nmicro_batch_size = 2\n",
+        3,
+        &["train.global_batch_size: must be a multiple of micro_batch_size 2 * data-parallel ranks 3 = 6"],
+    );
+}
+
+#[test]
+fn ranks_that_do_not_multiply_out_are_refused() {
+    check_refused(
+        "[parallel]\ndata = 3\n",
+        2,
+        &["parallel.data: pipeline 1 * data 3 * tensor 1 needs 3 ranks, but there are 2"],
+    );
+}
+
+#[test]
+fn what_is_not_supported_yet_is_refused_all_at_once() {
+    check_refused(
+        "[zero]\nstage = \"auto\"\noffload_params = \"cpu\"\n[comm]\nbackend = \"nccl\"\n",
+        2,
+        &[
+            "zero.stage: not supported yet: use 0, 1, 2 or 3",
+            "zero.offload_params: not supported yet: use \"none\"",
+            "comm.backend: not supported yet: use \"shm\", or \"auto\", which takes it",
+        ],
+    );
+    for extra in [
+        "[parallel]\ntensor = 2\n",
+        "[parallel]\npipeline = 2\n",
+        "[zero]\nstage = \"auto\"\n",
+        "[zero]\noffload_optimizer = \"cpu\"\n",
+        "[comm]\ncompression = \"int8\"\n",
+        "[restart]\nsnapshot_every_steps = 5\n",
+        "[validation]\nearly_stopping_patience = 3\n",
+    ] {
+        let problems = draft(extra, 2).unwrap_err();
+        assert!(problems.len() == 1 && problems[0].contains("not supported yet"), "{extra}: {problems:?}");
+    }
+}
+
+#[test]
+fn a_default_without_effect_is_noted_when_written_down() {
+    assert_eq!(draft("", 1).unwrap().notes(), Vec::<String>::new());
+    assert_eq!(draft("[restart]\nsnapshot_every_steps = 1\n", 1).unwrap().notes().len(), 1);
+    assert_eq!(draft("[restart]\nsnapshot_every_steps = 0\n", 1).unwrap().notes(), Vec::<String>::new());
+}
+
+#[test]
+fn validation_falls_on_epoch_ends_and_on_the_last_step() {
+    let steps = |extra: &str| {
+        let plan = plan(&format!("[train]\nsteps = 10\nglobal_batch_size = 4\n{extra}"), 1, 10);
+        (1..=plan.steps).filter(|&step| plan.validates_after(step)).collect::<Vec<_>>()
+    };
+    assert_eq!(steps(""), [3, 5, 8, 10]);
+    assert_eq!(steps("[validation]\nevery_steps = 4\n"), [4, 8, 10]);
+}

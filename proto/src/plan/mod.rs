@@ -1,0 +1,163 @@
+//! The plan: what a job does, with every default filled and every product checked. Pure.
+//!
+//! `train.toml + config.json + world -> Draft -> (prepared data) -> Plan`. The first arrow finds every mistake that
+//! can be found before data is touched; the second adds what only the data knows (rows, hence steps). The launcher
+//! writes the plan to `plan.json`; ranks read that and never train.toml, so nothing downstream has a default left to
+//! fill in.
+
+mod draft;
+mod unsupported;
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+pub use draft::{Draft, MAX_RANKS, PreparedData, World};
+
+pub use crate::config::{ActivationCheckpointing, Dtype, Init, ZeroStage};
+use crate::manifest::Progress;
+use crate::mesh::Mesh;
+use crate::model_config::{DiskDType, ModelConfig};
+use crate::schedule::Schedule;
+
+/// Everything a rank needs to know about its job.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Plan {
+    /// Name of the job.
+    pub name: String,
+    /// Run directory, absolute; see [`crate::run_dir::RunDir`].
+    pub output_dir: PathBuf,
+    /// Seed of initialisation and shuffling.
+    pub seed: u64,
+    /// Sizes of the axes.
+    pub mesh: Mesh,
+    /// Where the run begins: all zero, or the checkpoint that it goes on from. Restarts may go on from later ones.
+    pub start: Progress,
+    /// Compute threads of one rank.
+    pub threads_per_rank: usize,
+    /// Optimizer steps of the whole run, those before `start` included.
+    pub steps: u64,
+    /// Model and precision.
+    pub model: ModelPlan,
+    /// Prepared data.
+    pub data: DataPlan,
+    /// How a step's rows are split.
+    pub batch: BatchPlan,
+    /// Which activations the forward pass keeps.
+    pub activation_checkpointing: ActivationCheckpointing,
+    /// AdamW.
+    pub optimizer: OptimizerPlan,
+    /// Learning rates.
+    pub schedule: Schedule,
+    /// Global L2 norm above which gradients are scaled down; 0 turns clipping off.
+    pub max_grad_norm: f64,
+    /// Who keeps which part of parameters, gradients and optimizer state.
+    pub zero: ZeroPlan,
+    /// Longest wait for another rank, in seconds.
+    pub comm_timeout_seconds: u64,
+    /// Saving.
+    pub checkpoint: CheckpointPlan,
+    /// Every how many steps the validation set is scored; 0 is at the end of each epoch. See [`Plan::validates_after`].
+    pub validation_every_steps: u64,
+    /// Every how many steps a metrics row is written. The first and the last step always are.
+    pub log_every_steps: u64,
+}
+
+impl Plan {
+    /// Whether step `step` (from 1) has a metrics row: every `log_every_steps`, the first and the last.
+    pub fn logs(&self, step: u64) -> bool {
+        step == 1 || step == self.steps || step.is_multiple_of(self.log_every_steps)
+    }
+
+    /// Whether a checkpoint is made after step `step` (from 1).
+    pub fn saves_after(&self, step: u64) -> bool {
+        step.is_multiple_of(self.checkpoint.every_steps)
+    }
+
+    /// Whether the validation set is scored after step `step` (from `start.step + 1`): when due, and always after the last.
+    pub fn validates_after(&self, step: u64) -> bool {
+        let epoch = |step: u64| {
+            let taken = u128::from(step.saturating_sub(self.start.step)) * u128::from(self.batch.global_batch_size);
+            (u128::from(self.start.rows) + taken) / u128::from(self.data.train_rows)
+        };
+        let due = match self.validation_every_steps {
+            0 => epoch(step) > epoch(step - 1),
+            every => step.is_multiple_of(every),
+        };
+        self.data.validation.is_some() && (due || step == self.steps)
+    }
+}
+
+/// Model and precision.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ModelPlan {
+    /// Hugging Face folder, absolute.
+    pub path: PathBuf,
+    /// Where the first weights come from.
+    pub init: Init,
+    /// Type of weights and activations in forward and backward. Masters and optimizer state are always fp32.
+    pub compute_dtype: Dtype,
+    /// Type of the weights in checkpoints.
+    pub disk_dtype: DiskDType,
+    /// The model's config.json.
+    pub config: ModelConfig,
+}
+
+/// Prepared data: files in [`crate::dataset`]'s format.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DataPlan {
+    /// Training rows.
+    pub train: PathBuf,
+    /// Rows in the training set.
+    pub train_rows: u64,
+    /// Tokens in the training set.
+    pub train_tokens: u64,
+    /// Validation rows, if there are any.
+    pub validation: Option<PathBuf>,
+    /// Longest row, in tokens.
+    pub seq_len: usize,
+    /// A new order of rows in every epoch; otherwise rows come as they are in the files.
+    pub shuffle: bool,
+}
+
+/// How a step's rows are split:
+/// `global_batch_size = micro_batch_size * num_micro_batches * dp`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BatchPlan {
+    /// Rows per forward pass on one data-parallel rank.
+    pub micro_batch_size: u64,
+    /// Forward passes per step on one data-parallel rank (gradient accumulation).
+    pub num_micro_batches: u64,
+    /// Rows per step over all ranks.
+    pub global_batch_size: u64,
+}
+
+/// AdamW with decoupled weight decay, as torch's.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct OptimizerPlan {
+    /// Decay of the running means of gradient and squared gradient.
+    pub betas: [f64; 2],
+    /// Added to the root of the second moment.
+    pub eps: f64,
+    /// On every parameter except norms and biases.
+    pub weight_decay: f64,
+}
+
+/// Who keeps which part of parameters, gradients and optimizer state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ZeroPlan {
+    /// 0: every rank keeps all. 1: the optimizer state is sharded over data-parallel ranks; 2: gradients too; 3:
+    /// parameters too.
+    pub stage: ZeroStage,
+    /// Stage 3: units gathered ahead of the one computing.
+    pub prefetch_units: usize,
+}
+
+/// Saving.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckpointPlan {
+    /// Every how many steps a checkpoint is made.
+    pub every_steps: u64,
+    /// How many of the newest are kept.
+    pub keep_last: u64,
+}

@@ -1,0 +1,38 @@
+//! The one place that refuses what train.toml may say and this version cannot do yet. Nothing is ever ignored: a key
+//! is honoured, refused here, or (where its default has no effect yet) noted.
+
+use crate::config::{AutoOr, Backend, Compression, Offload, Problem, TrainConfig};
+
+const NOT_YET: &str = "not supported yet";
+
+/// A problem for every key whose value needs work that is not done.
+pub(super) fn refused(config: &TrainConfig) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    let mut refuse = |refused: bool, key: &str, what: &str| {
+        if refused {
+            problems.push(config.origins.problem(key, format!("{NOT_YET}: {what}")));
+        }
+    };
+    let parallel = &config.parallel;
+    refuse(parallel.tensor > 1, "parallel.tensor", "use 1, the ranks share the batch");
+    refuse(parallel.pipeline > 1, "parallel.pipeline", "use 1, the ranks share the batch");
+    refuse(config.zero.stage == AutoOr::Auto, "zero.stage", "use 0, 1, 2 or 3");
+    refuse(config.zero.offload_params != Offload::None, "zero.offload_params", "use \"none\"");
+    refuse(config.zero.offload_optimizer != Offload::None, "zero.offload_optimizer", "use \"none\"");
+    let backend_is_shm = matches!(config.comm.backend, AutoOr::Auto | AutoOr::Given(Backend::Shm));
+    refuse(!backend_is_shm, "comm.backend", "use \"shm\", or \"auto\", which takes it");
+    refuse(config.comm.compression != Compression::None, "comm.compression", "use \"none\"");
+    refuse(config.restart.snapshot_every_steps > 1, "restart.snapshot_every_steps", "restarts load a checkpoint");
+    refuse(config.validation.early_stopping_patience > 0, "validation.early_stopping_patience", "use 0");
+    problems
+}
+
+/// What the user should know about values that have no effect yet.
+pub(super) fn notes(config: &TrainConfig) -> Vec<String> {
+    let mut notes = Vec::new();
+    if config.restart.snapshot_every_steps == 1 && config.origins.is_set("restart.snapshot_every_steps") {
+        let place = config.origins.place("restart.snapshot_every_steps");
+        notes.push(format!("{place}: restart.snapshot_every_steps = 1 has no effect yet, restarts load a checkpoint"));
+    }
+    notes
+}

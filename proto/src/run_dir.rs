@@ -1,0 +1,87 @@
+//! The run directory: where everything of one run lies. Launcher and ranks ask here, so that no path is spelled twice.
+
+use std::path::{Path, PathBuf};
+
+/// `<output_dir>` of one run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunDir {
+    root: PathBuf,
+}
+
+impl RunDir {
+    /// The run directory at `root`; nothing is created.
+    pub fn new(root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into() }
+    }
+
+    /// `<output_dir>` itself.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The resolved plan. Ranks read this, never train.toml.
+    pub fn plan(&self) -> PathBuf {
+        self.root.join("plan.json")
+    }
+
+    /// One JSON object per logged step.
+    pub fn metrics(&self) -> PathBuf {
+        self.root.join("metrics.jsonl")
+    }
+
+    /// The launcher's timeline.
+    pub fn events(&self) -> PathBuf {
+        self.root.join("events.jsonl")
+    }
+
+    /// Prepared training data (see [`crate::dataset`]); safe to delete between runs.
+    pub fn data(&self) -> PathBuf {
+        self.root.join("data")
+    }
+
+    /// Output of the ranks of one attempt: `rank-R.out` and `rank-R.err`.
+    pub fn attempt_logs(&self, attempt: u32) -> PathBuf {
+        self.root.join("logs").join(format!("attempt-{attempt}"))
+    }
+
+    /// All checkpoints.
+    pub fn checkpoints(&self) -> PathBuf {
+        self.root.join("checkpoints")
+    }
+
+    /// The checkpoint made after `step` steps. It exists only when complete.
+    pub fn checkpoint(&self, step: u64) -> PathBuf {
+        self.checkpoints().join(format!("step-{step:08}"))
+    }
+
+    /// The trained model.
+    pub fn final_model(&self) -> PathBuf {
+        self.root.join("final")
+    }
+
+    /// The step of a checkpoint folder's name, or `None` for any other name (a half-written one, say).
+    pub fn checkpoint_step(name: &str) -> Option<u64> {
+        let digits = name.strip_prefix("step-")?;
+        (digits.len() >= 8 && digits.bytes().all(|b| b.is_ascii_digit())).then(|| digits.parse().ok())?
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_checkpoint_name_gives_its_step_back() {
+        for step in [0, 1, 500, 99_999_999, 123_456_789_012] {
+            let path = RunDir::new("runs/x").checkpoint(step);
+            assert_eq!(RunDir::checkpoint_step(path.file_name().unwrap().to_str().unwrap()), Some(step));
+        }
+    }
+
+    #[test]
+    fn other_names_are_no_checkpoints() {
+        for name in ["step-1", "step-0000000x", ".step-00000500.tmp", "final", "step-"] {
+            assert_eq!(RunDir::checkpoint_step(name), None, "{name}");
+        }
+    }
+}
