@@ -1,0 +1,114 @@
+//! The trait that rank code is written against, and the handle of an operation.
+//!
+//! Every member of a group makes the same calls in the same order. Calls take `&self` and belong to the one thread of
+//! the rank that touches tensors and communicators.
+
+use std::time::Duration;
+
+use crate::{Buffer, ReduceOp, Result};
+
+/// The most values one [`Collective::all_reduce_scalars`] takes.
+pub const MAX_SCALARS: usize = 64;
+
+/// One group of ranks. All calls but `send`, `recv` and `abort` are collective: every member makes them, in the same
+/// order, with equal arguments; before any byte changes the members compare notes, and a difference is
+/// [`crate::CommError::Mismatch`] on all of them.
+///
+/// After an error the contents of the buffers of that call are unspecified, peers may still be writing them for a
+/// moment, and the world is poisoned (see [`crate::CommError`]).
+pub trait Collective {
+    /// This process's index in the group.
+    fn rank(&self) -> usize;
+
+    /// Number of members.
+    fn size(&self) -> usize;
+
+    /// Replaces `buf`, any `numel`, by the sum or maximum over all members.
+    ///
+    /// The result has the same bits on every member and in every run (COM-1); a bf16 sum is rounded once.
+    fn all_reduce(&self, buf: Buffer, op: ReduceOp) -> Result<Work>;
+
+    /// Reduces `buf`, `[size * shard]`, and leaves slice `rank` of the result in this member's own slice `rank`.
+    ///
+    /// The other slices keep this member's own, unreduced input.
+    ///
+    /// # Panics
+    /// If `numel` is not a multiple of `size`.
+    fn reduce_scatter(&self, buf: Buffer, op: ReduceOp) -> Result<Work>;
+
+    /// Fills `buf`, `[size * shard]`, from every member's own slice: slice `r` of the result is member `r`'s slice `r`.
+    ///
+    /// # Panics
+    /// If `numel` is not a multiple of `size`.
+    fn all_gather(&self, buf: Buffer) -> Result<Work>;
+
+    /// Replaces `buf` by the contents it has on member `root`.
+    ///
+    /// # Panics
+    /// If `root` is not below `size`.
+    fn broadcast(&self, buf: Buffer, root: usize) -> Result<Work>;
+
+    /// Returns once every member has called it. Blocks.
+    fn barrier(&self) -> Result<()>;
+
+    /// Sends `buf` to member `to`, which calls [`recv`](Collective::recv) with the same `dtype` and `numel`; offsets
+    /// may differ. `buf` must stay unchanged until the work is waited for.
+    ///
+    /// Messages of a pair arrive in order. A backend may block until the peer has taken the data, so two ranks that
+    /// both send first wait until their deadline: pair the calls up (even stages send first, odd stages receive first).
+    ///
+    /// # Panics
+    /// If `to` is this rank or not below `size`.
+    fn send(&self, buf: Buffer, to: usize) -> Result<Work>;
+
+    /// Receives into `buf` what member `from` sends. See [`send`](Collective::send).
+    ///
+    /// # Panics
+    /// If `from` is this rank or not below `size`.
+    fn recv(&self, buf: Buffer, from: usize) -> Result<Work>;
+
+    /// Replaces each of `values`, at most [`MAX_SCALARS`] numbers on the host, by the sum (in rank order) or maximum
+    /// over all members. For losses and norms. Blocks.
+    ///
+    /// # Panics
+    /// If there are more than [`MAX_SCALARS`] values.
+    fn all_reduce_scalars(&self, values: &mut [f64], op: ReduceOp) -> Result<()>;
+
+    /// Gives up: wakes every waiter on every rank of the world, also outside this group, with
+    /// [`crate::CommError::Aborted`]. One rank is enough. Does not block.
+    fn abort(&self, reason: &str);
+
+    /// Sets how long any wait of this process may take from now on, in this group and others of its world, and returns
+    /// what it was. For work that one rank does while the others wait, such as writing a checkpoint. Does not block.
+    fn set_timeout(&self, timeout: Duration) -> Duration;
+}
+
+/// The handle of an operation under way. Buffers belong to the operation until [`Work::wait`] returns.
+///
+/// Shared memory finishes inside the call, so its work is done already; NCCL's will not be.
+#[must_use = "the buffer is not ready before `wait` returns"]
+#[derive(Debug)]
+pub struct Work {
+    state: State,
+}
+
+#[derive(Debug)]
+enum State {
+    Done,
+}
+
+impl Work {
+    pub(crate) fn done() -> Work {
+        Work { state: State::Done }
+    }
+
+    /// Waits until the buffer may be used.
+    ///
+    /// # Errors
+    /// A fault that struck after the call returned.
+    pub fn wait(self) -> Result<()> {
+        match self.state {
+            State::Done => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,37 @@
+//! Collectives between the rank processes of one job.
+//!
+//! Rank code sees three things: an *arena* of memory from which [`Buffer`]s are allocated, *groups* of ranks that
+//! implement [`Collective`], and [`Work`], the handle of an operation. The crate knows nothing of tensors, meshes or
+//! gRPC: the launcher hands a descriptor down, the rank says who it is, and `comm` moves and sums bytes.
+//!
+//! Backends:
+//! - [`shm`]: the ranks of one machine over one memfd. Operations finish inside the call.
+//! - [`SoloGroup`]: a group of one, where every operation is the identity.
+//!
+//! The trait leaves room for what is not built here:
+//! - **NCCL**: calls enqueue on the communicator's stream and return a [`Work`] whose `wait` orders the compute stream
+//!   behind an event. Communicators are made non-blocking and polled, so initialisation has a deadline too, and
+//!   [`Collective::abort`] maps to `ncclCommAbort`, issued by the one thread that owns the communicator.
+//! - **TCP between hosts**: a group whose members are spread over hosts, as reduce-scatter inside the host, an exchange
+//!   of slices between hosts, all-gather inside the host; [`Work`] then waits for the transport's thread.
+//! - **Sub-groups** are groups: a backend numbers them (`slot` here, `ncclCommSplit` there), callers hold `dyn Collective`.
+//!
+//! Invariants:
+//! - COM-1: every rank sees the same bits from a reduction, in every run: sums are taken in rank order.
+//! - COM-2: every wait ends: with data, with a [`CommError`] that names the rank to blame, or at its deadline.
+
+pub mod bf16;
+mod buffer;
+mod collective;
+mod error;
+mod op;
+mod ranks;
+pub mod shm;
+mod solo;
+
+pub use buffer::{Buffer, DType};
+pub use collective::{Collective, MAX_SCALARS, Work};
+pub use error::{CommError, Result, Setting};
+pub use op::{Op, OpDesc, ReduceOp};
+pub use shm::{FlightEntry, FlightState, MAX_RANKS, ShmGroup, ShmOptions, ShmWorld};
+pub use solo::SoloGroup;

@@ -1,0 +1,207 @@
+//! The layout of the control page: everything the ranks share besides their data. Only atomics, all zero at first.
+//!
+//! ```text
+//! memfd: | Control (sparse) | region of rank 0 | region of rank 1 | ...
+//! ```
+//!
+//! Each field says who writes it. Lines that one rank writes and others poll are 64 bytes apart.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::*};
+
+use super::wait::WaitWord;
+use crate::{DType, MAX_SCALARS, Op, OpDesc};
+
+/// The most ranks one world has room for.
+pub const MAX_RANKS: usize = 64;
+/// Group slots: 0 is the world, the others are for sub-groups.
+pub(super) const MAX_SLOTS: usize = 32;
+/// Text that travels with a fault, in words.
+pub(super) const TEXT_WORDS: usize = 32;
+/// A fault as words, see `fault.rs`.
+pub(super) const FAULT_WORDS: usize = 12 + TEXT_WORDS;
+
+/// The control page. Never built, only mapped.
+#[repr(C, align(64))]
+pub(super) struct Control {
+    /// Options of the first rank to join, each packed with that rank: compare_exchange by every joiner.
+    pub layout: AtomicU64,
+    pub world_size: AtomicU64,
+    pub arena_bytes: AtomicU64,
+    /// 1 + the rank whose `faults` entry is the first fault, or 0. Compare_exchange by whoever sees a fault first.
+    pub first_fault: AtomicU32,
+    /// Counts ranks that joined.
+    pub joined: WaitWord,
+    pub cells: [Cell; MAX_RANKS],
+    /// Entry `r` is written by rank `r` alone, before it tries for `first_fault`, and never after it won.
+    pub faults: [[AtomicU64; FAULT_WORDS]; MAX_RANKS],
+    pub slots: [Slot; MAX_SLOTS],
+    /// `[slot][rank]`
+    pub members: [[Member; MAX_RANKS]; MAX_SLOTS],
+    /// `[from][to]`
+    pub boxes: [[Mailbox; MAX_RANKS]; MAX_RANKS],
+}
+
+/// The flight cell: what a rank does. Written by that rank alone, read by anyone, field by field.
+#[repr(C, align(64))]
+pub(super) struct Cell {
+    pub pid: AtomicU32,
+    pub state: AtomicU32,
+    /// When the process started, in clock ticks since boot: tells a recycled pid. 0 is unknown.
+    pub start_ticks: AtomicU64,
+    seq: AtomicU64,
+    /// op | dtype << 8 | slot << 16
+    kind: AtomicU64,
+    numel: AtomicU64,
+}
+
+/// Where a rank stands, as published in its flight cell.
+///
+/// ```text
+/// Absent ─join─> Idle <─> Busy
+///                  └─leave─> Left
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum FlightState {
+    /// It has not joined.
+    Absent,
+    /// It is in no collective: it computes, or it is stuck elsewhere.
+    Idle,
+    /// It is inside the operation shown.
+    Busy,
+    /// It left in good order.
+    Left,
+}
+
+/// What a rank does, read without stopping it: fields of two operations may mix. For people and error texts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FlightEntry {
+    /// The process, or 0.
+    pub pid: u32,
+    /// Where it stands.
+    pub state: FlightState,
+    /// The operation it entered last; [`Op::Join`] before the first.
+    pub op: Op,
+    /// The group of that operation; 0 is the world.
+    pub slot: usize,
+    /// The number of that operation in its group, or of the message in its pair.
+    pub seq: u64,
+    /// Element type, where data moves.
+    pub dtype: Option<DType>,
+    /// Number of elements.
+    pub numel: usize,
+}
+
+impl std::fmt::Display for FlightEntry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let FlightEntry { op, seq, .. } = self;
+        match self.state {
+            FlightState::Absent => f.write_str("has not joined"),
+            FlightState::Idle if *op == Op::Join => f.write_str("has joined and called nothing yet"),
+            FlightState::Idle => write!(f, "is outside any call, the last was {op} #{seq}"),
+            FlightState::Busy => write!(f, "is at {op} #{seq}"),
+            FlightState::Left => write!(f, "has left after {op} #{seq}"),
+        }
+    }
+}
+
+impl Cell {
+    pub fn state(&self) -> FlightState {
+        match self.state.load(SeqCst) {
+            0 => FlightState::Absent,
+            1 => FlightState::Idle,
+            2 => FlightState::Busy,
+            3 => FlightState::Left,
+            other => unreachable!("flight state {other}"),
+        }
+    }
+
+    /// SeqCst for the sake of `Left`: see `World::mark_left`.
+    pub fn set_state(&self, state: FlightState) {
+        self.state.store(state as u32, SeqCst);
+    }
+
+    pub fn enter(&self, desc: &OpDesc) {
+        let dtype = desc.dtype.map_or(0, |dtype| dtype as u64);
+        let kind = desc.op as u64 | dtype << 8 | (desc.slot as u64) << 16;
+        self.seq.store(desc.seq, Relaxed);
+        self.kind.store(kind, Relaxed);
+        self.numel.store(desc.numel as u64, Relaxed);
+        self.state.store(FlightState::Busy as u32, Release);
+    }
+
+    pub fn exit(&self) {
+        self.state.store(FlightState::Idle as u32, Release);
+    }
+
+    pub fn read(&self) -> FlightEntry {
+        let kind = self.kind.load(Relaxed);
+        FlightEntry {
+            pid: self.pid.load(Relaxed),
+            state: self.state(),
+            op: Op::from_code(kind & 0xff).unwrap_or(Op::Join),
+            slot: (kind >> 16) as usize,
+            seq: self.seq.load(Relaxed),
+            dtype: DType::from_code(kind >> 8 & 0xff),
+            numel: self.numel.load(Relaxed) as usize,
+        }
+    }
+}
+
+/// One group's barrier.
+#[repr(C)]
+pub(super) struct Slot {
+    /// The members as a set of ranks; 0 is unused. Compare_exchange by the first that asks for the slot.
+    pub members: AtomicU64,
+    /// Members that arrived; the last one sets it back to 0 and advances `generation`.
+    pub arrivals: Line<AtomicU32>,
+    /// Counts completed barriers.
+    pub generation: WaitWord,
+}
+
+/// What one member of one group says. Written by that member alone.
+#[repr(C, align(64))]
+pub(super) struct Member {
+    /// Calls made.
+    pub seq: AtomicU64,
+    /// Barriers arrived at: who is missing when one does not complete.
+    pub arrived: AtomicU64,
+    /// By parity of `seq`: a member two calls ahead knows that all are done reading this one.
+    pub posts: [Post; 2],
+}
+
+/// One call: its description, and its values where they are few.
+#[repr(C, align(64))]
+pub(super) struct Post {
+    pub desc: [AtomicU64; OpDesc::NUM_WORDS],
+    pub inline: Line<[AtomicU64; MAX_SCALARS]>,
+}
+
+/// Messages of one ordered pair of ranks. At most one is under way.
+#[repr(C, align(64))]
+pub(super) struct Mailbox {
+    /// What is sent. Written by the sender before it advances `sent`.
+    pub desc: [AtomicU64; OpDesc::NUM_WORDS],
+    /// Messages taken, without wrapping: numbers them in errors. Written by the receiver before it advances `taken`.
+    pub messages: AtomicU64,
+    /// Advanced by the sender.
+    pub sent: WaitWord,
+    /// Advanced by the receiver once it has the data.
+    pub taken: WaitWord,
+}
+
+/// A value alone in its cache line.
+#[repr(C, align(64))]
+pub(super) struct Line<T>(pub T);
+
+/// Publishes words; a later release by the caller makes them visible.
+pub(super) fn store_words(to: &[AtomicU64], words: &[u64]) {
+    for (to, word) in to.iter().zip(words) {
+        to.store(*word, Relaxed);
+    }
+}
+
+/// Reads words that were published before something the caller acquired.
+pub(super) fn load_words<const N: usize>(from: &[AtomicU64; N]) -> [u64; N] {
+    std::array::from_fn(|i| from[i].load(Relaxed))
+}

@@ -1,0 +1,59 @@
+//! The group of one: what a tensor- or pipeline-parallel axis of size 1 is. Needs no memory and no peers.
+
+use std::time::Duration;
+
+use crate::{Buffer, Collective, MAX_SCALARS, ReduceOp, Result, Work};
+
+/// A group whose only member is the caller: every operation is the identity and succeeds.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct SoloGroup;
+
+impl Collective for SoloGroup {
+    fn rank(&self) -> usize {
+        0
+    }
+
+    fn size(&self) -> usize {
+        1
+    }
+
+    fn all_reduce(&self, _buf: Buffer, _op: ReduceOp) -> Result<Work> {
+        Ok(Work::done())
+    }
+
+    fn reduce_scatter(&self, _buf: Buffer, _op: ReduceOp) -> Result<Work> {
+        Ok(Work::done())
+    }
+
+    fn all_gather(&self, _buf: Buffer) -> Result<Work> {
+        Ok(Work::done())
+    }
+
+    fn broadcast(&self, _buf: Buffer, root: usize) -> Result<Work> {
+        assert_eq!(root, 0, "root {root} of a group of one");
+        Ok(Work::done())
+    }
+
+    fn barrier(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn send(&self, _buf: Buffer, to: usize) -> Result<Work> {
+        panic!("send to {to} in a group of one");
+    }
+
+    fn recv(&self, _buf: Buffer, from: usize) -> Result<Work> {
+        panic!("recv from {from} in a group of one");
+    }
+
+    fn all_reduce_scalars(&self, values: &mut [f64], _op: ReduceOp) -> Result<()> {
+        assert!(values.len() <= MAX_SCALARS, "{} scalars", values.len());
+        Ok(())
+    }
+
+    fn abort(&self, _reason: &str) {}
+
+    fn set_timeout(&self, timeout: Duration) -> Duration {
+        timeout
+    }
+}

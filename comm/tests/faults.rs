@@ -1,0 +1,268 @@
+//! Every wait ends (COM-2): faults that need no dead process.
+
+mod common;
+
+use std::time::Duration;
+
+use comm::{Collective, CommError, DType, FlightState, Op, ReduceOp, ShmOptions, ShmWorld, Work};
+use common::{PATIENT, input, new_memfd, options, read, run_ranks, write};
+
+/// Long enough for ranks to meet, short enough to wait for.
+const SHORT: Duration = Duration::from_millis(300);
+
+/// Every rank has the same error, now and ever after.
+fn check_poisoned(world: &ShmWorld, error: &CommError) {
+    let group = world.world();
+    assert_eq!(group.barrier().as_ref(), Err(error));
+    assert_eq!(group.all_reduce_scalars(&mut [1.0], ReduceOp::Sum).as_ref(), Err(error));
+    assert_eq!(world.check().as_ref(), Err(error));
+    assert_eq!(world.group(9, &[world.rank()]).err().as_ref(), Some(error));
+}
+
+fn all_equal(errors: &[CommError]) -> &CommError {
+    assert!(errors.windows(2).all(|pair| pair[0] == pair[1]), "{errors:#?}");
+    &errors[0]
+}
+
+#[test]
+fn a_mismatch_is_the_same_error_on_all_members_and_changes_no_byte() {
+    type Call = fn(&ShmWorld, comm::Buffer, bool) -> comm::Result<Work>;
+    let check = |call: Call, expected: &str| {
+        let errors = run_ranks(3, PATIENT, |world| {
+            let buf = world.alloc(DType::F32, 3000).expect("alloc");
+            write(world, buf, &input(DType::F32, world.rank(), 3000));
+            world.world().barrier().expect("barrier");
+            let error = call(world, buf, world.rank() == 1).expect_err("a mismatch");
+            assert_eq!(read(world, buf), input(DType::F32, world.rank(), 3000));
+            check_poisoned(world, &error);
+            error
+        });
+        assert_eq!(all_equal(&errors).to_string(), expected);
+    };
+    check(
+        |world, buf, odd| world.world().all_reduce(buf.slice(0, if odd { 300 } else { 3000 }), ReduceOp::Sum),
+        "ranks disagree: rank 1 called all_reduce #2 sum of 300 f32 at byte 0, \
+         rank 0 called all_reduce #2 sum of 3000 f32 at byte 0",
+    );
+    check(
+        |world, buf, odd| {
+            let group = world.world();
+            if odd { group.all_gather(buf) } else { group.reduce_scatter(buf, ReduceOp::Max) }
+        },
+        "ranks disagree: rank 1 called all_gather #2 of 3000 f32 at byte 0, \
+         rank 0 called reduce_scatter #2 max of 3000 f32 at byte 0",
+    );
+    check(
+        |world, buf, odd| world.world().broadcast(buf, usize::from(odd)),
+        "ranks disagree: rank 1 called broadcast #2 of 3000 f32 at byte 0 from root 1, \
+         rank 0 called broadcast #2 of 3000 f32 at byte 0 from root 0",
+    );
+    check(
+        |world, buf, odd| {
+            let start = usize::from(odd);
+            world.world().all_reduce(buf.slice(start, 8), ReduceOp::Sum)
+        },
+        "ranks disagree: rank 1 called all_reduce #2 sum of 8 f32 at byte 4, \
+         rank 0 called all_reduce #2 sum of 8 f32 at byte 0",
+    );
+}
+
+#[test]
+fn a_message_of_another_size_is_an_error_on_both_sides() {
+    let errors = run_ranks(2, PATIENT, |world| {
+        let buf = world.alloc(DType::F32, 100).expect("alloc");
+        let group = world.world();
+        let work = match world.rank() {
+            0 => group.send(buf, 1),
+            _ => group.recv(buf.slice(0, 99), 0),
+        };
+        work.expect_err("a mismatch")
+    });
+    let expected =
+        "ranks disagree: rank 1 called recv #1 of 99 f32 at byte 0, rank 0 called send #1 of 100 f32 at byte 0";
+    assert_eq!(all_equal(&errors).to_string(), expected);
+}
+
+#[test]
+fn a_peer_that_never_joins_is_named_at_the_deadline() {
+    let fd = new_memfd();
+    let errors: Vec<CommError> = std::thread::scope(|scope| {
+        let ranks: Vec<_> = [0, 2]
+            .into_iter()
+            .map(|rank| options(rank, 4, &fd, SHORT))
+            .map(|options| scope.spawn(move || ShmWorld::join(options).err().expect("no peer")))
+            .collect();
+        ranks.into_iter().map(|rank| rank.join().expect("rank")).collect()
+    });
+    let CommError::Timeout { op: Op::Join, missing, timeout: SHORT, last_seen, .. } = all_equal(&errors) else {
+        panic!("{errors:?}");
+    };
+    assert_eq!(*missing, [1, 3]);
+    assert_eq!(last_seen, "rank 1 has not joined, rank 3 has not joined");
+}
+
+#[test]
+fn a_peer_that_does_not_come_is_named_at_the_deadline() {
+    let (done, wait_for_done) = std::sync::mpsc::channel();
+    let wait_for_done = std::sync::Mutex::new(wait_for_done);
+    let errors = run_ranks(3, SHORT, |world| {
+        let group = world.world();
+        group.barrier().expect("barrier");
+        if world.rank() == 1 {
+            let waiting = wait_for_done.lock().expect("lock");
+            (0..2).for_each(|_| waiting.recv().expect("the others end"));
+            return group.barrier().expect_err("poisoned");
+        }
+        let error = group.barrier().expect_err("rank 1 is busy");
+        done.send(()).expect("rank 1 listens");
+        check_poisoned(world, &error);
+        error
+    });
+    let CommError::Timeout { op: Op::Barrier, seq: 2, missing, last_seen, .. } = all_equal(&errors) else {
+        panic!("{errors:?}");
+    };
+    assert_eq!(*missing, [1]);
+    assert_eq!(last_seen, "rank 1 is outside any call, the last was barrier #1");
+}
+
+#[test]
+fn an_abort_reaches_ranks_in_other_groups() {
+    let errors = run_ranks(4, PATIENT, |world| {
+        let buf = world.alloc(DType::F32, 1).expect("alloc");
+        let everyone = world.world();
+        everyone.barrier().expect("barrier");
+        match world.rank() {
+            0 => {
+                everyone.abort("loss is NaN");
+                everyone.barrier().expect_err("aborted")
+            }
+            1 => everyone.recv(buf, 0).expect_err("aborted"),
+            // Rank 0 may abort before the group is made.
+            _ => world.group(1, &[0, 2, 3]).and_then(|group| group.barrier()).expect_err("aborted"),
+        }
+    });
+    let expected = CommError::Aborted { rank: 0, reason: "loss is NaN".into() };
+    assert_eq!(*all_equal(&errors), expected);
+}
+
+#[test]
+fn a_rank_that_left_is_an_error_only_for_those_that_need_it() {
+    let fd = new_memfd();
+    let (left, wait_for_left) = std::sync::mpsc::channel();
+    std::thread::scope(|scope| {
+        let [zero, one, two] = [0, 1, 2].map(|rank| options(rank, 3, &fd, PATIENT));
+        scope.spawn(move || {
+            let world = ShmWorld::join(two).expect("join");
+            world.world().barrier().expect("barrier");
+            world.leave();
+            left.send(()).expect("rank 0 listens");
+        });
+        scope.spawn(move || {
+            let world = ShmWorld::join(one).expect("join");
+            world.world().barrier().expect("barrier");
+            let pair = world.group(1, &[0, 1]).expect("group");
+            pair.barrier().expect("rank 2 is not needed");
+            let error = world.world().barrier().expect_err("rank 2 is needed");
+            assert_eq!(error, CommError::PeerLeft { rank: 2, op: Op::Barrier, seq: 2 });
+        });
+        let world = ShmWorld::join(zero).expect("join");
+        world.world().barrier().expect("barrier");
+        wait_for_left.recv().expect("rank 2 leaves");
+        assert_eq!(world.flight(2).state, FlightState::Left);
+        let pair = world.group(1, &[0, 1]).expect("group");
+        pair.barrier().expect("rank 2 is not needed");
+        let error = world.world().barrier().expect_err("rank 2 is needed");
+        assert_eq!(error, CommError::PeerLeft { rank: 2, op: Op::Barrier, seq: 2 });
+    });
+}
+
+#[test]
+fn a_rank_that_leaves_wakes_those_that_wait_for_it() {
+    for _ in 0..200 {
+        let fd = new_memfd();
+        std::thread::scope(|scope| {
+            let [zero, one] = [0, 1].map(|rank| options(rank, 2, &fd, PATIENT));
+            scope.spawn(move || ShmWorld::join(one).expect("join").leave());
+            let world = ShmWorld::join(zero).expect("join");
+            let buf = world.alloc(DType::F32, 1).expect("alloc");
+            let error = world.world().recv(buf, 1).expect_err("nobody sends");
+            assert_eq!(error, CommError::PeerLeft { rank: 1, op: Op::Recv, seq: 1 });
+        });
+    }
+}
+
+#[test]
+fn a_rank_that_panics_aborts_the_world() {
+    let fd = new_memfd();
+    std::thread::scope(|scope| {
+        let [zero, one] = [0, 1].map(|rank| options(rank, 2, &fd, PATIENT));
+        let panics = scope.spawn(move || {
+            let world = ShmWorld::join(one).expect("join");
+            world.world().barrier().expect("barrier");
+            panic!("expected by the test");
+        });
+        let world = ShmWorld::join(zero).expect("join");
+        world.world().barrier().expect("barrier");
+        let error = world.world().barrier().expect_err("rank 1 panicked");
+        assert_eq!(error, CommError::Aborted { rank: 1, reason: "the rank panicked".into() });
+        assert!(panics.join().is_err());
+    });
+}
+
+#[test]
+fn ranks_with_other_options_are_told_so() {
+    let check = |change: fn(&mut ShmOptions), setting: &str| {
+        let fd = new_memfd();
+        let errors: Vec<CommError> = std::thread::scope(|scope| {
+            let ranks: Vec<_> = (0..2)
+                .map(|rank| {
+                    let mut options = options(rank, 2, &fd, PATIENT);
+                    if rank == 1 {
+                        change(&mut options);
+                    }
+                    scope.spawn(move || ShmWorld::join(options).err().expect("a mismatch"))
+                })
+                .collect();
+            ranks.into_iter().map(|rank| rank.join().expect("rank")).collect()
+        });
+        let CommError::WorldMismatch { setting: found, .. } = all_equal(&errors) else { panic!("{errors:?}") };
+        assert_eq!(found.to_string(), setting);
+    };
+    check(|options| options.world_size = 3, "world_size");
+    check(|options| options.arena_bytes += 4096, "arena_bytes");
+}
+
+#[test]
+fn one_rank_is_not_given_to_two() {
+    let fd = new_memfd();
+    let _world = ShmWorld::join(options(0, 1, &fd, PATIENT)).expect("join");
+    let error = ShmWorld::join(options(0, 1, &fd, PATIENT)).err().expect("taken");
+    assert_eq!(error, CommError::RankTaken { rank: 0, pid: std::process::id() });
+    let error = ShmWorld::join(options(1, 1, &fd, PATIENT)).err().expect("no such rank");
+    assert_eq!(error, CommError::InvalidWorld { rank: 1, world_size: 1, max_world_size: comm::MAX_RANKS });
+}
+
+#[test]
+fn a_group_is_one_ascending_list_with_its_members_in_it() {
+    let world = ShmWorld::solo(4096).expect("solo");
+    for (slot, ranks) in [(0, vec![0]), (32, vec![0]), (1, vec![]), (1, vec![1]), (1, vec![0, 0]), (1, vec![0, 1])] {
+        let error = world.group(slot, &ranks).err().expect("invalid");
+        assert!(matches!(error, CommError::InvalidGroup { .. }), "{error}");
+    }
+    let errors = run_ranks(2, PATIENT, |world| {
+        let ranks: &[usize] = if world.rank() == 0 { &[0] } else { &[0, 1] };
+        world.group(1, ranks).and_then(|_| world.world().barrier()).expect_err("two lists")
+    });
+    assert!(matches!(all_equal(&errors), CommError::GroupMismatch { slot: 1, .. }), "{errors:?}");
+}
+
+#[test]
+fn an_exhausted_arena_says_what_is_missing() {
+    let world = ShmWorld::solo(1000).expect("solo");
+    assert_eq!(world.alloc(DType::BF16, 3).expect("fits").offset_bytes(), 0);
+    assert_eq!(world.alloc(DType::F64, 10).expect("fits").offset_bytes(), 64);
+    let error = world.alloc(DType::F32, 203).expect_err("too big");
+    let expected = CommError::ArenaExhausted { needed_bytes: 812, available_bytes: 808, arena_bytes: 1000 };
+    assert_eq!(error, expected);
+    world.alloc(DType::F32, 202).expect("the rest fits");
+}
