@@ -1,0 +1,13 @@
+//! Writes a run path to libtorch into the binary, so that no variable is needed to run it (LD_LIBRARY_PATH still
+//! wins), and links only what a machine without CUDA has: an unreferenced library is dropped.
+
+fn main() {
+    println!("cargo:rerun-if-changed=build.rs");
+    let Ok(lib) = std::env::var("DEP_TCH_LIBTORCH_LIB") else {
+        panic!("torch-sys did not say where libtorch is: run scripts/setup.sh, or set LIBTORCH to a libtorch 2.11");
+    };
+    // The run path must survive a virtual environment's symbolic links being remade.
+    let lib = std::fs::canonicalize(&lib).map_or(lib, |path| path.display().to_string());
+    println!("cargo:rustc-link-arg=-Wl,-rpath,{lib}");
+    println!("cargo:rustc-link-arg=-Wl,--as-needed");
+}

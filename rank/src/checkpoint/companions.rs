@@ -1,0 +1,47 @@
+//! What a model takes along beside its weights: config.json as it is, tokenizer, chat template.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::path::Path;
+
+use super::error::{Result, reading};
+use super::files::write_synced;
+
+/// Files of a model folder that a trained model takes along, if they are there.
+const OPTIONAL: &[&str] = &[
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+];
+
+/// The files' names and contents, as they were when training began.
+pub(super) struct Companions(Vec<(&'static str, Vec<u8>)>);
+
+impl Companions {
+    /// Reads them from a model folder. Without config.json there is no model.
+    pub fn read(folder: &Path) -> Result<Self> {
+        let config = folder.join("config.json");
+        let mut files = vec![("config.json", fs::read(&config).map_err(reading(&config))?)];
+        for name in OPTIONAL {
+            let path = folder.join(name);
+            match fs::read(&path) {
+                Ok(content) => files.push((name, content)),
+                Err(err) if err.kind() == ErrorKind::NotFound => {}
+                Err(err) => return Err(reading(&path)(err)),
+            }
+        }
+        Ok(Self(files))
+    }
+
+    /// Writes them, synced.
+    pub fn write(&self, folder: &Path) -> Result<()> {
+        self.0.iter().try_for_each(|(name, content)| write_synced(&folder.join(name), content))
+    }
+}

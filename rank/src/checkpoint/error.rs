@@ -1,0 +1,90 @@
+//! What can go wrong with models on disk, and whose fault it is.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use comm::CommError;
+use proto::manifest::ManifestError;
+
+/// A model folder or checkpoint cannot be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckpointError {
+    /// A file could not be read.
+    #[error("{}: cannot be read", .path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A file could not be written: a full disk, a missing permission.
+    #[error("{}: cannot be written", .path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A file is truncated, or is not what its name says.
+    #[error("{}: damaged: {rule}", .path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What does not hold.
+        rule: String,
+    },
+    /// The manifest cannot be read, or a file is not as long as it says.
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
+    /// The folder has no weights.
+    #[error("{}: no *.safetensors here{}", .folder.display(), if *.has_bin { "; convert pytorch_model*.bin to safetensors first (save_pretrained does)" } else { "" })]
+    NoWeights {
+        /// The folder.
+        folder: PathBuf,
+        /// It has pickled weights, which are not read.
+        has_bin: bool,
+    },
+    /// A tensor is not what config.json says.
+    #[error("{}: tensor {name}: {rule}", .path.display())]
+    Tensor {
+        /// The file, or the folder when the tensor is in none of its files.
+        path: PathBuf,
+        /// Hugging Face name.
+        name: String,
+        /// What does not hold.
+        rule: String,
+    },
+    /// A checkpoint is of another model.
+    #[error("{}: {rule}", .path.display())]
+    OtherModel {
+        /// The checkpoint.
+        path: PathBuf,
+        /// What differs.
+        rule: String,
+    },
+    /// Another rank could not write its part; its own report says why.
+    #[error("another rank could not write its part of {}", .path.display())]
+    Peer {
+        /// The checkpoint.
+        path: PathBuf,
+    },
+    /// Another rank is gone.
+    #[error(transparent)]
+    Comm(#[from] CommError),
+}
+
+pub(super) type Result<T> = std::result::Result<T, CheckpointError>;
+
+/// `map_err` for a failed read of `path`.
+pub(super) fn reading(path: &Path) -> impl FnOnce(io::Error) -> CheckpointError + '_ {
+    |source| CheckpointError::Read { path: path.into(), source }
+}
+
+/// `map_err` for a failed write of `path`.
+pub(super) fn writing(path: &Path) -> impl FnOnce(io::Error) -> CheckpointError + '_ {
+    |source| CheckpointError::Write { path: path.into(), source }
+}
+
+pub(super) fn damaged(path: &Path, rule: impl Into<String>) -> CheckpointError {
+    CheckpointError::Damaged { path: path.into(), rule: rule.into() }
+}

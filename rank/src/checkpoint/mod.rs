@@ -1,0 +1,25 @@
+//! Models on disk: Hugging Face folders in and out, and what a run needs to go on where it stopped.
+//!
+//! A checkpoint is a Hugging Face folder that `from_pretrained` loads as it is, plus `optimizer-*.safetensors` (fp32
+//! masters and moments, one file per data-parallel rank) and `manifest.json`. The manifest speaks of ranges of units,
+//! not of ranks, so any number of ranks can read it.
+//!
+//! - `CKP-1` a checkpoint is visible under its name only when complete: it is written under another name, synced, then
+//!   renamed.
+//! - `CKP-2` resuming on the same layout gives back every bit.
+
+mod agree;
+mod companions;
+mod error;
+mod files;
+mod optimizer_state;
+mod pretrained;
+mod resume;
+mod safetensors_writer;
+mod save;
+mod weights;
+
+pub use error::CheckpointError;
+pub use pretrained::{load_pretrained, pretrained_dtype};
+pub use resume::resume;
+pub use save::Saver;

@@ -1,0 +1,123 @@
+//! Weights in: a Hugging Face folder's safetensors files, memory-mapped, one tensor copied at a time.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use proto::model_config::DiskDType;
+use safetensors::SafeTensors;
+use safetensors::tensor::{Dtype, TensorView};
+use tch::Tensor;
+
+use super::error::{CheckpointError, Result, damaged, reading};
+use super::weights::{kind_of, tensor_error};
+use crate::data::MappedFile;
+use crate::engine::Memory;
+use crate::model::ParamLayout;
+
+/// Fills the parameters that this rank needs from the safetensors files in `folder`.
+///
+/// A tensor that is missing, has another shape or belongs to no parameter is an error naming file and tensor.
+pub fn load_pretrained(folder: &Path, memory: &mut Memory) -> Result<()> {
+    let paths = weight_files(folder)?;
+    let maps = paths.iter().map(|path| MappedFile::open(path).map_err(reading(path))).collect::<Result<Vec<_>>>()?;
+    let mut tensors: HashMap<String, (&Path, TensorView)> = HashMap::new();
+    for (path, map) in paths.iter().zip(&maps) {
+        let file = SafeTensors::deserialize(map.as_ref()).map_err(|err| damaged(path, err.to_string()))?;
+        tensors.extend(file.tensors().into_iter().map(|(name, view)| (name, (path.as_path(), view))));
+    }
+    check_names(folder, &tensors, memory)?;
+    for unit in 0..memory.num_units() {
+        memory.fill(unit, |param, mut to| {
+            let (path, view) = &tensors[&param.name];
+            let kind = kind_of(disk_dtype(path, &param.name, view.dtype())?);
+            to.copy_(&Tensor::from_data_size(view.data(), &to.size(), kind));
+            Ok::<(), CheckpointError>(())
+        })?;
+    }
+    Ok(())
+}
+
+/// Every parameter has its tensor in the right shape, and every tensor its parameter.
+fn check_names(folder: &Path, tensors: &HashMap<String, (&Path, TensorView)>, memory: &Memory) -> Result<()> {
+    let layouts = (0..memory.num_units()).map(|unit| memory.layout(unit));
+    let params: BTreeMap<&str, &ParamLayout> =
+        layouts.flat_map(|layout| &layout.params).map(|param| (param.name.as_str(), param)).collect();
+    let missing: Vec<&str> = params.keys().filter(|name| !tensors.contains_key(**name)).copied().collect();
+    if let Some(name) = missing.first() {
+        return Err(tensor_error(folder, name, format!("in none of its files ({} missing)", missing.len())));
+    }
+    let tied = !params.contains_key("lm_head.weight");
+    let in_order: BTreeMap<_, _> = tensors.iter().collect();
+    for (name, (path, view)) in in_order {
+        match params.get(name.as_str()) {
+            Some(param) if view.shape() != param.shape => {
+                let rule = format!("has shape {:?}, config.json says {:?}", view.shape(), param.shape);
+                return Err(tensor_error(path, name, rule));
+            }
+            None if !is_derived(name, tied) => {
+                return Err(tensor_error(path, name, "belongs to no parameter of this config.json".into()));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// The type of the weights in `folder`, told by its embedding: what checkpoints are written in.
+pub fn pretrained_dtype(folder: &Path) -> Result<DiskDType> {
+    let name = "model.embed_tokens.weight";
+    for path in weight_files(folder)? {
+        let map = MappedFile::open(&path).map_err(reading(&path))?;
+        let tensors = SafeTensors::deserialize(map.as_ref()).map_err(|err| damaged(&path, err.to_string()))?;
+        if let Ok(view) = tensors.tensor(name) {
+            return disk_dtype(&path, name, view.dtype());
+        }
+    }
+    Err(tensor_error(folder, name, "in none of its files".into()))
+}
+
+/// What older files carry along although it follows from something else.
+fn is_derived(name: &str, tied: bool) -> bool {
+    name.ends_with("rotary_emb.inv_freq") || (tied && name == "lm_head.weight")
+}
+
+fn disk_dtype(path: &Path, name: &str, dtype: Dtype) -> Result<DiskDType> {
+    match dtype {
+        Dtype::BF16 => Ok(DiskDType::Bf16),
+        Dtype::F16 => Ok(DiskDType::F16),
+        Dtype::F32 => Ok(DiskDType::F32),
+        other => Err(tensor_error(path, name, format!("has type {other:?}; BF16, F16 and F32 are supported"))),
+    }
+}
+
+/// The folder's weight files: those that the index names, or `model.safetensors`, or whatever safetensors there are.
+fn weight_files(folder: &Path) -> Result<Vec<PathBuf>> {
+    let index = folder.join("model.safetensors.index.json");
+    if index.exists() {
+        #[derive(serde::Deserialize)]
+        struct Index {
+            weight_map: HashMap<String, String>,
+        }
+        let text = fs::read_to_string(&index).map_err(reading(&index))?;
+        let parsed: Index = serde_json::from_str(&text).map_err(|err| damaged(&index, err.to_string()))?;
+        let names: BTreeSet<String> = parsed.weight_map.into_values().collect();
+        return Ok(names.into_iter().map(|name| folder.join(name)).collect());
+    }
+    let single = folder.join("model.safetensors");
+    if single.exists() {
+        return Ok(vec![single]);
+    }
+    let entries = fs::read_dir(folder).map_err(reading(folder))?;
+    let names: BTreeSet<String> = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect();
+    let found: Vec<PathBuf> = names
+        .iter()
+        .filter(|name| name.starts_with("model") && name.ends_with(".safetensors"))
+        .map(|name| folder.join(name))
+        .collect();
+    if found.is_empty() {
+        let has_bin = names.iter().any(|name| name.ends_with(".bin"));
+        return Err(CheckpointError::NoWeights { folder: folder.into(), has_bin });
+    }
+    Ok(found)
+}

@@ -1,0 +1,106 @@
+//! A safetensors file written from front to back, one tensor at a time. The `safetensors` crate writes only tensors that
+//! are all there at once; gathered ones are not.
+//!
+//! The format: length of the header as a little-endian u64, the header as JSON (name to type, shape and byte range), then
+//! the tensors' bytes in the order of their ranges (huggingface/safetensors, "Format").
+
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use proto::model_config::DiskDType;
+use serde_json::{Map, Value, json};
+
+use super::error::{Result, writing};
+
+/// What the header says of one tensor.
+#[derive(Debug, Clone)]
+pub(super) struct TensorHeader {
+    pub name: String,
+    pub dtype: DiskDType,
+    pub shape: Vec<usize>,
+    pub bytes: usize,
+}
+
+/// A file being written.
+pub(super) struct SafetensorsWriter {
+    path: PathBuf,
+    file: BufWriter<File>,
+    /// Bytes that are still to come.
+    left: usize,
+}
+
+impl SafetensorsWriter {
+    /// Creates the file and writes its header. The tensors' bytes must follow in the same order.
+    pub fn create(path: &Path, tensors: &[TensorHeader]) -> Result<Self> {
+        let mut header = Map::new();
+        header.insert("__metadata__".into(), json!({"format": "pt"}));
+        let mut offset = 0;
+        for tensor in tensors {
+            let dtype = match tensor.dtype {
+                DiskDType::Bf16 => "BF16",
+                DiskDType::F16 => "F16",
+                DiskDType::F32 => "F32",
+            };
+            let end = offset + tensor.bytes;
+            let entry = json!({"dtype": dtype, "shape": tensor.shape, "data_offsets": [offset, end]});
+            header.insert(tensor.name.clone(), entry);
+            offset = end;
+        }
+        let mut text = Value::Object(header).to_string();
+        // Padded with spaces, so that the tensors begin aligned.
+        text.extend(std::iter::repeat_n(' ', text.len().next_multiple_of(8) - text.len()));
+        let file = File::create(path).map_err(writing(path))?;
+        let mut writer = Self { path: path.into(), file: BufWriter::new(file), left: offset };
+        writer.put(&(text.len() as u64).to_le_bytes())?;
+        writer.put(text.as_bytes())?;
+        Ok(writer)
+    }
+
+    /// The next tensor's bytes.
+    pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        assert!(bytes.len() <= self.left, "more bytes than the header of {} says", self.path.display());
+        self.left -= bytes.len();
+        self.put(bytes)
+    }
+
+    /// Waits until the file is on the disk.
+    pub fn finish(self) -> Result<()> {
+        assert_eq!(self.left, 0, "bytes missing in {}", self.path.display());
+        let sync = |file: BufWriter<File>| file.into_inner().map_err(|err| err.into_error())?.sync_all();
+        sync(self.file).map_err(writing(&self.path))
+    }
+
+    fn put(&mut self, bytes: &[u8]) -> Result<()> {
+        self.file.write_all(bytes).map_err(writing(&self.path))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_what_the_crate_reads() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.safetensors");
+        let tensor = |name: &str, dtype, shape: &[usize], bytes| TensorHeader {
+            name: name.into(),
+            dtype,
+            shape: shape.into(),
+            bytes,
+        };
+        let tensors = [tensor("z", DiskDType::F32, &[2, 1], 8), tensor("a", DiskDType::Bf16, &[3], 6)];
+        let mut writer = SafetensorsWriter::create(&path, &tensors).unwrap();
+        writer.write(&[1, 2, 3, 4, 5, 6, 7, 8]).unwrap();
+        writer.write(&[9, 10, 11, 12, 13, 14]).unwrap();
+        writer.finish().unwrap();
+        let bytes = std::fs::read(&path).unwrap();
+        let read = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        assert_eq!((read.tensor("z").unwrap().shape(), read.tensor("z").unwrap().data()[7]), (&[2, 1][..], 8));
+        assert_eq!(
+            (read.tensor("a").unwrap().dtype(), read.tensor("a").unwrap().data()[0]),
+            (safetensors::Dtype::BF16, 9)
+        );
+    }
+}

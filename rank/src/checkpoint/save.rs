@@ -1,0 +1,186 @@
+//! Saving: all ranks write their part, one rank makes it visible, the oldest go.
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::time::Duration;
+
+use proto::manifest::{Contents, Manifest, Progress};
+use proto::model_config::DiskDType;
+use proto::plan::Plan;
+use proto::run_dir::RunDir;
+
+use super::agree::agree;
+use super::companions::Companions;
+use super::error::{Result, damaged, reading, writing};
+use super::files::{file_entry, fresh_folder, publish_folder, remove_folder, temporary_name, write_synced};
+use super::optimizer_state;
+use super::weights::{Role, write_weights};
+use crate::engine::Memory;
+
+/// The slowest disk that saving waits for; a slower one counts as hanging.
+const SLOWEST_DISK_BYTES_PER_SECOND: u64 = 20 << 20;
+
+/// Bytes of one parameter in a checkpoint at most: its weight, its master and its two moments, each fp32.
+const BYTES_PER_PARAMETER: u64 = 16;
+
+/// What is saved.
+#[derive(Debug, Clone, Copy)]
+enum What {
+    /// The model alone.
+    Model,
+    /// The model and all that a run needs to go on.
+    Checkpoint(Progress),
+}
+
+/// Writes a run's checkpoints and its final model.
+pub struct Saver {
+    plan: Rc<Plan>,
+    run_dir: RunDir,
+    disk_dtype: DiskDType,
+    companions: Companions,
+}
+
+impl Saver {
+    /// Reads what the model takes along (config, tokenizer): it stays what it was when training began. `disk_dtype`:
+    /// type of the weights in safetensors files.
+    pub fn new(plan: Rc<Plan>, disk_dtype: DiskDType) -> Result<Self> {
+        let companions = Companions::read(&plan.model.path)?;
+        Ok(Self { run_dir: RunDir::new(plan.output_dir.clone()), plan, disk_dtype, companions })
+    }
+
+    /// Writes the checkpoint of `progress.step` and removes the oldest beyond `keep_last`. Returns its folder.
+    ///
+    /// Collective over dp: every dp rank calls it after the same step. When a rank cannot write, all return an error and
+    /// nothing is left of the checkpoint.
+    pub fn save_checkpoint(&self, memory: &mut Memory, progress: Progress) -> Result<PathBuf> {
+        let to = self.run_dir.checkpoint(progress.step);
+        self.save(memory, &to, What::Checkpoint(progress))?;
+        if memory.dp().rank() == 0 {
+            self.prune(progress.step)?;
+        }
+        Ok(to)
+    }
+
+    /// Writes the trained model to `final/`. Collective over dp, as [`Saver::save_checkpoint`].
+    pub fn save_final(&self, memory: &mut Memory) -> Result<PathBuf> {
+        let to = self.run_dir.final_model();
+        self.save(memory, &to, What::Model)?;
+        Ok(to)
+    }
+
+    fn save(&self, memory: &mut Memory, to: &Path, what: What) -> Result<()> {
+        // Rank 0 writes most: the others wait for a disk, not for a peer.
+        let numel: usize = (0..memory.num_units()).map(|unit| memory.layout(unit).numel()).sum();
+        let writing = Duration::from_secs(BYTES_PER_PARAMETER * numel as u64 / SLOWEST_DISK_BYTES_PER_SECOND);
+        let timeout = memory.dp().set_timeout(Duration::from_secs(self.plan.comm_timeout_seconds) + writing);
+        let folder = temporary_name(to);
+        let saved = self.save_through(&folder, memory, to, what);
+        memory.dp().set_timeout(timeout);
+        if saved.is_err() && memory.dp().rank() == 0 {
+            // What is left is hidden and goes with the next launch; the first error is the one to report.
+            let _ = remove_folder(&folder);
+        }
+        saved
+    }
+
+    /// An empty folder under a temporary name, all ranks write, all agree that all could, rank 0 completes and renames it.
+    fn save_through(&self, folder: &Path, memory: &mut Memory, to: &Path, what: What) -> Result<()> {
+        let is_first = memory.dp().rank() == 0;
+        let made = if is_first { fresh_folder(folder) } else { Ok(()) };
+        agree(memory.dp(), to, made)?;
+        let written = self.write(memory, folder, what);
+        agree(memory.dp(), to, written)?;
+        let published = if is_first {
+            self.complete(memory, folder, what).and_then(|()| publish_folder(folder, to))
+        } else {
+            Ok(())
+        };
+        agree(memory.dp(), to, published)
+    }
+
+    /// This rank's part. Collective over dp.
+    fn write(&self, memory: &mut Memory, folder: &Path, what: What) -> Result<()> {
+        let (rank, size) = (memory.dp().rank(), memory.dp().size());
+        let role = if rank == 0 { Role::Writer } else { Role::Reader };
+        let companions = if rank == 0 { self.companions.write(folder) } else { Ok(()) };
+        // Even when the companions cannot be written: the peers gather.
+        write_weights(folder, memory, self.disk_dtype, role)?;
+        companions?;
+        if let What::Model = what {
+            return Ok(());
+        }
+        let path = folder.join(optimizer_state::file_name(rank, size));
+        optimizer_state::write(&path, memory)?;
+        let part = Part { ranges: optimizer_state::ranges(memory), file: file_entry(&path)? };
+        write_synced(&part_path(folder, rank), &serde_json::to_vec(&part).expect("plain data"))
+    }
+
+    /// What rank 0 adds when all have written.
+    fn complete(&self, memory: &Memory, folder: &Path, what: What) -> Result<()> {
+        match what {
+            What::Model => Ok(()),
+            What::Checkpoint(progress) => self.write_manifest(memory, folder, progress),
+        }
+    }
+
+    fn write_manifest(&self, memory: &Memory, folder: &Path, progress: Progress) -> Result<()> {
+        let (mut optimizer, mut files) = (BTreeMap::new(), BTreeMap::new());
+        for rank in 0..memory.dp().size() {
+            let path = part_path(folder, rank);
+            let text = fs::read(&path).map_err(reading(&path))?;
+            let part: Part = serde_json::from_slice(&text).map_err(|err| damaged(&path, err.to_string()))?;
+            fs::remove_file(&path).map_err(writing(&path))?;
+            let name = optimizer_state::file_name(rank, memory.dp().size());
+            optimizer.insert(name.clone(), part.ranges);
+            files.insert(name, part.file);
+        }
+        for entry in fs::read_dir(folder).map_err(reading(folder))? {
+            let path = entry.map_err(reading(folder))?.path();
+            let name = path.file_name().expect("an entry has a name").to_string_lossy().into_owned();
+            if let Entry::Vacant(vacant) = files.entry(name) {
+                vacant.insert(file_entry(&path)?);
+            }
+        }
+        let layouts = (0..memory.num_units()).map(|unit| memory.layout(unit));
+        let units = layouts.map(|layout| (layout.name.clone(), layout.numel()));
+        let train = self.plan.data.train.file_name().unwrap_or_default();
+        let manifest = Manifest::new(Contents {
+            progress,
+            seed: self.plan.seed,
+            data: train.to_string_lossy().into_owned(),
+            model: self.plan.model.config.clone(),
+            units: units.collect(),
+            optimizer,
+            files,
+        });
+        let text = serde_json::to_vec_pretty(&manifest).expect("plain data");
+        write_synced(&folder.join(Manifest::FILE), &text)
+    }
+
+    /// Removes what is older than the newest `keep_last` checkpoints up to that of `step`, which was just written. A
+    /// folder without a manifest is none of them, whatever its name.
+    fn prune(&self, step: u64) -> Result<()> {
+        let folder = self.run_dir.checkpoints();
+        let entries = fs::read_dir(&folder).map_err(reading(&folder))?;
+        let steps = entries.filter_map(|entry| RunDir::checkpoint_step(entry.ok()?.file_name().to_str()?));
+        let is_complete = |&other: &u64| other <= step && self.run_dir.checkpoint(other).join(Manifest::FILE).exists();
+        let mut steps: Vec<u64> = steps.filter(is_complete).collect();
+        steps.sort_unstable();
+        let excess = steps.len().saturating_sub(self.plan.checkpoint.keep_last as usize);
+        steps[..excess].iter().try_for_each(|&step| remove_folder(&self.run_dir.checkpoint(step)))
+    }
+}
+
+/// What a rank tells rank 0 about its file.
+#[derive(serde::Serialize, serde::Deserialize)]
+struct Part {
+    ranges: BTreeMap<String, [usize; 2]>,
+    file: proto::manifest::FileEntry,
+}
+
+fn part_path(folder: &Path, rank: usize) -> PathBuf {
+    folder.join(format!("part-{rank:05}.json"))
+}

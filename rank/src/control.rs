@@ -1,0 +1,186 @@
+//! The rank's side of the control service, on a thread of its own: the only tokio in the rank. The main thread hands it
+//! messages through a channel and never waits for the network, except to register and to say its last words.
+
+use std::fs;
+use std::path::PathBuf;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use proto::control::control_client::ControlClient;
+use proto::control::report_request::Event;
+use proto::control::{Caller, FailedRequest, FailureKind, HeartbeatRequest, RegisterRequest, ReportRequest, TOKEN_KEY};
+use proto::env::WorkerEnv;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Request, Status};
+
+/// Longest wait for the launcher to take one message. It is on the same machine: it answers or it is gone.
+const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The launcher cannot be reached, or refuses this rank.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// The token cannot be read.
+    #[error("{}: the job's token cannot be read", .path.display())]
+    Token {
+        /// Where it should be.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The token is not one.
+    #[error("the job's token is not plain text")]
+    TokenText,
+    /// Nobody listens.
+    #[error("the launcher does not answer at {address}")]
+    Connect {
+        /// Where it should listen.
+        address: String,
+        /// Why not.
+        source: tonic::transport::Error,
+    },
+    /// The launcher refused the registration, or other ranks did not come.
+    #[error("the launcher refused rank {rank}: {message}")]
+    Refused {
+        /// This rank.
+        rank: usize,
+        /// What it said.
+        message: String,
+    },
+}
+
+/// A line to the launcher. Dropping it sends what is still queued.
+pub struct Control {
+    queue: Option<UnboundedSender<Message>>,
+    thread: Option<JoinHandle<()>>,
+    caller: Caller,
+}
+
+enum Message {
+    Heartbeat(HeartbeatRequest),
+    Report(ReportRequest),
+    /// Answered when the launcher has taken it, or cannot be reached.
+    Failed(FailedRequest, std::sync::mpsc::Sender<()>),
+}
+
+impl Control {
+    /// Connects and registers; returns when all ranks of the attempt have.
+    pub fn register(env: &WorkerEnv) -> Result<Self, ControlError> {
+        let caller = Caller { attempt: env.attempt, rank: env.rank as u32 };
+        let token = fs::read_to_string(&env.token_file)
+            .map_err(|source| ControlError::Token { path: env.token_file.clone(), source })?;
+        let token: MetadataValue<Ascii> = token.trim().parse().map_err(|_| ControlError::TokenText)?;
+        let (queue, messages) = unbounded_channel();
+        let (registered, wait) = std::sync::mpsc::channel();
+        let (address, timeout) = (env.coordinator.clone(), env.rendezvous_timeout);
+        let thread = std::thread::Builder::new().name("control".into()).spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            let runtime = runtime.expect("the kernel grants an epoll descriptor");
+            runtime.block_on(async {
+                match connect(&address, token, caller, timeout).await {
+                    Ok(client) => {
+                        let _ = registered.send(Ok(()));
+                        forward(client, messages).await;
+                    }
+                    Err(err) => drop(registered.send(Err(err))),
+                }
+            });
+        });
+        let thread = thread.expect("the kernel grants a thread");
+        wait.recv().expect("the control thread answers before it ends")?;
+        Ok(Self { queue: Some(queue), thread: Some(thread), caller })
+    }
+
+    /// Says which step (from 1) the rank works on, and in which phase.
+    pub fn heartbeat(&self, step: u64, phase: &str) {
+        self.send(Message::Heartbeat(HeartbeatRequest { caller: Some(self.caller), step, phase: phase.into() }));
+    }
+
+    /// Tells the launcher something that its users see.
+    pub fn report(&self, event: Event) {
+        self.send(Message::Report(ReportRequest { caller: Some(self.caller), event: Some(event) }));
+    }
+
+    /// The last words of this rank; returns when the launcher has them, or cannot be reached.
+    pub fn failed(&self, kind: FailureKind, step: u64, message: String) {
+        let (taken, wait) = std::sync::mpsc::channel();
+        let request = FailedRequest { caller: Some(self.caller), kind: kind.into(), step, message };
+        self.send(Message::Failed(request, taken));
+        // An error means that the line is gone: the launcher sees this process end all the same.
+        let _ = wait.recv_timeout(CALL_TIMEOUT);
+    }
+
+    fn send(&self, message: Message) {
+        if let Some(queue) = &self.queue {
+            // The receiver is gone only when the launcher is, and then this process is about to be killed.
+            let _ = queue.send(message);
+        }
+    }
+}
+
+impl Drop for Control {
+    fn drop(&mut self) {
+        self.queue = None;
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+type Client = ControlClient<InterceptedService<Channel, Token>>;
+
+#[derive(Clone)]
+struct Token(MetadataValue<Ascii>);
+
+impl tonic::service::Interceptor for Token {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        request.metadata_mut().insert(TOKEN_KEY, self.0.clone());
+        Ok(request)
+    }
+}
+
+async fn connect(
+    address: &str,
+    token: MetadataValue<Ascii>,
+    caller: Caller,
+    timeout: Duration,
+) -> Result<Client, ControlError> {
+    let connect_error = |source| ControlError::Connect { address: address.into(), source };
+    let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(connect_error)?;
+    let channel = endpoint.connect_timeout(CALL_TIMEOUT).connect().await.map_err(connect_error)?;
+    let mut client = ControlClient::with_interceptor(channel, Token(token));
+    let mut request = Request::new(RegisterRequest { caller: Some(caller), pid: std::process::id() });
+    // The launcher's own deadline comes first and names who is missing.
+    request.set_timeout(timeout + CALL_TIMEOUT);
+    let refused =
+        |status: Status| ControlError::Refused { rank: caller.rank as usize, message: status.message().into() };
+    client.register(request).await.map_err(refused)?;
+    Ok(client)
+}
+
+/// Sends messages in order until the queue closes. A message that cannot be delivered is lost on purpose: when the
+/// launcher is gone there is nobody left to tell.
+async fn forward(mut client: Client, mut messages: UnboundedReceiver<Message>) {
+    while let Some(message) = messages.recv().await {
+        let delivered = match message {
+            Message::Heartbeat(request) => client.heartbeat(timed(request)).await.map(drop),
+            Message::Report(request) => client.report(timed(request)).await.map(drop),
+            Message::Failed(request, taken) => {
+                let delivered = client.failed(timed(request)).await.map(drop);
+                let _ = taken.send(());
+                delivered
+            }
+        };
+        if let Err(status) = delivered {
+            eprintln!("dslaunch-rank: the launcher did not take a message: {}", status.message());
+        }
+    }
+}
+
+fn timed<T>(message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    request.set_timeout(CALL_TIMEOUT);
+    request
+}

@@ -1,0 +1,118 @@
+//! Prepared training data as micro-batches: which rows a rank takes at a step, and their tokens as tensors.
+
+mod mapped;
+mod order;
+
+use std::path::Path;
+
+use proto::dataset::{Dataset, DatasetError};
+use proto::manifest::Progress;
+use proto::plan::{BatchPlan, Plan};
+use tch::Tensor;
+
+pub use mapped::MappedFile;
+use order::RowOrder;
+
+use crate::engine::MicroBatch;
+use crate::model::Samples;
+
+/// The training rows as one data-parallel rank sees them. Nothing is remembered between calls: any step can be asked
+/// for, so a resumed run starts where it stopped at no cost.
+pub struct TrainData {
+    rows: Dataset<MappedFile>,
+    order: RowOrder,
+    batch: BatchPlan,
+    dp_size: u64,
+    dp_rank: u64,
+    /// Where the run starts: its first step, and the rows that were taken before it.
+    start: Progress,
+}
+
+/// The validation rows.
+pub struct ValidationData {
+    rows: Dataset<MappedFile>,
+    micro_batch_size: u64,
+    dp_size: u64,
+    dp_rank: u64,
+}
+
+impl TrainData {
+    /// Maps the plan's training file; reads no row. `start`: where the run goes on.
+    pub fn open(plan: &Plan, dp_rank: usize, start: Progress) -> Result<Self, DatasetError> {
+        let rows = open(&plan.data.train)?;
+        let order = RowOrder::new(rows.num_rows() as u64, plan.data.shuffle.then_some(plan.seed));
+        Ok(Self { rows, order, batch: plan.batch, dp_size: plan.mesh.dp as u64, dp_rank: dp_rank as u64, start })
+    }
+
+    /// Tokens of all rows of a step that have a label to predict, over all ranks. `step` counts from 0.
+    pub fn num_labels(&self, step: u64) -> u64 {
+        self.step_rows(step).map(|row| self.rows.row(row).num_labels() as u64).sum()
+    }
+
+    /// All tokens of a step, over all ranks. `step` counts from 0.
+    pub fn num_tokens(&self, step: u64) -> u64 {
+        self.step_rows(step).map(|row| self.rows.row(row).num_tokens() as u64).sum()
+    }
+
+    /// This rank's rows of micro-batch `micro_batch_idx` of a step. `step` counts from 0.
+    ///
+    /// Row `j` is number `((step * A + a) * D + r) * M + j` of the endless sequence of epochs, with A micro-batches, D
+    /// data-parallel ranks and M rows per micro-batch.
+    pub fn micro_batch(&self, step: u64, micro_batch_idx: u64) -> MicroBatch {
+        let rows = self.batch.micro_batch_size;
+        let first = self.first_row(step) + (micro_batch_idx * self.dp_size + self.dp_rank) * rows;
+        micro_batch(&self.rows, (first..first + rows).map(|number| self.order.row(number) as usize))
+    }
+
+    fn step_rows(&self, step: u64) -> impl Iterator<Item = usize> + '_ {
+        let first = self.first_row(step);
+        (first..first + self.batch.global_batch_size).map(|number| self.order.row(number) as usize)
+    }
+
+    /// Number of a step's first row in the endless sequence of epochs. A run that goes on with another batch size takes
+    /// up the rows where the run before it stopped.
+    fn first_row(&self, step: u64) -> u64 {
+        self.start.rows + (step - self.start.step) * self.batch.global_batch_size
+    }
+}
+
+impl ValidationData {
+    /// Maps the plan's validation file, if there is one.
+    pub fn open(plan: &Plan, dp_rank: usize) -> Result<Option<Self>, DatasetError> {
+        let Some(path) = &plan.data.validation else { return Ok(None) };
+        let (dp_size, dp_rank) = (plan.mesh.dp as u64, dp_rank as u64);
+        Ok(Some(Self { rows: open(path)?, micro_batch_size: plan.batch.micro_batch_size, dp_size, dp_rank }))
+    }
+
+    /// Label tokens of the whole set.
+    pub fn num_labels(&self) -> u64 {
+        self.rows.summary().label_tokens
+    }
+
+    /// This rank's part as micro-batches: every row of the set is some rank's exactly once. All ranks get equally many;
+    /// `None` where a rank has no rows left.
+    pub fn micro_batches(&self) -> impl Iterator<Item = Option<MicroBatch>> + '_ {
+        let num_rows = self.rows.num_rows() as u64;
+        let rounds = num_rows.div_ceil(self.dp_size * self.micro_batch_size);
+        (0..rounds).map(move |round| {
+            let start = (round * self.dp_size + self.dp_rank) * self.micro_batch_size;
+            let end = (start + self.micro_batch_size).min(num_rows);
+            (start < end).then(|| micro_batch(&self.rows, (start..end).map(|row| row as usize)))
+        })
+    }
+}
+
+fn open(path: &Path) -> Result<Dataset<MappedFile>, DatasetError> {
+    let file = MappedFile::open(path).map_err(|source| DatasetError::Io { path: path.into(), doing: "map", source })?;
+    Dataset::open(file, path)
+}
+
+fn micro_batch(dataset: &Dataset<MappedFile>, rows: impl Iterator<Item = usize>) -> MicroBatch {
+    let (mut tokens, mut targets, mut lens) = (Vec::new(), Vec::new(), Vec::new());
+    for row in rows.map(|row| dataset.row(row)) {
+        tokens.extend(row.tokens().map(i64::from));
+        targets.extend(row.targets().map(i64::from));
+        lens.extend(row.sample_lens().map(|len| len as i64));
+    }
+    MicroBatch { tokens: Tensor::from_slice(&tokens), targets, samples: Samples::new(lens) }
+}

@@ -1,0 +1,206 @@
+//! What a rank keeps of one unit from step to step beside its slots: masters, gradient sums and moments of what it owns.
+
+use std::ops::Range;
+
+use tch::Kind;
+
+use super::adamw::{Stretch, Update};
+use super::flat::FlatBuffer;
+use super::zero::Sharding;
+use crate::kernels::narrow_all;
+use crate::model::UnitLayout;
+
+/// One unit's lasting state on this rank.
+pub(super) struct Unit {
+    pub layout: UnitLayout,
+    pub numel_padded: usize,
+    sharding: Sharding,
+    /// `[owned]` fp32. `None` where whole fp32 parameters stay in a slot of their own: those are the masters.
+    master: Option<Vec<f32>>,
+    /// `[shard]` fp32, where gradients are sharded: the sum over micro-batches.
+    grad_shard: Option<Vec<f32>>,
+    /// First moment: `[owned]`
+    exp_avg: Vec<f32>,
+    /// Second moment: `[owned]`
+    exp_avg_sq: Vec<f32>,
+}
+
+impl Unit {
+    /// All zero. `params_kind`: type of the parameters in slots.
+    pub fn new(layout: UnitLayout, sharding: Sharding, params_kind: Kind) -> Self {
+        let numel_padded = sharding.padded(layout.numel());
+        let owned = sharding.owned(numel_padded).len();
+        let has_masters = params_kind != Kind::Float || sharding.shards_parameters(layout.numel());
+        let shard = sharding.shard(numel_padded).len();
+        Self {
+            master: has_masters.then(|| vec![0.0; owned]),
+            grad_shard: sharding.shards_gradients().then(|| vec![0.0; shard]),
+            exp_avg: vec![0.0; owned],
+            exp_avg_sq: vec![0.0; owned],
+            layout,
+            numel_padded,
+            sharding,
+        }
+    }
+
+    /// Whether its parameters are gathered before they compute.
+    pub fn is_gathered(&self) -> bool {
+        self.sharding.shards_parameters(self.layout.numel())
+    }
+
+    /// The range of the flat buffer that this rank updates.
+    pub fn owned(&self) -> Range<usize> {
+        self.sharding.owned(self.numel_padded)
+    }
+
+    /// This rank's part of any sharded buffer.
+    pub fn shard(&self) -> Range<usize> {
+        self.sharding.shard(self.numel_padded)
+    }
+
+    /// The range of the flat buffer that this rank saves: its shard, without padding. Shards cover the unit.
+    pub fn saved(&self) -> Range<usize> {
+        let (shard, numel) = (self.shard(), self.layout.numel());
+        shard.start.min(numel)..shard.end.min(numel)
+    }
+
+    /// Master parameters, first and second moment of `range`, which lies in what this rank owns.
+    pub fn state<'a>(&'a self, params: &'a FlatBuffer, range: Range<usize>) -> [&'a [f32]; 3] {
+        let owned = self.owned();
+        let local = range.start - owned.start..range.end - owned.start;
+        let master = match &self.master {
+            Some(master) => &master[local.clone()],
+            None => &params.as_f32()[range],
+        };
+        [master, &self.exp_avg[local.clone()], &self.exp_avg_sq[local]]
+    }
+
+    /// Takes the whole parameters in `params` as the masters: after loading weights.
+    pub fn take_masters(&mut self, params: &mut FlatBuffer) {
+        let owned = self.owned();
+        match &mut self.master {
+            None => {}
+            Some(master) if params.kind() == Kind::Float => master.copy_from_slice(&params.as_f32()[owned]),
+            Some(master) => {
+                for (master, param) in master.iter_mut().zip(&params.as_bf16_mut()[owned]) {
+                    *master = param.to_f32();
+                }
+            }
+        }
+    }
+
+    /// Writes the masters that this rank owns into their place among the whole parameters.
+    pub fn put_masters(&self, params: &mut FlatBuffer) {
+        let owned = self.owned();
+        match &self.master {
+            None => {}
+            Some(master) if params.kind() == Kind::Float => params.as_f32_mut()[owned].copy_from_slice(master),
+            Some(master) => narrow_all(&mut params.as_bf16_mut()[owned], master),
+        }
+    }
+
+    /// Sets master parameters of `start ..`: all of them where whole parameters stay, else what this rank owns.
+    pub fn load_masters(&mut self, params: &mut FlatBuffer, start: usize, values: &[f32]) {
+        let (owned, end) = (self.owned(), start + values.len());
+        if !self.is_gathered() {
+            match params.kind() {
+                Kind::Float => params.as_f32_mut()[start..end].copy_from_slice(values),
+                _ => narrow_all(&mut params.as_bf16_mut()[start..end], values),
+            }
+        }
+        if let Some(master) = &mut self.master {
+            copy_overlap(master, owned.start, values, start);
+        }
+    }
+
+    /// Sets what this rank owns of the moments of `start ..`.
+    pub fn load_moments(&mut self, start: usize, exp_avg: &[f32], exp_avg_sq: &[f32]) {
+        let owned = self.owned();
+        copy_overlap(&mut self.exp_avg, owned.start, exp_avg, start);
+        copy_overlap(&mut self.exp_avg_sq, owned.start, exp_avg_sq, start);
+    }
+
+    /// Adds this rank's shard of reduced gradients, where gradients are sharded.
+    pub fn add_grad_shard(&mut self, grads: &FlatBuffer) {
+        let shard = self.shard();
+        if let Some(sum) = &mut self.grad_shard {
+            for (sum, grad) in sum.iter_mut().zip(&grads.as_f32()[shard]) {
+                *sum += grad;
+            }
+        }
+    }
+
+    /// This rank's shard of the step's reduced gradients. The same cut in every stage: the same bits of the norm.
+    pub fn reduced_shard<'a>(&'a self, grads: &'a FlatBuffer) -> &'a [f32] {
+        match &self.grad_shard {
+            Some(sum) => sum,
+            None => &grads.as_f32()[self.shard()],
+        }
+    }
+
+    /// Updates what this rank owns, and zeroes the gradients.
+    pub fn apply(&mut self, update: &Update, params: &mut FlatBuffer, grads: &mut FlatBuffer) {
+        let owned = self.owned();
+        for param in &self.layout.params {
+            let range = intersection(&owned, &(param.offset..param.offset + param.numel()));
+            let local = range.start - owned.start..range.end - owned.start;
+            update.apply(Stretch {
+                params: match &mut self.master {
+                    Some(master) => &mut master[local.clone()],
+                    None => &mut params.as_f32_mut()[range.clone()],
+                },
+                grads: match &self.grad_shard {
+                    Some(sum) => &sum[local.clone()],
+                    None => &grads.as_f32()[range],
+                },
+                exp_avg: &mut self.exp_avg[local.clone()],
+                exp_avg_sq: &mut self.exp_avg_sq[local],
+                decays: param.decays(),
+            });
+        }
+        if !self.is_gathered() {
+            self.put_masters(params);
+        }
+        match &mut self.grad_shard {
+            Some(sum) => sum.fill(0.0),
+            None => grads.as_f32_mut().fill(0.0),
+        }
+    }
+}
+
+/// What two ranges share; empty, and inside `a`, if they share nothing.
+fn intersection(a: &Range<usize>, b: &Range<usize>) -> Range<usize> {
+    let start = a.start.max(b.start).min(a.end);
+    start..a.end.min(b.end).max(start)
+}
+
+/// Copies what `values`, which begin at `values_start`, and `to`, which begins at `to_start`, have in common.
+fn copy_overlap(to: &mut [f32], to_start: usize, values: &[f32], values_start: usize) {
+    let shared = intersection(&(to_start..to_start + to.len()), &(values_start..values_start + values.len()));
+    if !shared.is_empty() {
+        let from = &values[shared.start - values_start..shared.end - values_start];
+        to[shared.start - to_start..shared.end - to_start].copy_from_slice(from);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_intersection_lies_in_both_or_is_empty() {
+        assert_eq!(intersection(&(4..8), &(0..6)), 4..6);
+        assert_eq!(intersection(&(4..8), &(6..20)), 6..8);
+        assert!(intersection(&(4..8), &(0..2)).is_empty());
+        assert!(intersection(&(4..8), &(9..12)).is_empty());
+    }
+
+    #[test]
+    fn overlaps_are_copied_to_their_place() {
+        let mut to = [0.0; 4];
+        copy_overlap(&mut to, 10, &[1.0, 2.0, 3.0], 12);
+        copy_overlap(&mut to, 10, &[9.0, 8.0], 9);
+        copy_overlap(&mut to, 10, &[7.0], 20);
+        assert_eq!(to, [8.0, 0.0, 1.0, 2.0]);
+    }
+}

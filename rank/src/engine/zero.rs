@@ -1,0 +1,85 @@
+//! ZeRO (Rajbhandari et al., 2020) as one policy over a unit's flat buffers: who keeps what, and when it moves. Pure.
+
+use std::ops::Range;
+
+use proto::plan::ZeroStage;
+
+/// How a unit is spread over the data-parallel ranks, as this rank sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sharding {
+    stage: ZeroStage,
+    dp_size: usize,
+    dp_rank: usize,
+}
+
+impl Sharding {
+    /// The policy of `stage` on rank `dp_rank` of `dp_size`.
+    pub fn new(stage: ZeroStage, dp_size: usize, dp_rank: usize) -> Self {
+        assert!(dp_rank < dp_size, "dp rank {dp_rank} of {dp_size}");
+        Self { stage, dp_size, dp_rank }
+    }
+
+    /// Length of a flat buffer that holds `numel` elements and divides into shards of whole cache lines of fp32.
+    pub fn padded(&self, numel: usize) -> usize {
+        numel.next_multiple_of(self.dp_size * 16)
+    }
+
+    /// Shard of `dp_rank` in a padded buffer. Every stage uses the same cut, so that sums over shards have the same bits.
+    pub fn shard_of(&self, dp_rank: usize, numel_padded: usize) -> Range<usize> {
+        let shard = numel_padded / self.dp_size;
+        dp_rank * shard..(dp_rank + 1) * shard
+    }
+
+    /// This rank's shard.
+    pub fn shard(&self, numel_padded: usize) -> Range<usize> {
+        self.shard_of(self.dp_rank, numel_padded)
+    }
+
+    /// What this rank updates: everything, or its shard.
+    pub fn owned(&self, numel_padded: usize) -> Range<usize> {
+        if self.shards_optimizer() { self.shard(numel_padded) } else { 0..numel_padded }
+    }
+
+    /// Whether optimizer state is sharded (stage 1 and up).
+    pub fn shards_optimizer(&self) -> bool {
+        self.stage >= ZeroStage::Stage1
+    }
+
+    /// Whether gradients are sharded (stage 2 and up): each micro-batch's are reduced as soon as a unit's are complete.
+    pub fn shards_gradients(&self) -> bool {
+        self.stage >= ZeroStage::Stage2
+    }
+
+    /// Whether the parameters of a unit of `numel` elements are sharded (stage 3): gathered before they compute. A tiny
+    /// unit stays whole, because gathering it costs more than keeping it.
+    pub fn shards_parameters(&self, numel: usize) -> bool {
+        self.stage == ZeroStage::Stage3 && numel > RESIDENT_NUMEL_MAX
+    }
+}
+
+/// Largest unit that stage 3 keeps whole, in elements.
+const RESIDENT_NUMEL_MAX: usize = 1024;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shards_cover_every_element_once() {
+        for dp_size in 1..9 {
+            for numel in [1, 15, 16, 17, 1000, 4097] {
+                let policy = |rank| Sharding::new(ZeroStage::Stage1, dp_size, rank);
+                let padded = policy(0).padded(numel);
+                assert!(padded >= numel && padded - numel < 16 * dp_size);
+                let shards: Vec<Range<usize>> = (0..dp_size).map(|rank| policy(rank).owned(padded)).collect();
+                assert_eq!((shards[0].start, shards[dp_size - 1].end), (0, padded));
+                assert!(shards.windows(2).all(|pair| pair[0].end == pair[1].start));
+            }
+        }
+    }
+
+    #[test]
+    fn without_sharding_everyone_owns_everything() {
+        assert_eq!(Sharding::new(ZeroStage::Stage0, 4, 3).owned(64), 0..64);
+    }
+}

@@ -1,0 +1,15 @@
+//! One rank of a dslaunch job: holds a model, runs forward and backward on libtorch, and talks to its peers through
+//! `comm`.
+//!
+//! In reading order: [`train`] (the step loop), [`engine`] (one step), [`model`] (units with explicit backward),
+//! [`kernels`] (fused element-wise operations), [`data`] (rows as micro-batches), [`checkpoint`] (Hugging Face folders in and out, resume), [`control`] (the
+//! launcher's ear) and [`process`] (what a rank process sets for itself).
+
+pub mod checkpoint;
+pub mod control;
+pub mod data;
+pub mod engine;
+pub mod kernels;
+pub mod model;
+pub mod process;
+pub mod train;

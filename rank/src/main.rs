@@ -1,0 +1,59 @@
+//! dslaunch-rank: one rank of a training job. Started by dslaunch, never by hand.
+
+use std::process::ExitCode;
+use std::rc::Rc;
+use std::time::Duration;
+
+use anyhow::Context;
+use comm::{ShmOptions, ShmWorld};
+use proto::env::WorkerEnv;
+use proto::plan::Plan;
+use rank::control::Control;
+use rank::engine::Memory;
+use rank::process;
+use rank::train::{TrainError, Trainer};
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(code) => code,
+        Err(err) => {
+            eprintln!("dslaunch-rank: {err:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> anyhow::Result<ExitCode> {
+    let env = WorkerEnv::from_process()?;
+    process::set_up(env.threads);
+    let text = std::fs::read(&env.plan).with_context(|| format!("{}: cannot be read", env.plan.display()))?;
+    let plan: Plan = serde_json::from_slice(&text).with_context(|| format!("{}: damaged", env.plan.display()))?;
+    let control = Control::register(&env)?;
+    control.heartbeat(0, "load");
+    let mut step = 0;
+    match train(plan, &env, &control, &mut step) {
+        Ok(()) => Ok(ExitCode::SUCCESS),
+        Err(err) => {
+            let kind = err.kind();
+            let message = format!("{:#}", anyhow::Error::new(err));
+            eprintln!("dslaunch-rank: rank {} failed in step {step}: {message}", env.rank);
+            control.failed(kind, step, message);
+            Ok(ExitCode::FAILURE)
+        }
+    }
+}
+
+/// Joins the other ranks and trains. `step` is where it stands, for the report of a failure.
+fn train(plan: Plan, env: &WorkerEnv, control: &Control, step: &mut u64) -> Result<(), TrainError> {
+    let world = ShmWorld::join(ShmOptions {
+        rank: env.rank,
+        world_size: env.world_size,
+        fd: process::inherited_fd(env.shm_fd),
+        arena_bytes: Memory::arena_bytes(&plan),
+        timeout: Duration::from_secs(plan.comm_timeout_seconds),
+    })?;
+    let mut trainer = Trainer::new(plan, env, Rc::new(world))?;
+    let outcome = trainer.run(control);
+    *step = trainer.current_step();
+    outcome
+}

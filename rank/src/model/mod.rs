@@ -1,0 +1,35 @@
+//! The LLaMA-architecture decoder as units with explicit backward.
+//!
+//! A unit is what is gathered, computed, reduced, checkpointed and saved at once: the [`Embedding`], each [`Block`],
+//! the [`Head`]. Each has `forward(weights, x) -> (y, saved)` and `backward(weights, saved, dy, grads) -> dx` under
+//! `no_grad`: weight gradients are accumulated in place into the unit's flat buffer, and what stays alive between the
+//! two passes is exactly what `saved` holds. libtorch's autograd is the oracle in the tests, never the engine.
+//!
+//! Activations are flat: `[T, D]` over all tokens of a micro-batch, rows and packed samples one after the other, so
+//! nothing is ever padded. Only attention looks at where samples begin ([`Samples`]).
+//!
+//! Letters used for shapes here: T tokens of the micro-batch, L tokens of one sample, D hidden_size,
+//! F intermediate_size, H query heads, G key/value heads, K head_dim, V vocab_size.
+
+mod attention;
+mod block;
+mod embedding;
+mod feed_forward;
+mod head;
+mod layout;
+mod linear;
+mod norm;
+mod rope;
+mod samples;
+#[cfg(test)]
+mod tests;
+
+pub use attention::AttentionWeights;
+pub use block::{Block, BlockSaved, BlockWeights};
+pub use embedding::{Embedding, EmbeddingWeights};
+pub use feed_forward::FeedForwardWeights;
+pub use head::{Head, HeadWeights};
+pub use layout::{ParamLayout, UnitKind, UnitLayout, model_layout};
+pub use linear::LinearWeights;
+pub use rope::RopeTable;
+pub use samples::Samples;

@@ -1,0 +1,63 @@
+//! Why a rank cannot go on, and whose fault it is.
+
+use comm::CommError;
+use proto::control::FailureKind;
+use proto::dataset::DatasetError;
+
+use crate::checkpoint::CheckpointError;
+
+/// Why a rank cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum TrainError {
+    /// Another rank is gone, late, or does something else.
+    #[error(transparent)]
+    Comm(#[from] CommError),
+    /// A model folder or checkpoint cannot be read or written.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// Training has diverged. The update was not applied.
+    #[error(
+        "step {step}: loss {loss}, gradient norm {grad_norm}: training has diverged; lower optimizer.learning_rate, or \
+         raise schedule.warmup_steps"
+    )]
+    NotFinite {
+        /// The step, from 1.
+        step: u64,
+        /// Its loss.
+        loss: f64,
+        /// Its gradient norm.
+        grad_norm: f64,
+    },
+    /// The prepared data cannot be read.
+    #[error(transparent)]
+    Data(#[from] DatasetError),
+}
+
+impl TrainError {
+    /// What the launcher should make of it: whether a restart can help, and whether this is a cause or a consequence.
+    pub fn kind(&self) -> FailureKind {
+        match self {
+            Self::Comm(err) | Self::Checkpoint(CheckpointError::Comm(err)) => comm_kind(err),
+            Self::Checkpoint(CheckpointError::Peer { .. }) => FailureKind::Peer,
+            Self::Checkpoint(CheckpointError::Write { .. }) => FailureKind::Environment,
+            Self::Checkpoint(_) => FailureKind::Input,
+            // Worth one more try from a checkpoint: the launcher stops when the same step fails the same way again.
+            Self::NotFinite { .. } => FailureKind::Internal,
+            Self::Data(_) => FailureKind::Environment,
+        }
+    }
+}
+
+fn comm_kind(err: &CommError) -> FailureKind {
+    match err {
+        CommError::PeerDied { .. }
+        | CommError::PeerLeft { .. }
+        | CommError::Aborted { .. }
+        | CommError::Timeout { .. } => FailureKind::Peer,
+        CommError::System { .. }
+        | CommError::ArenaExhausted { .. }
+        | CommError::InvalidWorld { .. }
+        | CommError::WorldMismatch { .. } => FailureKind::Environment,
+        _ => FailureKind::Internal,
+    }
+}

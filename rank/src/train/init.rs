@@ -1,0 +1,41 @@
+//! Random initialisation, as transformers does it for LLaMA: matrices normal, norms one, biases zero.
+//!
+//! Every parameter has a generator of its own, seeded by the job's seed and the parameter's name: the values depend on
+//! neither the number of ranks nor the order of parameters.
+
+use std::convert::Infallible;
+
+use tch::{Kind, Tensor};
+
+use crate::engine::Memory;
+use crate::model::ParamLayout;
+
+/// Fills every parameter that this rank needs. `std`: config.json's `initializer_range`.
+pub(super) fn randomize(memory: &mut Memory, seed: u64, std: f64) {
+    for unit in 0..memory.num_units() {
+        let filled: Result<(), Infallible> = memory.fill(unit, |param, to| {
+            draw(param, to, seed, std);
+            Ok(())
+        });
+        let Ok(()) = filled;
+    }
+}
+
+fn draw(param: &ParamLayout, mut to: Tensor, seed: u64, std: f64) {
+    if param.name.ends_with("norm.weight") {
+        let _ = to.fill_(1.0);
+    } else if param.name.ends_with(".bias") {
+        let _ = to.zero_();
+    } else {
+        tch::manual_seed(generator_seed(seed, &param.name));
+        // Drawn in fp32 whatever the parameter's type, so that both types start from the same numbers.
+        to.copy_(&Tensor::empty(to.size(), (Kind::Float, to.device())).normal_(0.0, std));
+    }
+}
+
+fn generator_seed(seed: u64, name: &str) -> i64 {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&seed.to_le_bytes()).update(name.as_bytes());
+    let hash = hasher.finalize();
+    i64::from_le_bytes(hash.as_bytes()[..8].try_into().expect("a hash has 32 bytes"))
+}

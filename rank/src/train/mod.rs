@@ -1,0 +1,159 @@
+//! Training: from a plan and a place in the job to a trained model on disk.
+
+mod error;
+mod init;
+mod metrics;
+mod validate;
+
+use std::rc::Rc;
+
+use comm::{ReduceOp, ShmWorld};
+use proto::control::report_request::Event;
+use proto::control::{CheckpointSaved, Finished, Started};
+use proto::env::WorkerEnv;
+use proto::manifest::Progress;
+use proto::mesh::Axis;
+use proto::plan::{Init, Plan};
+
+pub use error::TrainError;
+use metrics::Metrics;
+
+use crate::checkpoint::{self, Saver};
+use crate::control::Control;
+use crate::data::{TrainData, ValidationData};
+use crate::engine::{Engine, clip_scale};
+use crate::process;
+
+/// What one rank trains with.
+pub struct Trainer {
+    plan: Rc<Plan>,
+    engine: Engine,
+    train: TrainData,
+    validation: Option<ValidationData>,
+    saver: Saver,
+    progress: Progress,
+    /// The step being worked on, from 1; 0 before the first.
+    current_step: u64,
+    is_first: bool,
+}
+
+impl Trainer {
+    /// Opens the data, allocates every buffer and loads the weights, or the checkpoint that `env` names.
+    pub fn new(plan: Plan, env: &WorkerEnv, world: Rc<ShmWorld>) -> Result<Self, TrainError> {
+        let plan = Rc::new(plan);
+        let coord = plan.mesh.coord(env.rank);
+        let dp = world.group(1, &plan.mesh.group(Axis::Dp, env.rank))?;
+        let mut engine = Engine::new(plan.clone(), &world, Box::new(dp))?;
+        let disk_dtype = match plan.model.init {
+            Init::Pretrained => checkpoint::pretrained_dtype(&plan.model.path)?,
+            Init::Random => plan.model.disk_dtype,
+        };
+        let progress = match (&env.resume_from, plan.model.init) {
+            (Some(path), _) => checkpoint::resume(path, engine.memory_mut())?,
+            (None, Init::Pretrained) => {
+                checkpoint::load_pretrained(&plan.model.path, engine.memory_mut())?;
+                Progress::default()
+            }
+            (None, Init::Random) => {
+                init::randomize(engine.memory_mut(), plan.seed, plan.model.config.initializer_range);
+                Progress::default()
+            }
+        };
+        Ok(Self {
+            train: TrainData::open(&plan, coord.dp, progress)?,
+            validation: ValidationData::open(&plan, coord.dp)?,
+            saver: Saver::new(plan.clone(), disk_dtype)?,
+            current_step: progress.step,
+            is_first: env.rank == 0,
+            engine,
+            progress,
+            plan,
+        })
+    }
+
+    /// The step being worked on, from 1; 0 before the first.
+    pub fn current_step(&self) -> u64 {
+        self.current_step
+    }
+
+    /// Trains to the plan's last step and writes the final model. Every rank of the job calls it.
+    pub fn run(&mut self, control: &Control) -> Result<(), TrainError> {
+        let mut metrics = Metrics::start();
+        if self.is_first {
+            control.report(Event::Started(Started { resumed_step: self.progress.step }));
+        }
+        while self.progress.step < self.plan.steps {
+            let step = self.progress.step + 1;
+            self.current_step = step;
+            control.heartbeat(step, "train");
+            let outcome = self.train_step(step)?;
+            metrics.count(outcome);
+            if self.is_first {
+                control.report(Event::Step(metrics.row(step, self.progress.label_tokens, self.plan.logs(step))));
+            }
+            if self.plan.validates_after(step) {
+                control.heartbeat(step, "validate");
+                self.validate(step, control)?;
+            }
+            if self.plan.saves_after(step) {
+                control.heartbeat(step, "checkpoint");
+                self.save_checkpoint(control)?;
+            }
+        }
+        control.heartbeat(self.progress.step, "save");
+        self.saver.save_final(self.engine.memory_mut())?;
+        let peak_memory_bytes = process::peak_memory_bytes();
+        control.report(Event::Finished(Finished { step: self.progress.step, peak_memory_bytes }));
+        Ok(())
+    }
+
+    /// One optimizer step. `step` counts from 1.
+    fn train_step(&mut self, step: u64) -> Result<StepOutcome, TrainError> {
+        let num_labels = self.train.num_labels(step - 1);
+        let scale = 1.0 / num_labels.max(1) as f64;
+        let mut loss = [0.0];
+        for micro_batch_idx in 0..self.plan.batch.num_micro_batches {
+            let batch = self.train.micro_batch(step - 1, micro_batch_idx);
+            loss[0] += self.engine.forward_backward(&batch, scale)?;
+        }
+        self.engine.dp().all_reduce_scalars(&mut loss, ReduceOp::Sum)?;
+        self.engine.reduce_gradients()?;
+        let grad_norm = self.engine.grad_norm()?;
+        let loss = loss[0] * scale;
+        if !loss.is_finite() || !grad_norm.is_finite() {
+            return Err(TrainError::NotFinite { step, loss, grad_norm });
+        }
+        let learning_rate = self.plan.schedule.at(step - 1);
+        self.engine.optimizer_step(step, learning_rate, clip_scale(self.plan.max_grad_norm, grad_norm))?;
+        self.progress = Progress {
+            step,
+            rows: self.progress.rows + self.plan.batch.global_batch_size,
+            label_tokens: self.progress.label_tokens + num_labels,
+        };
+        Ok(StepOutcome { loss, grad_norm, learning_rate, num_tokens: self.train.num_tokens(step - 1) })
+    }
+
+    fn save_checkpoint(&mut self, control: &Control) -> Result<(), TrainError> {
+        let started = std::time::Instant::now();
+        let path = self.saver.save_checkpoint(self.engine.memory_mut(), self.progress)?;
+        if self.is_first {
+            control.report(Event::Checkpoint(CheckpointSaved {
+                step: self.progress.step,
+                path: path.display().to_string(),
+                seconds: started.elapsed().as_secs_f64(),
+            }));
+        }
+        Ok(())
+    }
+}
+
+/// What one step did.
+struct StepOutcome {
+    /// Mean cross-entropy over the label tokens of the global batch.
+    loss: f64,
+    /// Global L2 norm before clipping.
+    grad_norm: f64,
+    learning_rate: f64,
+    /// Tokens of the global batch, with or without labels.
+    num_tokens: u64,
+}

@@ -1,0 +1,26 @@
+//! Validation: the mean cross-entropy over all label tokens of the validation set, whatever the number of ranks.
+
+use comm::ReduceOp;
+use proto::control::EvalMetrics;
+use proto::control::report_request::Event;
+
+use super::{TrainError, Trainer};
+use crate::control::Control;
+
+impl Trainer {
+    /// Scores the validation set, if there is one, and reports it. Collective over dp.
+    pub(super) fn validate(&mut self, step: u64, control: &Control) -> Result<(), TrainError> {
+        let Some(validation) = &self.validation else { return Ok(()) };
+        let mut loss = [0.0];
+        for batch in validation.micro_batches() {
+            loss[0] += self.engine.loss(batch.as_ref())?;
+        }
+        self.engine.dp().all_reduce_scalars(&mut loss, ReduceOp::Sum)?;
+        let label_tokens = validation.num_labels();
+        if self.is_first {
+            let eval_loss = loss[0] / label_tokens as f64;
+            control.report(Event::Eval(EvalMetrics { step, eval_loss, label_tokens }));
+        }
+        Ok(())
+    }
+}
