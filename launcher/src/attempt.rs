@@ -1,0 +1,234 @@
+//! One attempt: all ranks, from their start until none is left.
+//!
+//! The edge of [`supervise`](crate::supervise): it turns exits, calls, signals and timers into events, and actions into
+//! signals and rows. Everything an attempt has is its own (token, shared memory, service, channel), so nothing of an
+//! earlier attempt reaches a later one.
+
+use std::fs;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::signal::Signal;
+use proto::env::WorkerEnv;
+use proto::plan::Plan;
+use proto::run_dir::RunDir;
+use tokio::sync::mpsc;
+
+use crate::checkpoints::Checkpoint;
+use crate::error::LaunchError;
+use crate::output::Output;
+use crate::output::events::Moment;
+use crate::rendezvous::Rendezvous;
+use crate::service::{Notice, Server};
+use crate::signals::Signals;
+use crate::spawn::{Process, Spawner, Spec};
+use crate::supervise::{Action, Event, Outcome, Supervisor};
+use crate::token::Token;
+
+/// How long ranks may take from their start until all have registered: mostly the loading of libtorch, which a cold
+/// network file system can draw out. A rank that dies is noticed at once; this is for one that hangs.
+const RENDEZVOUS_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// What does not change from attempt to attempt.
+#[derive(Debug)]
+pub struct Job {
+    /// The resolved plan, also on disk.
+    pub plan: Plan,
+    /// Where everything of the run lies.
+    pub run_dir: RunDir,
+    /// The worker binary.
+    pub worker: PathBuf,
+    /// The run's name for ranks.
+    pub run_id: String,
+    /// Restart budget, for ranks to know.
+    pub max_restarts: u32,
+}
+
+/// Runs attempt `number`, from `resume` on or from the beginning, until no rank is left.
+pub async fn run(
+    job: &Job,
+    number: u32,
+    resume: Option<&Checkpoint>,
+    edge: &mut Edge<'_>,
+) -> Result<Outcome, LaunchError> {
+    let world_size = job.plan.mesh.world_size();
+    let (sender, notices) = mpsc::unbounded_channel();
+    let token = Token::random().map_err(LaunchError::io("draw a random token"))?;
+    let token_fd = Arc::new(token.to_memfd().map_err(LaunchError::io("keep the token in memory"))?);
+    let shm = shared_memory().map_err(LaunchError::io("create the ranks' shared memory"))?;
+    let rendezvous = Rendezvous::new(number, world_size, RENDEZVOUS_TIMEOUT, Instant::now());
+    let server = Server::start(rendezvous, token, sender.clone()).await;
+    let server = server.map_err(LaunchError::io("listen on the loopback address"))?;
+    let logs = job.run_dir.attempt_logs(number);
+    fs::create_dir_all(&logs).map_err(LaunchError::io(format!("create {}", logs.display())))?;
+
+    let mut attempt = Attempt { server, notices, processes: vec![], supervisor: Supervisor::new(world_size) };
+    for rank in 0..world_size {
+        let env = WorkerEnv {
+            rank,
+            local_rank: rank,
+            world_size,
+            local_world_size: world_size,
+            attempt: number,
+            max_restarts: job.max_restarts,
+            run_id: job.run_id.clone(),
+            threads: job.plan.threads_per_rank,
+            coordinator: attempt.server.address(),
+            token_file: format!("/proc/self/fd/{}", token_fd.as_raw_fd()).into(),
+            rendezvous_timeout: RENDEZVOUS_TIMEOUT,
+            plan: job.run_dir.plan(),
+            shm_fd: shm.as_raw_fd(),
+            resume_from: resume.map(|checkpoint| checkpoint.path.clone()),
+        };
+        let spec = spec(&job.worker, &env, &logs, [shm.clone(), token_fd.clone()]);
+        let exits = sender.clone();
+        let on_exit = move |exit| drop(exits.send(Notice::Supervise(Event::RankExited { rank, exit })));
+        match edge.spawner.spawn(spec, on_exit) {
+            Ok(process) => attempt.processes.push(process),
+            Err(error) => {
+                attempt.abandon().await;
+                return Err(error.into());
+            }
+        }
+    }
+    let pids: Vec<u32> = attempt.processes.iter().map(Process::pid).collect();
+    edge.output.event(Moment::Spawned { pids: &pids });
+    // The ranks have their own copies now: with the last rank, the memory is gone.
+    drop((shm, token_fd));
+    Ok(attempt.supervise(edge).await)
+}
+
+/// The launcher's own ends: where signals come from, processes are started and rows are written.
+#[derive(Debug)]
+pub struct Edge<'a> {
+    /// Starts processes.
+    pub spawner: &'a Spawner,
+    /// The user's wish to stop.
+    pub signals: &'a mut Signals,
+    /// What the user sees.
+    pub output: &'a mut Output,
+}
+
+struct Attempt {
+    server: Server,
+    notices: mpsc::UnboundedReceiver<Notice>,
+    /// By rank.
+    processes: Vec<Process>,
+    supervisor: Supervisor,
+}
+
+impl Attempt {
+    /// The event loop.
+    async fn supervise(mut self, edge: &mut Edge<'_>) -> Outcome {
+        let mut grace = Timer::off();
+        let mut rendezvous = Timer::after(RENDEZVOUS_TIMEOUT);
+        loop {
+            let event = tokio::select! {
+                notice = self.notices.recv() => {
+                    self.noticed(notice.expect("the server holds a sender"), edge.output)
+                }
+                interrupt = edge.signals.next() => Some(Event::Interrupted(interrupt)),
+                () = grace.over() => Some(Event::GraceOver),
+                () = rendezvous.over() => self.server.overdue(),
+            };
+            for action in event.map_or(vec![], |event| self.supervisor.handle(event)) {
+                match action {
+                    Action::FailureDetected { rank, cause } => {
+                        edge.output.event(Moment::FailureDetected { rank, cause: &cause });
+                    }
+                    Action::Signal { ranks, signal } => ranks.into_iter().for_each(|rank| self.signal(rank, signal)),
+                    Action::StartGrace(duration) => grace = Timer::after(duration),
+                    Action::Ended(outcome) => {
+                        self.note_the_rest(edge.output);
+                        return outcome;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Writes what a rank tells down, and returns what of it is the supervisor's business.
+    fn noticed(&mut self, notice: Notice, output: &mut Output) -> Option<Event> {
+        match notice {
+            Notice::Supervise(event) => return Some(event),
+            Notice::Started(started) => output.event(Moment::Started { resumed_step: started.resumed_step }),
+            Notice::Step(step) => output.step(&step),
+            Notice::Eval(eval) => output.eval(&eval),
+            Notice::Checkpoint(saved) => output.checkpoint(&saved),
+            Notice::Finished { rank, report } => {
+                output.finished(&report);
+                return Some(Event::Finished { rank });
+            }
+        }
+        None
+    }
+
+    /// Reports of ranks that were killed before they got the reply may still be on the way.
+    fn note_the_rest(&mut self, output: &mut Output) {
+        while let Ok(notice) = self.notices.try_recv() {
+            self.noticed(notice, output);
+        }
+    }
+
+    fn signal(&self, rank: usize, signal: Signal) {
+        // A rank that cannot be signalled is found out by the deadline that follows every signal.
+        let _ = self.processes[rank].signal(signal);
+    }
+
+    /// Kills the ranks that were started and waits until they are gone.
+    async fn abandon(mut self) {
+        (0..self.processes.len()).for_each(|rank| self.signal(rank, Signal::SIGKILL));
+        let mut running = self.processes.len();
+        while running > 0 {
+            if let Some(Notice::Supervise(Event::RankExited { .. })) = self.notices.recv().await {
+                running -= 1;
+            }
+        }
+    }
+}
+
+/// A point in time that may come.
+struct Timer(Option<tokio::time::Instant>);
+
+impl Timer {
+    fn off() -> Self {
+        Self(None)
+    }
+
+    fn after(duration: Duration) -> Self {
+        Self(Some(tokio::time::Instant::now() + duration))
+    }
+
+    /// Waits for it; it comes once. Cancel safe.
+    async fn over(&mut self) {
+        match self.0 {
+            Some(at) => tokio::time::sleep_until(at).await,
+            None => std::future::pending().await,
+        }
+        self.0 = None;
+    }
+}
+
+/// The arena's memory: size 0, for the ranks to size it. Close-on-exec here, inherited by the ranks only.
+fn shared_memory() -> std::io::Result<Arc<OwnedFd>> {
+    Ok(Arc::new(memfd_create("dslaunch-arena", MFdFlags::MFD_CLOEXEC)?))
+}
+
+fn spec(worker: &Path, worker_env: &WorkerEnv, logs: &Path, inherit: [Arc<OwnedFd>; 2]) -> Spec {
+    let rank = worker_env.rank;
+    // Variables of a job that this launcher itself may run in.
+    let mut env = vec![("DSLAUNCH_RESUME_FROM", None)];
+    env.extend(worker_env.to_vars().into_iter().map(|(name, value)| (name, Some(value))));
+    env.push(("MKL_NUM_THREADS", Some(worker_env.threads.to_string().into())));
+    Spec {
+        program: worker.to_owned(),
+        args: vec![],
+        env,
+        stdout: logs.join(format!("rank-{rank}.out")),
+        stderr: logs.join(format!("rank-{rank}.err")),
+        inherit: inherit.to_vec(),
+    }
+}

@@ -1,0 +1,165 @@
+//! Sources to one prepared file: this thread reads chunks and writes rows, the others make samples of the lines in
+//! between. Order is that of the files whatever the number of threads.
+
+use std::path::Path;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+
+use proto::dataset::{DatasetError, DatasetSummary, DatasetWriter, Origin, Sample};
+
+use super::DataJob;
+use super::error::{DataError, Problem, Problems, Rule};
+use super::format::{LineFormat, Parser};
+use super::lines::{Chunk, ChunkReader};
+use super::object::LineError;
+use super::pack::Packer;
+use super::sources::Source;
+use super::tokenize::Encoder;
+
+/// Chunks in memory for each thread: enough to even out lines that take longer than others.
+const CHUNKS_PER_THREAD: usize = 8;
+
+/// Prepares `sources` into the file `path`. After the first problem nothing more is written, but all lines are still
+/// checked.
+pub fn build(job: &DataJob, sources: &[Source], path: &Path) -> Result<DatasetSummary, DataError> {
+    let threads = job.threads.max(1);
+    let names: Vec<_> = sources.iter().map(|source| source.name.clone()).collect();
+    let mut rows = Rows::create(job, path, names)?;
+    let mut problems = Problems::default();
+    let mut reader = ChunkReader::new(sources, job.format);
+    let encoder = OnceLock::new();
+    loop {
+        let chunks: Vec<_> = reader.by_ref().take(threads * CHUNKS_PER_THREAD).collect();
+        if chunks.is_empty() {
+            break;
+        }
+        let work = Work { job, sources, encoder: &encoder, chunks };
+        for parsed in work.run(threads) {
+            problems.append(parsed.problems);
+            for sample in parsed.samples {
+                if problems.is_empty() {
+                    rows.push(sample)?;
+                }
+            }
+        }
+    }
+    problems.or(())?;
+    rows.finish()
+}
+
+/// A few chunks that are parsed at the same time.
+struct Work<'a> {
+    job: &'a DataJob,
+    sources: &'a [Source],
+    /// Loaded by the first chunk that needs it. If that fails, it is a problem of every file that needs it.
+    encoder: &'a OnceLock<Result<Encoder, Rule>>,
+    chunks: Vec<Result<Chunk, Problem>>,
+}
+
+/// What became of one chunk.
+struct Parsed {
+    samples: Vec<Sample>,
+    problems: Problems,
+}
+
+impl Work<'_> {
+    /// Parses all chunks on `threads` threads; results come in the order of the chunks.
+    fn run(&self, threads: usize) -> impl Iterator<Item = Parsed> + use<> {
+        let parsed: Vec<OnceLock<Parsed>> = self.chunks.iter().map(|_| OnceLock::new()).collect();
+        let next = AtomicUsize::new(0);
+        let take = || {
+            let i = next.fetch_add(1, Ordering::Relaxed);
+            self.chunks.get(i).zip(parsed.get(i))
+        };
+        let work = || {
+            while let Some((chunk, slot)) = take() {
+                let unset = slot.set(self.parse(chunk)).is_ok();
+                assert!(unset, "each chunk is taken by one thread");
+            }
+        };
+        thread::scope(|scope| {
+            for _ in 1..threads.min(self.chunks.len()) {
+                scope.spawn(work);
+            }
+            work();
+        });
+        parsed.into_iter().map(|slot| slot.into_inner().expect("every chunk was taken"))
+    }
+
+    fn parse(&self, chunk: &Result<Chunk, Problem>) -> Parsed {
+        let mut parsed = Parsed { samples: Vec::new(), problems: Problems::default() };
+        let chunk = match chunk {
+            Ok(chunk) => chunk,
+            Err(problem) => {
+                parsed.problems.push(problem.clone());
+                return parsed;
+            }
+        };
+        let name = self.sources[chunk.source as usize].name.as_str();
+        let encoder = match self.encoder_for(chunk.format) {
+            Ok(encoder) => encoder,
+            Err(rule) => {
+                if chunk.first {
+                    parsed.problems.push(Problem::of_file(name, rule.clone()));
+                }
+                return parsed;
+            }
+        };
+        let parser = Parser { seq_len: self.job.seq_len, vocab_size: self.job.vocab_size, encoder };
+        for (line, text) in chunk.lines() {
+            let origin = Origin { source: chunk.source, line };
+            if let Err(LineError { column, rule }) = parser.parse(chunk.format, text, origin, &mut parsed.samples) {
+                parsed.problems.push(Problem { line: Some(line), column, ..Problem::of_file(name, rule) });
+            }
+        }
+        parsed
+    }
+
+    fn encoder_for(&self, format: LineFormat) -> Result<Option<&Encoder>, &Rule> {
+        if !format.needs_encoder() {
+            return Ok(None);
+        }
+        let load = || Encoder::load(self.job.tokenizer.as_deref(), self.job.eos_token_id, format.name());
+        self.encoder.get_or_init(load).as_ref().map(Some)
+    }
+}
+
+/// Samples on their way into rows, counted at both ends.
+struct Rows {
+    writer: DatasetWriter,
+    /// `None`: each sample is a row.
+    packer: Option<Packer>,
+    samples: u64,
+    tokens: u64,
+}
+
+impl Rows {
+    fn create(job: &DataJob, path: &Path, sources: Vec<String>) -> Result<Self, DatasetError> {
+        let packer = job.packing.then(|| Packer::new(job.seq_len));
+        Ok(Self { writer: DatasetWriter::create(path, sources)?, packer, samples: 0, tokens: 0 })
+    }
+
+    fn push(&mut self, sample: Sample) -> Result<(), DatasetError> {
+        self.samples += 1;
+        self.tokens += sample.tokens.len() as u64;
+        match &mut self.packer {
+            None => self.writer.push_row(&[sample]),
+            Some(packer) => packer.push(sample).map_or(Ok(()), |row| self.writer.push_row(&row)),
+        }
+    }
+
+    fn finish(mut self) -> Result<DatasetSummary, DataError> {
+        if let Some(packer) = self.packer.take() {
+            for row in packer.finish() {
+                self.writer.push_row(&row)?;
+            }
+        }
+        let written = self.writer.summary();
+        assert_eq!((written.samples, written.tokens), (self.samples, self.tokens), "what went in comes out");
+        if written.label_tokens == 0 {
+            return Err(DataError::NoLabels { sources: written.sources.join(", "), rows: written.rows });
+        }
+        Ok(self.writer.finish()?)
+    }
+}

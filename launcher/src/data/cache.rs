@@ -1,0 +1,128 @@
+//! Which prepared file belongs to a job, and which files no longer belong to any. The name of a prepared file is a
+//! hash of everything that its contents depend on, so a file that is there and sound can be used as it is.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use proto::config::AutoOr;
+use proto::dataset::{DatasetSummary, FORMAT_VERSION, read_summary};
+
+use super::DataJob;
+use super::sources::Source;
+
+/// Raised whenever the same sources would give other rows: a change of packing, splitting or masking.
+const PREPARATION_VERSION: u32 = 1;
+
+/// The prepared file of one job, there or not.
+#[derive(Debug)]
+pub struct CacheEntry {
+    folder: PathBuf,
+    /// `<split>-`: what the names of all prepared files of this split begin with.
+    prefix: String,
+    name: String,
+}
+
+impl CacheEntry {
+    /// For `job` with these `sources`; creates the folder.
+    pub fn new(job: &DataJob, sources: &[Source]) -> io::Result<Self> {
+        fs::create_dir_all(&job.cache_dir)?;
+        let prefix = format!("{}-", job.split.name());
+        let name = format!("{prefix}{}.rows", &key(job, sources).to_hex()[..16]);
+        Ok(Self { folder: job.cache_dir.clone(), prefix, name })
+    }
+
+    /// Where the file is or will be.
+    pub fn path(&self) -> PathBuf {
+        self.folder.join(&self.name)
+    }
+
+    /// What the file holds, if it is there and sound. A damaged one is as good as none.
+    pub fn lookup(&self) -> Option<DatasetSummary> {
+        read_summary(&self.path()).ok().filter(|summary| summary.rows > 0)
+    }
+
+    /// Removes the other prepared files of this split, and what a killed launcher left half-written.
+    ///
+    /// Nobody else uses them: a run directory has one launcher, and no rank has started.
+    pub fn remove_others(&self) -> io::Result<()> {
+        for entry in fs::read_dir(&self.folder)? {
+            let name = entry?.file_name();
+            let name = name.to_string_lossy();
+            if *name != *self.name && is_prepared(&name, &self.prefix) {
+                remove_if_there(&self.folder.join(&*name))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// `<split>-<16 hex>.rows`, or the same with `.tmp-<pid>`.
+fn is_prepared(name: &str, prefix: &str) -> bool {
+    let Some((hash, rest)) = name.strip_prefix(prefix).and_then(|rest| rest.split_at_checked(16)) else {
+        return false;
+    };
+    let temporary = |pid: &str| !pid.is_empty() && pid.bytes().all(|b| b.is_ascii_digit());
+    hash.bytes().all(|b| b.is_ascii_hexdigit())
+        && (rest == ".rows" || rest.strip_prefix(".rows.tmp-").is_some_and(temporary))
+}
+
+fn remove_if_there(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+fn key(job: &DataJob, sources: &[Source]) -> blake3::Hash {
+    let mut hasher = blake3::Hasher::new();
+    let mut part = |name: &str, value: &[u8]| {
+        // Lengths in front keep two parts from being read as others.
+        for bytes in [name.as_bytes(), value] {
+            hasher.update(&(bytes.len() as u64).to_le_bytes());
+            hasher.update(bytes);
+        }
+    };
+    let format = match job.format {
+        AutoOr::Auto => "auto",
+        AutoOr::Given(format) => format.as_str(),
+    };
+    part("file format", &FORMAT_VERSION.to_le_bytes());
+    part("preparation", &PREPARATION_VERSION.to_le_bytes());
+    part("format", format.as_bytes());
+    part("seq_len", &job.seq_len.to_le_bytes());
+    part("packing", &[u8::from(job.packing)]);
+    part("vocab_size", &job.vocab_size.to_le_bytes());
+    part("eos", format!("{:?}", job.eos_token_id).as_bytes());
+    // One that is not there or not readable is reported by whoever needs it; rows of token ids do not.
+    let tokenizer = job.tokenizer.as_ref().and_then(|path| fs::read(path).ok());
+    part("tokenizer", tokenizer.as_deref().unwrap_or_default());
+    for source in sources {
+        // The name is in the file too, for reports.
+        part(&source.name, source.hash.as_bytes());
+    }
+    hasher.finalize()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_prepared_files_of_the_split_are_ever_removed() {
+        let check = |name: &str, expected: bool| assert_eq!(is_prepared(name, "train-"), expected, "{name}");
+        check("train-0123456789abcdef.rows", true);
+        check("train-0123456789abcdef.rows.tmp-17", true);
+        for name in [
+            "validation-0123456789abcdef.rows",
+            "train-0123456789abcde.rows",
+            "train-0123456789abcdeg.rows",
+            "train-0123456789abcdef.rows.bak",
+            "train-0123456789abcdef.rows.tmp-",
+            "train-ääääääääääääääää.rows",
+            "train.jsonl",
+        ] {
+            check(name, false);
+        }
+    }
+}

@@ -1,0 +1,223 @@
+//! What can be wrong with training data. A problem is a place and the rule that is broken there; problems are
+//! collected, so that a user sees (the first [`SHOWN`] of) all of them at once.
+
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+
+use proto::config::DataFormat;
+use proto::dataset::DatasetError;
+
+/// Problems that are kept word by word; the rest is counted.
+pub const SHOWN: usize = 20;
+
+/// Why training data could not be prepared.
+#[derive(Debug, thiserror::Error)]
+pub enum DataError {
+    /// The sources are wrong: one line per problem.
+    #[error(transparent)]
+    Problems(#[from] Problems),
+    /// Nothing could be learned from them.
+    #[error("{sources}: none of the {rows} rows has a label token, so there is nothing to learn")]
+    NoLabels {
+        /// The source files.
+        sources: String,
+        /// Rows in all.
+        rows: u64,
+    },
+    /// The folder for prepared data cannot be made or listed.
+    #[error("{}: cannot keep prepared data here", .folder.display())]
+    Folder {
+        /// The folder.
+        folder: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The prepared file cannot be written.
+    #[error(transparent)]
+    Write(#[from] DatasetError),
+}
+
+/// The problems found, in the order of files and lines; never empty inside a [`DataError`].
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Problems {
+    /// The first 20.
+    pub shown: Vec<Problem>,
+    /// How many there are.
+    pub total: u64,
+}
+
+impl Problems {
+    /// Adds one.
+    pub fn push(&mut self, problem: Problem) {
+        self.total += 1;
+        if self.shown.len() < SHOWN {
+            self.shown.push(problem);
+        }
+    }
+
+    /// Adds those that were found after these.
+    pub fn append(&mut self, later: Self) {
+        self.total += later.total;
+        self.shown.extend(later.shown);
+        self.shown.truncate(SHOWN);
+    }
+
+    /// True until the first [`Problems::push`].
+    pub fn is_empty(&self) -> bool {
+        self.total == 0
+    }
+
+    /// `value`, unless there are problems.
+    pub fn or<T>(self, value: T) -> Result<T, Self> {
+        if self.is_empty() { Ok(value) } else { Err(self) }
+    }
+}
+
+impl std::error::Error for Problems {}
+
+impl fmt::Display for Problems {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, problem) in self.shown.iter().enumerate() {
+            let separator = if i == 0 { "" } else { "\n" };
+            write!(f, "{separator}{problem}")?;
+        }
+        match self.total - self.shown.len() as u64 {
+            0 => Ok(()),
+            more => write!(f, "\nand {more} more problems, {} in all", self.total),
+        }
+    }
+}
+
+/// One thing that is wrong, and where.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// The file, or the pattern as the user wrote it.
+    pub path: Box<str>,
+    /// The line, from 1; `None` where the whole file is meant.
+    pub line: Option<u64>,
+    /// The byte in that line, from 1.
+    pub column: Option<usize>,
+    /// What is wrong there.
+    pub rule: Rule,
+}
+
+impl Problem {
+    /// A problem of a whole file.
+    pub fn of_file(path: impl Into<Box<str>>, rule: Rule) -> Self {
+        Self { path: path.into(), line: None, column: None, rule }
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.path)?;
+        for number in [self.line, self.column.map(|column| column as u64)].into_iter().flatten() {
+            write!(f, ":{number}")?;
+        }
+        write!(f, ": {}", self.rule)
+    }
+}
+
+/// What a source file or a line of it has to satisfy, and how it does not.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages say it")]
+pub enum Rule {
+    #[error("no file matches this pattern")]
+    NoMatch,
+    #[error("not a valid pattern: {0}")]
+    BadPattern(&'static str),
+    #[error("no such file")]
+    NoFile,
+    #[error("this is a folder; name its files, for example {0}/*.jsonl")]
+    Folder(String),
+    #[error("not a regular file")]
+    NotRegular,
+    #[error("cannot read it: {0}")]
+    Unreadable(String),
+    #[error("this is a {0} file; only JSON Lines as plain text are supported, so unpack or convert it first")]
+    NotPlainText(&'static str),
+    #[error("the file is empty: it needs at least one row")]
+    Empty,
+    #[error("the file changed while it was being read")]
+    Changed,
+    #[error("no file is given: there is nothing to train on")]
+    NoSources,
+
+    #[error("a line of more than {limit} bytes: rows are JSON objects, one per line")]
+    LineTooLong { limit: usize },
+    #[error("not valid UTF-8")]
+    NotUtf8,
+    #[error("not JSON Lines but a JSON array: write one object per line (`jq -c '.[]'` does)")]
+    JsonArray,
+    #[error("{0}")]
+    Json(String),
+    #[error("{format} rows need the key {key:?}, but this one has {found}{}", did_you_mean(.suggestion))]
+    MissingKey { format: DataFormat, key: &'static str, found: String, suggestion: Option<String> },
+    #[error("unknown key {found:?}: did you mean {known:?}?")]
+    Typo { found: String, known: &'static str },
+    #[error(
+        "cannot tell the format from {found}: supported are input_ids (tokens), prompt with completion \
+         (prompt_completion) and text"
+    )]
+    UnknownShape { found: String },
+    #[error("format {0} is not supported yet: use tokens, prompt_completion or text")]
+    UnsupportedFormat(DataFormat),
+
+    #[error("{0:?} is empty")]
+    EmptyValue(&'static str),
+    #[error("input_ids has {ids} values, but labels has {labels}: each token needs its label")]
+    LabelCount { ids: usize, labels: usize },
+    #[error("{key}[{position}] is {value}, but {} 0 <= id < vocab_size {vocab_size}", allowed(.key))]
+    OutsideVocabulary { key: &'static str, position: usize, value: i64, vocab_size: usize },
+    #[error("the row has {len} tokens, but data.seq_len is {seq_len}: raise seq_len or split the row")]
+    RowTooLong { len: usize, seq_len: usize },
+    #[error(
+        "prompt and completion have {len} tokens, of which the prompt {prompt}, but data.seq_len is {seq_len}: \
+         raise seq_len or shorten the text"
+    )]
+    PromptTooLong { len: usize, prompt: usize, seq_len: usize },
+
+    #[error(
+        "format {format} needs a tokenizer, but {} is not there: copy it from the original model, or give rows of \
+         input_ids", .path.display()
+    )]
+    NoTokenizer { format: DataFormat, path: PathBuf },
+    #[error("format {format} needs a tokenizer: put tokenizer.json into the model folder, or give rows of input_ids")]
+    NoTokenizerPath { format: DataFormat },
+    #[error("format {format} needs the tokenizer, but {} is not readable: {message}", .path.display())]
+    BadTokenizer { format: DataFormat, path: PathBuf, message: String },
+    #[error(
+        "format {format} ends each sample with the end-of-sequence token, but the model's config.json has no \
+         eos_token_id: add it there"
+    )]
+    NoEos { format: DataFormat },
+    #[error("the tokenizer fails on this text: {0}")]
+    Tokenizer(String),
+}
+
+fn did_you_mean(suggestion: &Option<String>) -> String {
+    suggestion.as_ref().map_or_else(String::new, |name| format!("; is {name:?} meant?"))
+}
+
+fn allowed(key: &str) -> &'static str {
+    if key == "labels" { "a label is -100 or" } else { "a token satisfies" }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn twenty_problems_are_shown_and_all_are_counted() {
+        let problem = |line| Problem { line: Some(line), ..Problem::of_file("a", Rule::NotUtf8) };
+        let (mut first, mut second) = (Problems::default(), Problems::default());
+        (1..=12).for_each(|line| first.push(problem(line)));
+        (13..=40).for_each(|line| second.push(problem(line)));
+        first.append(second);
+        let text = first.to_string();
+        let lines: Vec<_> = text.lines().collect();
+        assert_eq!((lines.len(), lines[0], lines[19]), (21, "a:1: not valid UTF-8", "a:20: not valid UTF-8"));
+        assert_eq!(lines[20], "and 20 more problems, 40 in all");
+    }
+}

@@ -1,0 +1,105 @@
+//! Training data, prepared before any rank exists: so that no collective waits for a tokenizer, bad data is an error
+//! before anything starts, and the plan knows rows, steps and tokens.
+//!
+//! JSON Lines in (`sources`, `lines`), one file of rows out ([`proto::dataset`]), which ranks map into memory. In
+//! between, lines are checked and become samples (`format`, `object`, `tokenize`), and samples share rows (`pack`).
+//! `build` is the pipeline; its result is kept under a name that says what it was made from (`cache`).
+//!
+//! This module does not know shuffling, batches or ranks, and never links libtorch.
+
+mod build;
+mod cache;
+mod error;
+#[cfg(test)]
+mod fixture;
+mod format;
+mod lines;
+mod object;
+mod pack;
+mod sources;
+#[cfg(test)]
+mod tests;
+mod tokenize;
+
+use std::path::PathBuf;
+
+use proto::config::{AutoOr, DataFormat};
+use proto::dataset::DatasetSummary;
+
+pub use error::{DataError, Problem, Problems, Rule};
+
+/// What to prepare, and for which model.
+#[derive(Debug, Clone)]
+pub struct DataJob {
+    /// Which part of the data it is.
+    pub split: Split,
+    /// Paths and globs. A file that is named twice is read twice.
+    pub paths: Vec<String>,
+    /// What a line holds; auto tells it from each file's first line.
+    pub format: AutoOr<DataFormat>,
+    /// Longest row, in tokens.
+    pub seq_len: usize,
+    /// Whether samples share rows.
+    pub packing: bool,
+    /// Token ids are smaller than this.
+    pub vocab_size: usize,
+    /// What ends a text; from the model's config.json.
+    pub eos_token_id: Option<u32>,
+    /// The model's `tokenizer.json`, which need not be there for rows of token ids.
+    pub tokenizer: Option<PathBuf>,
+    /// Where prepared data is kept (`<output_dir>/data`). Other prepared files of the same split in it are removed.
+    pub cache_dir: PathBuf,
+    /// Threads that parse and tokenise. The result does not depend on it.
+    pub threads: usize,
+}
+
+/// A part of the data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Split {
+    /// What is learned from.
+    Train,
+    /// What is only evaluated.
+    Validation,
+}
+
+impl Split {
+    /// The name in the file's name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Train => "train",
+            Self::Validation => "validation",
+        }
+    }
+}
+
+/// Data that is ready for the ranks.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Prepared {
+    /// The file that ranks map.
+    pub path: PathBuf,
+    /// What it holds.
+    pub summary: DatasetSummary,
+    /// Whether it was there already.
+    pub reused: bool,
+    /// Which share of `rows * seq_len` is tokens: the closer to 1, the less padding.
+    pub fill: f64,
+}
+
+/// Prepares the data of `job`, or finds it prepared. Blocks for as long as that takes.
+pub fn prepare(job: &DataJob) -> Result<Prepared, DataError> {
+    assert!(job.seq_len > 0 && job.vocab_size <= i32::MAX as usize, "the plan has checked {job:?}");
+    let sources = sources::find(&job.paths)?;
+    let in_folder = |source| DataError::Folder { folder: job.cache_dir.clone(), source };
+    let entry = cache::CacheEntry::new(job, &sources).map_err(in_folder)?;
+    let path = entry.path();
+    let (summary, reused) = match entry.lookup() {
+        Some(summary) => (summary, true),
+        None => {
+            let summary = build::build(job, &sources, &path)?;
+            entry.remove_others().map_err(in_folder)?;
+            (summary, false)
+        }
+    };
+    let fill = summary.tokens as f64 / (summary.rows as f64 * job.seq_len as f64);
+    Ok(Prepared { path, summary, reused, fill })
+}

@@ -1,0 +1,142 @@
+//! One line as a typed object: known keys with their types, everything else looked at only for typos. No
+//! `serde_json::Value`: most of a large file is numbers, and they go straight into a vector.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::marker::PhantomData;
+
+use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
+
+use super::error::Rule;
+
+/// What is wrong with one line, and at which byte of it (from 1) if that is known.
+#[derive(Debug, PartialEq, Eq)]
+pub struct LineError {
+    /// The byte.
+    pub column: Option<usize>,
+    /// What is wrong.
+    pub rule: Rule,
+}
+
+impl From<Rule> for LineError {
+    fn from(rule: Rule) -> Self {
+        Self { column: None, rule }
+    }
+}
+
+/// An object with known keys, filled in as they come.
+pub trait Keys<'de>: Default {
+    /// All known keys.
+    const KEYS: &'static [&'static str];
+
+    /// Takes the value of a known key.
+    fn take<A: MapAccess<'de>>(&mut self, key: &str, map: &mut A) -> Result<(), A::Error>;
+}
+
+/// A line's known keys, and the names of the others.
+#[derive(Debug)]
+pub struct Object<'de, K> {
+    /// The known keys.
+    pub keys: K,
+    /// The names of those that were there and are not known, as written.
+    pub unknown: Vec<Cow<'de, str>>,
+    /// Whether each of [`Keys::KEYS`] was there.
+    seen: Vec<bool>,
+}
+
+impl<'de, K: Keys<'de>> Object<'de, K> {
+    /// Reads one line.
+    pub fn parse(line: &'de [u8]) -> Result<Self, LineError> {
+        let text = std::str::from_utf8(line)
+            .map_err(|error| LineError { column: Some(error.valid_up_to() + 1), rule: Rule::NotUtf8 })?;
+        if text.trim_ascii_start().starts_with('[') {
+            return Err(Rule::JsonArray.into());
+        }
+        let mut json = serde_json::Deserializer::from_str(text);
+        let object = json.deserialize_map(ObjectVisitor(PhantomData)).and_then(|object| {
+            json.end()?;
+            Ok(object)
+        });
+        object.map_err(|error| {
+            let message = error.to_string();
+            let place = format!(" at line {} column {}", error.line(), error.column());
+            let rule = Rule::Json(message.strip_suffix(&place).unwrap_or(&message).to_owned());
+            LineError { column: (error.column() > 0).then_some(error.column()), rule }
+        })
+    }
+
+    /// The names of all keys in the line, for messages.
+    pub fn found(&self) -> String {
+        let known = K::KEYS.iter().zip(&self.seen).filter_map(|(key, seen)| seen.then_some(*key));
+        list(known.chain(self.unknown.iter().map(Cow::as_ref)))
+    }
+
+    /// The unknown key that looks like `key`.
+    pub fn typo_of(&self, key: &str) -> Option<&str> {
+        self.unknown.iter().map(Cow::as_ref).find(|unknown| similar(unknown, key))
+    }
+}
+
+struct ObjectVisitor<K>(PhantomData<K>);
+
+impl<'de, K: Keys<'de>> Visitor<'de> for ObjectVisitor<K> {
+    type Value = Object<'de, K>;
+
+    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str("a JSON object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut object = Object { keys: K::default(), unknown: Vec::new(), seen: vec![false; K::KEYS.len()] };
+        while let Some(Key(key)) = map.next_key()? {
+            match K::KEYS.iter().position(|known| **known == *key) {
+                Some(i) if object.seen[i] => {
+                    return Err(A::Error::custom(format_args!("the key {key:?} is there twice")));
+                }
+                Some(i) => {
+                    object.seen[i] = true;
+                    object.keys.take(K::KEYS[i], &mut map)?;
+                }
+                None => {
+                    object.unknown.push(key);
+                    map.next_value::<IgnoredAny>()?;
+                }
+            }
+        }
+        Ok(object)
+    }
+}
+
+/// A key, borrowed from the line unless it has escapes.
+#[derive(serde::Deserialize)]
+#[serde(transparent)]
+struct Key<'a>(#[serde(borrow)] Cow<'a, str>);
+
+/// Keys for a message: `"a", "b"`, or `no key`.
+fn list<'a>(keys: impl Iterator<Item = &'a str>) -> String {
+    let quoted: Vec<_> = keys.map(|key| format!("{key:?}")).collect();
+    if quoted.is_empty() { "no key".into() } else { quoted.join(", ") }
+}
+
+/// Whether `typed` is probably meant to be `key`: one edit in four letters, whatever the case and the separators.
+fn similar(typed: &str, key: &str) -> bool {
+    let longest = typed.len().max(key.len());
+    let plain = |name: &str| name.to_lowercase().replace(['-', ' '], "_");
+    longest <= 32 && strsim::osa_distance(&plain(typed), key) <= longest.div_ceil(4)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn similar_names_are_typos_and_others_are_not() {
+        let check = |typed: &str, key: &str, expected: bool| assert_eq!(similar(typed, key), expected, "{typed} {key}");
+        for (typed, key) in [("label", "labels"), ("Labels", "labels"), ("input-ids", "input_ids"), ("txt", "text")] {
+            check(typed, key, true);
+        }
+        for (typed, key) in [("id", "input_ids"), ("source", "text"), ("level", "labels"), ("meta", "text")] {
+            check(typed, key, false);
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! From what the user wrote (paths and globs) to the files that are meant, in a fixed order.
+
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use glob::{MatchOptions, glob_with};
+
+use super::error::{Problem, Problems, Rule};
+
+/// What a shell does: `*` stays within one folder and leaves hidden files alone.
+const MATCH: MatchOptions =
+    MatchOptions { case_sensitive: true, require_literal_separator: true, require_literal_leading_dot: true };
+
+/// First bytes of files that are not JSON Lines, whatever their names say.
+const FOREIGN: [(&[u8], &str); 5] = [
+    (b"\x1f\x8b", "gzip"),
+    (b"\x28\xb5\x2f\xfd", "zstd"),
+    (b"PK\x03\x04", "zip"),
+    (b"PAR1", "Parquet"),
+    (b"ARROW1", "Arrow"),
+];
+
+/// One file of training data.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Source {
+    /// Where it is.
+    pub path: PathBuf,
+    /// The same as text, for messages and reports.
+    pub name: String,
+    /// BLAKE3 of its contents.
+    pub hash: blake3::Hash,
+}
+
+/// The files of `paths`: in the order in which the paths were given, those of one glob sorted by name. Each of them
+/// is read once here, for its hash.
+pub fn find(paths: &[String]) -> Result<Vec<Source>, Problems> {
+    let mut problems = Problems::default();
+    let mut sources = Vec::new();
+    if paths.is_empty() {
+        problems.push(Problem::of_file("data", Rule::NoSources));
+    }
+    for written in paths {
+        match expand(written) {
+            Ok(files) => files.into_iter().for_each(|path| match read(&path) {
+                Ok(source) => sources.push(source),
+                Err(rule) => problems.push(Problem::of_file(path.to_string_lossy(), rule)),
+            }),
+            Err(rule) => problems.push(Problem::of_file(written.as_str(), rule)),
+        }
+    }
+    problems.or(sources)
+}
+
+/// A name with wildcards that exists as it stands is that file.
+fn expand(written: &str) -> Result<Vec<PathBuf>, Rule> {
+    if !written.contains(['*', '?', '[']) || Path::new(written).exists() {
+        return Ok(vec![written.into()]);
+    }
+    let matches = glob_with(written, MATCH).map_err(|error| Rule::BadPattern(error.msg))?;
+    let mut files = matches.collect::<Result<Vec<_>, _>>().map_err(|error| Rule::Unreadable(error.to_string()))?;
+    files.sort();
+    if files.is_empty() { Err(Rule::NoMatch) } else { Ok(files) }
+}
+
+fn read(path: &Path) -> Result<Source, Rule> {
+    let name = path.to_string_lossy().into_owned();
+    let meta = fs::metadata(path).map_err(unreadable)?;
+    if meta.is_dir() {
+        return Err(Rule::Folder(name.trim_end_matches('/').to_owned()));
+    }
+    if !meta.is_file() {
+        return Err(Rule::NotRegular);
+    }
+    let mut file = File::open(path).map_err(unreadable)?;
+    let mut hasher = blake3::Hasher::new();
+    let mut buffer = vec![0; 1 << 20];
+    let mut first = true;
+    loop {
+        let len = match file.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(len) => len,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(unreadable(error)),
+        };
+        if std::mem::take(&mut first)
+            && let Some((_, kind)) = FOREIGN.iter().find(|(magic, _)| buffer[..len].starts_with(magic))
+        {
+            return Err(Rule::NotPlainText(kind));
+        }
+        hasher.update(&buffer[..len]);
+    }
+    Ok(Source { path: path.to_owned(), name, hash: hasher.finalize() })
+}
+
+/// What the system says about a file, as a rule.
+pub fn unreadable(error: io::Error) -> Rule {
+    if error.kind() == io::ErrorKind::NotFound { Rule::NoFile } else { Rule::Unreadable(error.to_string()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Files with their names as contents, in a folder of their own.
+    fn folder(names: &[&str]) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        for name in names {
+            let path = folder.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, name).unwrap();
+        }
+        folder
+    }
+
+    /// Finds `patterns` in `folder`; both results have its path taken out.
+    fn find_in(folder: &Path, patterns: &[&str]) -> Result<Vec<String>, String> {
+        let root = format!("{}/", folder.display());
+        let paths: Vec<_> = patterns.iter().map(|pattern| format!("{root}{pattern}")).collect();
+        match find(&paths) {
+            Ok(sources) => Ok(sources.into_iter().map(|source| source.name.replace(&root, "")).collect()),
+            Err(problems) => Err(problems.to_string().replace(&root, "")),
+        }
+    }
+
+    #[test]
+    fn globs_expand_in_sorted_order_and_paths_stay_as_given() {
+        let folder = folder(&["b.jsonl", "a10.jsonl", "a9.jsonl", ".a0.jsonl", "sub/a1.jsonl", "[x].jsonl", "x.jsonl"]);
+        let check = |patterns: &[&str], expected: &[&str]| {
+            assert_eq!(find_in(folder.path(), patterns).unwrap(), expected, "{patterns:?}");
+        };
+        check(&["a*.jsonl"], &["a10.jsonl", "a9.jsonl"]);
+        check(&["b.jsonl", "a?.jsonl"], &["b.jsonl", "a9.jsonl"]);
+        check(&["*/a*.jsonl"], &["sub/a1.jsonl"]);
+        check(&["[x].jsonl"], &["[x].jsonl"]);
+        check(&["[b].jsonl"], &["b.jsonl"]);
+    }
+
+    #[test]
+    fn every_path_that_leads_nowhere_is_named() {
+        let folder = folder(&["a.jsonl", "sub/b.jsonl"]);
+        fs::write(folder.path().join("c.gz"), b"\x1f\x8b\x08....").unwrap();
+        let check = |patterns: &[&str], expected: &str| {
+            assert_eq!(find_in(folder.path(), patterns).unwrap_err(), expected, "{patterns:?}");
+        };
+        check(&["no.jsonl"], "no.jsonl: no such file");
+        check(&["*.json", "a.jsonl"], "*.json: no file matches this pattern");
+        check(&["sub/"], "sub/: this is a folder; name its files, for example sub/*.jsonl");
+        check(&["a.jsonl/x"], "a.jsonl/x: cannot read it: Not a directory (os error 20)");
+        check(
+            &["c.gz"],
+            "c.gz: this is a gzip file; only JSON Lines as plain text are supported, so unpack or convert it first",
+        );
+        check(&["no", "nor"], "no: no such file\nnor: no such file");
+        check(&["a[.jsonl"], "a[.jsonl: not a valid pattern: invalid range pattern");
+        let device = find(&["/dev/null".to_owned()]).unwrap_err();
+        assert_eq!(device.to_string(), "/dev/null: not a regular file");
+        assert_eq!(find(&[]).unwrap_err().to_string(), "data: no file is given: there is nothing to train on");
+    }
+}

@@ -1,0 +1,69 @@
+//! Why the launcher cannot train, and the exit code that says so.
+
+use std::io;
+use std::path::PathBuf;
+
+use proto::config::ConfigErrors;
+use proto::model_config::ModelConfigError;
+
+use crate::data::DataError;
+use crate::lock::LockError;
+use crate::resume::ResumeError;
+use crate::signals::Interrupt;
+use crate::spawn::SpawnError;
+
+/// Why the launcher cannot train. A rank's failure is not among these: it is an outcome.
+#[derive(Debug, thiserror::Error)]
+pub enum LaunchError {
+    /// train.toml is wrong.
+    #[error(transparent)]
+    Config(#[from] ConfigErrors),
+    /// The model's config.json is wrong or not supported.
+    #[error(transparent)]
+    Model(#[from] ModelConfigError),
+    /// The training data is wrong.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// There is no checkpoint that the job could go on from as the user wants it.
+    #[error(transparent)]
+    Resume(#[from] ResumeError),
+    /// The run directory cannot be used.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// A process cannot be started.
+    #[error(transparent)]
+    Spawn(#[from] SpawnError),
+    /// The worker binary is not where it should be.
+    #[error("{} is missing: it is built with dslaunch and has to lie beside it", .path.display())]
+    NoWorker {
+        /// Where it should be.
+        path: PathBuf,
+    },
+    /// The operating system refused something.
+    #[error("cannot {what}")]
+    Io {
+        /// What was tried.
+        what: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The user stopped the launcher before any rank was started.
+    #[error("stopped by {}", .0.name())]
+    Interrupted(Interrupt),
+}
+
+impl LaunchError {
+    /// An I/O error while trying `what`.
+    pub fn io(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Io { what: what.into(), source }
+    }
+
+    /// The launcher's exit code.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Config(_) | Self::Model(_) | Self::Data(_) | Self::Resume(_) => 2,
+            Self::Lock(_) | Self::Spawn(_) | Self::NoWorker { .. } | Self::Io { .. } => 3,
+            Self::Interrupted(interrupt) => interrupt.exit_code(),
+        }
+    }
+}

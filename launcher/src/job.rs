@@ -1,0 +1,221 @@
+//! The story of a job: read, check, find where to begin, prepare, plan, then attempts until it is done or given up.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use proto::manifest::Progress;
+use proto::run_dir::RunDir;
+
+use crate::attempt::{self, Edge, Job};
+use crate::checkpoints::Checkpoint;
+use crate::cli::{JobArgs, PlanArgs};
+use crate::error::LaunchError;
+use crate::files::{free_name, write_atomically};
+use crate::leftovers;
+use crate::lock::RunLock;
+use crate::output::Output;
+use crate::output::console::Console;
+use crate::output::events::Moment;
+use crate::output::plan_table::plan_table;
+use crate::output::report::{self, FailureReport, summary};
+use crate::output::terminal::Terminal;
+use crate::restart::{RestartPolicy, Verdict};
+use crate::resume::{self, Wish};
+use crate::setup::{Setup, worker_binary};
+use crate::signals::Signals;
+use crate::spawn::Spawner;
+use crate::supervise::{Failure, Outcome};
+use crate::token::random_hex;
+
+/// `dslaunch plan`: prints the resolved plan. Prepares the data; starts no rank. Returns the exit code.
+pub fn print_plan(args: &PlanArgs, terminal: &Terminal) -> Result<u8, LaunchError> {
+    let setup = Setup::load(&args.job)?;
+    let wish = Wish::of(&setup)?;
+    on_runtime(async {
+        let mut signals = Signals::listen().map_err(LaunchError::io("listen for signals"))?;
+        let mut console = Console::new(terminal.clone(), !args.json);
+        note(&setup.notes, &mut console);
+        let _lock = RunLock::acquire(setup.run_dir().root())?;
+        let from = wish.checkpoint(&setup, &mut console)?;
+        let plan = setup.plan(start_of(from.as_ref()), &mut signals, &mut console).await?;
+        note(&from.map_or(vec![], |from| resume::notes(&from, &plan)), &mut console);
+        let json = || serde_json::to_string_pretty(&plan).expect("a plan is plain data");
+        console.say(&if args.json { json() } else { plan_table(&plan) });
+        Ok(0)
+    })
+}
+
+/// `dslaunch train.toml`: trains. Returns the exit code. `start` is when the launcher started.
+pub fn train(args: &JobArgs, terminal: &Terminal, start: Instant) -> Result<u8, LaunchError> {
+    let setup = Setup::load(args)?;
+    let worker = worker_binary()?;
+    let wish = Wish::of(&setup)?;
+    on_runtime(async {
+        let mut signals = Signals::listen().map_err(LaunchError::io("listen for signals"))?;
+        let run_dir = setup.run_dir();
+        let _lock = RunLock::acquire(run_dir.root())?;
+        let output = Output::open(&run_dir, &setup.config.log.sinks, terminal.clone(), start);
+        let mut output = output.map_err(LaunchError::io(format!("write {}", run_dir.events().display())))?;
+        output.event(Moment::start());
+        note(&setup.notes, output.console());
+        let result = async {
+            leftovers::remove(&run_dir)?;
+            let beginning = wish.checkpoint(&setup, output.console())?;
+            let job = prepare(&setup, worker, beginning.as_ref(), &mut signals, &mut output).await?;
+            wish.leave_others_behind(&run_dir, output.console())?;
+            let spawner = Spawner::start().map_err(LaunchError::io("start the spawning thread"))?;
+            let mut edge = Edge { spawner: &spawner, signals: &mut signals, output: &mut output };
+            attempts(&job, beginning, &mut edge).await
+        };
+        let result = result.await;
+        if let Err(error) = &result {
+            output.console().clear();
+            let reason = error.to_string();
+            output.event(match error {
+                LaunchError::Interrupted(interrupt) => Moment::Interrupted { signal: interrupt.name() },
+                _ => Moment::Failed { exit_code: error.exit_code(), reason: &reason },
+            });
+        }
+        result
+    })
+}
+
+/// From the checked files to a job that ranks can be started for, its plan on disk.
+async fn prepare(
+    setup: &Setup,
+    worker: PathBuf,
+    beginning: Option<&Checkpoint>,
+    signals: &mut Signals,
+    output: &mut Output,
+) -> Result<Job, LaunchError> {
+    let run_dir = setup.run_dir();
+    let plan = setup.plan(start_of(beginning), signals, output.console()).await?;
+    note(&beginning.map_or(vec![], |from| resume::notes(from, &plan)), output.console());
+    let json = serde_json::to_vec_pretty(&plan).expect("a plan is plain data");
+    let path = run_dir.plan();
+    write_atomically(&path, &json).map_err(LaunchError::io(format!("write {}", path.display())))?;
+    let max_restarts = u32::try_from(setup.config.restart.max_restarts).unwrap_or(u32::MAX);
+    let suffix = random_hex(4).map_err(LaunchError::io("draw a random run id"))?;
+    let run_id = format!("{}-{suffix}", plan.name);
+    Ok(Job { plan, run_dir, worker, run_id, max_restarts })
+}
+
+/// Attempt after attempt.
+async fn attempts(job: &Job, beginning: Option<Checkpoint>, edge: &mut Edge<'_>) -> Result<u8, LaunchError> {
+    keep_logs_of_earlier_launches(&job.run_dir)?;
+    let mut policy = RestartPolicy::new(job.max_restarts);
+    let mut from = beginning.clone();
+    loop {
+        let number = policy.restarts();
+        let resume_step = start_of(from.as_ref()).step;
+        edge.output.begin_attempt(number, resume_step, job.plan.steps);
+        if number > 0 {
+            edge.output.event(Moment::Restarted { restarts: number, resumed_step: resume_step });
+        }
+        if let Some(Checkpoint { path, .. }) = &from {
+            edge.output.event(Moment::ResumedStep { resumed_step: resume_step, path });
+            edge.output.console().row(&format!("going on from step {resume_step}: {}", path.display()));
+        }
+        let (mut cause, follow_ons) = match attempt::run(job, number, from.as_ref(), edge).await? {
+            Outcome::Failed { cause, follow_ons } => (cause, follow_ons),
+            ended => return Ok(end(job, number, ended, edge.output)),
+        };
+        explain(job, number, &mut cause, &follow_ons, edge.output);
+        from = resume::after_failure(&job.run_dir, beginning.as_ref(), edge.output.console())?;
+        let resume_step = start_of(from.as_ref()).step;
+        let (exit_code, reason) = match policy.decide(&cause, resume_step) {
+            Verdict::Restart => {
+                let budget = format!("restart {} of {}", policy.restarts(), job.max_restarts);
+                edge.output.console().warn(&format!("starting all ranks again from step {resume_step} ({budget})"));
+                continue;
+            }
+            Verdict::Input => (2, "not started again: a restart cannot help against wrong input".to_owned()),
+            Verdict::Environment => (3, "not started again: a restart cannot help in this environment".to_owned()),
+            Verdict::GiveUp(reason) => (1, format!("giving up: {reason}")),
+        };
+        edge.output.event(Moment::Failed { exit_code, reason: &reason });
+        edge.output.console().warn(&reason);
+        return Ok(exit_code);
+    }
+}
+
+/// The end of a job that did not fail. Returns the exit code.
+fn end(job: &Job, restarts: u32, outcome: Outcome, output: &mut Output) -> u8 {
+    output.console().clear();
+    match outcome {
+        Outcome::Interrupted(interrupt) => {
+            output.event(Moment::Interrupted { signal: interrupt.name() });
+            output.console().hurry();
+            output.console().warn(&format!("stopped by {}: no rank is left", interrupt.name()));
+            interrupt.exit_code()
+        }
+        Outcome::Stuck { ranks } => {
+            let reason = format!("ranks {ranks:?} hang in the kernel and do not die of SIGKILL");
+            output.event(Moment::Failed { exit_code: 1, reason: &reason });
+            output.console().warn(&format!("giving up: {reason}"));
+            1
+        }
+        Outcome::Done | Outcome::Failed { .. } => {
+            output.event(Moment::Done { steps: job.plan.steps });
+            let text = summary(&job.plan, &job.run_dir, output.latest(), output.elapsed(), restarts);
+            output.console().say(&text);
+            0
+        }
+    }
+}
+
+/// Tells the user what failed, with the evidence that the rank left behind.
+fn explain(job: &Job, attempt: u32, cause: &mut Failure, follow_ons: &[Failure], output: &mut Output) {
+    let log = job.run_dir.attempt_logs(attempt).join(format!("rank-{}.err", cause.rank));
+    // Without the log the report says that there is none.
+    let tail = report::tail(&log).unwrap_or_default();
+    report::recognise_loader_failure(cause, &tail);
+    output.event(Moment::Stopped { rank: cause.rank, cause: &cause.summary(), step: cause.step });
+    let report = FailureReport { attempt, cause, follow_ons, log, tail };
+    output.console().clear();
+    output.console().warn(&report.text());
+}
+
+/// Where the job stands at `checkpoint`, or at its very beginning.
+fn start_of(checkpoint: Option<&Checkpoint>) -> Progress {
+    checkpoint.map_or(Progress::default(), |checkpoint| checkpoint.manifest.progress)
+}
+
+fn note(notes: &[String], console: &mut Console) {
+    notes.iter().for_each(|note| console.warn(&format!("note: {note}")));
+}
+
+/// `logs/attempt-K` are those of this launch; earlier launches' move to `logs/launch.N`.
+fn keep_logs_of_earlier_launches(run_dir: &RunDir) -> Result<(), LaunchError> {
+    let first = run_dir.attempt_logs(0);
+    let logs = first.parent().expect("a folder in the run directory");
+    move_attempts(logs).map_err(LaunchError::io(format!("move the logs of earlier launches in {}", logs.display())))
+}
+
+fn move_attempts(logs: &Path) -> io::Result<()> {
+    let earlier: Vec<_> = match fs::read_dir(logs) {
+        Ok(entries) => entries.collect::<io::Result<_>>()?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    let is_attempt = |entry: &fs::DirEntry| entry.file_name().to_string_lossy().starts_with("attempt-");
+    let mut attempts = earlier.into_iter().filter(is_attempt).peekable();
+    if attempts.peek().is_none() {
+        return Ok(());
+    }
+    let folder = free_name(logs, "launch");
+    fs::create_dir(&folder)?;
+    attempts.try_for_each(|entry| fs::rename(entry.path(), folder.join(entry.file_name())))
+}
+
+/// Runs the launcher's tasks: two threads are plenty, and a blocking one that is left (data preparation) is not waited
+/// for.
+fn on_runtime(task: impl Future<Output = Result<u8, LaunchError>>) -> Result<u8, LaunchError> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let runtime = runtime.map_err(LaunchError::io("start the runtime"))?;
+    let result = runtime.block_on(task);
+    runtime.shutdown_background();
+    result
+}

@@ -1,0 +1,30 @@
+//! The launcher: everything of `dslaunch` but its main function.
+//!
+//! In reading order: [`cli`] (what the user typed), [`job`] (the story), [`setup`] (train.toml to plan), [`attempt`] (one
+//! run of all ranks), then what it is made of: [`spawn`] (processes), [`service`] and [`rendezvous`] (how ranks find each
+//! other), [`supervise`] and [`restart`] (what to do when one fails), [`output`] (what the user sees).
+//!
+//! Decisions are pure state machines, tested without processes; input and output sit at the edge. The launcher links no
+//! libtorch: it must start, and explain itself, without it.
+
+pub mod attempt;
+pub mod checkpoints;
+pub mod cli;
+pub mod data;
+pub mod error;
+pub mod exit;
+pub mod files;
+pub mod job;
+pub mod leftovers;
+pub mod lock;
+pub mod output;
+pub mod rendezvous;
+pub mod restart;
+pub mod resume;
+pub mod service;
+pub mod setup;
+pub mod signals;
+pub mod spawn;
+pub mod supervise;
+pub mod sys;
+pub mod token;

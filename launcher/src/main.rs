@@ -1,0 +1,57 @@
+//! `dslaunch`: wiring, and the one place that turns results into exit codes.
+
+use std::error::Error;
+use std::io::{self, Write};
+use std::process::ExitCode;
+use std::time::Instant;
+
+use clap::Parser;
+use launcher::cli::{Cli, Task};
+use launcher::error::LaunchError;
+use launcher::job;
+use launcher::output::terminal::{Item, Stream, Terminal};
+
+fn main() -> ExitCode {
+    let start = Instant::now();
+    let task = match Cli::try_parse() {
+        Ok(cli) => cli.task(),
+        Err(usage) => {
+            // Help goes to standard output, mistakes to standard error; either may be closed.
+            let _ = usage.print();
+            return ExitCode::from(usage.exit_code() as u8);
+        }
+    };
+    let terminal = match Terminal::start() {
+        Ok(terminal) => terminal,
+        Err(error) => {
+            let _ = writeln!(io::stderr(), "error: cannot start a thread\n  {error}");
+            return ExitCode::from(3);
+        }
+    };
+    let result = match task {
+        Task::Train(args) => job::train(&args, &terminal, start),
+        Task::Plan(args) => job::print_plan(&args, &terminal),
+    };
+    let code = result.unwrap_or_else(|error| {
+        terminal.show(Item::Text(Stream::Err, explanation(&error)));
+        if matches!(error, LaunchError::Interrupted(_)) {
+            terminal.hurry();
+        }
+        error.exit_code()
+    });
+    terminal.finish();
+    ExitCode::from(code)
+}
+
+/// One line per cause.
+fn explanation(error: &LaunchError) -> String {
+    // Problems in train.toml say by themselves that they are errors.
+    let prefix = if matches!(error, LaunchError::Config(_)) { "" } else { "error: " };
+    let mut text = format!("{prefix}{error}");
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text += &format!("\n  {error}");
+        cause = error.source();
+    }
+    text
+}

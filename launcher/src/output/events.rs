@@ -1,0 +1,163 @@
+//! events.jsonl: the launcher's timeline, for programs. Each launch adds to it, beginning with a `start` row.
+//!
+//! Times are milliseconds since the launcher started, from a clock that never jumps; the `start` row ties them to the
+//! wall clock.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::path::Path;
+use std::time::{Instant, SystemTime};
+
+use serde::Serialize;
+
+/// What happened.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Moment<'a> {
+    /// The launcher runs and has the run directory for itself.
+    Start {
+        /// Seconds since 1970.
+        unix_seconds: f64,
+        /// The launcher's process id.
+        pid: u32,
+        /// The launcher's version.
+        version: &'a str,
+    },
+    /// The attempt goes on from this checkpoint.
+    ResumedStep {
+        /// Its step.
+        resumed_step: u64,
+        /// Its folder.
+        path: &'a Path,
+    },
+    /// All ranks' processes run.
+    Spawned {
+        /// Their process ids, by rank.
+        pids: &'a [u32],
+    },
+    /// Training begins, so ranks say.
+    Started {
+        /// Steps done before; 0 at the beginning.
+        resumed_step: u64,
+    },
+    /// A checkpoint is complete.
+    Checkpoint {
+        /// The steps it was made after.
+        step: u64,
+        /// Its folder.
+        path: &'a Path,
+        /// How long it took.
+        seconds: f64,
+    },
+    /// The first sign of a failure.
+    FailureDetected {
+        /// The rank that shows it.
+        rank: usize,
+        /// How.
+        cause: &'a str,
+    },
+    /// No rank of the attempt is left.
+    Stopped {
+        /// The rank that the failure is put down to.
+        rank: usize,
+        /// The first real cause.
+        cause: &'a str,
+        /// The step it worked on.
+        step: u64,
+    },
+    /// The job is started again; `attempt` is the new attempt.
+    Restarted {
+        /// Restarts so far.
+        restarts: u32,
+        /// Steps that need not be run again.
+        resumed_step: u64,
+    },
+    /// Training is complete.
+    Done {
+        /// Steps of the whole run.
+        steps: u64,
+    },
+    /// The user stopped it.
+    Interrupted {
+        /// How.
+        signal: &'a str,
+    },
+    /// The launcher gives up.
+    Failed {
+        /// With this code.
+        exit_code: u8,
+        /// For this reason.
+        reason: &'a str,
+    },
+}
+
+impl Moment<'_> {
+    /// The first row of a launch.
+    pub fn start() -> Self {
+        let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        Self::Start {
+            unix_seconds: since_1970.as_secs_f64(),
+            pid: std::process::id(),
+            version: env!("CARGO_PKG_VERSION"),
+        }
+    }
+}
+
+/// The open file.
+#[derive(Debug)]
+pub struct EventLog {
+    file: File,
+    start: Instant,
+    attempt: u32,
+}
+
+#[derive(Serialize)]
+struct Row<'a> {
+    ms: f64,
+    attempt: u32,
+    #[serde(flatten)]
+    moment: Moment<'a>,
+}
+
+impl EventLog {
+    /// Opens the file at `path` for adding. `start` is when the launcher started.
+    pub fn open(path: &Path, start: Instant) -> io::Result<Self> {
+        Ok(Self { file: OpenOptions::new().create(true).append(true).open(path)?, start, attempt: 0 })
+    }
+
+    /// From now on rows are of this attempt.
+    pub fn set_attempt(&mut self, attempt: u32) {
+        self.attempt = attempt;
+    }
+
+    /// Adds one row.
+    pub fn write(&mut self, moment: Moment<'_>) -> io::Result<()> {
+        let ms = (self.start.elapsed().as_secs_f64() * 1e6).round() / 1e3;
+        let mut line = serde_json::to_vec(&Row { ms, attempt: self.attempt, moment })?;
+        line.push(b'\n');
+        self.file.write_all(&line)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_say_when_what_and_in_which_attempt() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("events.jsonl");
+        for _launch in 0..2 {
+            let mut log = EventLog::open(&path, Instant::now()).unwrap();
+            log.write(Moment::start()).unwrap();
+            log.set_attempt(1);
+            log.write(Moment::FailureDetected { rank: 2, cause: "killed by SIGKILL" }).unwrap();
+        }
+        let text = std::fs::read_to_string(path).unwrap();
+        let rows: Vec<serde_json::Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!(rows.len(), 4, "launches add to the file");
+        assert!(rows[0]["event"] == "start" && rows[0]["attempt"] == 0 && rows[0]["unix_seconds"].as_f64() > Some(1e9));
+        assert!(rows[1]["event"] == "failure_detected" && rows[1]["attempt"] == 1 && rows[1]["rank"] == 2);
+        assert!(rows[1]["ms"].as_f64() >= rows[0]["ms"].as_f64());
+    }
+}

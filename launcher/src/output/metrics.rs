@@ -1,0 +1,152 @@
+//! metrics.jsonl: one JSON object per logged step and per validation.
+//!
+//! - MET-1 The file is one clean sequence: when training goes on from step k, rows of later steps are dropped before new
+//!   ones are added, and a torn last row is dropped too.
+//! - MET-2 A number that is not finite is null, for JSON has no other word for it.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::path::PathBuf;
+
+use proto::control::{EvalMetrics, StepMetrics};
+use serde::Serialize;
+
+use crate::files::write_atomically;
+
+/// The file, open for adding once it was rewound.
+#[derive(Debug)]
+pub struct MetricsFile {
+    path: PathBuf,
+    file: Option<File>,
+}
+
+/// A logged step. Fields are the file's keys, in its order.
+#[derive(Debug, Serialize)]
+pub struct StepRow {
+    step: u64,
+    loss: f64,
+    grad_norm: f64,
+    learning_rate: f64,
+    tokens: u64,
+    tokens_per_second: f64,
+    step_seconds: f64,
+}
+
+/// A validation.
+#[derive(Debug, Serialize)]
+pub struct EvalRow {
+    step: u64,
+    eval_loss: f64,
+    label_tokens: u64,
+}
+
+impl From<&StepMetrics> for StepRow {
+    fn from(step: &StepMetrics) -> Self {
+        Self {
+            step: step.step,
+            loss: step.loss,
+            grad_norm: step.grad_norm,
+            learning_rate: step.learning_rate,
+            tokens: step.tokens,
+            tokens_per_second: step.tokens_per_second,
+            step_seconds: step.step_seconds,
+        }
+    }
+}
+
+impl From<&EvalMetrics> for EvalRow {
+    fn from(eval: &EvalMetrics) -> Self {
+        Self { step: eval.step, eval_loss: eval.eval_loss, label_tokens: eval.label_tokens }
+    }
+}
+
+impl MetricsFile {
+    /// The file at `path`; nothing is touched yet.
+    pub fn new(path: PathBuf) -> Self {
+        Self { path, file: None }
+    }
+
+    /// Drops every row of a step after `step` (MET-1), and opens the file for what comes now.
+    pub fn rewind(&mut self, step: u64) -> io::Result<()> {
+        self.file = None;
+        let old = match fs::read(&self.path) {
+            Ok(old) => old,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => vec![],
+            Err(error) => return Err(error),
+        };
+        let kept = rows_until(&old, step);
+        if kept != old {
+            write_atomically(&self.path, &kept)?;
+        }
+        self.file = Some(OpenOptions::new().create(true).append(true).open(&self.path)?);
+        Ok(())
+    }
+
+    /// Adds one row, with one write, so that a reader sees whole rows.
+    pub fn write(&mut self, row: &impl Serialize) -> io::Result<()> {
+        let file = self.file.as_mut().ok_or_else(|| io::Error::other("it could not be opened"))?;
+        let mut line = serde_json::to_vec(row)?;
+        line.push(b'\n');
+        file.write_all(&line)
+    }
+}
+
+/// The rows up to `step`, in their order. What is not a row is dropped.
+fn rows_until(text: &[u8], step: u64) -> Vec<u8> {
+    let is_kept = |row: &&[u8]| {
+        let value: serde_json::Value = serde_json::from_slice(row).unwrap_or_default();
+        row.ends_with(b"\n") && value["step"].as_u64().is_some_and(|at| at <= step)
+    };
+    text.split_inclusive(|&byte| byte == b'\n').filter(is_kept).collect::<Vec<_>>().concat()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OLD: &str = "{\"step\":1,\"loss\":3.0}\n{\"step\":10,\"loss\":2.0}\n{\"step\":10,\"eval_loss\":2.1}\n\
+                       {\"step\":11,\"loss\":1.0}\n";
+
+    fn rewound(old: Option<&str>, step: u64) -> String {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("metrics.jsonl");
+        if let Some(old) = old {
+            fs::write(&path, old).unwrap();
+        }
+        MetricsFile::new(path.clone()).rewind(step).unwrap();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "no temporary file is left");
+        fs::read_to_string(path).unwrap()
+    }
+
+    #[test]
+    fn rows_after_the_resumed_step_are_dropped() {
+        let lines: Vec<_> = OLD.split_inclusive('\n').collect();
+        assert_eq!(rewound(Some(OLD), 11), OLD);
+        assert_eq!(rewound(Some(OLD), 10), lines[..3].concat());
+        assert_eq!(rewound(Some(OLD), 9), lines[0]);
+        assert_eq!(rewound(Some(OLD), 0), "");
+        assert_eq!(rewound(None, 5), "");
+    }
+
+    #[test]
+    fn a_torn_row_is_dropped() {
+        assert_eq!(rewound(Some("{\"step\":1}\n{\"step\":2"), 9), "{\"step\":1}\n");
+        assert_eq!(rewound(Some("{\"step\":1}\n{\"step\":2}"), 9), "{\"step\":1}\n");
+        assert_eq!(rewound(Some("{\"step\":1}\nnonsense\n[]\n{\"step\":2}\n"), 9), "{\"step\":1}\n{\"step\":2}\n");
+    }
+
+    #[test]
+    fn rows_have_their_keys_in_order_and_null_for_what_is_not_finite() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("metrics.jsonl");
+        let mut metrics = MetricsFile::new(path.clone());
+        assert!(metrics.write(&1).is_err(), "not rewound yet");
+        metrics.rewind(0).unwrap();
+        let step = StepMetrics { step: 3, loss: f64::NAN, grad_norm: f64::INFINITY, tokens: 7, ..Default::default() };
+        metrics.write(&StepRow::from(&step)).unwrap();
+        metrics.write(&EvalRow::from(&EvalMetrics { step: 3, eval_loss: 0.1, label_tokens: 5 })).unwrap();
+        let expected = "{\"step\":3,\"loss\":null,\"grad_norm\":null,\"learning_rate\":0.0,\"tokens\":7,\
+                        \"tokens_per_second\":0.0,\"step_seconds\":0.0}\n{\"step\":3,\"eval_loss\":0.1,\"label_tokens\":5}\n";
+        assert_eq!(fs::read_to_string(path).unwrap(), expected);
+    }
+}

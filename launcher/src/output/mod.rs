@@ -1,0 +1,138 @@
+//! What the user gets to see of a run: the terminal, metrics.jsonl, events.jsonl and reports of failures.
+//!
+//! Owns these files; the launcher is their only writer. It decides nothing. A file that cannot be written (a full disk)
+//! costs its rows and a warning, never the training.
+
+pub mod console;
+pub mod events;
+pub mod metrics;
+pub mod plan_table;
+pub mod report;
+mod screen;
+pub mod terminal;
+mod units;
+
+use std::io;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use proto::config::Sink;
+use proto::control::{CheckpointSaved, EvalMetrics, Finished, StepMetrics};
+use proto::run_dir::RunDir;
+
+use console::Console;
+use events::{EventLog, Moment};
+use metrics::{EvalRow, MetricsFile, StepRow};
+use terminal::Terminal;
+
+/// Everything that a run writes for its user.
+#[derive(Debug)]
+pub struct Output {
+    console: Console,
+    /// `None` without the jsonl sink.
+    metrics: Option<MetricsFile>,
+    events: EventLog,
+    start: Instant,
+    /// Rows that could not be written.
+    lost_rows: u64,
+    latest: Latest,
+}
+
+/// The latest of what ranks reported, for the summary.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Latest {
+    /// Loss of the latest step.
+    pub loss: Option<f64>,
+    /// Loss of the latest validation.
+    pub eval_loss: Option<f64>,
+    /// Label tokens trained on.
+    pub tokens: u64,
+    /// The largest high-water mark of a rank's memory, in bytes.
+    pub peak_memory_bytes: u64,
+}
+
+impl Output {
+    /// For a run in `run_dir` whose launcher started at `start`. Opens [`RunDir::events`] only.
+    pub fn open(run_dir: &RunDir, sinks: &[Sink], terminal: Terminal, start: Instant) -> io::Result<Self> {
+        Ok(Self {
+            console: Console::new(terminal, sinks.contains(&Sink::Console)),
+            metrics: sinks.contains(&Sink::Jsonl).then(|| MetricsFile::new(run_dir.metrics())),
+            events: EventLog::open(&run_dir.events(), start)?,
+            start,
+            lost_rows: 0,
+            latest: Latest::default(),
+        })
+    }
+
+    /// The terminal.
+    pub fn console(&mut self) -> &mut Console {
+        &mut self.console
+    }
+
+    /// Writes to the timeline.
+    pub fn event(&mut self, moment: Moment<'_>) {
+        let written = self.events.write(moment);
+        self.row_written(written, "events.jsonl");
+    }
+
+    /// An attempt begins: its events carry its number, and rows of steps after `resume_step`, which will be run again,
+    /// are dropped.
+    pub fn begin_attempt(&mut self, attempt: u32, resume_step: u64, steps: u64) {
+        self.events.set_attempt(attempt);
+        let rewound = self.metrics.as_mut().map_or(Ok(()), |metrics| metrics.rewind(resume_step));
+        self.row_written(rewound, "metrics.jsonl");
+        self.console.begin_attempt(resume_step, steps);
+    }
+
+    /// A step is done.
+    pub fn step(&mut self, step: &StepMetrics) {
+        self.latest.loss = Some(step.loss);
+        self.latest.tokens = step.tokens;
+        if step.logged {
+            self.metrics_row(|metrics| metrics.write(&StepRow::from(step)));
+        }
+        self.console.step(step);
+    }
+
+    /// The validation set was scored.
+    pub fn eval(&mut self, eval: &EvalMetrics) {
+        self.latest.eval_loss = Some(eval.eval_loss);
+        self.metrics_row(|metrics| metrics.write(&EvalRow::from(eval)));
+        self.console.eval(eval);
+    }
+
+    /// A checkpoint is complete.
+    pub fn checkpoint(&mut self, saved: &CheckpointSaved) {
+        self.event(Moment::Checkpoint { step: saved.step, path: Path::new(&saved.path), seconds: saved.seconds });
+        self.console.row(&format!("step {}: checkpoint in {} ({:.1} s)", saved.step, saved.path, saved.seconds));
+    }
+
+    /// A rank's work is done.
+    pub fn finished(&mut self, report: &Finished) {
+        self.latest.peak_memory_bytes = self.latest.peak_memory_bytes.max(report.peak_memory_bytes);
+    }
+
+    /// The latest of what ranks reported.
+    pub fn latest(&self) -> &Latest {
+        &self.latest
+    }
+
+    /// Time since the launcher started.
+    pub fn elapsed(&self) -> Duration {
+        self.start.elapsed()
+    }
+
+    fn metrics_row(&mut self, write: impl FnOnce(&mut MetricsFile) -> io::Result<()>) {
+        let written = self.metrics.as_mut().map_or(Ok(()), write);
+        self.row_written(written, "metrics.jsonl");
+    }
+
+    fn row_written(&mut self, written: io::Result<()>, file: &str) {
+        if let Err(error) = written {
+            self.lost_rows += 1;
+            if self.lost_rows == 1 {
+                self.console.warn(&format!("warning: cannot write {file}: {error}; training goes on, rows are lost"));
+            }
+        }
+    }
+}

@@ -1,0 +1,209 @@
+//! The plan for people: what `dslaunch plan` prints. Pure.
+
+use proto::model_config::ModelConfig;
+use proto::plan::{Dtype, Plan, ZeroStage};
+
+use super::units::{bytes, count, plural};
+
+/// The plan as a table of a name and a sentence each.
+pub fn plan_table(plan: &Plan) -> String {
+    let rows = [
+        ("job", format!("{}, seed {}", plan.name, plan.seed)),
+        ("output", plan.output_dir.display().to_string()),
+        ("model", model(plan)),
+        ("ranks", ranks(plan)),
+        ("data", data(plan)),
+        ("batch", batch(plan)),
+        ("steps", steps(plan)),
+        ("optimizer", optimizer(plan)),
+        ("schedule", schedule(plan)),
+        ("memory", memory(plan)),
+        ("saving", saving(plan)),
+    ];
+    rows.map(|(name, text)| format!("{name:<10}{text}")).join("\n")
+}
+
+fn model(plan: &Plan) -> String {
+    let config = &plan.model.config;
+    format!(
+        "{}: {} parameters ({}, hidden size {}, vocabulary {}), {} weights, computes in {}",
+        plan.model.path.display(),
+        count(num_parameters(config)),
+        plural(config.num_hidden_layers as u64, "layer"),
+        config.hidden_size,
+        config.vocab_size,
+        plan.model.init,
+        plan.model.compute_dtype,
+    )
+}
+
+fn ranks(plan: &Plan) -> String {
+    let mesh = plan.mesh;
+    let threads = plural(plan.threads_per_rank as u64, "thread");
+    format!("{} = pipeline {} * data {} * tensor {}, {threads} each", mesh.world_size(), mesh.pp, mesh.dp, mesh.tp)
+}
+
+fn data(plan: &Plan) -> String {
+    let order = if plan.data.shuffle { "shuffled" } else { "in file order" };
+    let validation = if plan.data.validation.is_some() { "with validation" } else { "no validation" };
+    format!(
+        "{} of at most {} tokens, {} tokens in all, {order}; {validation}",
+        plural(plan.data.train_rows, "row"),
+        plan.data.seq_len,
+        count(plan.data.train_tokens),
+    )
+}
+
+fn batch(plan: &Plan) -> String {
+    let batch = plan.batch;
+    format!(
+        "{} = micro batch {} * accumulation {} * data {}",
+        plural(batch.global_batch_size, "row"),
+        batch.micro_batch_size,
+        batch.num_micro_batches,
+        plan.mesh.dp,
+    )
+}
+
+fn steps(plan: &Plan) -> String {
+    let start = plan.start;
+    let left = plan.steps.saturating_sub(start.step);
+    let rows = start.rows as f64 + left as f64 * plan.batch.global_batch_size as f64;
+    let epochs = rows / plan.data.train_rows as f64;
+    let tokens = count((epochs * plan.data.train_tokens as f64) as u64);
+    let begins = match (start.step, left) {
+        (0, _) => String::new(),
+        (at, 0) => format!("; already at step {at}, nothing left to train"),
+        (at, _) => format!("; goes on from step {at}"),
+    };
+    format!("{}, {epochs:.2} epochs, about {tokens} tokens{begins}", plan.steps)
+}
+
+fn optimizer(plan: &Plan) -> String {
+    let optimizer = &plan.optimizer;
+    let [beta1, beta2] = optimizer.betas;
+    let clip = match plan.max_grad_norm {
+        0.0 => "no clipping".to_owned(),
+        norm => format!("gradients clipped to norm {norm}"),
+    };
+    format!("adamw, betas {beta1} {beta2}, eps {:e}, weight decay {}, {clip}", optimizer.eps, optimizer.weight_decay)
+}
+
+fn schedule(plan: &Plan) -> String {
+    let schedule = &plan.schedule;
+    format!(
+        "{}, peak {:e} after {} of warm-up, down to {} of it",
+        schedule.kind,
+        schedule.learning_rate,
+        plural(schedule.warmup_steps, "step"),
+        schedule.min_lr_ratio,
+    )
+}
+
+fn memory(plan: &Plan) -> String {
+    let bytes_per_rank = state_bytes(plan);
+    let stage = plan.zero.stage.number();
+    format!(
+        "{} per rank for weights, gradients and optimizer state (ZeRO {stage}); activations come on top ({} recomputed)",
+        bytes(bytes_per_rank),
+        plan.activation_checkpointing,
+    )
+}
+
+fn saving(plan: &Plan) -> String {
+    let checkpoint = plan.checkpoint;
+    format!("every {}, the newest {} kept", plural(checkpoint.every_steps, "step"), checkpoint.keep_last)
+}
+
+/// Parameters of the whole model.
+fn num_parameters(config: &ModelConfig) -> u64 {
+    let [hidden, ffn, vocab] =
+        [config.hidden_size, config.intermediate_size, config.vocab_size].map(|size| size as u64);
+    let query = (config.num_attention_heads * config.head_dim) as u64;
+    let key_value = (config.num_key_value_heads * config.head_dim) as u64;
+    let attention = 2 * hidden * (query + key_value);
+    let attention_bias = if config.attention_bias { query + 2 * key_value + hidden } else { 0 };
+    let mlp_bias = if config.mlp_bias { 2 * ffn + hidden } else { 0 };
+    let block = attention + attention_bias + 3 * hidden * ffn + mlp_bias + 2 * hidden;
+    let embeddings = vocab * hidden * if config.tie_word_embeddings { 1 } else { 2 };
+    embeddings + config.num_hidden_layers as u64 * block + hidden
+}
+
+/// What one rank keeps of the model from step to step: parameters, fp32 gradients, both moments, and fp32 masters where
+/// the parameters are not fp32 themselves.
+fn state_bytes(plan: &Plan) -> u64 {
+    let parameters = num_parameters(&plan.model.config);
+    let (weight, master) = match plan.model.compute_dtype {
+        Dtype::Fp32 => (4, 0),
+        Dtype::Bf16 => (2, 4),
+    };
+    let shards = if plan.zero.stage >= ZeroStage::Stage1 { plan.mesh.dp as u64 } else { 1 };
+    parameters * (weight + 4) + (parameters * (master + 8)).div_ceil(shards)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    use proto::config::TrainConfig;
+    use proto::manifest::Progress;
+    use proto::plan::{Draft, PreparedData, World};
+
+    const DEEPSEEK: &str = r#"{
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "hidden_size": 4096,
+        "intermediate_size": 11008, "num_hidden_layers": 30, "num_attention_heads": 32, "vocab_size": 102400,
+        "max_position_embeddings": 4096, "rms_norm_eps": 1e-6, "tie_word_embeddings": false,
+        "torch_dtype": "bfloat16", "eos_token_id": 100001}"#;
+
+    fn plan(toml: &str, world_size: usize) -> Plan {
+        plan_from(Progress::default(), toml, world_size)
+    }
+
+    fn plan_from(start: Progress, toml: &str, world_size: usize) -> Plan {
+        let text = format!("[model]\npath = \"/m\"\n[data]\ntrain = \"a.jsonl\"\n{toml}");
+        let config = TrainConfig::parse(Path::new("sft.toml"), &text, &[]).unwrap();
+        let model = ModelConfig::parse(Path::new("config.json"), DEEPSEEK).unwrap();
+        let world = World { world_size, cores: 8, current_dir: "/here".into() };
+        let draft = Draft::new(&config, world, model).unwrap();
+        draft.with_data(PreparedData { path: "/d".into(), rows: 320, tokens: 1_000_000 }, None, start).unwrap()
+    }
+
+    #[test]
+    fn parameters_are_counted_as_published() {
+        let config = ModelConfig::parse(Path::new("config.json"), DEEPSEEK).unwrap();
+        assert_eq!(num_parameters(&config), 6_910_365_696);
+    }
+
+    #[test]
+    fn the_optimizer_state_is_shared_from_stage_1_on() {
+        let parameters = 6_910_365_696;
+        assert_eq!(state_bytes(&plan("[zero]\nstage = 0", 4)), parameters * 16);
+        assert_eq!(state_bytes(&plan("[zero]\nstage = 1", 4)), parameters * 8 + parameters * 2);
+    }
+
+    #[test]
+    fn the_table_answers_what_will_be_done() {
+        let table = plan_table(&plan("", 4));
+        let lines: Vec<_> = table.lines().collect();
+        assert_eq!(lines.len(), 11);
+        assert_eq!(lines[1], "output    /here/runs/sft");
+        assert_eq!(lines[3], "ranks     4 = pipeline 1 * data 4 * tensor 1, 2 threads each");
+        assert_eq!(lines[5], "batch     32 rows = micro batch 1 * accumulation 8 * data 4");
+        assert_eq!(lines[6], "steps     10, 1.00 epochs, about 1.0 M tokens");
+    }
+
+    #[test]
+    fn the_table_says_where_the_run_goes_on() {
+        let steps = |start, toml| {
+            let table = plan_table(&plan_from(start, toml, 4));
+            table.lines().nth(6).unwrap().to_owned()
+        };
+        // 288 of 320 rows in larger steps than now.
+        let start = Progress { step: 4, rows: 288, label_tokens: 0 };
+        assert_eq!(steps(start, ""), "steps     5, 1.00 epochs, about 1.0 M tokens; goes on from step 4");
+        let start = Progress { step: 20, rows: 640, label_tokens: 0 };
+        let there = "steps     10, 2.00 epochs, about 2.0 M tokens; already at step 20, nothing left to train";
+        assert_eq!(steps(start, "[train]\nsteps = 10\n"), there);
+    }
+}

@@ -1,0 +1,211 @@
+//! What is said about a failed attempt and at the end of a job. Mostly pure: text from facts.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use proto::plan::Plan;
+use proto::run_dir::RunDir;
+
+use super::{Latest, units};
+use crate::supervise::{Failure, Kind};
+
+/// Lines of a rank's standard error that a report quotes.
+const TAIL_LINES: usize = 20;
+/// How much of the file is looked at for them.
+const TAIL_BYTES: u64 = 64 * 1024;
+/// Longest quoted line, in characters.
+const LINE_CHARS: usize = 400;
+
+/// What the dynamic loader says when a library is missing.
+const LOADER_ERROR: &str = "error while loading shared libraries";
+
+/// A failed attempt and the evidence.
+#[derive(Debug)]
+pub struct FailureReport<'a> {
+    /// Which attempt.
+    pub attempt: u32,
+    /// The first real failure.
+    pub cause: &'a Failure,
+    /// The other ranks', in order of arrival.
+    pub follow_ons: &'a [Failure],
+    /// Standard error of the rank that is the cause.
+    pub log: PathBuf,
+    /// Its last lines.
+    pub tail: Vec<String>,
+}
+
+impl FailureReport<'_> {
+    /// The report, several lines.
+    pub fn text(&self) -> String {
+        let Failure { rank, exit, message, .. } = self.cause;
+        let mut text = format!("rank {rank} failed {} of attempt {}", place(self.cause.step), self.attempt);
+        match exit {
+            Some(exit) => text += &format!(": {exit}"),
+            None => text += ", and was stopped by dslaunch",
+        }
+        let mut line = |line: &str| {
+            text.push('\n');
+            text.push_str(line);
+        };
+        for message in message.iter().flat_map(|message| message.lines()) {
+            line(&format!("  {message}"));
+        }
+        if let Some(hint) = exit.and_then(|exit| exit.hint()) {
+            line(&format!("  {hint}"));
+        }
+        let log = self.log.display();
+        if self.tail.is_empty() {
+            line(&format!("  it wrote nothing to {log}"));
+        } else {
+            line(&format!("  the end of {log}:"));
+            self.tail.iter().for_each(|quoted| line(&format!("  | {quoted}")));
+        }
+        for failure in self.follow_ons {
+            line(&format!("rank {} followed {}: {}", failure.rank, place(failure.step), failure.summary()));
+        }
+        text
+    }
+}
+
+fn place(step: u64) -> String {
+    if step == 0 { "before the first step".into() } else { format!("at step {step}") }
+}
+
+/// The last lines of the file at `path`, fit for a terminal.
+pub fn tail(path: &Path) -> io::Result<Vec<String>> {
+    let mut file = File::open(path)?;
+    let length = file.seek(SeekFrom::End(0))?;
+    file.seek(SeekFrom::Start(length.saturating_sub(TAIL_BYTES)))?;
+    let mut bytes = vec![];
+    file.take(TAIL_BYTES).read_to_end(&mut bytes)?;
+    let text = String::from_utf8_lossy(&bytes);
+    let lines: Vec<&str> = text.lines().collect();
+    let shown = &lines[lines.len().saturating_sub(TAIL_LINES)..];
+    let clean = |line: &&str| line.chars().filter(|c| !c.is_control() || *c == '\t').take(LINE_CHARS).collect();
+    Ok(shown.iter().map(clean).collect())
+}
+
+/// A rank that could not even load its libraries tells of the machine, not of training: no restart helps it.
+pub fn recognise_loader_failure(cause: &mut Failure, tail: &[String]) {
+    if cause.kind == Kind::Died && tail.iter().any(|line| line.contains(LOADER_ERROR)) {
+        cause.kind = Kind::Environment;
+        cause.message = Some(
+            "a library it needs was not found: install libtorch where dslaunch was built with it, or name its folder in \
+             LD_LIBRARY_PATH"
+                .into(),
+        );
+    }
+}
+
+/// What is said when training is complete.
+pub fn summary(plan: &Plan, run_dir: &RunDir, latest: &Latest, elapsed: Duration, restarts: u32) -> String {
+    let mut text = match plan.start.step {
+        at if at >= plan.steps => {
+            format!("{}: already at step {at} of {}, nothing left to train", plan.name, plan.steps)
+        }
+        _ => format!("{}: done, {} in {}", plan.name, units::plural(plan.steps, "step"), units::duration(elapsed)),
+    };
+    if restarts > 0 {
+        text += &format!(", {}", units::plural(restarts.into(), "restart"));
+    }
+    if let Some(loss) = latest.loss {
+        text += &format!("\n  loss    {loss:.4} at the last step, {} label tokens", units::count(latest.tokens));
+    }
+    if let Some(loss) = latest.eval_loss {
+        text += &format!("\n  eval    {loss:.4}");
+    }
+    if latest.peak_memory_bytes > 0 {
+        text += &format!("\n  memory  {} at most per rank", units::bytes(latest.peak_memory_bytes));
+    }
+    text + &format!("\n  model   {}", run_dir.final_model().display())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exit::Exit;
+
+    use proto::config::TrainConfig;
+    use proto::manifest::Progress;
+    use proto::model_config::ModelConfig;
+    use proto::plan::{Draft, PreparedData, World};
+
+    fn failure(rank: usize, message: Option<&str>, exit: Option<Exit>) -> Failure {
+        Failure { rank, kind: Kind::Died, step: 17, message: message.map(str::to_owned), exit }
+    }
+
+    fn lines_of(text: &[u8]) -> Vec<String> {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("err"), text).unwrap();
+        tail(&dir.path().join("err")).unwrap()
+    }
+
+    #[test]
+    fn a_report_has_the_cause_its_evidence_and_the_follow_ons() {
+        let killed = failure(2, None, Some(Exit::Signal { number: libc::SIGKILL, core_dumped: false }));
+        let follow_ons = [failure(0, Some("rank 2 is gone\ndetails"), Some(Exit::Code(1)))];
+        let report = FailureReport {
+            attempt: 1,
+            cause: &killed,
+            follow_ons: &follow_ons,
+            log: "/run/rank-2.err".into(),
+            tail: vec!["last words".into()],
+        };
+        let expected = "rank 2 failed at step 17 of attempt 1: killed by SIGKILL\n\
+            \x20 if nobody sent it, the kernel's out-of-memory killer is the usual cause\n\
+            \x20 the end of /run/rank-2.err:\n  | last words\n\
+            rank 0 followed at step 17: rank 2 is gone";
+        assert_eq!(report.text(), expected);
+        let told = Failure { step: 0, ..failure(0, Some("bad row\nline 3"), Some(Exit::Code(1))) };
+        let report = FailureReport { cause: &told, follow_ons: &[], tail: vec![], ..report };
+        let expected = "rank 0 failed before the first step of attempt 1: exited with code 1\n\
+            \x20 bad row\n  line 3\n  it wrote nothing to /run/rank-2.err";
+        assert_eq!(report.text(), expected);
+    }
+
+    #[test]
+    fn the_tail_is_the_last_lines_without_control_characters() {
+        assert_eq!(lines_of(b""), [""; 0]);
+        assert_eq!(lines_of(b"a\x1b[31mb\xff\n\tc"), ["a[31mb\u{fffd}", "\tc"]);
+        let long: String = (0..10_000).map(|n| format!("line {n}\n")).collect();
+        let lines = lines_of(long.as_bytes());
+        assert_eq!((lines.len(), lines[0].as_str(), lines[19].as_str()), (20, "line 9980", "line 9999"));
+        assert_eq!(lines_of(&[b'x'; 100_000])[0].len(), LINE_CHARS);
+    }
+
+    #[test]
+    fn the_summary_does_not_claim_steps_that_nobody_trained() {
+        let toml = "[job]\nname = \"sft\"\n[model]\npath = \"/m\"\n[data]\ntrain = \"a.jsonl\"\n[train]\nsteps = 10";
+        let config = TrainConfig::parse(Path::new("sft.toml"), toml, &[]).unwrap();
+        let model = r#"{"architectures": ["LlamaForCausalLM"], "hidden_size": 8, "intermediate_size": 8,
+                        "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 8}"#;
+        let model = ModelConfig::parse(Path::new("config.json"), model).unwrap();
+        let world = World { world_size: 1, cores: 8, current_dir: "/here".into() };
+        let draft = Draft::new(&config, world, model).unwrap();
+        for (step, first_line) in [
+            (0, "sft: done, 10 steps in 2.0s"),
+            (9, "sft: done, 10 steps in 2.0s"),
+            (10, "sft: already at step 10 of 10, nothing left to train"),
+            (12, "sft: already at step 12 of 10, nothing left to train"),
+        ] {
+            let data = PreparedData { path: "/d".into(), rows: 320, tokens: 1000 };
+            let start = Progress { step, ..Progress::default() };
+            let plan = draft.with_data(data, None, start).unwrap();
+            let text = summary(&plan, &RunDir::new("/run"), &Latest::default(), Duration::from_secs(2), 0);
+            assert_eq!(text, format!("{first_line}\n  model   /run/final"));
+        }
+    }
+
+    #[test]
+    fn a_missing_library_is_the_environments_fault() {
+        let line =
+            "dslaunch-rank: error while loading shared libraries: libtorch_cpu.so: cannot open shared object file";
+        let mut cause = failure(0, None, Some(Exit::Code(127)));
+        recognise_loader_failure(&mut cause, &["something else".into()]);
+        assert_eq!(cause.kind, Kind::Died);
+        recognise_loader_failure(&mut cause, &[line.into()]);
+        assert_eq!(cause.kind, Kind::Environment);
+    }
+}

@@ -1,0 +1,307 @@
+//! Standard output and standard error behind a thread of their own: whoever does not read them (a full pipe, Ctrl-S)
+//! stops that thread, never the job.
+//!
+//! - TRM-1 Nothing here but [`Terminal::finish`] waits, and that has a deadline.
+//! - TRM-2 Texts are kept and stay in order, also between the two streams; only while one of them is stuck may the other
+//!   go ahead. Rows and live lines are dropped while the queue is full, and the number of dropped rows is said later.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::screen::{self, Screen};
+
+/// Rows and live lines are dropped while this many items wait.
+const CAPACITY: usize = 256;
+/// How long the end waits while nothing is read; also all that it waits after an interrupt.
+const STALLED: Duration = Duration::from_millis(200);
+/// The longest wait at the end, for a reader that is slow.
+const LONGEST_FINISH: Duration = Duration::from_secs(5);
+/// How often a spinner turns.
+const TICK: Duration = Duration::from_millis(100);
+
+/// One of the two streams.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stream {
+    /// Standard output.
+    Out,
+    /// Standard error.
+    Err,
+}
+
+/// What to show.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Item {
+    /// Lines that the user must see.
+    Text(Stream, String),
+    /// A line of progress on standard output.
+    Row(String),
+    /// A change of the live line.
+    Live(Live),
+}
+
+/// The line that changes, drawn on standard error. At most one at a time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Live {
+    /// Something takes a while.
+    Wait(String),
+    /// Training of `steps` steps begins after `step`.
+    Begin {
+        /// Steps done.
+        step: u64,
+        /// Steps of the whole run.
+        steps: u64,
+    },
+    /// A step is done.
+    Step {
+        /// Steps done.
+        step: u64,
+        /// What is said beside the bar.
+        text: String,
+    },
+    /// There is no live line any more.
+    Clear,
+}
+
+impl Item {
+    /// The stream that it is written to.
+    pub fn stream(&self) -> Stream {
+        match self {
+            Item::Text(stream, _) => *stream,
+            Item::Row(_) => Stream::Out,
+            Item::Live(_) => Stream::Err,
+        }
+    }
+
+    fn is_live_step(&self) -> bool {
+        matches!(self, Item::Live(Live::Step { .. }))
+    }
+}
+
+/// The user's terminal, or what stands in for it. Clones are the same one.
+#[derive(Debug, Clone)]
+pub struct Terminal {
+    shared: Arc<Shared>,
+}
+
+/// What the job's task and the writing thread share.
+#[derive(Debug, Default)]
+pub(super) struct Shared {
+    queue: Mutex<Queue>,
+    /// Items came, were written, or the end was reached.
+    changed: Condvar,
+}
+
+/// What is still to be written.
+#[derive(Debug, Default)]
+struct Queue {
+    items: VecDeque<Item>,
+    /// Rows that were dropped since this was last said.
+    not_shown: u64,
+    /// Counts what was written, so that the end sees whether somebody reads.
+    written: u64,
+    /// Set by [`Terminal::hurry`].
+    hurry: bool,
+    /// Set by [`Terminal::finish`]: no item comes any more.
+    closed: bool,
+    /// Set by the writing thread: it is through.
+    done: bool,
+}
+
+/// What the writing thread has to do.
+pub(super) enum Work {
+    /// Write an item; the oldest is for this stream.
+    Write(Stream),
+    /// Turn the spinner.
+    Tick,
+    /// Nothing any more.
+    End,
+}
+
+impl Terminal {
+    /// Starts the writing thread, which lives as long as the process if it is stuck.
+    pub fn start() -> io::Result<Self> {
+        let shared = Arc::new(Shared::default());
+        let writer = shared.clone();
+        std::thread::Builder::new().name("terminal".into()).spawn(move || screen::write_all(&writer, Screen::new()))?;
+        Ok(Self { shared })
+    }
+
+    /// Shows it, now or when somebody reads again. Does not wait.
+    pub fn show(&self, item: Item) {
+        self.shared.lock().push(item);
+        self.shared.changed.notify_all();
+    }
+
+    /// The user is in a hurry: the end waits no longer for a slow reader than for none.
+    pub fn hurry(&self) {
+        self.shared.lock().hurry = true;
+    }
+
+    /// Waits until everything is written, as long as somebody reads. Nothing is shown after it.
+    pub fn finish(&self) {
+        let mut queue = self.shared.lock();
+        queue.close();
+        self.shared.changed.notify_all();
+        let deadline = Instant::now() + if queue.hurry { STALLED } else { LONGEST_FINISH };
+        while !queue.done {
+            let before = queue.written;
+            let stalled = Instant::now() + STALLED;
+            while !queue.done && queue.written == before {
+                let left = stalled.min(deadline).saturating_duration_since(Instant::now());
+                if left.is_zero() {
+                    return;
+                }
+                queue = self.shared.changed.wait_timeout(queue, left).unwrap_or_else(PoisonError::into_inner).0;
+            }
+        }
+    }
+}
+
+impl Shared {
+    /// The lock is held for moments only, by code that cannot panic.
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for something to do. `spins`: whether a spinner is to be turned meanwhile.
+    pub(super) fn work(&self, spins: bool) -> Work {
+        let mut queue = self.lock();
+        loop {
+            if let Some(item) = queue.items.front() {
+                return Work::Write(item.stream());
+            }
+            if queue.closed {
+                return Work::End;
+            }
+            if spins {
+                let (woken, wait) = self.changed.wait_timeout(queue, TICK).unwrap_or_else(PoisonError::into_inner);
+                queue = woken;
+                if wait.timed_out() && queue.items.is_empty() {
+                    return Work::Tick;
+                }
+            } else {
+                queue = self.changed.wait(queue).unwrap_or_else(PoisonError::into_inner);
+            }
+        }
+    }
+
+    /// Takes the oldest item for `stream`.
+    pub(super) fn take(&self, stream: Stream) -> Option<Item> {
+        let mut queue = self.lock();
+        let at = queue.items.iter().position(|item| item.stream() == stream)?;
+        queue.items.remove(at)
+    }
+
+    /// Something was written.
+    pub(super) fn progressed(&self) {
+        self.lock().written += 1;
+        self.changed.notify_all();
+    }
+
+    /// Everything was written.
+    pub(super) fn done(&self) {
+        self.lock().done = true;
+        self.changed.notify_all();
+    }
+}
+
+impl Queue {
+    /// TRM-2.
+    fn push(&mut self, item: Item) {
+        if self.items.back().is_some_and(Item::is_live_step) && item.is_live_step() {
+            self.items.pop_back();
+        }
+        let is_full = self.items.len() >= CAPACITY;
+        match item {
+            Item::Row(_) if is_full => self.not_shown += 1,
+            Item::Live(Live::Step { .. }) if is_full => {}
+            item => {
+                self.say_what_was_dropped();
+                self.items.push_back(item);
+            }
+        }
+    }
+
+    fn say_what_was_dropped(&mut self) {
+        if self.not_shown > 0 {
+            let text = format!("{} not shown", super::units::plural(self.not_shown, "line"));
+            self.items.push_back(Item::Text(Stream::Out, text));
+            self.not_shown = 0;
+        }
+    }
+
+    fn close(&mut self) {
+        self.say_what_was_dropped();
+        self.closed = true;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(number: usize) -> Item {
+        Item::Row(format!("row {number}"))
+    }
+
+    fn text(stream: Stream, text: &str) -> Item {
+        Item::Text(stream, text.into())
+    }
+
+    fn step(step: u64) -> Item {
+        Item::Live(Live::Step { step, text: String::new() })
+    }
+
+    #[test]
+    fn a_full_queue_drops_rows_and_says_how_many_but_no_text() {
+        let mut queue = Queue::default();
+        (0..CAPACITY + 3).for_each(|number| queue.push(row(number)));
+        queue.push(step(1));
+        queue.push(text(Stream::Err, "report"));
+        queue.push(row(0));
+        queue.push(text(Stream::Out, "summary"));
+        let tail: Vec<_> = queue.items.drain(CAPACITY..).collect();
+        let said = |lines| text(Stream::Out, lines);
+        assert_eq!(
+            tail,
+            [said("3 lines not shown"), text(Stream::Err, "report"), said("1 line not shown"), said("summary")]
+        );
+        assert_eq!(queue.items.back(), Some(&row(CAPACITY - 1)));
+        queue.push(row(1));
+        queue.items.clear();
+        queue.push(row(2));
+        assert_eq!(queue.items, [said("1 line not shown"), row(2)], "said before what is shown again");
+        (0..CAPACITY).for_each(|number| queue.push(row(number)));
+        queue.close();
+        assert_eq!(queue.items.back(), Some(&said("2 lines not shown")), "or at the end");
+    }
+
+    #[test]
+    fn live_steps_do_not_pile_up() {
+        let mut queue = Queue::default();
+        [step(1), step(2), row(1), step(3), Item::Live(Live::Clear)].into_iter().for_each(|item| queue.push(item));
+        assert_eq!(queue.items, [step(2), row(1), step(3), Item::Live(Live::Clear)]);
+    }
+
+    #[test]
+    fn one_stream_can_go_ahead_of_the_other() {
+        let shared = Shared::default();
+        [row(1), text(Stream::Err, "a"), text(Stream::Err, "b")].into_iter().for_each(|item| shared.lock().push(item));
+        assert_eq!(shared.take(Stream::Err), Some(text(Stream::Err, "a")));
+        assert!(matches!(shared.work(false), Work::Write(Stream::Out)));
+        assert_eq!(shared.take(Stream::Out), Some(row(1)));
+        assert_eq!(shared.take(Stream::Out), None);
+        assert_eq!(shared.take(Stream::Err), Some(text(Stream::Err, "b")));
+    }
+
+    #[test]
+    fn the_end_waits_for_nobody_who_does_not_read() {
+        let terminal = Terminal { shared: Arc::default() };
+        terminal.show(row(1));
+        let start = Instant::now();
+        terminal.finish();
+        assert!(start.elapsed() >= STALLED && start.elapsed() < LONGEST_FINISH, "{:?}", start.elapsed());
+    }
+}

@@ -1,0 +1,145 @@
+//! Whether a failed job is started again. Pure.
+//!
+//! Owns the restart budget and the memory of the last failure. It does not know how ranks are stopped or started.
+//!
+//! - RST-1 What a restart cannot help (the user's files, the machine) is not restarted.
+//! - RST-2 The same failure at the same step twice in a row, without a checkpoint in between, is not tried a third time.
+
+use nix::sys::signal::Signal;
+
+use crate::supervise::{Failure, Kind};
+
+/// The restart budget of one job.
+#[derive(Debug)]
+pub struct RestartPolicy {
+    max_restarts: u32,
+    restarts: u32,
+    last: Option<Signature>,
+}
+
+/// What makes two failures the same one.
+#[derive(Debug, PartialEq, Eq)]
+struct Signature {
+    step: u64,
+    summary: String,
+    /// The step of the checkpoint that a restart goes on from.
+    resume_step: u64,
+}
+
+/// What is done after a failure.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// Start again.
+    Restart,
+    /// The user's files are wrong (exit code 2).
+    Input,
+    /// The machine cannot do it (exit code 3).
+    Environment,
+    /// Give up (exit code 1), for this reason.
+    GiveUp(String),
+}
+
+impl RestartPolicy {
+    /// A fresh budget.
+    pub fn new(max_restarts: u32) -> Self {
+        Self { max_restarts, restarts: 0, last: None }
+    }
+
+    /// Restarts so far.
+    pub fn restarts(&self) -> u32 {
+        self.restarts
+    }
+
+    /// Decides after a failure, and counts the restart if it is one. `resume_step` is the step of the checkpoint that a
+    /// restart would go on from, 0 if there is none.
+    pub fn decide(&mut self, cause: &Failure, resume_step: u64) -> Verdict {
+        match cause.kind {
+            Kind::Input => return Verdict::Input,
+            Kind::Environment => return Verdict::Environment,
+            Kind::Peer | Kind::Internal | Kind::Died | Kind::Missing => {}
+        }
+        let signature = signature(cause, resume_step);
+        if signature.is_some() && signature == self.last {
+            let place =
+                if cause.step == 0 { "before the first step".to_owned() } else { format!("at step {}", cause.step) };
+            return Verdict::GiveUp(format!("the same failure {place} twice in a row: another restart would not help"));
+        }
+        self.last = signature;
+        if self.restarts == self.max_restarts {
+            return Verdict::GiveUp(match self.max_restarts {
+                0 => "restart.max_restarts = 0 allows no restart".to_owned(),
+                max => format!("the restart budget is used up (restart.max_restarts = {max})"),
+            });
+        }
+        self.restarts += 1;
+        Verdict::Restart
+    }
+}
+
+/// `None` for deaths that were brought in from outside and say nothing about the next attempt.
+fn signature(cause: &Failure, resume_step: u64) -> Option<Signature> {
+    let from_outside = |signal| cause.message.is_none() && cause.exit.is_some_and(|exit| exit.is_signal(signal));
+    if [Signal::SIGKILL, Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP].into_iter().any(from_outside) {
+        return None;
+    }
+    Some(Signature { step: cause.step, summary: cause.summary(), resume_step })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exit::Exit;
+
+    fn failure(kind: Kind, step: u64, message: &str) -> Failure {
+        Failure { rank: 0, kind, step, message: Some(message.into()), exit: Some(Exit::Code(1)) }
+    }
+
+    fn died(number: i32) -> Failure {
+        let exit = Exit::Signal { number, core_dumped: false };
+        Failure { rank: 0, kind: Kind::Died, step: 5, message: None, exit: Some(exit) }
+    }
+
+    /// Feeds failures with the step a restart would resume from; all but the last must be restarted.
+    fn check(max_restarts: u32, failures: &[(Failure, u64)], last: Verdict) {
+        let mut policy = RestartPolicy::new(max_restarts);
+        let verdicts: Vec<_> = failures.iter().map(|(cause, resume_step)| policy.decide(cause, *resume_step)).collect();
+        let (end, before) = verdicts.split_last().unwrap();
+        assert!(before.iter().all(|verdict| *verdict == Verdict::Restart), "{verdicts:?}");
+        assert_eq!(*end, last);
+    }
+
+    fn gives_up(reason: &str) -> Verdict {
+        Verdict::GiveUp(reason.into())
+    }
+
+    #[test]
+    fn what_a_restart_cannot_help_is_not_restarted() {
+        check(3, &[(failure(Kind::Input, 0, "bad row"), 0)], Verdict::Input);
+        check(3, &[(failure(Kind::Environment, 7, "disk full"), 0)], Verdict::Environment);
+    }
+
+    #[test]
+    fn the_budget_is_used_up_after_max_restarts() {
+        check(0, &[(died(libc::SIGKILL), 0)], gives_up("restart.max_restarts = 0 allows no restart"));
+        let reason = gives_up("the restart budget is used up (restart.max_restarts = 2)");
+        check(2, &[(died(libc::SIGKILL), 0), (died(libc::SIGKILL), 0), (died(libc::SIGKILL), 0)], reason);
+        check(1, &[(failure(Kind::Peer, 3, "rank 1 hangs"), 0)], Verdict::Restart);
+        check(1, &[(failure(Kind::Missing, 0, "rendezvous"), 0)], Verdict::Restart);
+    }
+
+    #[test]
+    fn the_same_failure_twice_without_progress_ends_it() {
+        let boom = |step| failure(Kind::Internal, step, "boom\ndetails");
+        let at_five = gives_up("the same failure at step 5 twice in a row: another restart would not help");
+        check(9, &[(boom(5), 0), (boom(5), 0)], at_five.clone());
+        let at_start =
+            gives_up("the same failure before the first step twice in a row: another restart would not help");
+        check(9, &[(boom(0), 0), (boom(0), 0)], at_start);
+        // Another step, another message, a new checkpoint, or something else in between: go on.
+        check(9, &[(boom(5), 0), (boom(6), 0)], Verdict::Restart);
+        check(9, &[(boom(5), 0), (failure(Kind::Internal, 5, "bang"), 0)], Verdict::Restart);
+        check(9, &[(boom(5), 0), (boom(5), 4)], Verdict::Restart);
+        check(9, &[(boom(5), 0), (boom(6), 0), (boom(5), 0)], Verdict::Restart);
+        check(9, &[(died(libc::SIGSEGV), 0), (died(libc::SIGSEGV), 0)], at_five);
+    }
+}

@@ -1,0 +1,168 @@
+//! A stand-in for the worker: it speaks the control protocol, keeps in step with its peers by barriers, "trains" nothing,
+//! and fails as the variable FAKE_RANK says.
+
+use std::fs;
+use std::os::fd::AsRawFd;
+
+use nix::sys::signal::{Signal, raise};
+use nix::sys::stat::fstat;
+use proto::control::control_client::ControlClient;
+use proto::control::report_request::Event;
+use proto::control::*;
+use proto::env::WorkerEnv;
+use proto::manifest::{Contents, FileEntry, Manifest, Progress};
+use proto::plan::Plan;
+use proto::run_dir::RunDir;
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Request, Status};
+
+type Client =
+    ControlClient<InterceptedService<Channel, Box<dyn FnMut(Request<()>) -> Result<Request<()>, Status> + Send>>>;
+
+struct Rank {
+    env: WorkerEnv,
+    plan: Plan,
+    client: Client,
+    fault: String,
+}
+
+pub fn main() {
+    let fault = std::env::var("FAKE_RANK").unwrap();
+    if fault == "no library" {
+        eprintln!(
+            "dslaunch-rank: error while loading shared libraries: libtorch_cpu.so: cannot open shared object file"
+        );
+        std::process::exit(127);
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async { Rank::connect(fault).await.train().await });
+}
+
+impl Rank {
+    async fn connect(fault: String) -> Self {
+        let env = WorkerEnv::from_process().unwrap();
+        let plan = serde_json::from_slice(&fs::read(&env.plan).unwrap()).unwrap();
+        let arena = fs::File::open(format!("/proc/self/fd/{}", env.shm_fd)).unwrap();
+        assert_eq!(fstat(&arena).unwrap().st_size, 0, "descriptor {} is a fresh arena", arena.as_raw_fd());
+        let token = fs::read_to_string(&env.token_file).unwrap();
+        let endpoint = Endpoint::from_shared(format!("http://{}", env.coordinator)).unwrap();
+        let add_token = move |mut request: Request<()>| {
+            request.metadata_mut().insert(TOKEN_KEY, token.parse().unwrap());
+            Ok(request)
+        };
+        let channel = endpoint.connect().await.unwrap();
+        Self { env, plan, client: ControlClient::with_interceptor(channel, Box::new(add_token)), fault }
+    }
+
+    async fn train(mut self) {
+        let caller = self.caller();
+        self.client.register(RegisterRequest { caller, pid: std::process::id() }).await.unwrap();
+        let resumed = self.env.resume_from.as_ref().map(|path| Manifest::load(path).unwrap());
+        let start = resumed.map_or(Progress::default(), |manifest| manifest.progress);
+        let resumed_step = start.step;
+        self.report(Event::Started(Started { resumed_step })).await;
+        for step in resumed_step + 1..=self.plan.steps {
+            self.client.heartbeat(HeartbeatRequest { caller, step, phase: "reduce".into() }).await.unwrap();
+            eprintln!("rank {} begins step {step}", self.env.rank);
+            self.fail(step).await;
+            self.meet(format!("step {step}")).await;
+            let metrics =
+                StepMetrics { step, loss: 3.0 / step as f64, logged: self.plan.logs(step), ..Default::default() };
+            self.report(Event::Step(metrics)).await;
+            if self.plan.saves_after(step) {
+                let rows = start.rows + (step - start.step) * self.plan.batch.global_batch_size;
+                self.save(Progress { step, rows, label_tokens: rows }).await;
+            }
+            self.meet("saved".into()).await;
+        }
+        let finished = Event::Finished(Finished { step: self.plan.steps, peak_memory_bytes: 1 << 20 });
+        self.client.report(ReportRequest { caller, event: Some(finished) }).await.unwrap();
+    }
+
+    /// Does what FAKE_RANK says: `FAULT rank R at STEP in attempt A`; a part that is missing fits every rank, attempt.
+    async fn fail(&mut self, step: u64) {
+        let fits = |name: &str, value: u64| {
+            let words: Vec<_> = self.fault.split([' ', ',']).filter(|word| !word.is_empty()).collect();
+            let named = words.windows(2).rfind(|pair| pair[0] == name).map(|pair| pair[1].parse::<u64>().unwrap());
+            named.is_none_or(|named| named == value)
+        };
+        if self.fault.is_empty() || !fits("at", step) || !fits("attempt", self.env.attempt.into()) {
+            return;
+        }
+        let me = fits("rank", self.env.rank as u64);
+        match self.fault.split(' ').next().unwrap() {
+            "kill" if me => raise(Signal::SIGKILL).unwrap(),
+            "exit" if me => std::process::exit(0),
+            "hang" => std::future::pending().await,
+            "deaf" => {
+                // The only way to ignore a signal without unsafe: block it.
+                nix::sys::signal::SigSet::all().thread_block().unwrap();
+                std::future::pending().await
+            }
+            "report" if me => self.last_words().await,
+            "echo" if self.env.rank == 0 => {
+                self.fault = "report peer".into();
+                self.last_words().await;
+            }
+            // After the echo: the key is put by nobody, so this waits its time.
+            "echo" => {
+                let get = GetKeyRequest { caller: self.caller(), key: "never".into(), timeout_ms: 100 };
+                self.client.get_key(get).await.unwrap_err();
+                raise(Signal::SIGKILL).unwrap();
+            }
+            _ => {}
+        }
+    }
+
+    /// `report KIND`: the kind is also the message.
+    async fn last_words(&mut self) {
+        let name = self.fault.split(' ').nth(1).unwrap();
+        let kind = FailureKind::from_str_name(&format!("FAILURE_KIND_{}", name.to_uppercase())).unwrap().into();
+        let step =
+            self.fault.split(' ').skip_while(|word| *word != "at").nth(1).map_or(3, |step| step.parse().unwrap());
+        let failed = FailedRequest { caller: self.caller(), kind, step, message: format!("reported {name}") };
+        self.client.failed(failed).await.unwrap();
+        std::process::exit(1);
+    }
+
+    async fn save(&mut self, progress: Progress) {
+        let step = progress.step;
+        let path = RunDir::new(&self.plan.output_dir).checkpoint(step);
+        if self.env.rank == 0 {
+            let manifest = Manifest::new(Contents {
+                progress,
+                seed: self.plan.seed,
+                data: self.plan.data.train.file_name().unwrap().to_str().unwrap().to_owned(),
+                model: self.plan.model.config.clone(),
+                units: [].into(),
+                optimizer: [].into(),
+                files: [("weights".into(), FileEntry { bytes: 4, blake3: String::new() })].into(),
+            });
+            fs::create_dir_all(&path).unwrap();
+            fs::write(path.join("weights"), "1234").unwrap();
+            fs::write(path.join(Manifest::FILE), serde_json::to_vec(&manifest).unwrap()).unwrap();
+        }
+        self.report(Event::Checkpoint(CheckpointSaved { step, path: path.display().to_string(), seconds: 0.1 })).await;
+    }
+
+    /// Waits for the other ranks; without them, until it is stopped.
+    async fn meet(&mut self, name: String) {
+        let barrier = BarrierRequest { caller: self.caller(), name, timeout_ms: 60_000 };
+        if self.client.barrier(barrier).await.is_err() {
+            std::future::pending().await
+        }
+    }
+
+    /// What rank 0 tells for all.
+    async fn report(&mut self, event: Event) {
+        if self.env.rank == 0 {
+            let caller = self.caller();
+            self.client.report(ReportRequest { caller, event: Some(event) }).await.unwrap();
+        }
+    }
+
+    fn caller(&self) -> Option<Caller> {
+        Some(Caller { attempt: self.env.attempt, rank: self.env.rank as u32 })
+    }
+}
