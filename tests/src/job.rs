@@ -1,0 +1,163 @@
+//! A train.toml and its run, to the end or with somebody interfering.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::program;
+use crate::run::RunDir;
+
+/// A job to be run in a folder of its own.
+#[derive(Debug, Clone)]
+pub struct Job {
+    folder: PathBuf,
+    toml: String,
+    nproc: usize,
+}
+
+/// A job that ran to its end.
+#[derive(Debug)]
+pub struct Finished {
+    /// How dslaunch ended.
+    pub status: ExitStatus,
+    /// Standard output.
+    pub stdout: String,
+    /// Standard error.
+    pub stderr: String,
+    /// What it left.
+    pub run: RunDir,
+}
+
+/// A job that runs.
+pub struct Running {
+    child: Child,
+    stdout: BufReader<ChildStdout>,
+    seen: String,
+    run: RunDir,
+}
+
+impl Job {
+    /// A job in `folder`, which is made, with the sections of `toml`; everything is written to `folder/run`.
+    pub fn new(folder: &Path, toml: &str) -> Self {
+        fs::create_dir_all(folder).expect("a scratch folder");
+        Self { folder: folder.into(), toml: toml.into(), nproc: 1 }
+    }
+
+    /// Number of ranks; 1 if not said.
+    pub fn nproc(mut self, nproc: usize) -> Self {
+        self.nproc = nproc;
+        self
+    }
+
+    /// The run directory.
+    pub fn run_dir(&self) -> RunDir {
+        RunDir::new(self.folder.join("run"))
+    }
+
+    /// Runs the job to its end.
+    pub fn finish(&self) -> Finished {
+        self.start().wait()
+    }
+
+    /// Runs the job to its end, which must be a success.
+    pub fn succeed(&self) -> RunDir {
+        let finished = self.finish();
+        assert!(finished.status.success(), "{}\n{}{}", finished.status, finished.stdout, finished.stderr);
+        finished.run
+    }
+
+    /// Starts the job.
+    pub fn start(&self) -> Running {
+        let mut child = self.command().spawn().expect("dslaunch starts");
+        let stdout = BufReader::new(child.stdout.take().expect("piped"));
+        Running { child, stdout, seen: String::new(), run: self.run_dir() }
+    }
+
+    /// The command, with piped output, for tests that change how it starts.
+    #[allow(clippy::disallowed_methods, reason = "tests start dslaunch as a user does")]
+    pub fn command(&self) -> Command {
+        let toml = self.folder.join("train.toml");
+        fs::write(&toml, &self.toml).expect("a scratch file");
+        let mut command = Command::new(program("dslaunch"));
+        command.arg("--nproc").arg(self.nproc.to_string());
+        command.arg("--set").arg(format!("job.output_dir={}", self.folder.join("run").display()));
+        command.arg(&toml).current_dir(&self.folder);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+}
+
+impl Running {
+    /// Waits until dslaunch prints a line that contains `text`. Panics, with all output, when it ends before.
+    pub fn wait_for(&mut self, text: &str) {
+        loop {
+            let start = self.seen.len();
+            let read = self.stdout.read_line(&mut self.seen).expect("text");
+            if read == 0 {
+                let mut stderr = String::new();
+                let _ = self.child.stderr.take().expect("piped").read_to_string(&mut stderr);
+                panic!("dslaunch ended before it said {text:?}\n{}{stderr}", self.seen);
+            }
+            if self.seen[start..].contains(text) {
+                return;
+            }
+        }
+    }
+
+    /// The launcher's process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Process ids of the ranks of the newest attempt.
+    pub fn ranks(&self) -> Vec<u32> {
+        let spawned = self.run.events().into_iter().rfind(|event| event["event"] == "spawned").expect("ranks run");
+        spawned["pids"].as_array().expect("a list").iter().map(|pid| pid.as_u64().expect("a number") as u32).collect()
+    }
+
+    /// Sends `signal` to the launcher.
+    pub fn signal(&self, signal: Signal) {
+        send(self.pid(), signal);
+    }
+
+    /// Waits for the end.
+    pub fn wait(mut self) -> Finished {
+        // Both pipes are read at once: a full one would stop dslaunch.
+        let mut pipe = self.child.stderr.take().expect("piped");
+        let reader = std::thread::spawn(move || {
+            let mut stderr = String::new();
+            pipe.read_to_string(&mut stderr).map(|_| stderr)
+        });
+        self.stdout.read_to_string(&mut self.seen).expect("text");
+        let stderr = reader.join().expect("the reader lives").expect("text");
+        let status = self.child.wait().expect("a child of ours");
+        Finished { status, stdout: self.seen, stderr, run: self.run }
+    }
+}
+
+/// Sends `signal` to the process `pid`.
+pub fn send(pid: u32, signal: Signal) {
+    kill(Pid::from_raw(pid as i32), signal).expect("the process is there");
+}
+
+/// Waits until none of `pids` runs any more (a zombie does not) and returns how long that took; panics after `limit`.
+pub fn wait_until_gone(pids: &[u32], limit: Duration) -> Duration {
+    let start = Instant::now();
+    // Nobody tells a stranger that a process ended, so this asks.
+    while pids.iter().any(|&pid| runs(pid)) {
+        assert!(start.elapsed() < limit, "still running after {limit:?}: {pids:?}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    start.elapsed()
+}
+
+fn runs(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+    state.is_some_and(|state| state != 'Z' && state != 'X')
+}

@@ -1,0 +1,39 @@
+//! The harness of the end-to-end tests: they run the real `dslaunch` with real rank processes on tiny models, and look
+//! only at what a user could see (exit code, output, the run directory, processes).
+//!
+//! In reading order: [`fixtures`] (models and data), [`job`] (a train.toml and its run), [`run`] (a run's results).
+
+pub mod fixtures;
+pub mod job;
+pub mod run;
+
+use std::path::PathBuf;
+use std::process::Command;
+
+/// The repository's root.
+pub fn repository() -> PathBuf {
+    let tests = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    tests.parent().expect("tests lies in the repository").into()
+}
+
+/// A program that `scripts/setup.sh` built.
+pub fn program(name: &str) -> PathBuf {
+    let path = repository().join("target/release").join(name);
+    assert!(path.exists(), "{} is missing: run scripts/setup.sh", path.display());
+    path
+}
+
+/// Runs a script of `scripts/peers` with the virtual environment's Python. Panics with its output when it fails.
+#[allow(clippy::disallowed_methods, reason = "tests start Python to compare with")]
+pub fn python(script: &str, arguments: &[&str]) -> String {
+    let interpreter = repository().join(".venv/bin/python");
+    assert!(interpreter.exists(), "{} is missing: run scripts/setup.sh --dev", interpreter.display());
+    let output = Command::new(interpreter)
+        .arg(repository().join("scripts/peers").join(script))
+        .args(arguments)
+        .output()
+        .expect("python starts");
+    let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{script} {arguments:?}: {}\n{stdout}{stderr}", output.status);
+    stdout.into_owned()
+}

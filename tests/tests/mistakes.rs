@@ -1,0 +1,227 @@
+//! Mistakes in train.toml and damaged files: a clear error that names file and place, and nothing half done.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+use tests::fixtures::{VOCAB, tiny_model, token_rows};
+use tests::job::{Finished, Job};
+use tests::run::names_in;
+
+struct Scratch {
+    folder: TempDir,
+}
+
+impl Scratch {
+    fn new() -> Self {
+        Self { folder: tempfile::tempdir().unwrap() }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// A job on `model` and `data` that would train two steps.
+    fn job(&self, model: &Path, data: &Path, extra: &str) -> Job {
+        let toml = format!(
+            "[model]\npath = {model:?}\n[data]\ntrain = {data:?}\nseq_len = 32\npacking = false\n\
+             [train]\nsteps = 2\ngradient_accumulation_steps = 1\n{extra}"
+        );
+        Job::new(self.folder.path(), &toml).nproc(2)
+    }
+
+    fn rows(&self) -> PathBuf {
+        token_rows(&self.path("rows.jsonl"), 8, 32)
+    }
+
+    /// A tiny model with weights, trained by ourselves.
+    fn pretrained(&self) -> PathBuf {
+        let random = tiny_model(&self.path("random"));
+        let toml = format!(
+            "[model]\npath = {random:?}\ninit = \"random\"\n[data]\ntrain = {:?}\nseq_len = 32\n[train]\nsteps = 1\n",
+            self.rows()
+        );
+        let run = Job::new(&self.path("pretrain"), &toml).succeed();
+        let model = self.path("model");
+        fs::rename(run.path("final"), &model).unwrap();
+        model
+    }
+}
+
+/// The job ends with `code` and says all of `texts`; no rank result is left.
+fn check_refused(finished: &Finished, code: i32, texts: &[&str]) {
+    assert_eq!(finished.status.code(), Some(code), "{}{}", finished.stdout, finished.stderr);
+    for text in texts {
+        assert!(finished.stderr.contains(text), "expected {text:?} in:\n{}", finished.stderr);
+    }
+    assert!(!finished.run.path("final").exists());
+    assert!(names_in(&finished.run.path("checkpoints")).is_empty());
+}
+
+#[test]
+fn three_mistakes_are_reported_at_once_and_nothing_starts() {
+    let scratch = Scratch::new();
+    let toml = "[model]\npath = \"m\"\n[data]\ntrain = \"rows.jsonl\"\nsequence_len = 32\n\
+                [train]\nmicro_batch_size = \"two\"\n[zero]\nstage = 7\n";
+    let job = Job::new(scratch.folder.path(), toml).nproc(2);
+    let start = Instant::now();
+    let finished = job.finish();
+    let took = start.elapsed();
+    check_refused(
+        &finished,
+        2,
+        &[
+            "train.toml:5:1",
+            "sequence_len",
+            "seq_len",
+            "train.toml:7:20",
+            "micro_batch_size",
+            "train.toml:9:9",
+            "stage",
+        ],
+    );
+    assert!(took < Duration::from_millis(100), "took {took:?}");
+    assert!(!finished.run.path("").exists(), "nothing was made");
+}
+
+#[test]
+fn what_is_not_supported_yet_is_refused_with_its_place() {
+    let scratch = Scratch::new();
+    let model = tiny_model(&scratch.path("model"));
+    let finished = scratch.job(&model, &scratch.rows(), "[zero]\nstage = \"auto\"\n").finish();
+    check_refused(&finished, 2, &["train.toml:11:9", "zero.stage", "not supported yet"]);
+}
+
+#[test]
+fn an_unsupported_key_of_the_model_is_named() {
+    let scratch = Scratch::new();
+    let model = tiny_model(&scratch.path("model"));
+    let config = fs::read_to_string(model.join("config.json")).unwrap();
+    fs::write(model.join("config.json"), config.replace('{', "{\"sliding_window\": 128,")).unwrap();
+    let finished = scratch.job(&model, &scratch.rows(), "").finish();
+    check_refused(&finished, 2, &["model/config.json", "sliding_window"]);
+}
+
+#[test]
+fn bad_rows_are_named_with_file_and_line() {
+    let scratch = Scratch::new();
+    let model = tiny_model(&scratch.path("model"));
+    let good = "{\"input_ids\": [1, 2, 3]}\n";
+    let cases = [
+        (format!("{good}{{\"input_ids\": [1, 2\n{good}"), "bad.jsonl:2"),
+        (format!("{good}{good}{{\"input_ids\": [1, {VOCAB}, 3]}}\n"), "bad.jsonl:3"),
+        (format!("{good}{{\"input_ids\": {:?}}}\n", [1; 33]), "bad.jsonl:2"),
+        (format!("{good}{{\"input_id\": [1, 2]}}\n"), "bad.jsonl:2"),
+        (format!("{good}{{\"input_ids\": [1, 2], \"labels\": [1]}}\n"), "bad.jsonl:2"),
+        (String::new(), "bad.jsonl"),
+    ];
+    for (text, place) in cases {
+        let data = scratch.path("bad.jsonl");
+        fs::write(&data, &text).unwrap();
+        let finished = scratch.job(&model, &data, "").finish();
+        check_refused(&finished, 2, &[place]);
+    }
+    let missing = scratch.job(&model, &scratch.path("nowhere-*.jsonl"), "").finish();
+    check_refused(&missing, 2, &["nowhere-*.jsonl"]);
+}
+
+#[test]
+fn damaged_weights_are_named() {
+    let scratch = Scratch::new();
+    let model = scratch.pretrained();
+    scratch.job(&model, &scratch.rows(), "").succeed();
+    fs::remove_dir_all(scratch.path("run")).unwrap();
+
+    let weights = model.join("model.safetensors");
+    let bytes = fs::read(&weights).unwrap();
+    for keep in [bytes.len() - 1, bytes.len() / 2, 100, 4, 0] {
+        fs::write(&weights, &bytes[..keep]).unwrap();
+        let finished = scratch.job(&model, &scratch.rows(), "").finish();
+        check_refused(&finished, 2, &["model/model.safetensors"]);
+    }
+    fs::write(&weights, &bytes).unwrap();
+    let config = fs::read_to_string(model.join("config.json")).unwrap();
+    fs::write(model.join("config.json"), config.replace("\"intermediate_size\":88", "\"intermediate_size\":80"))
+        .unwrap();
+    let finished = scratch.job(&model, &scratch.rows(), "").finish();
+    check_refused(&finished, 2, &["model/model.safetensors", "mlp.down_proj.weight", "[32, 88]", "[32, 80]"]);
+
+    fs::remove_file(&weights).unwrap();
+    let finished = scratch.job(&model, &scratch.rows(), "").finish();
+    check_refused(&finished, 2, &["no *.safetensors"]);
+}
+
+#[test]
+fn a_damaged_checkpoint_is_named() {
+    let scratch = Scratch::new();
+    let model = tiny_model(&scratch.path("random"));
+    let job = |steps: u64| {
+        let toml = format!(
+            "[model]\npath = {model:?}\ninit = \"random\"\n[data]\ntrain = {:?}\nseq_len = 32\n\
+             [train]\nsteps = {steps}\n[checkpoint]\nevery_steps = 2\n",
+            scratch.rows()
+        );
+        Job::new(scratch.folder.path(), &toml).nproc(2)
+    };
+    let run = job(2).succeed();
+    fs::remove_dir_all(run.path("final")).unwrap();
+    let shard = run.path("checkpoints/step-00000002/optimizer-00002-of-00002.safetensors");
+    let bytes = fs::read(&shard).unwrap();
+    fs::write(&shard, &bytes[..bytes.len() - 8]).unwrap();
+    let finished = job(4).finish();
+    assert_eq!(finished.status.code(), Some(2), "{}{}", finished.stdout, finished.stderr);
+    assert!(finished.stderr.contains("optimizer-00002-of-00002.safetensors"), "{}", finished.stderr);
+}
+
+/// A disk of `kib` for checkpoints, in a mount namespace of the job's own. `None` where that is not allowed.
+#[allow(clippy::disallowed_methods, reason = "unshare makes the small disk")]
+fn finish_on_small_disk(job: &Job, kib: u32) -> Option<Finished> {
+    let allowed = Command::new("unshare").args(["--map-root-user", "--mount", "true"]).status();
+    if !allowed.is_ok_and(|status| status.success()) {
+        println!("SKIPPED: unshare --map-root-user --mount is not allowed here, so no disk can be filled");
+        return None;
+    }
+    let plain = job.command();
+    let disk = job.run_dir().path("checkpoints");
+    fs::create_dir_all(&disk).unwrap();
+    // What lies on the small disk is gone with its namespace: its names are kept in a file.
+    let script =
+        "mount -t tmpfs -o size=$1k tmpfs $2 && shift 2 && \"$@\"; code=$?; ls -A checkpoints > ../names; exit $code";
+    let script = script.replace("checkpoints >", &format!("{} >", disk.display()));
+    let names = job.run_dir().path("names");
+    let script = script.replace("../names", &names.display().to_string());
+    let output = Command::new("unshare")
+        .args(["--map-root-user", "--mount", "sh", "-c", &script, "sh", &kib.to_string()])
+        .arg(&disk)
+        .arg(plain.get_program())
+        .args(plain.get_args())
+        .current_dir(plain.get_current_dir().unwrap())
+        .output()
+        .unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    let (stdout, stderr) = (text(output.stdout), text(output.stderr));
+    Some(Finished { status: output.status, stdout, stderr, run: job.run_dir() })
+}
+
+#[test]
+fn a_full_disk_while_saving_leaves_only_whole_checkpoints() {
+    let scratch = Scratch::new();
+    let model = tiny_model(&scratch.path("random"));
+    let toml = format!(
+        "[model]\npath = {model:?}\ninit = \"random\"\n[data]\ntrain = {:?}\nseq_len = 32\n\
+         [train]\nsteps = 6\n[checkpoint]\nevery_steps = 2\n",
+        scratch.rows()
+    );
+    // One checkpoint is about 500 KiB.
+    for (kib, complete) in [(100, vec![]), (300, vec![]), (700, vec!["step-00000002"])] {
+        let job = Job::new(&scratch.path(&format!("disk-{kib}")), &toml).nproc(2);
+        let Some(finished) = finish_on_small_disk(&job, kib) else { return };
+        assert_eq!(finished.status.code(), Some(3), "{}{}", finished.stdout, finished.stderr);
+        assert!(finished.stderr.contains("checkpoints/.step-0000000"), "{}", finished.stderr);
+        assert!(finished.stderr.contains("No space left on device"), "{}", finished.stderr);
+        let names = fs::read_to_string(finished.run.path("names")).unwrap();
+        assert_eq!(names.lines().collect::<Vec<_>>(), complete, "{kib} KiB");
+    }
+}

@@ -1,0 +1,285 @@
+//! ENG-1: what dslaunch trains equals what Hugging Face transformers trains, on every layout.
+//!
+//! The oracle (`scripts/peers/hf_reference.py`) runs once for all model variants; each is then trained by dslaunch on 1
+//! and 2 ranks, with each ZeRO stage, and with each kind of activation checkpointing.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use serde_json::json;
+use tempfile::TempDir;
+use tests::job::Job;
+use tests::run::{RunDir, Step, steps, weights};
+
+/// Relative; the sums of a few thousand fp32 terms in another order.
+const LOSS_TOLERANCE: f64 = 1e-5;
+/// Relative.
+const NORM_TOLERANCE: f64 = 1e-4;
+/// Absolute; AdamW turns rounding of a tiny gradient into a whole learning-rate step at worst.
+const WEIGHT_TOLERANCE: f32 = 1e-4;
+/// Relative; compute in bf16 rounds each matrix product to 8 bits.
+const BF16_LOSS_TOLERANCE: f64 = 2e-3;
+
+const STEPS: usize = 6;
+const ROWS_PER_STEP: usize = 4;
+
+/// Models, data and the oracle's results, made once for all tests of this file.
+struct Oracle {
+    folder: TempDir,
+}
+
+struct Variant {
+    model: PathBuf,
+    data: PathBuf,
+    out: PathBuf,
+    rows_per_step: usize,
+}
+
+/// Name, vocabulary, the spelling of its config.json, and rows per step.
+const VARIANTS: [(&str, usize, &str, usize); 5] = [
+    ("mha", 211, "v4", ROWS_PER_STEP),
+    ("gqa", 223, "v5", ROWS_PER_STEP),
+    ("tied", 253, "v4", ROWS_PER_STEP),
+    ("biased", 229, "v5", ROWS_PER_STEP),
+    ("gqa-by-6", 223, "v5", 6),
+];
+
+impl Oracle {
+    fn get() -> &'static Oracle {
+        static ORACLE: OnceLock<Oracle> = OnceLock::new();
+        ORACLE.get_or_init(|| {
+            let oracle = Oracle { folder: tempfile::tempdir().expect("a scratch folder") };
+            let mut jobs = Vec::new();
+            for (name, vocab, style, rows_per_step) in VARIANTS {
+                let shape = name.split('-').next().expect("a name");
+                let variant = oracle.variant(name);
+                let text = |path: &Path| path.to_str().expect("UTF-8").to_owned();
+                let model = text(&variant.model);
+                tests::python("make_model.py", &[&model, "--variant", shape, "--config-style", style]);
+                let vocab = vocab.to_string();
+                tests::python(
+                    "make_tokens.py",
+                    &[&text(&variant.data), "--rows", "22", "--vocab", &vocab, "--seq-len", "32", "--uneven"],
+                );
+                for dtype in ["float32", "bfloat16"] {
+                    let out = variant.out.with_extension(dtype);
+                    jobs.push(json!({
+                        "model": variant.model, "data": variant.data, "out": out, "validation": variant.data,
+                        "steps": STEPS, "rows_per_step": rows_per_step, "lr": 1e-3, "betas": [0.9, 0.95],
+                        "eps": 1e-8, "weight_decay": 0.1, "max_grad_norm": 1.0, "schedule": "cosine",
+                        "warmup_steps": 2, "min_lr_ratio": 0.1, "dtype": dtype,
+                    }));
+                }
+            }
+            let list = oracle.folder.path().join("jobs.json");
+            std::fs::write(&list, json!(jobs).to_string()).expect("a scratch file");
+            tests::python("hf_reference.py", &["--jobs", list.to_str().expect("UTF-8")]);
+            oracle
+        })
+    }
+
+    fn variant(&self, name: &str) -> Variant {
+        let path = |what: &str| self.folder.path().join(format!("{name}-{what}"));
+        let rows_per_step = VARIANTS.iter().find(|variant| variant.0 == name).expect("a variant").3;
+        Variant { model: path("model"), data: path("tokens.jsonl"), out: path("out"), rows_per_step }
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Layout {
+    nproc: usize,
+    zero_stage: u8,
+    checkpointing: &'static str,
+    /// Rows of a forward pass; the rest of the step is gradient accumulation.
+    micro_batch_size: usize,
+    dtype: &'static str,
+    prefetch_units: usize,
+}
+
+/// One rank that keeps everything.
+const PLAIN: Layout =
+    Layout { nproc: 1, zero_stage: 0, checkpointing: "none", micro_batch_size: 2, dtype: "fp32", prefetch_units: 1 };
+
+fn train(variant: &Variant, name: &str, layout: Layout) -> RunDir {
+    let Layout { nproc, zero_stage, checkpointing, micro_batch_size, dtype, prefetch_units } = layout;
+    let (model, data, rows_per_step) = (variant.model.display(), variant.data.display(), variant.rows_per_step);
+    let toml = format!(
+        r#"
+        [model]
+        path = "{model}"
+        dtype = "{dtype}"
+        [data]
+        train = "{data}"
+        validation = ["{data}"]
+        seq_len = 32
+        packing = false
+        shuffle = false
+        [train]
+        steps = {STEPS}
+        micro_batch_size = {micro_batch_size}
+        global_batch_size = {rows_per_step}
+        activation_checkpointing = "{checkpointing}"
+        [optimizer]
+        learning_rate = 1e-3
+        weight_decay = 0.1
+        [schedule]
+        warmup_steps = 2
+        min_lr_ratio = 0.1
+        [zero]
+        stage = {zero_stage}
+        prefetch_units = {prefetch_units}
+        [validation]
+        every_steps = 100
+        [log]
+        every_steps = 1
+        "#
+    );
+    let folder = Oracle::get().folder.path();
+    let folder = folder.join(format!("{name}-{layout:?}-{rows_per_step}").replace(|c: char| !c.is_alphanumeric(), "-"));
+    Job::new(&folder, &toml).nproc(nproc).succeed()
+}
+
+fn relative(got: f64, expected: f64) -> f64 {
+    (got - expected).abs() / expected.abs()
+}
+
+fn check(what: &str, run: &RunDir, expected: &[Step], eval_loss: f64, loss_tolerance: f64, norm_tolerance: f64) {
+    let got = run.steps();
+    assert_eq!(got.len(), STEPS, "{what}");
+    for (got, expected) in got.iter().zip(expected) {
+        assert_eq!((got.step, got.learning_rate), (expected.step, expected.learning_rate), "{what}");
+        assert!(relative(got.loss, expected.loss) <= loss_tolerance, "{what}: {got:?} {expected:?}");
+        assert!(relative(got.grad_norm, expected.grad_norm) <= norm_tolerance, "{what}: {got:?} {expected:?}");
+    }
+    let [(step, got)] = run.eval_losses()[..] else { panic!("{what}: {:?}", run.eval_losses()) };
+    assert_eq!(step, STEPS as u64, "{what}");
+    assert!(relative(got, eval_loss) <= loss_tolerance, "{what}: eval loss {got}, expected {eval_loss}");
+}
+
+fn oracle_eval_loss(out: &Path) -> f64 {
+    RunDir::new(out.into()).eval_losses()[0].1
+}
+
+fn check_variant(name: &str) {
+    let variant = Oracle::get().variant(name);
+    let out = variant.out.with_extension("float32");
+    let (expected, eval_loss) = (steps(&out.join("metrics.jsonl")), oracle_eval_loss(&out));
+    let expected_weights = weights(&out.join("final"));
+    for nproc in [1, 2] {
+        let mut of_this_degree = Vec::new();
+        for zero_stage in 0..=3 {
+            for checkpointing in ["none", "ffn", "full"] {
+                let layout = Layout { nproc, zero_stage, checkpointing, micro_batch_size: 2 / nproc, ..PLAIN };
+                let what = format!("{name} {layout:?}");
+                let run = train(&variant, name, layout);
+                check(&what, &run, &expected, eval_loss, LOSS_TOLERANCE, NORM_TOLERANCE);
+                check_weights(&what, &run, &expected_weights);
+                of_this_degree.push((layout, run));
+            }
+        }
+        // ENG-2, for one data-parallel degree: ZeRO 0 = 1 and 2 = 3.
+        let (whole, sharded) = of_this_degree.split_at(6);
+        assert_same_bits(name, whole);
+        assert_same_bits(name, sharded);
+    }
+}
+
+fn check_weights(what: &str, run: &RunDir, expected: &BTreeMap<String, Vec<f32>>) {
+    let got = run.final_weights();
+    assert!(got.keys().eq(expected.keys()), "{what}: {:?}", got.keys());
+    for (name, values) in &got {
+        let errors = values.iter().zip(&expected[name]).map(|(a, b)| (a - b).abs());
+        let error = errors.fold(0.0, f32::max);
+        assert!(error <= WEIGHT_TOLERANCE, "{what}: {name} is off by {error:e}");
+    }
+}
+
+/// Losses, norms and final weights of all runs are those of the first, bit for bit.
+fn assert_same_bits(name: &str, runs: &[(Layout, RunDir)]) {
+    let (_, first) = &runs[0];
+    let (steps, weights) = (first.steps(), first.final_weights());
+    for (layout, run) in &runs[1..] {
+        assert_eq!(run.steps(), steps, "{name} {layout:?}");
+        assert_eq!(run.eval_losses(), first.eval_losses(), "{name} {layout:?}");
+        assert!(run.final_weights() == weights, "{name} {layout:?}: final weights differ in bits");
+    }
+}
+
+#[test]
+fn multi_head_attention_trains_like_transformers() {
+    check_variant("mha");
+}
+
+#[test]
+fn grouped_query_attention_trains_like_transformers() {
+    check_variant("gqa");
+}
+
+#[test]
+fn tied_embeddings_with_an_odd_vocabulary_train_like_transformers() {
+    check_variant("tied");
+}
+
+#[test]
+fn biases_and_llama3_rope_train_like_transformers() {
+    check_variant("biased");
+}
+
+#[test]
+fn micro_batches_of_any_size_make_the_same_step() {
+    let variant = Oracle::get().variant("gqa");
+    let out = variant.out.with_extension("float32");
+    let (expected, eval_loss) = (steps(&out.join("metrics.jsonl")), oracle_eval_loss(&out));
+    for (nproc, micro_batch_size) in [(1, 1), (1, 4), (2, 2), (4, 1)] {
+        for zero_stage in [1, 3] {
+            let layout = Layout { nproc, zero_stage, micro_batch_size, ..PLAIN };
+            let run = train(&variant, "gqa", layout);
+            check(&format!("{layout:?}"), &run, &expected, eval_loss, LOSS_TOLERANCE, NORM_TOLERANCE);
+        }
+    }
+}
+
+#[test]
+fn with_one_micro_batch_all_zero_stages_have_the_same_bits() {
+    // ENG-2
+    for name in ["gqa", "tied"] {
+        let variant = Oracle::get().variant(name);
+        for nproc in [2, 4] {
+            let layouts = [(0, 1), (1, 1), (2, 1), (3, 0), (3, 1), (3, 2), (3, 9)];
+            let runs = layouts.map(|(zero_stage, prefetch_units)| {
+                let micro_batch_size = ROWS_PER_STEP / nproc;
+                let layout = Layout { nproc, zero_stage, prefetch_units, micro_batch_size, ..PLAIN };
+                (layout, train(&variant, name, layout))
+            });
+            assert_same_bits(name, &runs);
+        }
+    }
+}
+
+#[test]
+fn three_ranks_train_like_transformers() {
+    let variant = Oracle::get().variant("gqa-by-6");
+    let out = variant.out.with_extension("float32");
+    let (expected, eval_loss) = (steps(&out.join("metrics.jsonl")), oracle_eval_loss(&out));
+    for zero_stage in 0..=3 {
+        let layout = Layout { nproc: 3, zero_stage, micro_batch_size: 1, ..PLAIN };
+        let run = train(&variant, "gqa-by-6", layout);
+        check(&format!("{layout:?}"), &run, &expected, eval_loss, LOSS_TOLERANCE, NORM_TOLERANCE);
+        check_weights(&format!("{layout:?}"), &run, &weights(&out.join("final")));
+    }
+}
+
+#[test]
+fn bf16_follows_transformers_within_its_precision() {
+    for (name, _, _, _) in VARIANTS {
+        let variant = Oracle::get().variant(name);
+        let out = variant.out.with_extension("bfloat16");
+        let (expected, eval_loss) = (steps(&out.join("metrics.jsonl")), oracle_eval_loss(&out));
+        for zero_stage in 0..=3 {
+            let layout = Layout { nproc: 2, zero_stage, micro_batch_size: 1, dtype: "bf16", ..PLAIN };
+            let run = train(&variant, name, layout);
+            check(&format!("{name} {layout:?}"), &run, &expected, eval_loss, BF16_LOSS_TOLERANCE, 2e-2);
+        }
+    }
+}
