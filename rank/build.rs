@@ -1,6 +1,7 @@
 //! Writes a run path to libtorch into the binary, so that no variable is needed to run it (LD_LIBRARY_PATH still
 //! wins), and links only what a machine without CUDA has: an unreferenced library is dropped.
 
+#[allow(clippy::disallowed_methods, reason = "cargo tells build scripts by variables")]
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
     let Ok(lib) = std::env::var("DEP_TCH_LIBTORCH_LIB") else {

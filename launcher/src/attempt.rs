@@ -156,6 +156,7 @@ impl Attempt {
             Notice::Supervise(event) => return Some(event),
             Notice::Started(started) => output.event(Moment::Started { resumed_step: started.resumed_step }),
             Notice::Step(step) => output.step(&step),
+            Notice::Skipped(skipped) => output.skipped(&skipped),
             Notice::Eval(eval) => output.eval(&eval),
             Notice::Checkpoint(saved) => output.checkpoint(&saved),
             Notice::Finished { rank, report } => {

@@ -56,6 +56,7 @@ impl RestartPolicy {
         match cause.kind {
             Kind::Input => return Verdict::Input,
             Kind::Environment => return Verdict::Environment,
+            Kind::Diverged => return Verdict::GiveUp("training has diverged, and would again".to_owned()),
             Kind::Peer | Kind::Internal | Kind::Died | Kind::Missing => {}
         }
         let signature = signature(cause, resume_step);
@@ -116,6 +117,7 @@ mod tests {
     fn what_a_restart_cannot_help_is_not_restarted() {
         check(3, &[(failure(Kind::Input, 0, "bad row"), 0)], Verdict::Input);
         check(3, &[(failure(Kind::Environment, 7, "disk full"), 0)], Verdict::Environment);
+        check(3, &[(failure(Kind::Diverged, 7, "loss NaN"), 0)], gives_up("training has diverged, and would again"));
     }
 
     #[test]

@@ -32,6 +32,8 @@ pub enum Notice {
     Started(control::Started),
     /// A step is done.
     Step(control::StepMetrics),
+    /// A step was not finite, and its update was not applied.
+    Skipped(control::SkippedStep),
     /// The validation set was scored.
     Eval(control::EvalMetrics),
     /// A checkpoint is complete.
@@ -243,6 +245,7 @@ impl Control for Service {
         self.tell(match event {
             Some(report_request::Event::Started(started)) => Notice::Started(started),
             Some(report_request::Event::Step(step)) => Notice::Step(step),
+            Some(report_request::Event::Skipped(skipped)) => Notice::Skipped(skipped),
             Some(report_request::Event::Eval(eval)) => Notice::Eval(eval),
             Some(report_request::Event::Checkpoint(checkpoint)) => Notice::Checkpoint(checkpoint),
             Some(report_request::Event::Finished(report)) => Notice::Finished { rank, report },

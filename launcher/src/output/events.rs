@@ -40,6 +40,19 @@ pub enum Moment<'a> {
         /// Steps done before; 0 at the beginning.
         resumed_step: u64,
     },
+    /// A step's loss or gradient norm was not finite: its update was not applied.
+    SkippedStep {
+        /// The step.
+        step: u64,
+        /// Its loss; JSON has no NaN, it is null.
+        loss: f64,
+        /// Its gradient norm, likewise.
+        grad_norm: f64,
+        /// Skipped steps in a row, this one included.
+        in_a_row: u64,
+        /// The samples that it was made of, as `file:line`.
+        samples: &'a [String],
+    },
     /// A checkpoint is complete.
     Checkpoint {
         /// The steps it was made after.

@@ -17,7 +17,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use proto::config::Sink;
-use proto::control::{CheckpointSaved, EvalMetrics, Finished, StepMetrics};
+use proto::control::{CheckpointSaved, EvalMetrics, Finished, SkippedStep, StepMetrics};
 use proto::run_dir::RunDir;
 
 use console::Console;
@@ -50,6 +50,9 @@ pub struct Latest {
     /// The largest high-water mark of a rank's memory, in bytes.
     pub peak_memory_bytes: u64,
 }
+
+/// Samples that a message on the terminal names.
+const NAMED_SAMPLES: usize = 8;
 
 impl Output {
     /// For a run in `run_dir` whose launcher started at `start`. Opens [`RunDir::events`] only.
@@ -92,6 +95,17 @@ impl Output {
             self.metrics_row(|metrics| metrics.write(&StepRow::from(step)));
         }
         self.console.step(step);
+    }
+
+    /// A step was not finite, and its update was not applied.
+    pub fn skipped(&mut self, skipped: &SkippedStep) {
+        let SkippedStep { step, loss, grad_norm, in_a_row, samples } = skipped;
+        let (step, loss, grad_norm, in_a_row) = (*step, *loss, *grad_norm, *in_a_row);
+        self.event(Moment::SkippedStep { step, loss, grad_norm, in_a_row, samples });
+        let named = samples.iter().take(NAMED_SAMPLES).cloned().collect::<Vec<_>>().join(", ");
+        let more = if samples.len() > NAMED_SAMPLES { ", ... (all in events.jsonl)" } else { "" };
+        self.console
+            .warn(&format!("step {step}: loss {loss}, gradient norm {grad_norm}: not applied; made of {named}{more}"));
     }
 
     /// The validation set was scored.

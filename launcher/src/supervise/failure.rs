@@ -15,6 +15,8 @@ pub enum Kind {
     Peer,
     /// The rank said: anything else.
     Internal,
+    /// The rank said: training has diverged.
+    Diverged,
     /// It said nothing and ended.
     Died,
     /// It was started and never registered.
@@ -27,6 +29,7 @@ impl From<FailureKind> for Kind {
             FailureKind::Input => Kind::Input,
             FailureKind::Environment => Kind::Environment,
             FailureKind::Peer => Kind::Peer,
+            FailureKind::Diverged => Kind::Diverged,
             FailureKind::Internal | FailureKind::Unspecified => Kind::Internal,
         }
     }

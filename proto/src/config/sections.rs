@@ -128,6 +128,8 @@ pub struct Train {
     pub max_grad_norm: f64,
     /// What the backward pass computes again. Default: nothing.
     pub activation_checkpointing: ActivationCheckpointing,
+    /// Steps in a row whose loss or gradient norm is not finite, after which the job stops. Default: 3.
+    pub max_bad_steps: u64,
 }
 
 impl Train {
@@ -145,6 +147,7 @@ impl Train {
             batch: accumulation.or(global).unwrap_or(Batch::Accumulation(8)),
             max_grad_norm: keys.within("max_grad_norm", 1.0, at_least(0.0)),
             activation_checkpointing: keys.or("activation_checkpointing", ActivationCheckpointing::None),
+            max_bad_steps: keys.within("max_bad_steps", 3, SOME),
         }
     }
 }

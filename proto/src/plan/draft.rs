@@ -132,6 +132,7 @@ impl Draft {
                 min_lr_ratio: config.schedule.min_lr_ratio,
             },
             max_grad_norm: config.train.max_grad_norm,
+            max_bad_steps: config.train.max_bad_steps,
             zero: ZeroPlan {
                 stage: self.zero_stage(),
                 prefetch_units: usize::try_from(config.zero.prefetch_units)

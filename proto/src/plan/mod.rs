@@ -51,6 +51,8 @@ pub struct Plan {
     pub schedule: Schedule,
     /// Global L2 norm above which gradients are scaled down; 0 turns clipping off.
     pub max_grad_norm: f64,
+    /// Steps in a row whose loss or gradient norm is not finite, after which the job stops.
+    pub max_bad_steps: u64,
     /// Who keeps which part of parameters, gradients and optimizer state.
     pub zero: ZeroPlan,
     /// Longest wait for another rank, in seconds.

@@ -54,6 +54,15 @@ impl TrainData {
         self.step_rows(step).map(|row| self.rows.row(row).num_tokens() as u64).sum()
     }
 
+    /// Where the samples of a step come from, over all ranks, as `file:line`. `step` counts from 0.
+    pub fn sample_origins(&self, step: u64) -> impl Iterator<Item = String> + '_ {
+        let samples = self.step_rows(step).flat_map(|row| self.rows.row(row).samples());
+        samples.map(|sample| {
+            let origin = self.rows.origin(sample);
+            format!("{}:{}", self.rows.summary().sources[origin.source as usize], origin.line)
+        })
+    }
+
     /// This rank's rows of micro-batch `micro_batch_idx` of a step. `step` counts from 0.
     ///
     /// Row `j` is number `((step * A + a) * D + r) * M + j` of the endless sequence of epochs, with A micro-batches, D

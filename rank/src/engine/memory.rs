@@ -184,6 +184,13 @@ impl Memory {
         }
         pending.into_iter().try_for_each(Work::wait)
     }
+
+    /// Zeroes the gradients.
+    pub(super) fn discard_gradients(&mut self) {
+        for (idx, unit) in self.units.iter_mut().enumerate() {
+            unit.zero_gradients(&mut self.grads.get_mut(idx).flat);
+        }
+    }
 }
 
 /// Loading and saving.

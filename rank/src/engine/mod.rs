@@ -141,6 +141,11 @@ impl Engine {
         self.memory.update(&self.adamw.update(step, learning_rate, grad_scale))
     }
 
+    /// Forgets the step's gradients instead of applying them.
+    pub fn discard_gradients(&mut self) {
+        self.memory.discard_gradients();
+    }
+
     /// The data-parallel group.
     pub fn dp(&self) -> &dyn Collective {
         self.memory.dp()

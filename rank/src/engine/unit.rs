@@ -161,6 +161,11 @@ impl Unit {
         if !self.is_gathered() {
             self.put_masters(params);
         }
+        self.zero_gradients(grads);
+    }
+
+    /// Zeroes the step's gradients.
+    pub fn zero_gradients(&mut self, grads: &mut FlatBuffer) {
         match &mut self.grad_shard {
             Some(sum) => sum.fill(0.0),
             None => grads.as_f32_mut().fill(0.0),

@@ -15,18 +15,20 @@ pub enum TrainError {
     /// A model folder or checkpoint cannot be read or written.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
-    /// Training has diverged. The update was not applied.
+    /// Too many steps in a row were not finite. None of their updates was applied.
     #[error(
-        "step {step}: loss {loss}, gradient norm {grad_norm}: training has diverged; lower optimizer.learning_rate, or \
-         raise schedule.warmup_steps"
+        "step {step}: loss {loss}, gradient norm {grad_norm}, {in_a_row} steps in a row: training has diverged; lower \
+         optimizer.learning_rate, raise schedule.warmup_steps, or clip with train.max_grad_norm"
     )]
-    NotFinite {
-        /// The step, from 1.
+    Diverged {
+        /// The last of them, from 1.
         step: u64,
         /// Its loss.
         loss: f64,
         /// Its gradient norm.
         grad_norm: f64,
+        /// How many there were.
+        in_a_row: u64,
     },
     /// The prepared data cannot be read.
     #[error(transparent)]
@@ -41,8 +43,7 @@ impl TrainError {
             Self::Checkpoint(CheckpointError::Peer { .. }) => FailureKind::Peer,
             Self::Checkpoint(CheckpointError::Write { .. }) => FailureKind::Environment,
             Self::Checkpoint(_) => FailureKind::Input,
-            // Worth one more try from a checkpoint: the launcher stops when the same step fails the same way again.
-            Self::NotFinite { .. } => FailureKind::Internal,
+            Self::Diverged { .. } => FailureKind::Diverged,
             Self::Data(_) => FailureKind::Environment,
         }
     }

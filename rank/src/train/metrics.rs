@@ -17,7 +17,7 @@ pub(super) struct Metrics {
 impl Metrics {
     /// The clock starts now: when training does.
     pub fn start() -> Self {
-        let last = StepOutcome { loss: f64::NAN, grad_norm: f64::NAN, learning_rate: 0.0, num_tokens: 0 };
+        let last = StepOutcome { step: 0, loss: f64::NAN, grad_norm: f64::NAN, learning_rate: 0.0, num_tokens: 0 };
         Self { since: Instant::now(), steps: 0, tokens: 0, last }
     }
 
@@ -29,10 +29,10 @@ impl Metrics {
     }
 
     /// The row of the step counted last. A logged row starts the next stretch of time.
-    pub fn row(&mut self, step: u64, label_tokens: u64, logged: bool) -> StepMetrics {
+    pub fn row(&mut self, label_tokens: u64, logged: bool) -> StepMetrics {
         let seconds = self.since.elapsed().as_secs_f64();
         let row = StepMetrics {
-            step,
+            step: self.last.step,
             loss: self.last.loss,
             grad_norm: self.last.grad_norm,
             learning_rate: self.last.learning_rate,

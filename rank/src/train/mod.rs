@@ -9,7 +9,7 @@ use std::rc::Rc;
 
 use comm::{ReduceOp, ShmWorld};
 use proto::control::report_request::Event;
-use proto::control::{CheckpointSaved, Finished, Started};
+use proto::control::{CheckpointSaved, Finished, SkippedStep, Started};
 use proto::env::WorkerEnv;
 use proto::manifest::Progress;
 use proto::mesh::Axis;
@@ -34,6 +34,8 @@ pub struct Trainer {
     progress: Progress,
     /// The step being worked on, from 1; 0 before the first.
     current_step: u64,
+    /// Steps in a row that were skipped because they were not finite.
+    bad_steps: u64,
     is_first: bool,
 }
 
@@ -64,6 +66,7 @@ impl Trainer {
             validation: ValidationData::open(&plan, coord.dp)?,
             saver: Saver::new(plan.clone(), disk_dtype)?,
             current_step: progress.step,
+            bad_steps: 0,
             is_first: env.rank == 0,
             engine,
             progress,
@@ -87,9 +90,12 @@ impl Trainer {
             self.current_step = step;
             control.heartbeat(step, "train");
             let outcome = self.train_step(step)?;
+            if !outcome.is_finite() {
+                self.report_skipped(&outcome, control)?;
+            }
             metrics.count(outcome);
             if self.is_first {
-                control.report(Event::Step(metrics.row(step, self.progress.label_tokens, self.plan.logs(step))));
+                control.report(Event::Step(metrics.row(self.progress.label_tokens, self.plan.logs(step))));
             }
             if self.plan.validates_after(step) {
                 control.heartbeat(step, "validate");
@@ -107,7 +113,7 @@ impl Trainer {
         Ok(())
     }
 
-    /// One optimizer step. `step` counts from 1.
+    /// One optimizer step. `step` counts from 1. Where loss or gradient norm is not finite, nothing is updated.
     fn train_step(&mut self, step: u64) -> Result<StepOutcome, TrainError> {
         let num_labels = self.train.num_labels(step - 1);
         let scale = 1.0 / num_labels.max(1) as f64;
@@ -119,18 +125,42 @@ impl Trainer {
         self.engine.dp().all_reduce_scalars(&mut loss, ReduceOp::Sum)?;
         self.engine.reduce_gradients()?;
         let grad_norm = self.engine.grad_norm()?;
-        let loss = loss[0] * scale;
-        if !loss.is_finite() || !grad_norm.is_finite() {
-            return Err(TrainError::NotFinite { step, loss, grad_norm });
+        let outcome = StepOutcome {
+            step,
+            loss: loss[0] * scale,
+            grad_norm,
+            learning_rate: self.plan.schedule.at(step - 1),
+            num_tokens: self.train.num_tokens(step - 1),
+        };
+        if outcome.is_finite() {
+            let clip = clip_scale(self.plan.max_grad_norm, grad_norm);
+            self.engine.optimizer_step(step, outcome.learning_rate, clip)?;
+            self.bad_steps = 0;
+        } else {
+            self.engine.discard_gradients();
+            self.bad_steps += 1;
         }
-        let learning_rate = self.plan.schedule.at(step - 1);
-        self.engine.optimizer_step(step, learning_rate, clip_scale(self.plan.max_grad_norm, grad_norm))?;
         self.progress = Progress {
             step,
             rows: self.progress.rows + self.plan.batch.global_batch_size,
             label_tokens: self.progress.label_tokens + num_labels,
         };
-        Ok(StepOutcome { loss, grad_norm, learning_rate, num_tokens: self.train.num_tokens(step - 1) })
+        Ok(outcome)
+    }
+
+    /// Tells which samples a skipped step was made of; an error once there are too many such steps in a row.
+    fn report_skipped(&self, outcome: &StepOutcome, control: &Control) -> Result<(), TrainError> {
+        let &StepOutcome { step, loss, grad_norm, .. } = outcome;
+        let in_a_row = self.bad_steps;
+        if self.is_first {
+            let samples = self.train.sample_origins(step - 1).take(REPORTED_SAMPLES_MAX).collect();
+            control.report(Event::Skipped(SkippedStep { step, loss, grad_norm, in_a_row, samples }));
+        }
+        if in_a_row < self.plan.max_bad_steps {
+            Ok(())
+        } else {
+            Err(TrainError::Diverged { step, loss, grad_norm, in_a_row })
+        }
     }
 
     fn save_checkpoint(&mut self, control: &Control) -> Result<(), TrainError> {
@@ -147,8 +177,13 @@ impl Trainer {
     }
 }
 
+/// Samples that are named when a step is skipped.
+const REPORTED_SAMPLES_MAX: usize = 1000;
+
 /// What one step did.
 struct StepOutcome {
+    /// From 1.
+    step: u64,
     /// Mean cross-entropy over the label tokens of the global batch.
     loss: f64,
     /// Global L2 norm before clipping.
@@ -156,4 +191,11 @@ struct StepOutcome {
     learning_rate: f64,
     /// Tokens of the global batch, with or without labels.
     num_tokens: u64,
+}
+
+impl StepOutcome {
+    /// Whether the update can be applied.
+    fn is_finite(&self) -> bool {
+        self.loss.is_finite() && self.grad_norm.is_finite()
+    }
 }

@@ -36,6 +36,7 @@ fn every_default_is_the_documented_one() {
         batch: Batch::Accumulation(8),
         max_grad_norm: 1.0,
         activation_checkpointing: ActivationCheckpointing::None,
+        max_bad_steps: 3,
     };
     assert_eq!(config.train, train);
     let optimizer =
