@@ -2,7 +2,8 @@
 //! ranks talk.
 //!
 //! In reading order: [`config`] (train.toml as typed), [`model_config`] (the model's config.json), [`mesh`]
-//! (rank and coordinates), [`plan`] (everything resolved and checked), [`schedule`] (learning rates),
+//! (rank and coordinates), [`plan`] (everything resolved and checked), [`schedule`] (learning rates), [`layout`]
+//! (which parameters a unit owns), [`sharding`] (ZeRO: who keeps what), [`memory`] (how much that is),
 //! [`dataset`] (prepared training data on disk), [`run_dir`] (where everything of a run lies),
 //! [`manifest`] (what a checkpoint holds), [`mod@env`] (worker
 //! environment) and [`control`] (the gRPC service).
@@ -15,12 +16,15 @@
 pub mod config;
 pub mod dataset;
 pub mod env;
+pub mod layout;
 pub mod manifest;
+pub mod memory;
 pub mod mesh;
 pub mod model_config;
 pub mod plan;
 pub mod run_dir;
 pub mod schedule;
+pub mod sharding;
 
 /// The gRPC control service, generated from `proto/control.proto`.
 pub mod control {

@@ -63,6 +63,8 @@ enum Message {
     Report(ReportRequest),
     /// Answered when the launcher has taken it, or cannot be reached.
     Failed(FailedRequest, std::sync::mpsc::Sender<()>),
+    /// Answered when the launcher has taken all before it.
+    Flush(std::sync::mpsc::Sender<()>),
 }
 
 impl Control {
@@ -101,6 +103,14 @@ impl Control {
     /// Tells the launcher something that its users see.
     pub fn report(&self, event: Event) {
         self.send(Message::Report(ReportRequest { caller: Some(self.caller), event: Some(event) }));
+    }
+
+    /// Returns when the launcher has taken all that was reported, or cannot be reached.
+    pub fn flush(&self) {
+        let (taken, wait) = std::sync::mpsc::channel();
+        self.send(Message::Flush(taken));
+        // An error means that the line is gone, and this process with it in a moment.
+        let _ = wait.recv_timeout(CALL_TIMEOUT);
     }
 
     /// The last words of this rank; returns when the launcher has them, or cannot be reached.
@@ -171,6 +181,10 @@ async fn forward(mut client: Client, mut messages: UnboundedReceiver<Message>) {
                 let delivered = client.failed(timed(request)).await.map(drop);
                 let _ = taken.send(());
                 delivered
+            }
+            Message::Flush(taken) => {
+                let _ = taken.send(());
+                Ok(())
             }
         };
         if let Err(status) = delivered {

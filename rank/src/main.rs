@@ -7,9 +7,9 @@ use std::time::Duration;
 use anyhow::Context;
 use comm::{ShmOptions, ShmWorld};
 use proto::env::WorkerEnv;
+use proto::memory::StateBytes;
 use proto::plan::Plan;
 use rank::control::Control;
-use rank::engine::Memory;
 use rank::process;
 use rank::train::{TrainError, Trainer};
 
@@ -49,7 +49,7 @@ fn train(plan: Plan, env: &WorkerEnv, control: &Control, step: &mut u64) -> Resu
         rank: env.rank,
         world_size: env.world_size,
         fd: process::inherited_fd(env.shm_fd),
-        arena_bytes: Memory::arena_bytes(&plan),
+        arena_bytes: StateBytes::of(&plan).arena() as usize,
         timeout: Duration::from_secs(plan.comm_timeout_seconds),
     })?;
     let mut trainer = Trainer::new(plan, env, Rc::new(world))?;

@@ -1,7 +1,9 @@
 //! The plan for people: what `dslaunch plan` prints. Pure.
 
+use proto::layout::model_layout;
+use proto::memory::StateBytes;
 use proto::model_config::ModelConfig;
-use proto::plan::{Dtype, Plan, ZeroStage};
+use proto::plan::Plan;
 
 use super::units::{bytes, count, plural};
 
@@ -101,11 +103,15 @@ fn schedule(plan: &Plan) -> String {
 }
 
 fn memory(plan: &Plan) -> String {
-    let bytes_per_rank = state_bytes(plan);
-    let stage = plan.zero.stage.number();
+    let state = StateBytes::of(plan);
     format!(
-        "{} per rank for weights, gradients and optimizer state (ZeRO {stage}); activations come on top ({} recomputed)",
-        bytes(bytes_per_rank),
+        "{} per rank (ZeRO {}): parameters {}, gradients {}, masters {}, moments {}; activations come on top ({} recomputed)",
+        bytes(state.total()),
+        plan.zero.stage.number(),
+        bytes(state.parameters),
+        bytes(state.gradients + state.gradient_shards),
+        bytes(state.masters),
+        bytes(state.moments),
         plan.activation_checkpointing,
     )
 }
@@ -117,28 +123,7 @@ fn saving(plan: &Plan) -> String {
 
 /// Parameters of the whole model.
 fn num_parameters(config: &ModelConfig) -> u64 {
-    let [hidden, ffn, vocab] =
-        [config.hidden_size, config.intermediate_size, config.vocab_size].map(|size| size as u64);
-    let query = (config.num_attention_heads * config.head_dim) as u64;
-    let key_value = (config.num_key_value_heads * config.head_dim) as u64;
-    let attention = 2 * hidden * (query + key_value);
-    let attention_bias = if config.attention_bias { query + 2 * key_value + hidden } else { 0 };
-    let mlp_bias = if config.mlp_bias { 2 * ffn + hidden } else { 0 };
-    let block = attention + attention_bias + 3 * hidden * ffn + mlp_bias + 2 * hidden;
-    let embeddings = vocab * hidden * if config.tie_word_embeddings { 1 } else { 2 };
-    embeddings + config.num_hidden_layers as u64 * block + hidden
-}
-
-/// What one rank keeps of the model from step to step: parameters, fp32 gradients, both moments, and fp32 masters where
-/// the parameters are not fp32 themselves.
-fn state_bytes(plan: &Plan) -> u64 {
-    let parameters = num_parameters(&plan.model.config);
-    let (weight, master) = match plan.model.compute_dtype {
-        Dtype::Fp32 => (4, 0),
-        Dtype::Bf16 => (2, 4),
-    };
-    let shards = if plan.zero.stage >= ZeroStage::Stage1 { plan.mesh.dp as u64 } else { 1 };
-    parameters * (weight + 4) + (parameters * (master + 8)).div_ceil(shards)
+    model_layout(config).iter().map(|unit| unit.numel() as u64).sum()
 }
 
 #[cfg(test)]
@@ -167,19 +152,6 @@ mod tests {
         let world = World { world_size, cores: 8, current_dir: "/here".into() };
         let draft = Draft::new(&config, world, model).unwrap();
         draft.with_data(PreparedData { path: "/d".into(), rows: 320, tokens: 1_000_000 }, None, start).unwrap()
-    }
-
-    #[test]
-    fn parameters_are_counted_as_published() {
-        let config = ModelConfig::parse(Path::new("config.json"), DEEPSEEK).unwrap();
-        assert_eq!(num_parameters(&config), 6_910_365_696);
-    }
-
-    #[test]
-    fn the_optimizer_state_is_shared_from_stage_1_on() {
-        let parameters = 6_910_365_696;
-        assert_eq!(state_bytes(&plan("[zero]\nstage = 0", 4)), parameters * 16);
-        assert_eq!(state_bytes(&plan("[zero]\nstage = 1", 4)), parameters * 8 + parameters * 2);
     }
 
     #[test]

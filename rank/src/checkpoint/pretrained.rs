@@ -13,7 +13,7 @@ use super::error::{CheckpointError, Result, damaged, reading};
 use super::weights::{kind_of, tensor_error};
 use crate::data::MappedFile;
 use crate::engine::Memory;
-use crate::model::ParamLayout;
+use proto::layout::ParamLayout;
 
 /// Fills the parameters that this rank needs from the safetensors files in `folder`.
 ///

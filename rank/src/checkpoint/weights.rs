@@ -11,7 +11,7 @@ use super::error::{CheckpointError, Result, damaged, writing};
 use super::files::{sync, write_synced};
 use super::safetensors_writer::{SafetensorsWriter, TensorHeader};
 use crate::engine::Memory;
-use crate::model::UnitLayout;
+use proto::layout::UnitLayout;
 
 /// Largest weights file. Larger models are cut into several with an index, as `save_pretrained` does.
 const SHARD_BYTES: usize = 5_000_000_000;

@@ -15,20 +15,18 @@ use std::ops::Range;
 use std::rc::Rc;
 
 use comm::{Collective, CommError, ReduceOp, ShmWorld, Work};
+use proto::layout::{ParamLayout, UnitLayout, model_layout};
+use proto::memory::{grad_claims, param_claims};
 use proto::plan::Plan;
+use proto::sharding::Sharding;
 use tch::{Kind, Tensor};
 
 use super::adamw::Update;
 use super::grad_norm::sum_of_squares;
 use super::kind;
-use super::slots::{Claim, Slots, assign};
+use super::slots::Slots;
 use super::unit::Unit;
 use super::views::UnitViews;
-use super::zero::Sharding;
-use crate::model::{ParamLayout, UnitKind, UnitLayout, model_layout};
-
-/// Alignment of buffers in the arena.
-const ALIGN_BYTES: usize = 64;
 
 /// Parameters, gradients and optimizer state of all units on this rank. Units are numbered in the order of the forward
 /// pass: embedding, blocks, head.
@@ -42,37 +40,18 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// Bytes that a rank's arena needs.
-    pub fn arena_bytes(plan: &Plan) -> usize {
-        let sharding = Sharding::new(plan.zero.stage, plan.mesh.dp, 0);
-        let layouts = model_layout(&plan.model.config);
-        let kinds: Vec<UnitKind> = layouts.iter().map(|layout| layout.kind).collect();
-        let bytes = |claims: Vec<Claim>, kind: Kind| -> usize {
-            let (_, layout_of_slot) = assign(&kinds, &claims);
-            let slot = |unit: &usize| sharding.padded(layouts[*unit].numel()) * kind.elt_size_in_bytes();
-            layout_of_slot.iter().map(|unit| slot(unit).next_multiple_of(ALIGN_BYTES)).sum()
-        };
-        let params = layouts.iter().map(|layout| param_claim(layout, sharding, plan.zero.prefetch_units)).collect();
-        let grads = layouts.iter().map(|_| grad_claim(sharding)).collect();
-        bytes(params, kind(plan.model.compute_dtype)) + bytes(grads, Kind::Float)
-    }
-
     /// Allocates everything, all zero. Does not block. `dp`: the group of this rank's data-parallel peers.
     pub fn new(plan: &Plan, world: &Rc<ShmWorld>, dp: Box<dyn Collective>) -> Result<Self, CommError> {
         let sharding = Sharding::new(plan.zero.stage, dp.size(), dp.rank());
         let layouts = model_layout(&plan.model.config);
         let numel_padded: Vec<usize> = layouts.iter().map(|layout| sharding.padded(layout.numel())).collect();
-        let prefetch_units = plan.zero.prefetch_units;
-        let param_claims: Vec<Claim> =
-            layouts.iter().map(|layout| param_claim(layout, sharding, prefetch_units)).collect();
-        let grad_claims: Vec<Claim> = layouts.iter().map(|_| grad_claim(sharding)).collect();
         let params_kind = kind(plan.model.compute_dtype);
         Ok(Self {
-            params: Slots::new(world, &layouts, &numel_padded, &param_claims, params_kind)?,
-            grads: Slots::new(world, &layouts, &numel_padded, &grad_claims, Kind::Float)?,
-            units: layouts.into_iter().map(|layout| Unit::new(layout, sharding, params_kind)).collect(),
+            params: Slots::new(world, &layouts, &numel_padded, &param_claims(plan, &layouts), params_kind)?,
+            grads: Slots::new(world, &layouts, &numel_padded, &grad_claims(plan, &layouts), Kind::Float)?,
+            units: layouts.into_iter().map(|layout| Unit::new(layout, sharding, plan.model.compute_dtype)).collect(),
             dp,
-            prefetch_units,
+            prefetch_units: plan.zero.prefetch_units,
         })
     }
 
@@ -254,18 +233,4 @@ impl Memory {
     pub fn load_moments(&mut self, unit: usize, start: usize, exp_avg: &[f32], exp_avg_sq: &[f32]) {
         self.units[unit].load_moments(start, exp_avg, exp_avg_sq);
     }
-}
-
-/// Whole parameters have a slot each. Gathered blocks take turns; embedding and head are too different to share.
-fn param_claim(layout: &UnitLayout, sharding: Sharding, prefetch_units: usize) -> Claim {
-    match (sharding.shards_parameters(layout.numel()), layout.kind) {
-        (false, _) => Claim::Own,
-        (true, UnitKind::Block) => Claim::Shared { count: 1 + prefetch_units },
-        (true, UnitKind::Embedding | UnitKind::Head) => Claim::Shared { count: 1 },
-    }
-}
-
-/// Whole gradients have a slot each; sharded ones are whole only while a unit's backward pass runs.
-fn grad_claim(sharding: Sharding) -> Claim {
-    if sharding.shards_gradients() { Claim::Shared { count: 1 } } else { Claim::Own }
 }

@@ -18,7 +18,6 @@ mod memory;
 mod slots;
 mod unit;
 mod views;
-mod zero;
 
 use std::rc::Rc;
 

@@ -2,13 +2,14 @@
 
 use std::ops::Range;
 
+use proto::layout::UnitLayout;
+use proto::plan::Dtype;
+use proto::sharding::Sharding;
 use tch::Kind;
 
 use super::adamw::{Stretch, Update};
 use super::flat::FlatBuffer;
-use super::zero::Sharding;
 use crate::kernels::narrow_all;
-use crate::model::UnitLayout;
 
 /// One unit's lasting state on this rank.
 pub(super) struct Unit {
@@ -26,11 +27,11 @@ pub(super) struct Unit {
 }
 
 impl Unit {
-    /// All zero. `params_kind`: type of the parameters in slots.
-    pub fn new(layout: UnitLayout, sharding: Sharding, params_kind: Kind) -> Self {
+    /// All zero.
+    pub fn new(layout: UnitLayout, sharding: Sharding, compute_dtype: Dtype) -> Self {
         let numel_padded = sharding.padded(layout.numel());
         let owned = sharding.owned(numel_padded).len();
-        let has_masters = params_kind != Kind::Float || sharding.shards_parameters(layout.numel());
+        let has_masters = sharding.has_masters(layout.numel(), compute_dtype);
         let shard = sharding.shard(numel_padded).len();
         Self {
             master: has_masters.then(|| vec![0.0; owned]),

@@ -1,13 +1,11 @@
 //! A unit's flat buffer as the weights that the model's code takes. Adjacent parameters that the model uses as one
 //! matrix (q, k and v; gate and up) are one view.
 
+use proto::layout::{ParamLayout, UnitKind, UnitLayout};
 use tch::Tensor;
 
 use super::flat::FlatBuffer;
-use crate::model::{
-    AttentionWeights, BlockWeights, EmbeddingWeights, FeedForwardWeights, LinearWeights, ParamLayout, UnitKind,
-    UnitLayout,
-};
+use crate::model::{AttentionWeights, BlockWeights, EmbeddingWeights, FeedForwardWeights, LinearWeights};
 
 /// The weights (or gradients) of one unit.
 pub(super) enum UnitViews {

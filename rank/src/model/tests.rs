@@ -1,6 +1,7 @@
 //! Each unit against libtorch's autograd: the oracle is written with plain operations (no flash attention, no fused
 //! projections, a mask per micro-batch), so that it shares no code with the engine.
 
+use proto::layout::model_layout;
 use proto::model_config::ModelConfig;
 use proto::plan::ActivationCheckpointing;
 use tch::{Device, Kind, Tensor};

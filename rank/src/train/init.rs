@@ -8,7 +8,7 @@ use std::convert::Infallible;
 use tch::{Kind, Tensor};
 
 use crate::engine::Memory;
-use crate::model::ParamLayout;
+use proto::layout::ParamLayout;
 
 /// Fills every parameter that this rank needs. `std`: config.json's `initializer_range`.
 pub(super) fn randomize(memory: &mut Memory, seed: u64, std: f64) {

@@ -164,6 +164,8 @@ impl Trainer {
     }
 
     fn save_checkpoint(&mut self, control: &Control) -> Result<(), TrainError> {
+        // A run that goes on from this checkpoint does not report the steps before it again.
+        control.flush();
         let started = std::time::Instant::now();
         let path = self.saver.save_checkpoint(self.engine.memory_mut(), self.progress)?;
         if self.is_first {

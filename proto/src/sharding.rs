@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use proto::plan::ZeroStage;
+use crate::config::{Dtype, ZeroStage};
 
 /// How a unit is spread over the data-parallel ranks, as this rank sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,6 +48,12 @@ impl Sharding {
     /// Whether gradients are sharded (stage 2 and up): each micro-batch's are reduced as soon as a unit's are complete.
     pub fn shards_gradients(&self) -> bool {
         self.stage >= ZeroStage::Stage2
+    }
+
+    /// Whether a unit of `numel` elements has fp32 masters beside its parameters: where those are of another type, or are
+    /// whole only while they compute.
+    pub fn has_masters(&self, numel: usize, compute_dtype: Dtype) -> bool {
+        compute_dtype != Dtype::Fp32 || self.shards_parameters(numel)
     }
 
     /// Whether the parameters of a unit of `numel` elements are sharded (stage 3): gathered before they compute. A tiny

@@ -3,7 +3,7 @@
 //! - `LAY-1` parameters lie without gaps in the order listed, so that q, k and v (and gate and up) form one matrix and
 //!   one matrix product each.
 
-use proto::model_config::ModelConfig;
+use crate::model_config::ModelConfig;
 
 /// What a unit computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
