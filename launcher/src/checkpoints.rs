@@ -49,6 +49,12 @@ pub fn is_complete(path: &Path) -> bool {
     path.join(Manifest::FILE).is_file()
 }
 
+/// The newest complete checkpoint of the run, whole or damaged.
+pub fn newest_complete(run_dir: &RunDir) -> io::Result<Option<PathBuf>> {
+    let complete = all(run_dir)?.into_iter().filter(|(_, path)| is_complete(path));
+    Ok(complete.max_by_key(|&(step, _)| step).map(|(_, path)| path))
+}
+
 /// The newest whole checkpoint of the run, that which it began from included, wherever that lies.
 pub fn newest(run_dir: &RunDir, beginning: Option<&Checkpoint>) -> io::Result<Found> {
     let mut candidates = all(run_dir)?;

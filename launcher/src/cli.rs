@@ -22,7 +22,60 @@ enum Command {
     ///
     /// Steps depend on the data, which is prepared in output_dir as for training: no other dslaunch may be using that
     /// folder.
-    Plan(PlanArgs),
+    ///
+    /// With --deepspeed, nothing is planned: the train.toml that says what a DeepSpeed config says is printed on
+    /// standard output, and on standard error a line for each key that is not in it: it has no effect here, is "auto",
+    /// refused or unknown. Exit codes then: 0; 2 a key is refused or unknown, or the file is damaged.
+    Plan(PlanCommand),
+    /// Look at a checkpoint: what it holds, and whether it is still what was written
+    #[command(subcommand)]
+    Checkpoint(CheckpointTask),
+}
+
+/// `dslaunch plan`, as it is typed.
+#[derive(Debug, Args)]
+struct PlanCommand {
+    /// Print the plan as JSON, as ranks read it
+    #[arg(long)]
+    json: bool,
+    /// Map a DeepSpeed config to a train.toml, key by key
+    #[arg(long, value_name = "ds_config.json", conflicts_with_all = ["json", "sets", "train_toml"])]
+    deepspeed: Option<PathBuf>,
+    /// Number of ranks [default: the number of GPUs, or 1 without one; with --deepspeed: as many as the config's batch
+    /// sizes need]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    nproc: Option<u16>,
+    /// Set a key of train.toml, overriding the file; may be repeated
+    #[arg(long = "set", value_name = "section.key=value")]
+    sets: Vec<String>,
+    /// The job
+    #[arg(value_name = "train.toml", required_unless_present = "deepspeed")]
+    train_toml: Option<PathBuf>,
+}
+
+/// What to do with a checkpoint.
+#[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
+pub enum CheckpointTask {
+    /// Print what a checkpoint holds: step, rows, model, files, and which ranks wrote which part of the optimizer state
+    ///
+    /// Reads the manifest and the files' lengths. Exit codes: 0 printed; 2 no checkpoint there, or files are missing or
+    /// have other lengths.
+    Inspect {
+        /// A checkpoint, or a run directory: its newest complete checkpoint
+        #[arg(value_name = "DIR")]
+        dir: PathBuf,
+        /// Print the manifest as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Read every file of a checkpoint and compare it with the manifest: length, hash, nothing missing or too much
+    ///
+    /// Prints one line for each problem. Exit codes: 0 all as written; 2 damaged, or no checkpoint there.
+    Verify {
+        /// A checkpoint, or a run directory: its newest complete checkpoint
+        #[arg(value_name = "DIR")]
+        dir: PathBuf,
+    },
 }
 
 /// What to do.
@@ -32,6 +85,10 @@ pub enum Task {
     Train(JobArgs),
     /// `dslaunch plan train.toml`
     Plan(PlanArgs),
+    /// `dslaunch plan --deepspeed ds_config.json`
+    MapDeepspeed(DeepspeedArgs),
+    /// `dslaunch checkpoint inspect DIR` and `verify DIR`
+    Checkpoint(CheckpointTask),
 }
 
 /// Which job.
@@ -49,21 +106,40 @@ pub struct JobArgs {
 }
 
 /// Which job's plan, and how it is printed.
-#[derive(Debug, Clone, PartialEq, Eq, Args)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PlanArgs {
-    /// Print the plan as JSON, as ranks read it
-    #[arg(long)]
+    /// Whether it is printed as JSON.
     pub json: bool,
     /// Which job.
-    #[command(flatten)]
     pub job: JobArgs,
+}
+
+/// Which DeepSpeed config is mapped.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeepspeedArgs {
+    /// The file.
+    pub config: PathBuf,
+    /// Number of ranks, if the user says one.
+    pub nproc: Option<u16>,
+}
+
+impl PlanCommand {
+    fn task(self) -> Task {
+        let Self { json, deepspeed, nproc, sets, train_toml } = self;
+        match (deepspeed, train_toml) {
+            (Some(config), _) => Task::MapDeepspeed(DeepspeedArgs { config, nproc }),
+            (None, Some(train_toml)) => Task::Plan(PlanArgs { json, job: JobArgs { nproc, sets, train_toml } }),
+            (None, None) => unreachable!("clap asks for one of them"),
+        }
+    }
 }
 
 impl Cli {
     /// What the command line asks for.
     pub fn task(self) -> Task {
         match (self.command, self.train) {
-            (Some(Command::Plan(args)), _) => Task::Plan(args),
+            (Some(Command::Plan(command)), _) => command.task(),
+            (Some(Command::Checkpoint(task)), _) => Task::Checkpoint(task),
             (None, Some(args)) => Task::Train(args),
             (None, None) => unreachable!("clap asks for help when there are no arguments"),
         }
@@ -104,6 +180,22 @@ mod tests {
     }
 
     #[test]
+    fn plan_maps_a_deepspeed_config() {
+        let args = |nproc| Ok(Task::MapDeepspeed(DeepspeedArgs { config: "ds.json".into(), nproc }));
+        assert_eq!(parse("plan --deepspeed ds.json"), args(None));
+        assert_eq!(parse("plan --nproc 4 --deepspeed ds.json"), args(Some(4)));
+    }
+
+    #[test]
+    fn checkpoint_looks_at_a_folder() {
+        let inspect = |json| Ok(Task::Checkpoint(CheckpointTask::Inspect { dir: "runs/x".into(), json }));
+        assert_eq!(parse("checkpoint inspect runs/x"), inspect(false));
+        assert_eq!(parse("checkpoint inspect --json runs/x"), inspect(true));
+        let verify = Task::Checkpoint(CheckpointTask::Verify { dir: "runs/x".into() });
+        assert_eq!(parse("checkpoint verify runs/x"), Ok(verify));
+    }
+
+    #[test]
     fn bad_usage_exits_with_2() {
         let check = |line: &str, kind: ErrorKind| assert_eq!(parse(line), Err(kind), "{line}");
         check("", ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand);
@@ -115,6 +207,12 @@ mod tests {
         check("a.toml b.toml", ErrorKind::ArgumentConflict);
         check("plan", ErrorKind::MissingRequiredArgument);
         check("--nproc 2 plan train.toml", ErrorKind::ArgumentConflict);
+        check("plan --deepspeed ds.json train.toml", ErrorKind::ArgumentConflict);
+        check("plan --deepspeed ds.json --json", ErrorKind::ArgumentConflict);
+        check("plan --deepspeed ds.json --set train.steps=1", ErrorKind::ArgumentConflict);
+        check("checkpoint", ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand);
+        check("checkpoint verify", ErrorKind::MissingRequiredArgument);
+        check("checkpoint verify --json x", ErrorKind::UnknownArgument);
         check("--help", ErrorKind::DisplayHelp);
         check("--version", ErrorKind::DisplayVersion);
     }

@@ -1,4 +1,4 @@
-//! Why the launcher cannot train, and the exit code that says so.
+//! Why the launcher cannot do what it is asked for, and the exit code that says so.
 
 use std::io;
 use std::path::PathBuf;
@@ -6,13 +6,15 @@ use std::path::PathBuf;
 use proto::config::ConfigErrors;
 use proto::model_config::ModelConfigError;
 
+use crate::checkpoint_command::CheckpointError;
 use crate::data::DataError;
+use crate::deepspeed::DeepspeedError;
 use crate::lock::LockError;
 use crate::resume::ResumeError;
 use crate::signals::Interrupt;
 use crate::spawn::SpawnError;
 
-/// Why the launcher cannot train. A rank's failure is not among these: it is an outcome.
+/// Why the launcher cannot do what it is asked for. A rank's failure is not among these: it is an outcome.
 #[derive(Debug, thiserror::Error)]
 pub enum LaunchError {
     /// train.toml is wrong.
@@ -27,6 +29,12 @@ pub enum LaunchError {
     /// There is no checkpoint that the job could go on from as the user wants it.
     #[error(transparent)]
     Resume(#[from] ResumeError),
+    /// There is no checkpoint to look at.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// There is no DeepSpeed config to map.
+    #[error(transparent)]
+    Deepspeed(#[from] DeepspeedError),
     /// The run directory cannot be used.
     #[error(transparent)]
     Lock(#[from] LockError),
@@ -61,7 +69,12 @@ impl LaunchError {
     /// The launcher's exit code.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Config(_) | Self::Model(_) | Self::Data(_) | Self::Resume(_) => 2,
+            Self::Config(_)
+            | Self::Model(_)
+            | Self::Data(_)
+            | Self::Resume(_)
+            | Self::Checkpoint(_)
+            | Self::Deepspeed(_) => 2,
             Self::Lock(_) | Self::Spawn(_) | Self::NoWorker { .. } | Self::Io { .. } => 3,
             Self::Interrupted(interrupt) => interrupt.exit_code(),
         }

@@ -8,8 +8,8 @@ use std::time::Instant;
 use clap::Parser;
 use launcher::cli::{Cli, Task};
 use launcher::error::LaunchError;
-use launcher::job;
 use launcher::output::terminal::{Item, Stream, Terminal};
+use launcher::{checkpoint_command, deepspeed, job};
 
 fn main() -> ExitCode {
     let start = Instant::now();
@@ -31,6 +31,8 @@ fn main() -> ExitCode {
     let result = match task {
         Task::Train(args) => job::train(&args, &terminal, start),
         Task::Plan(args) => job::print_plan(&args, &terminal),
+        Task::MapDeepspeed(args) => deepspeed::run(&args, &terminal),
+        Task::Checkpoint(task) => checkpoint_command::run(&task, &terminal),
     };
     let code = result.unwrap_or_else(|error| {
         terminal.show(Item::Text(Stream::Err, explanation(&error)));

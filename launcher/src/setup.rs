@@ -144,7 +144,7 @@ fn num_gpus() -> usize {
 }
 
 /// Cores that this process may use.
-fn num_cores() -> usize {
+pub fn num_cores() -> usize {
     let allowed = nix::sched::sched_getaffinity(nix::unistd::Pid::from_raw(0)).ok().map(|set| {
         let cores = 0..nix::sched::CpuSet::count();
         cores.filter(|&core| set.is_set(core).unwrap_or(false)).count()

@@ -10,7 +10,7 @@ pub mod plan_table;
 pub mod report;
 mod screen;
 pub mod terminal;
-mod units;
+pub mod units;
 
 use std::io;
 use std::path::Path;

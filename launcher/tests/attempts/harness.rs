@@ -126,6 +126,13 @@ impl Run {
         Launch { child, events: self.path("events.jsonl"), metrics: self.path("metrics.jsonl"), stdout, stderr }
     }
 
+    /// Runs dslaunch with `args` and nothing else. Returns exit code, standard output and standard error.
+    pub fn command(&self, args: &[&str]) -> (i32, String, String) {
+        let end = Command::new(self.beside("dslaunch")).current_dir(self.dir.path()).args(args).output().unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        (end.status.code().unwrap(), text(end.stdout), text(end.stderr))
+    }
+
     /// The plan that the latest launch wrote.
     pub fn plan(&self) -> proto::plan::Plan {
         serde_json::from_slice(&fs::read(self.path("plan.json")).unwrap()).unwrap()

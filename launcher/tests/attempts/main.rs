@@ -47,6 +47,8 @@ fn main() {
         ("a_run_directory_in_use_is_refused", a_run_directory_in_use_is_refused),
         ("mistakes_cost_nothing", mistakes_cost_nothing),
         ("the_plan_is_printed", the_plan_is_printed),
+        ("checkpoints_are_looked_at", checkpoints_are_looked_at),
+        ("a_deepspeed_config_becomes_a_train_toml", a_deepspeed_config_becomes_a_train_toml),
     ]);
 }
 
@@ -334,4 +336,48 @@ fn the_plan_is_printed() {
     let plan: proto::plan::Plan = serde_json::from_str(&end.stdout).unwrap();
     assert_eq!((plan.steps, plan.mesh.dp), (6, 2));
     assert!(!run.path("events.jsonl").exists() && !run.path("logs").exists());
+}
+
+fn checkpoints_are_looked_at() {
+    let run = Run::new("");
+    assert_eq!(run.launch(&[]).end().code, 0);
+    let whole = "step-00000006: 1 file, 4 B, all as written\n".to_owned();
+    assert_eq!(run.command(&["checkpoint", "verify", "run"]), (0, whole, String::new()));
+    let (code, stdout, _) = run.command(&["checkpoint", "inspect", "--json", "run/checkpoints/step-00000004"]);
+    let manifest: proto::manifest::Manifest = serde_json::from_str(&stdout).unwrap();
+    assert_eq!((code, manifest.progress.step), (0, 4));
+    let checkpoint = run.path("checkpoints/step-00000006");
+    fs::write(checkpoint.join("weights"), "12x4").unwrap();
+    fs::write(checkpoint.join("more"), "").unwrap();
+    let problems = "run/checkpoints/step-00000006/more: the manifest does not name it\n\
+                    run/checkpoints/step-00000006/weights: its content is not what the manifest's hash says\n";
+    assert_eq!(run.command(&["checkpoint", "verify", "run"]), (2, String::new(), problems.to_owned()));
+    fs::write(checkpoint.join("weights"), "123").unwrap();
+    let (code, stdout, stderr) = run.command(&["checkpoint", "inspect", "run"]);
+    assert!(code == 2 && stdout.contains("step        6\n"), "{code} {stdout}");
+    assert!(
+        stderr.contains("weights: damaged: has 3 bytes, the manifest says 4; `dslaunch checkpoint verify"),
+        "{stderr}"
+    );
+    let (code, _, stderr) = run.command(&["checkpoint", "verify", "nowhere"]);
+    assert!(code == 2 && stderr.starts_with("error: nowhere: there is no complete checkpoint"), "{code} {stderr}");
+}
+
+fn a_deepspeed_config_becomes_a_train_toml() {
+    let run = Run::new("");
+    let map = |text: &str| {
+        fs::write(run.beside("ds_config.json"), text).unwrap();
+        run.command(&["plan", "--deepspeed", "ds_config.json"])
+    };
+    let (code, stdout, stderr) = map(r#"{"zero_optimization": {"stage": 3, "stage3_max_live_parameters": 1e9}}"#);
+    assert!(code == 0 && stdout.contains("stage = 3  # zero_optimization.stage\n"), "{code} {stdout}");
+    assert!(
+        stderr.starts_with("ds_config.json: zero_optimization.stage3_max_live_parameters: no effect here: "),
+        "{stderr}"
+    );
+    let (code, stdout, stderr) = map(r#"{"fp16": {"enabled": true}, "steps_per_print": 1}"#);
+    assert!(code == 2 && stdout.contains("every_steps = 1  # steps_per_print\n"), "{code} {stdout}");
+    assert!(stderr.starts_with("ds_config.json: fp16.enabled = true: refused: "), "{stderr}");
+    let (code, stdout, stderr) = map("{");
+    assert!(code == 2 && stdout.is_empty() && stderr.starts_with("error: ds_config.json: EOF"), "{code} {stderr}");
 }

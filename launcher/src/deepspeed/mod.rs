@@ -1,0 +1,138 @@
+//! `dslaunch plan --deepspeed`: from a DeepSpeed config to a train.toml, with a word on every key.
+//!
+//! - DSP-1 Every key of the config gets exactly one verdict: honoured (it is in the train.toml), without effect (and
+//!   why), refused (and why), or unknown. Nothing is passed over in silence.
+//! - DSP-2 What is honoured is checked by train.toml's own rules. Whether this version can do it is the plan's to say.
+
+mod document;
+mod groups;
+mod keys;
+mod lookup;
+mod rules;
+mod snippet;
+#[cfg(test)]
+mod tests;
+
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+
+use crate::cli::DeepspeedArgs;
+use crate::error::LaunchError;
+use crate::output::terminal::{Item, Stream, Terminal};
+use crate::output::units::printable;
+use document::Node;
+use lookup::{Entry, Place};
+use rules::{Setting, Verdict, no_effect};
+use snippet::Snippet;
+
+/// There is no DeepSpeed config to map.
+#[derive(Debug, thiserror::Error)]
+pub enum DeepspeedError {
+    /// The file cannot be read.
+    #[error("{}: cannot be read", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// It is no JSON, or no object.
+    #[error("{}: {rule}", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, and where.
+        rule: String,
+    },
+}
+
+/// What becomes of a config.
+#[derive(Debug)]
+struct Mapping {
+    /// A train.toml.
+    snippet: String,
+    /// One line for each key that is not in it.
+    remarks: Vec<String>,
+    /// Whether no key is refused or unknown.
+    is_complete: bool,
+}
+
+/// Prints the train.toml on standard output, and on standard error a line for each key that is not in it. Returns the
+/// exit code.
+pub fn run(args: &DeepspeedArgs, terminal: &Terminal) -> Result<u8, LaunchError> {
+    let path = &args.config;
+    let text = fs::read(path).map_err(|source| DeepspeedError::Read { path: path.clone(), source })?;
+    let damaged = |rule: String| DeepspeedError::Damaged { path: path.clone(), rule };
+    let config = Node::parse(&text).map_err(|error| damaged(error.to_string()))?;
+    let Node::Object(keys) = &config else {
+        return Err(damaged("must be a JSON object, DeepSpeed's configuration".to_owned()).into());
+    };
+    let file = path.display().to_string();
+    let mapping = map(&file, &config, keys, args.nproc.map(u64::from));
+    terminal.show(Item::Text(Stream::Out, mapping.snippet.trim_end().to_owned()));
+    for remark in &mapping.remarks {
+        terminal.show(Item::Text(Stream::Err, printable(&format!("{file}: {remark}"))));
+    }
+    Ok(if mapping.is_complete { 0 } else { 2 })
+}
+
+/// `keys` are those of `config`.
+fn map(file: &str, config: &Node, keys: &[(String, Node)], nproc: Option<u64>) -> Mapping {
+    let (mut snippet, mut remarks, mut is_complete) = (Snippet::default(), vec![], true);
+    for Entry { key, value, place } in lookup::entries(keys) {
+        let verdict = match place {
+            Place::Row(row) => row.verdict(value, config, nproc),
+            Place::NoSection => no_section(&key, value),
+            Place::Unknown => {
+                let meant = lookup::meant_by(&key).map(|meant| format!("; did you mean {meant}?"));
+                remarks.push(format!("{key}: unknown key{}", meant.unwrap_or_default()));
+                is_complete = false;
+                continue;
+            }
+        };
+        match honour(verdict, &key, &mut snippet) {
+            Verdict::Honoured(_) => {}
+            Verdict::NoEffect(why) => remarks.push(format!("{key}: no effect here: {why}")),
+            Verdict::Auto(what) => remarks.push(format!("{key}: \"auto\": {what}")),
+            Verdict::Refused(why) => {
+                remarks.push(format!("{key} = {value}: refused: {why}"));
+                is_complete = false;
+            }
+        }
+    }
+    for setting in groups::implied(config) {
+        let key = setting.key;
+        snippet.add(setting, "DeepSpeed's default").unwrap_or_else(|why| panic!("{key} is implied, and yet: {why}"));
+    }
+    remarks.extend(groups::absences(config).into_iter().map(|(key, what)| format!("{key}: {what}")));
+    let head = heading(file, nproc.or_else(|| groups::fitting_nproc(config)));
+    Mapping { snippet: format!("{}\n{}", printable_lines(&head), snippet.text()), remarks, is_complete }
+}
+
+/// Puts what is honoured into the train.toml. What cannot be put there is refused.
+fn honour(verdict: Verdict, key: &str, snippet: &mut Snippet) -> Verdict {
+    let Verdict::Honoured(settings) = &verdict else { return verdict };
+    let added = settings.iter().try_for_each(|setting: &Setting| snippet.add(setting.clone(), key));
+    added.map_or_else(Verdict::Refused, |()| verdict)
+}
+
+/// A section that is not an object. ZeRO was once switched on by `true`.
+fn no_section(key: &str, value: &Node) -> Verdict {
+    match (key, value.as_flag()) {
+        ("zero_optimization", Some(on)) => {
+            Verdict::Honoured(vec![Setting { key: "zero.stage", value: u8::from(on).to_string() }])
+        }
+        _ if value.is_empty() || value.is_auto() => no_effect("nothing is set in it"),
+        _ => Verdict::Refused("must be a section, an object with keys".to_owned()),
+    }
+}
+
+fn heading(file: &str, nproc: Option<u64>) -> Vec<String> {
+    let ranks = nproc.map_or(String::new(), |nproc| format!(", for dslaunch --nproc {nproc} train.toml"));
+    vec![format!("From {file}{ranks}"), "What is not set here has dslaunch's default.".to_owned()]
+}
+
+fn printable_lines(lines: &[String]) -> String {
+    lines.iter().map(|line| format!("# {}\n", printable(line))).collect()
+}
