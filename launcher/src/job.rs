@@ -118,7 +118,12 @@ async fn attempts(job: &Job, beginning: Option<Checkpoint>, edge: &mut Edge<'_>)
             edge.output.event(Moment::ResumedStep { resumed_step: resume_step, path });
             edge.output.console().row(&format!("going on from step {resume_step}: {}", path.display()));
         }
-        let (mut cause, follow_ons) = match attempt::run(job, number, from.as_ref(), edge).await? {
+        let outcome = attempt::run(job, number, from.as_ref(), edge).await?;
+        if let Err(error) = leftovers::remove(&job.run_dir) {
+            // The next launch tries again; what the attempt came to is more important.
+            edge.output.console().warn(&format!("note: {error}"));
+        }
+        let (mut cause, follow_ons) = match outcome {
             Outcome::Failed { cause, follow_ons } => (cause, follow_ons),
             ended => return Ok(end(job, number, ended, edge.output)),
         };

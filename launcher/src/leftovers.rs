@@ -9,7 +9,7 @@ use proto::run_dir::RunDir;
 
 use crate::error::LaunchError;
 
-/// Removes them. The caller holds the run directory's lock and has started no rank.
+/// Removes them. The caller holds the run directory's lock, and no rank runs.
 ///
 /// A final model that was about to be replaced and has lost its name gets it back.
 pub fn remove(run_dir: &RunDir) -> Result<(), LaunchError> {

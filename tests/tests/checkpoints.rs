@@ -166,6 +166,25 @@ fn a_model_that_moves_away_during_training_is_saved_all_the_same() {
 }
 
 #[test]
+fn training_that_diverges_leaves_the_sound_checkpoints() {
+    let scratch = Scratch::new();
+    let extra = |steps: u64, learning_rate: &str| {
+        format!(
+            "[train]\nsteps = {steps}\nmax_grad_norm = 0.0\n[optimizer]\nlearning_rate = {learning_rate}\n\
+             [schedule]\nkind = \"constant\"\n[checkpoint]\nevery_steps = 1\nkeep_last = 1\n"
+        )
+    };
+    let sound = scratch.job("job", &extra(3, "1e-3")).succeed().checkpoints();
+    assert_eq!(sound, ["step-00000003"]);
+    let diverged = scratch.job("job", &extra(30, "1e38")).finish();
+    assert_eq!(diverged.status.code(), Some(1), "{}{}", diverged.stdout, diverged.stderr);
+    let left = diverged.run.checkpoints();
+    assert!(left.contains(&sound[0]), "{left:?}");
+    // What was made with weights that had just gone wrong is not the one before it.
+    assert!(left.len() <= 2, "{left:?}");
+}
+
+#[test]
 fn training_that_diverges_stops_and_saves_nothing() {
     let scratch = Scratch::new();
     let extra = "[train]\nsteps = 50\n[optimizer]\nlearning_rate = 1e38\nweight_decay = 1e3\n";

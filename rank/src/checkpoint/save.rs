@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
@@ -14,7 +15,7 @@ use proto::run_dir::RunDir;
 
 use super::agree::agree;
 use super::companions::Companions;
-use super::error::{Result, damaged, reading, writing};
+use super::error::{Result, damaged, writing};
 use super::files::{file_entry, fresh_folder, publish_folder, remove_folder, temporary_name, write_synced};
 use super::optimizer_state;
 use super::weights::{Role, write_weights};
@@ -51,16 +52,12 @@ impl Saver {
         Ok(Self { run_dir: RunDir::new(plan.output_dir.clone()), plan, disk_dtype, companions })
     }
 
-    /// Writes the checkpoint of `progress.step` and removes the oldest beyond `keep_last`. Returns its folder.
+    /// Writes the checkpoint of `progress.step`. Returns its folder.
     ///
-    /// Collective over dp: every dp rank calls it after the same step. When a rank cannot write, all return an error and
-    /// nothing is left of the checkpoint.
+    /// Collective over dp: every dp rank calls it after the same step. When a rank cannot write, all return an error.
     pub fn save_checkpoint(&self, memory: &mut Memory, progress: Progress) -> Result<PathBuf> {
         let to = self.run_dir.checkpoint(progress.step);
         self.save(memory, &to, What::Checkpoint(progress))?;
-        if memory.dp().rank() == 0 {
-            self.prune(progress.step)?;
-        }
         Ok(to)
     }
 
@@ -79,10 +76,8 @@ impl Saver {
         let folder = temporary_name(to);
         let saved = self.save_through(&folder, memory, to, what);
         memory.dp().set_timeout(timeout);
-        if saved.is_err() && memory.dp().rank() == 0 {
-            // What is left is hidden and goes with the next launch; the first error is the one to report.
-            let _ = remove_folder(&folder);
-        }
+        // After an error the folder stays, hidden, for the launcher to remove when all ranks are gone: the report must not
+        // wait for that.
         saved
     }
 
@@ -130,15 +125,15 @@ impl Saver {
         let (mut optimizer, mut files) = (BTreeMap::new(), BTreeMap::new());
         for rank in 0..memory.dp().size() {
             let path = part_path(folder, rank);
-            let text = fs::read(&path).map_err(reading(&path))?;
+            let text = fs::read(&path).map_err(writing(&path))?;
             let part: Part = serde_json::from_slice(&text).map_err(|err| damaged(&path, err.to_string()))?;
             fs::remove_file(&path).map_err(writing(&path))?;
             let name = optimizer_state::file_name(rank, memory.dp().size());
             optimizer.insert(name.clone(), part.ranges);
             files.insert(name, part.file);
         }
-        for entry in fs::read_dir(folder).map_err(reading(folder))? {
-            let path = entry.map_err(reading(folder))?.path();
+        for entry in fs::read_dir(folder).map_err(writing(folder))? {
+            let path = entry.map_err(writing(folder))?.path();
             let name = path.file_name().expect("an entry has a name").to_string_lossy().into_owned();
             if let Entry::Vacant(vacant) = files.entry(name) {
                 vacant.insert(file_entry(&path)?);
@@ -160,11 +155,14 @@ impl Saver {
         write_synced(&folder.join(Manifest::FILE), &text)
     }
 
-    /// Removes what is older than the newest `keep_last` checkpoints up to that of `step`, which was just written. A
-    /// folder without a manifest is none of them, whatever its name.
-    fn prune(&self, step: u64) -> Result<()> {
+    /// Removes what is older than the newest `keep_last` checkpoints up to that of `step`. A folder without a manifest is
+    /// none of them, whatever its name. Rank 0 alone calls it, once a finite step has shown that the newest is sound.
+    pub fn prune(&self, step: u64) -> Result<()> {
         let folder = self.run_dir.checkpoints();
-        let entries = fs::read_dir(&folder).map_err(reading(&folder))?;
+        let entries = match fs::read_dir(&folder) {
+            Err(err) if err.kind() == ErrorKind::NotFound => return Ok(()),
+            entries => entries.map_err(writing(&folder))?,
+        };
         let steps = entries.filter_map(|entry| RunDir::checkpoint_step(entry.ok()?.file_name().to_str()?));
         let is_complete = |&other: &u64| other <= step && self.run_dir.checkpoint(other).join(Manifest::FILE).exists();
         let mut steps: Vec<u64> = steps.filter(is_complete).collect();

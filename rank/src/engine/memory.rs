@@ -19,7 +19,7 @@ use proto::layout::{ParamLayout, UnitLayout, model_layout};
 use proto::memory::{grad_claims, param_claims};
 use proto::plan::Plan;
 use proto::sharding::Sharding;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::adamw::Update;
 use super::grad_norm::sum_of_squares;
@@ -181,22 +181,31 @@ impl Memory {
         slot.flat.view(param.offset, &param.shape)
     }
 
-    /// Sets a unit's first weights: `fill` gets the view of each parameter that this rank needs any part of.
+    /// Sets a unit's first weights: `fill` gets a view in fp32 of each parameter that this rank needs any part of. Masters
+    /// take the values as they are, parameters of another type take them rounded.
     pub fn fill<E>(
         &mut self,
         unit: usize,
         mut fill: impl FnMut(&ParamLayout, Tensor) -> Result<(), E>,
     ) -> Result<(), E> {
         let slot = self.params.get_mut(unit);
-        let owned = self.units[unit].owned();
-        let is_gathered = self.units[unit].is_gathered();
-        for param in &self.units[unit].layout.params {
+        let state = &mut self.units[unit];
+        let (owned, is_gathered) = (state.owned(), state.is_gathered());
+        let whole = match slot.flat.kind() {
+            Kind::Float => slot.flat.view(0, &[state.numel_padded]),
+            _ => Tensor::zeros([state.numel_padded as i64], (Kind::Float, Device::Cpu)),
+        };
+        for param in &state.layout.params {
             let is_owned = param.offset < owned.end && owned.start < param.offset + param.numel();
             if is_owned || !is_gathered {
-                fill(param, slot.flat.view(param.offset, &param.shape))?;
+                let shape: Vec<i64> = param.shape.iter().map(|&size| size as i64).collect();
+                fill(param, whole.narrow(0, param.offset as i64, param.numel() as i64).view(shape.as_slice()))?;
             }
         }
-        self.units[unit].take_masters(&mut slot.flat);
+        if slot.flat.kind() != Kind::Float {
+            slot.flat.view(0, &[state.numel_padded]).copy_(&whole);
+        }
+        state.take_masters(&whole);
         if is_gathered {
             slot.holds = None; // others' parts were not filled
         }

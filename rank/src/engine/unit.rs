@@ -5,7 +5,7 @@ use std::ops::Range;
 use proto::layout::UnitLayout;
 use proto::plan::Dtype;
 use proto::sharding::Sharding;
-use tch::Kind;
+use tch::{Kind, Tensor};
 
 use super::adamw::{Stretch, Update};
 use super::flat::FlatBuffer;
@@ -76,17 +76,11 @@ impl Unit {
         [master, &self.exp_avg[local.clone()], &self.exp_avg_sq[local]]
     }
 
-    /// Takes the whole parameters in `params` as the masters: after loading weights.
-    pub fn take_masters(&mut self, params: &mut FlatBuffer) {
+    /// Takes its part of the whole parameters (`[numel_padded]` fp32) as the masters: after loading weights.
+    pub fn take_masters(&mut self, whole: &Tensor) {
         let owned = self.owned();
-        match &mut self.master {
-            None => {}
-            Some(master) if params.kind() == Kind::Float => master.copy_from_slice(&params.as_f32()[owned]),
-            Some(master) => {
-                for (master, param) in master.iter_mut().zip(&params.as_bf16_mut()[owned]) {
-                    *master = param.to_f32();
-                }
-            }
+        if let Some(master) = &mut self.master {
+            whole.narrow(0, owned.start as i64, owned.len() as i64).copy_data(master, owned.len());
         }
     }
 

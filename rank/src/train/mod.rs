@@ -36,6 +36,8 @@ pub struct Trainer {
     current_step: u64,
     /// Steps in a row that were skipped because they were not finite.
     bad_steps: u64,
+    /// A checkpoint was made that no finite step has followed yet: until then none before it is removed.
+    unproven_checkpoint: bool,
     is_first: bool,
 }
 
@@ -67,6 +69,7 @@ impl Trainer {
             saver: Saver::new(plan.clone(), disk_dtype)?,
             current_step: progress.step,
             bad_steps: 0,
+            unproven_checkpoint: false,
             is_first: env.rank == 0,
             engine,
             progress,
@@ -90,7 +93,9 @@ impl Trainer {
             self.current_step = step;
             control.heartbeat(step, "train");
             let outcome = self.train_step(step)?;
-            if !outcome.is_finite() {
+            if outcome.is_finite() {
+                self.prune()?;
+            } else {
                 self.report_skipped(&outcome, control)?;
             }
             metrics.count(outcome);
@@ -101,13 +106,17 @@ impl Trainer {
                 control.heartbeat(step, "validate");
                 self.validate(step, control)?;
             }
-            if self.plan.saves_after(step) {
+            // After a bad step the weights themselves may be the reason: they must not replace sound ones.
+            if self.plan.saves_after(step) && self.bad_steps == 0 {
                 control.heartbeat(step, "checkpoint");
                 self.save_checkpoint(control)?;
             }
         }
         control.heartbeat(self.progress.step, "save");
         self.saver.save_final(self.engine.memory_mut())?;
+        if self.bad_steps == 0 {
+            self.prune()?;
+        }
         let peak_memory_bytes = process::peak_memory_bytes();
         control.report(Event::Finished(Finished { step: self.progress.step, peak_memory_bytes }));
         Ok(())
@@ -163,11 +172,20 @@ impl Trainer {
         }
     }
 
+    /// Removes old checkpoints, now that a finite step, or the end, has followed the newest.
+    fn prune(&mut self) -> Result<(), TrainError> {
+        if std::mem::take(&mut self.unproven_checkpoint) && self.is_first {
+            self.saver.prune(self.progress.step)?;
+        }
+        Ok(())
+    }
+
     fn save_checkpoint(&mut self, control: &Control) -> Result<(), TrainError> {
         // A run that goes on from this checkpoint does not report the steps before it again.
         control.flush();
         let started = std::time::Instant::now();
         let path = self.saver.save_checkpoint(self.engine.memory_mut(), self.progress)?;
+        self.unproven_checkpoint = true;
         if self.is_first {
             control.report(Event::Checkpoint(CheckpointSaved {
                 step: self.progress.step,
