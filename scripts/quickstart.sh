@@ -6,10 +6,15 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 scripts/setup.sh
-if [ ! -e runs/quickstart-data/validation.jsonl ]; then
-    .venv/bin/python examples/quickstart/make_corpus.py --out runs/quickstart-data
+data=runs/quickstart-data
+if [ ! -e "$data" ]; then
+    rm -rf "$data.tmp"
+    .venv/bin/python examples/quickstart/make_corpus.py --out "$data.tmp"
+    mv "$data.tmp" "$data"
 fi
-target/release/dslaunch --nproc 2 --set checkpoint.resume=never "$@" examples/quickstart/train.toml
+# A run that was interrupted goes on; one that is done makes room for another.
+if [ -e runs/quickstart/final ]; then rm -rf runs/quickstart; fi
+target/release/dslaunch --nproc 2 "$@" examples/quickstart/train.toml
 
 cat <<'TEXT'
 
@@ -17,5 +22,5 @@ What was made:
   runs/quickstart-data/        the data set (prompts and completions), the tokenizer and the model's config.json
   runs/quickstart/final/       the trained model, as from_pretrained loads it
   runs/quickstart/metrics.jsonl  loss, gradient norm and speed of every logged step
-  runs/quickstart/checkpoints/ where a run that is interrupted goes on
+  runs/quickstart/checkpoints/ where a run that is interrupted goes on: scripts/quickstart.sh again
 TEXT

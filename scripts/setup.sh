@@ -22,14 +22,17 @@ done
 die() { echo "setup: $*" >&2; exit 1; }
 
 check_prerequisites() {
-    command -v cargo >/dev/null || die "cargo is missing: install Rust 1.89 or newer (rustup.rs, or your distribution's package)"
+    for tool in awk df head ldd readlink sort; do
+        command -v "$tool" >/dev/null || die "$tool is missing: install coreutils, gawk and libc-bin, or your distribution's packages of those tools"
+    done
+    command -v cargo >/dev/null && command -v rustc >/dev/null || die "cargo is missing: install Rust 1.89 or newer (rustup.rs, or your distribution's package)"
     local rust
     rust=$(rustc --version | awk '{print $2}')
     [ "$(printf '%s\n' 1.89.0 "${rust%%-*}" | sort -V | head -n 1)" = 1.89.0 ] || die "rustc $rust is too old: install Rust 1.89 or newer (rustup update)"
-    command -v c++ >/dev/null || command -v g++ >/dev/null || die "no C++ compiler: install g++ (Debian and Ubuntu: apt-get install g++)"
+    command -v c++ >/dev/null && command -v cc >/dev/null || die "no C++ compiler (c++ and cc): install g++ (Debian and Ubuntu: apt-get install g++)"
     command -v python3 >/dev/null || die "python3 is missing: install Python 3.10 or newer (Debian and Ubuntu: apt-get install python3 python3-venv)"
     python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' || die "$(python3 --version) is too old: install Python 3.10 or newer"
-    python3 -c 'import venv, ensurepip' 2>/dev/null || [ -x .venv/bin/pip ] || die "python3 cannot make virtual environments: install python3-venv"
+    python3 -c 'import venv, ensurepip' 2>/dev/null || has_pip || die "python3 cannot make virtual environments: install python3-venv"
 }
 
 check_disk() {
@@ -38,13 +41,16 @@ check_disk() {
     [ "$free_gib" -ge "$NEEDED_GIB" ] || die "only $free_gib GiB free here: libtorch and the build need $NEEDED_GIB GiB"
 }
 
-pip() { .venv/bin/pip --quiet --disable-pip-version-check "$@"; }
+# Not .venv/bin/pip: that script names its interpreter by a path that a clone which was moved no longer has.
+pip() { .venv/bin/python -m pip --quiet --disable-pip-version-check "$@"; }
+
+has_pip() { .venv/bin/python -c 'import pip' 2>/dev/null; }
 
 # Whether the virtual environment holds exactly this release of a package.
 has() { compgen -G ".venv/lib/python3*/site-packages/${1//-/_}-$2.dist-info" >/dev/null; }
 
 venv() {
-    [ -x .venv/bin/pip ] && return
+    has_pip && return
     check_disk
     python3 -m venv .venv || die "python3 -m venv failed: install python3-venv (Debian and Ubuntu: apt-get install python3-venv)"
 }

@@ -34,5 +34,9 @@ pub(super) fn notes(config: &TrainConfig) -> Vec<String> {
         let place = config.origins.place("restart.snapshot_every_steps");
         notes.push(format!("{place}: restart.snapshot_every_steps = 1 has no effect yet, restarts load a checkpoint"));
     }
+    if config.zero.overlap_comm && config.origins.is_set("zero.overlap_comm") {
+        let place = config.origins.place("zero.overlap_comm");
+        notes.push(format!("{place}: zero.overlap_comm = true has no effect yet, ranks compute or communicate"));
+    }
     notes
 }
