@@ -4,6 +4,27 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::json;
+use tempfile::TempDir;
+
+/// A scratch folder with the tiny model's config.json and rows of tokens in it; it goes when this is dropped.
+pub struct Scratch {
+    /// The folder.
+    pub folder: TempDir,
+    /// See [`tiny_model`].
+    pub model: PathBuf,
+    /// See [`token_rows`].
+    pub data: PathBuf,
+}
+
+impl Scratch {
+    /// A fresh folder with this many rows of at most 24 tokens.
+    pub fn new(rows: usize) -> Self {
+        let folder = tempfile::tempdir().expect("a scratch folder");
+        let model = tiny_model(&folder.path().join("model"));
+        let data = token_rows(&folder.path().join("rows.jsonl"), rows, 24);
+        Self { folder, model, data }
+    }
+}
 
 /// The vocabulary of [`tiny_model`].
 pub const VOCAB: u32 = 97;

@@ -6,34 +6,18 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use proto::manifest::Manifest;
-use tempfile::TempDir;
-use tests::fixtures::{tiny_model, token_rows};
+use tests::fixtures::Scratch;
 use tests::job::Job;
 use tests::run::{RunDir, names_in};
 
-struct Scratch {
-    folder: TempDir,
-    model: PathBuf,
-    data: PathBuf,
-}
-
-impl Scratch {
-    fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let model = tiny_model(&folder.path().join("model"));
-        let data = token_rows(&folder.path().join("rows.jsonl"), 64, 24);
-        Self { folder, model, data }
-    }
-
-    /// A job in `name` on two ranks; `extra`: sections of train.toml beside model and data.
-    fn job(&self, name: &str, extra: &str) -> Job {
-        let (model, data) = (&self.model, &self.data);
-        let toml = format!(
-            "[model]\npath = {model:?}\ninit = \"random\"\n\
-             [data]\ntrain = {data:?}\nseq_len = 32\npacking = false\n[log]\nevery_steps = 1\n{extra}"
-        );
-        Job::new(&self.folder.path().join(name), &toml).nproc(2)
-    }
+/// A job in the folder `name` on two ranks; `extra`: sections of train.toml beside model and data.
+fn job_in(scratch: &Scratch, name: &str, extra: &str) -> Job {
+    let (model, data) = (&scratch.model, &scratch.data);
+    let toml = format!(
+        "[model]\npath = {model:?}\ninit = \"random\"\n\
+         [data]\ntrain = {data:?}\nseq_len = 32\npacking = false\n[log]\nevery_steps = 1\n{extra}"
+    );
+    Job::new(&scratch.folder.path().join(name), &toml).nproc(2)
 }
 
 /// Flips one bit in the middle of a file.
@@ -53,14 +37,14 @@ fn spin(time: Duration) {
 
 #[test]
 fn a_hundred_kills_while_saving_leave_only_whole_checkpoints() {
-    let scratch = Scratch::new();
+    let scratch = Scratch::new(64);
     let extra = |steps: u64, every_steps: u64| {
         format!(
             "[train]\nsteps = {steps}\ngradient_accumulation_steps = 1\n[schedule]\nkind = \"constant\"\n\
              [checkpoint]\nevery_steps = {every_steps}\nkeep_last = 2\n"
         )
     };
-    let job = scratch.job("shot at", &extra(4000, 1));
+    let job = job_in(&scratch, "shot at", &extra(4000, 1));
     let mut state = 7u64;
     for kill in 0..100 {
         let mut running = job.start();
@@ -81,8 +65,8 @@ fn a_hundred_kills_while_saving_leave_only_whole_checkpoints() {
     let done = steps_done(&job.run_dir());
     assert!(done > 100, "{done} steps in 100 launches");
     // ENG-3: what came of it is what a run has that nobody shot at.
-    let quiet = scratch.job("quiet", &extra(done + 1, 5000)).succeed();
-    let shot_at = scratch.job("shot at", &extra(done + 1, 1)).succeed();
+    let quiet = job_in(&scratch, "quiet", &extra(done + 1, 5000)).succeed();
+    let shot_at = job_in(&scratch, "shot at", &extra(done + 1, 1)).succeed();
     assert_eq!(shot_at.steps(), quiet.steps());
     assert!(shot_at.final_weights() == quiet.final_weights(), "final weights differ in bits");
     tests::python("check_load.py", &[newest(&shot_at).to_str().unwrap()]);
@@ -99,23 +83,23 @@ fn steps_done(run: &RunDir) -> u64 {
 
 #[test]
 fn a_flipped_bit_is_found_and_named() {
-    let scratch = Scratch::new();
+    let scratch = Scratch::new(64);
     let extra = |steps: u64| format!("[train]\nsteps = {steps}\n[checkpoint]\nevery_steps = 2\n");
-    let run = scratch.job("job", &extra(2)).succeed();
+    let run = job_in(&scratch, "job", &extra(2)).succeed();
     damage(&newest(&run).join("optimizer-00002-of-00002.safetensors"));
-    let finished = scratch.job("job", &extra(4)).finish();
+    let finished = job_in(&scratch, "job", &extra(4)).finish();
     assert_eq!(finished.status.code(), Some(2), "{}{}", finished.stdout, finished.stderr);
     assert!(finished.stderr.contains("optimizer-00002-of-00002.safetensors: damaged"), "{}", finished.stderr);
 }
 
 #[test]
 fn a_damaged_checkpoint_is_passed_over_for_the_one_before() {
-    let scratch = Scratch::new();
+    let scratch = Scratch::new(64);
     let extra = "[train]\nsteps = 6\n[checkpoint]\nevery_steps = 2\nkeep_last = 3\n";
-    let quiet = scratch.job("quiet", extra).succeed();
-    let run = scratch.job("job", extra).succeed();
+    let quiet = job_in(&scratch, "quiet", extra).succeed();
+    let run = job_in(&scratch, "job", extra).succeed();
     fs::write(newest(&run).join("optimizer-00001-of-00002.safetensors"), "short").unwrap();
-    let finished = scratch.job("job", extra).finish();
+    let finished = job_in(&scratch, "job", extra).finish();
     assert!(finished.status.success(), "{}{}", finished.stdout, finished.stderr);
     assert!(finished.stderr.contains("step-00000006"), "{}", finished.stderr);
     assert_eq!(finished.run.steps(), quiet.steps());
@@ -124,9 +108,9 @@ fn a_damaged_checkpoint_is_passed_over_for_the_one_before() {
 
 #[test]
 fn pruning_keeps_the_newest_whatever_lies_beside_them() {
-    let scratch = Scratch::new();
+    let scratch = Scratch::new(64);
     let extra = "[train]\nsteps = 10\n[checkpoint]\nevery_steps = 3\nkeep_last = 2\n";
-    let job = scratch.job("job", extra);
+    let job = job_in(&scratch, "job", extra);
     fs::create_dir_all(job.run_dir().path("checkpoints/step-00000999")).unwrap();
     let run = job.succeed();
     assert_eq!(run.checkpoints(), ["step-00000006", "step-00000009", "step-00000999"]);
@@ -134,18 +118,18 @@ fn pruning_keeps_the_newest_whatever_lies_beside_them() {
 
 #[test]
 fn a_run_by_epochs_takes_every_row_whatever_the_ranks() {
-    let scratch = Scratch::new();
+    let scratch = Scratch::new(64);
     let extra = "[train]\nepochs = 2\nmicro_batch_size = 1\ngradient_accumulation_steps = 4\n\
                  [checkpoint]\nevery_steps = 4\n";
-    let full = scratch.job("full", extra).nproc(1).succeed();
+    let full = job_in(&scratch, "full", extra).nproc(1).succeed();
     let tokens = full.steps().last().unwrap().tokens;
     for nproc in [2, 4] {
         let name = format!("on {nproc}");
-        let mut running = scratch.job(&name, extra).nproc(1).start();
+        let mut running = job_in(&scratch, &name, extra).nproc(1).start();
         running.wait_for("step 12: checkpoint");
         running.signal(Signal::SIGKILL);
         running.wait();
-        let run = scratch.job(&name, extra).nproc(nproc).succeed();
+        let run = job_in(&scratch, &name, extra).nproc(nproc).succeed();
         // 64 rows twice; each step takes 4 rows per rank.
         let steps = run.steps();
         assert!(steps.last().unwrap().tokens >= tokens, "{name}: {:?}", steps.last());
@@ -155,9 +139,9 @@ fn a_run_by_epochs_takes_every_row_whatever_the_ranks() {
 
 #[test]
 fn a_model_that_moves_away_during_training_is_saved_all_the_same() {
-    let scratch = Scratch::new();
+    let scratch = Scratch::new(64);
     let extra = "[train]\nsteps = 400\n[checkpoint]\nevery_steps = 1000\n";
-    let mut running = scratch.job("job", extra).start();
+    let mut running = job_in(&scratch, "job", extra).start();
     running.wait_for("step 1/");
     fs::rename(&scratch.model, scratch.folder.path().join("elsewhere")).unwrap();
     let finished = running.wait();
@@ -167,16 +151,16 @@ fn a_model_that_moves_away_during_training_is_saved_all_the_same() {
 
 #[test]
 fn training_that_diverges_leaves_the_sound_checkpoints() {
-    let scratch = Scratch::new();
+    let scratch = Scratch::new(64);
     let extra = |steps: u64, learning_rate: &str| {
         format!(
             "[train]\nsteps = {steps}\nmax_grad_norm = 0.0\n[optimizer]\nlearning_rate = {learning_rate}\n\
              [schedule]\nkind = \"constant\"\n[checkpoint]\nevery_steps = 1\nkeep_last = 1\n"
         )
     };
-    let sound = scratch.job("job", &extra(3, "1e-3")).succeed().checkpoints();
+    let sound = job_in(&scratch, "job", &extra(3, "1e-3")).succeed().checkpoints();
     assert_eq!(sound, ["step-00000003"]);
-    let diverged = scratch.job("job", &extra(30, "1e38")).finish();
+    let diverged = job_in(&scratch, "job", &extra(30, "1e38")).finish();
     assert_eq!(diverged.status.code(), Some(1), "{}{}", diverged.stdout, diverged.stderr);
     let left = diverged.run.checkpoints();
     assert!(left.contains(&sound[0]), "{left:?}");
@@ -186,9 +170,9 @@ fn training_that_diverges_leaves_the_sound_checkpoints() {
 
 #[test]
 fn training_that_diverges_stops_and_saves_nothing() {
-    let scratch = Scratch::new();
+    let scratch = Scratch::new(64);
     let extra = "[train]\nsteps = 50\n[optimizer]\nlearning_rate = 1e38\nweight_decay = 1e3\n";
-    let finished = scratch.job("job", extra).finish();
+    let finished = job_in(&scratch, "job", extra).finish();
     assert_eq!(finished.status.code(), Some(1), "{}{}", finished.stdout, finished.stderr);
     assert!(finished.stderr.contains("training has diverged"), "{}", finished.stderr);
     assert!(!finished.run.path("final").exists());

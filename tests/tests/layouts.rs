@@ -2,8 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use tempfile::TempDir;
-use tests::fixtures::{tiny_model, token_rows};
+use tests::fixtures::Scratch;
 use tests::job::Job;
 use tests::run::{RunDir, Step};
 
@@ -26,35 +25,20 @@ const fn layout(nproc: usize, zero_stage: u8) -> Layout {
 const LAYOUTS: [Layout; 8] =
     [layout(1, 0), layout(2, 0), layout(2, 1), layout(2, 2), layout(2, 3), layout(3, 3), layout(4, 1), layout(4, 3)];
 
-struct Scratch {
-    folder: TempDir,
-    model: PathBuf,
-    data: PathBuf,
-}
-
-impl Scratch {
-    fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let model = tiny_model(&folder.path().join("model"));
-        let data = token_rows(&folder.path().join("rows.jsonl"), 50, 24);
-        Self { folder, model, data }
-    }
-
-    /// 24 rows a step, whatever the layout.
-    fn train(&self, name: &str, layout: Layout, steps: usize, resume: Option<&Path>) -> RunDir {
-        let (model, data) = (&self.model, &self.data);
-        let resume = resume.map_or(PathBuf::from("never"), Path::to_path_buf);
-        let toml = format!(
-            "[model]\npath = {model:?}\ninit = \"random\"\n\
+/// 24 rows a step, whatever the layout.
+fn train(scratch: &Scratch, name: &str, layout: Layout, steps: usize, resume: Option<&Path>) -> RunDir {
+    let (model, data) = (&scratch.model, &scratch.data);
+    let resume = resume.map_or(PathBuf::from("never"), Path::to_path_buf);
+    let toml = format!(
+        "[model]\npath = {model:?}\ninit = \"random\"\n\
              [data]\ntrain = {data:?}\nvalidation = {data:?}\nseq_len = 32\n\
              [train]\nsteps = {steps}\nmicro_batch_size = 2\nglobal_batch_size = 24\n\
              [optimizer]\nlearning_rate = 1e-3\nweight_decay = 0.1\n[schedule]\nkind = \"constant\"\n\
              [zero]\nstage = {}\n[checkpoint]\nevery_steps = {FIRST_STEPS}\nresume = {resume:?}\n\
              [log]\nevery_steps = 1\n",
-            layout.zero_stage
-        );
-        Job::new(&self.folder.path().join(name), &toml).nproc(layout.nproc).succeed()
-    }
+        layout.zero_stage
+    );
+    Job::new(&scratch.folder.path().join(name), &toml).nproc(layout.nproc).succeed()
 }
 
 fn assert_close(what: &str, got: &[Step], expected: &[Step]) {
@@ -68,17 +52,17 @@ fn assert_close(what: &str, got: &[Step], expected: &[Step]) {
 
 #[test]
 fn every_layout_resumes_from_every_other() {
-    let scratch = Scratch::new();
-    let quiet = scratch.train("quiet", LAYOUTS[0], ALL_STEPS, None).steps();
+    let scratch = Scratch::new(50);
+    let quiet = train(&scratch, "quiet", LAYOUTS[0], ALL_STEPS, None).steps();
     for from in LAYOUTS {
-        let first = scratch.train(&format!("{from:?}"), from, FIRST_STEPS, None);
+        let first = train(&scratch, &format!("{from:?}"), from, FIRST_STEPS, None);
         assert_close(&format!("{from:?}"), &first.steps(), &quiet[..FIRST_STEPS]);
         let checkpoint = first.path(&format!("checkpoints/step-{FIRST_STEPS:08}"));
         tests::python("check_load.py", &[checkpoint.to_str().unwrap()]);
-        let undisturbed = scratch.train(&format!("{from:?} undisturbed"), from, ALL_STEPS, None);
+        let undisturbed = train(&scratch, &format!("{from:?} undisturbed"), from, ALL_STEPS, None);
         for to in LAYOUTS {
             let what = format!("{from:?} to {to:?}");
-            let second = scratch.train(&what, to, ALL_STEPS, Some(&checkpoint));
+            let second = train(&scratch, &what, to, ALL_STEPS, Some(&checkpoint));
             assert_close(&what, &second.steps(), &quiet[FIRST_STEPS..]);
             if from == to {
                 // ENG-3
