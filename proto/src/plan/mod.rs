@@ -99,7 +99,8 @@ pub struct ModelPlan {
     pub init: Init,
     /// Type of weights and activations in forward and backward. Masters and optimizer state are always fp32.
     pub compute_dtype: Dtype,
-    /// Type of the weights in checkpoints.
+    /// Type of the weights in checkpoints of a model that starts from random weights. A pretrained one keeps that of its
+    /// files, which the ranks read.
     pub disk_dtype: DiskDType,
     /// The model's config.json.
     pub config: ModelConfig,

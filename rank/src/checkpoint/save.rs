@@ -74,10 +74,10 @@ impl Saver {
         let writing = Duration::from_secs(BYTES_PER_PARAMETER * numel as u64 / SLOWEST_DISK_BYTES_PER_SECOND);
         let timeout = memory.dp().set_timeout(Duration::from_secs(self.plan.comm_timeout_seconds) + writing);
         let folder = temporary_name(to);
-        let saved = self.save_through(&folder, memory, to, what);
-        memory.dp().set_timeout(timeout);
         // After an error the folder stays, hidden, for the launcher to remove when all ranks are gone: the report must not
         // wait for that.
+        let saved = self.save_through(&folder, memory, to, what);
+        memory.dp().set_timeout(timeout);
         saved
     }
 

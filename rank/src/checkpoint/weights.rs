@@ -17,8 +17,8 @@ use proto::layout::UnitLayout;
 const SHARD_BYTES: usize = 5_000_000_000;
 
 /// Writes the weights of a model into `folder`, synced. Collective over dp: units are gathered one after the other, and
-/// only `is_writer`'s rank, which holds one unit more than without, writes. A rank that cannot write goes on gathering,
-/// so that no peer waits for it.
+/// the rank whose role is [`Role::Writer`] writes each while it is whole. When it cannot write it goes on gathering, so
+/// that no peer waits for it.
 pub(super) fn write_weights(folder: &Path, memory: &mut Memory, dtype: DiskDType, role: Role) -> Result<()> {
     let layouts: Vec<UnitLayout> = (0..memory.num_units()).map(|unit| memory.layout(unit).clone()).collect();
     let shards = shards(&layouts, dtype, SHARD_BYTES);

@@ -68,11 +68,6 @@ impl Engine {
         })
     }
 
-    /// Parameters, gradients and optimizer state.
-    pub fn memory(&self) -> &Memory {
-        &self.memory
-    }
-
     /// Parameters, gradients and optimizer state, to load or to gather.
     pub fn memory_mut(&mut self) -> &mut Memory {
         &mut self.memory
