@@ -155,7 +155,7 @@ mod tests {
             for reduce in [None, Some(ReduceOp::Sum), Some(ReduceOp::Max)] {
                 for root in [None, Some(0), Some(63)] {
                     let desc = OpDesc {
-                        slot: 31,
+                        slot: 255,
                         seq: 1 << 40,
                         op,
                         reduce,

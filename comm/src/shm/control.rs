@@ -13,8 +13,11 @@ use crate::{DType, MAX_SCALARS, Op, OpDesc};
 
 /// The most ranks one world has room for.
 pub const MAX_RANKS: usize = 64;
-/// Group slots: 0 is the world, the others are for sub-groups.
-pub(super) const MAX_SLOTS: usize = 32;
+/// Group slots: 0 is the world, the others are for sub-groups. A mesh of 64 ranks has about 100 groups. What nobody asks
+/// for is never touched, so it costs addresses and no memory.
+pub(super) const MAX_SLOTS: usize = 256;
+// `OpDesc` keeps a slot in eight bits.
+const _: () = assert!(MAX_SLOTS <= 1 << 8);
 /// Text that travels with a fault, in words.
 pub(super) const TEXT_WORDS: usize = 32;
 /// A fault as words, see `fault.rs`.

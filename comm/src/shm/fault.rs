@@ -189,7 +189,7 @@ mod tests {
             reference_rank: 3,
             reference: 4096,
         });
-        check(CommError::GroupMismatch { slot: 31, rank: 1, theirs: vec![0, 1], members: vec![2] });
+        check(CommError::GroupMismatch { slot: 255, rank: 1, theirs: vec![0, 1], members: vec![2] });
     }
 
     #[test]

@@ -120,7 +120,7 @@ impl ShmWorld {
         ShmGroup { world: self.world.clone(), slot: 0, members }
     }
 
-    /// The group of `ranks`, which ascend and include this rank. Every member asks for it with the same slot, 1 to 31,
+    /// The group of `ranks`, which ascend and include this rank. Every member asks for it with the same slot, 1 to 255,
     /// and the same list; asking again gives the same group. A slot keeps its list for the life of the world. Does not
     /// block.
     ///
@@ -129,7 +129,7 @@ impl ShmWorld {
     pub fn group(&self, slot: usize, ranks: &[usize]) -> Result<ShmGroup> {
         self.world.shared.check()?;
         let rule = if !(1..MAX_SLOTS).contains(&slot) {
-            Some("slots are 1 to 31")
+            Some("slots are 1 to 255")
         } else if !ranks.is_sorted_by(|a, b| a < b) {
             Some("ranks must ascend")
         } else if ranks.last().is_some_and(|last| *last >= self.world_size()) {
