@@ -6,7 +6,7 @@ mod common;
 use std::error::Error;
 use std::time::{Duration, Instant};
 
-use comm::{Buffer, Collective, DType, ShmGroup, ShmWorld, Work};
+use comm::{Buffer, Channel, Collective, DType, ShmGroup, ShmWorld, Work};
 
 const SIZES_BYTES: [usize; 3] = [4, 64 << 10, 4 << 20];
 const NUM_JOINS: usize = 100;
@@ -58,13 +58,13 @@ fn measure(rank: usize, world_size: usize) -> Result<(), Box<dyn Error>> {
 }
 
 fn echo(group: &ShmGroup, buf: Buffer, peer: usize) -> comm::Result<()> {
-    group.send(buf, peer).and_then(Work::wait)?;
-    group.recv(buf, peer).and_then(Work::wait)
+    group.send(buf, peer, Channel::Forward).and_then(Work::wait)?;
+    group.recv(buf, peer, Channel::Backward).and_then(Work::wait)
 }
 
 fn answer(group: &ShmGroup, buf: Buffer, peer: usize) -> comm::Result<()> {
-    group.recv(buf, peer).and_then(Work::wait)?;
-    group.send(buf, peer).and_then(Work::wait)
+    group.recv(buf, peer, Channel::Forward).and_then(Work::wait)?;
+    group.send(buf, peer, Channel::Backward).and_then(Work::wait)
 }
 
 fn print(what: &str, mut times: Vec<Duration>) {

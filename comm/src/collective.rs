@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use crate::{Buffer, ReduceOp, Result};
+use crate::{Buffer, Channel, ReduceOp, Result};
 
 /// The most values one [`Collective::all_reduce_scalars`] takes.
 pub const MAX_SCALARS: usize = 64;
@@ -51,21 +51,21 @@ pub trait Collective {
     /// Returns once every member has called it. Blocks.
     fn barrier(&self) -> Result<()>;
 
-    /// Sends `buf` to member `to`, which calls [`recv`](Collective::recv) with the same `dtype` and `numel`; offsets
-    /// may differ. `buf` must stay unchanged until the work is waited for.
+    /// Sends `buf` to member `to`, which calls [`recv`](Collective::recv) with the same `channel`, `dtype` and `numel`;
+    /// offsets may differ. `buf` must stay unchanged until the work is waited for.
     ///
-    /// Messages of a pair arrive in order. A backend may block until the peer has taken the data, so two ranks that
+    /// Messages of one pair and channel arrive in order, those of different channels in any. A backend may block until the peer has taken the data, so two ranks that
     /// both send first wait until their deadline: pair the calls up (even stages send first, odd stages receive first).
     ///
     /// # Panics
     /// If `to` is this rank or not below `size`.
-    fn send(&self, buf: Buffer, to: usize) -> Result<Work>;
+    fn send(&self, buf: Buffer, to: usize, channel: Channel) -> Result<Work>;
 
-    /// Receives into `buf` what member `from` sends. See [`send`](Collective::send).
+    /// Receives into `buf` what member `from` sends on `channel`. See [`send`](Collective::send).
     ///
     /// # Panics
     /// If `from` is this rank or not below `size`.
-    fn recv(&self, buf: Buffer, from: usize) -> Result<Work>;
+    fn recv(&self, buf: Buffer, from: usize, channel: Channel) -> Result<Work>;
 
     /// Replaces each of `values`, at most [`MAX_SCALARS`] numbers on the host, by the sum (in rank order) or maximum
     /// over all members. For losses and norms. Blocks.

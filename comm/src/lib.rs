@@ -32,6 +32,6 @@ mod solo;
 pub use buffer::{Buffer, DType};
 pub use collective::{Collective, MAX_SCALARS, Work};
 pub use error::{CommError, Result, Setting};
-pub use op::{Op, OpDesc, ReduceOp};
+pub use op::{Channel, Op, OpDesc, ReduceOp};
 pub use shm::{FlightEntry, FlightState, MAX_RANKS, ShmGroup, ShmOptions, ShmWorld};
 pub use solo::SoloGroup;

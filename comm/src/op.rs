@@ -14,12 +14,37 @@ pub enum ReduceOp {
     Max,
 }
 
-/// The operations a rank can be in.
+/// The two streams of messages between a pair of ranks.
+///
+/// Messages of one pair and channel arrive in the order they were sent. The channels are independent: activations and
+/// gradients between the same two pipeline stages travel separately, and neither has to be received before the other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
+pub enum Channel {
+    /// Activations, to the next pipeline stage.
+    Forward,
+    /// Gradients, to the stage before.
+    Backward,
+}
+
+impl Channel {
+    pub(crate) const ALL: [Channel; 2] = [Channel::Forward, Channel::Backward];
+}
+
+impl fmt::Display for Channel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Channel::Forward => "forward",
+            Channel::Backward => "backward",
+        })
+    }
+}
+
+/// The operations a rank can be in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Op {
     /// Joining the world; what a rank was last seen at before its first collective.
-    Join = 1,
+    Join,
     /// [`crate::Collective::all_reduce`].
     AllReduce,
     /// [`crate::Collective::reduce_scatter`].
@@ -31,28 +56,45 @@ pub enum Op {
     /// [`crate::Collective::barrier`].
     Barrier,
     /// [`crate::Collective::send`].
-    Send,
+    Send(Channel),
     /// [`crate::Collective::recv`].
-    Recv,
+    Recv(Channel),
     /// [`crate::Collective::all_reduce_scalars`].
     AllReduceScalars,
 }
 
 impl Op {
-    const ALL: [Op; 9] = [
+    const ALL: [Op; 11] = [
         Op::Join,
         Op::AllReduce,
         Op::ReduceScatter,
         Op::AllGather,
         Op::Broadcast,
         Op::Barrier,
-        Op::Send,
-        Op::Recv,
+        Op::Send(Channel::Forward),
+        Op::Send(Channel::Backward),
+        Op::Recv(Channel::Forward),
+        Op::Recv(Channel::Backward),
         Op::AllReduceScalars,
     ];
 
+    /// One byte, not 0.
+    pub(crate) fn code(self) -> u64 {
+        match self {
+            Op::Join => 1,
+            Op::AllReduce => 2,
+            Op::ReduceScatter => 3,
+            Op::AllGather => 4,
+            Op::Broadcast => 5,
+            Op::Barrier => 6,
+            Op::AllReduceScalars => 7,
+            Op::Send(channel) => 8 + channel as u64,
+            Op::Recv(channel) => 10 + channel as u64,
+        }
+    }
+
     pub(crate) fn from_code(code: u64) -> Option<Op> {
-        Op::ALL.into_iter().find(|op| *op as u64 == code)
+        Op::ALL.into_iter().find(|op| op.code() == code)
     }
 }
 
@@ -65,8 +107,8 @@ impl fmt::Display for Op {
             Op::AllGather => "all_gather",
             Op::Broadcast => "broadcast",
             Op::Barrier => "barrier",
-            Op::Send => "send",
-            Op::Recv => "recv",
+            Op::Send(channel) => return write!(f, "send {channel}"),
+            Op::Recv(channel) => return write!(f, "recv {channel}"),
             Op::AllReduceScalars => "all_reduce_scalars",
         })
     }
@@ -77,7 +119,7 @@ impl fmt::Display for Op {
 pub struct OpDesc {
     /// The group's slot; 0 is the world.
     pub slot: usize,
-    /// Number of the call in its group, or of the message in its pair, from 1.
+    /// Number of the call in its group, or of the message in its pair and channel, from 1.
     pub seq: u64,
     /// The operation.
     pub op: Op,
@@ -101,7 +143,7 @@ impl OpDesc {
         let reduce = self.reduce.map_or(0, |reduce| reduce as u64);
         let dtype = self.dtype.map_or(0, |dtype| dtype as u64);
         let root = self.root.map_or(0, |root| root as u64 + 1);
-        let kind = self.op as u64 | reduce << 8 | dtype << 16 | (self.slot as u64) << 24 | root << 32;
+        let kind = self.op.code() | reduce << 8 | dtype << 16 | (self.slot as u64) << 24 | root << 32;
         [self.seq, kind, self.numel as u64, self.offset_bytes as u64]
     }
 

@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
-use crate::{Buffer, Collective, MAX_SCALARS, ReduceOp, Result, Work};
+use crate::{Buffer, Channel, Collective, MAX_SCALARS, ReduceOp, Result, Work};
 
 /// A group whose only member is the caller: every operation is the identity and succeeds.
+///
+/// `send` and `recv` panic, because there is nobody else.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct SoloGroup;
 
@@ -38,11 +40,11 @@ impl Collective for SoloGroup {
         Ok(())
     }
 
-    fn send(&self, _buf: Buffer, to: usize) -> Result<Work> {
+    fn send(&self, _buf: Buffer, to: usize, _channel: Channel) -> Result<Work> {
         panic!("send to {to} in a group of one");
     }
 
-    fn recv(&self, _buf: Buffer, from: usize) -> Result<Work> {
+    fn recv(&self, _buf: Buffer, from: usize, _channel: Channel) -> Result<Work> {
         panic!("recv from {from} in a group of one");
     }
 

@@ -2,7 +2,7 @@
 
 mod common;
 
-use comm::{Buffer, Collective, DType, MAX_SCALARS, ReduceOp, ShmGroup, ShmWorld, SoloGroup, Work};
+use comm::{Buffer, Channel, Collective, DType, MAX_SCALARS, ReduceOp, ShmGroup, ShmWorld, SoloGroup, Work};
 use common::{PATIENT, input, read, reference, run_ranks, write};
 
 const DTYPES: [DType; 3] = [DType::F32, DType::BF16, DType::F64];
@@ -123,13 +123,13 @@ fn messages_arrive_in_order_between_different_offsets() {
             let numel = 1 + round * 60;
             let (out, into) = (out.slice(0, numel), into.slice(1, numel));
             write(world, out, &input(DType::F32, rank + round, numel));
-            let send = || group.send(out, (rank + 1) % size).and_then(Work::wait).expect("send");
+            let send = || group.send(out, (rank + 1) % size, Channel::Forward).and_then(Work::wait).expect("send");
             // Rank 0 receives first, the others send first: no circle of senders.
             if rank != 0 {
                 send();
             }
             let from = (rank + size - 1) % size;
-            group.recv(into, from).and_then(Work::wait).expect("recv");
+            group.recv(into, from, Channel::Forward).and_then(Work::wait).expect("recv");
             if rank == 0 {
                 send();
             }
@@ -165,6 +165,22 @@ fn a_world_of_one_needs_no_launcher() {
     check_group(&world, &group, world.alloc(DType::BF16, 1000).expect("alloc"));
     group.barrier().expect("barrier");
     world.leave();
+}
+
+#[test]
+#[should_panic(expected = "send to 1 in a group of one")]
+fn the_solo_group_has_nobody_to_send_to() {
+    let world = ShmWorld::solo(4096).expect("solo");
+    let buf = world.alloc(DType::F32, 10).expect("alloc");
+    let _ = SoloGroup.send(buf, 1, Channel::Forward);
+}
+
+#[test]
+#[should_panic(expected = "recv from 0 in a group of one")]
+fn the_solo_group_has_nobody_to_receive_from() {
+    let world = ShmWorld::solo(4096).expect("solo");
+    let buf = world.alloc(DType::F32, 10).expect("alloc");
+    let _ = SoloGroup.recv(buf, 0, Channel::Backward);
 }
 
 #[test]

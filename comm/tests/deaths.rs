@@ -12,7 +12,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::process::{Child, ChildStderr, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use comm::{Collective, CommError, DType, FlightState, ReduceOp, ShmGroup, ShmOptions, ShmWorld, Work};
+use comm::{Channel, Collective, CommError, DType, FlightState, ReduceOp, ShmGroup, ShmOptions, ShmWorld, Work};
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -180,8 +180,8 @@ fn work_until_fault(world: &ShmWorld, group: &ShmGroup, part: &str) -> CommError
                 std::thread::park();
             },
             ("absent", _) => group.barrier(),
-            ("mail", 0) => group.send(buf, 1).and_then(Work::wait),
-            ("mail", _) => group.recv(buf, 0).and_then(Work::wait),
+            ("mail", 0) => group.send(buf, 1, Channel::Forward).and_then(Work::wait),
+            ("mail", _) => group.recv(buf, 0, Channel::Forward).and_then(Work::wait),
             other => panic!("{other:?}"),
         };
         if let Err(error) = outcome {

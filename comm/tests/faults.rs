@@ -4,7 +4,7 @@ mod common;
 
 use std::time::Duration;
 
-use comm::{Collective, CommError, DType, FlightState, Op, ReduceOp, ShmOptions, ShmWorld, Work};
+use comm::{Channel, Collective, CommError, DType, FlightState, Op, ReduceOp, ShmOptions, ShmWorld, Work};
 use common::{PATIENT, input, new_memfd, options, read, run_ranks, write};
 
 /// Long enough for ranks to meet, short enough to wait for.
@@ -73,13 +73,12 @@ fn a_message_of_another_size_is_an_error_on_both_sides() {
         let buf = world.alloc(DType::F32, 100).expect("alloc");
         let group = world.world();
         let work = match world.rank() {
-            0 => group.send(buf, 1),
-            _ => group.recv(buf.slice(0, 99), 0),
+            0 => group.send(buf, 1, Channel::Backward),
+            _ => group.recv(buf.slice(0, 99), 0, Channel::Backward),
         };
         work.expect_err("a mismatch")
     });
-    let expected =
-        "ranks disagree: rank 1 called recv #1 of 99 f32 at byte 0, rank 0 called send #1 of 100 f32 at byte 0";
+    let expected = "ranks disagree: rank 1 called recv backward #1 of 99 f32 at byte 0, rank 0 called send backward #1 of 100 f32 at byte 0";
     assert_eq!(all_equal(&errors).to_string(), expected);
 }
 
@@ -136,7 +135,7 @@ fn an_abort_reaches_ranks_in_other_groups() {
                 everyone.abort("loss is NaN");
                 everyone.barrier().expect_err("aborted")
             }
-            1 => everyone.recv(buf, 0).expect_err("aborted"),
+            1 => everyone.recv(buf, 0, Channel::Forward).expect_err("aborted"),
             // Rank 0 may abort before the group is made.
             _ => world.group(1, &[0, 2, 3]).and_then(|group| group.barrier()).expect_err("aborted"),
         }
@@ -185,8 +184,8 @@ fn a_rank_that_leaves_wakes_those_that_wait_for_it() {
             scope.spawn(move || ShmWorld::join(one).expect("join").leave());
             let world = ShmWorld::join(zero).expect("join");
             let buf = world.alloc(DType::F32, 1).expect("alloc");
-            let error = world.world().recv(buf, 1).expect_err("nobody sends");
-            assert_eq!(error, CommError::PeerLeft { rank: 1, op: Op::Recv, seq: 1 });
+            let error = world.world().recv(buf, 1, Channel::Forward).expect_err("nobody sends");
+            assert_eq!(error, CommError::PeerLeft { rank: 1, op: Op::Recv(Channel::Forward), seq: 1 });
         });
     }
 }

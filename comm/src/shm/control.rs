@@ -9,7 +9,7 @@
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::*};
 
 use super::wait::WaitWord;
-use crate::{DType, MAX_SCALARS, Op, OpDesc};
+use crate::{Channel, DType, MAX_SCALARS, Op, OpDesc};
 
 /// The most ranks one world has room for.
 pub const MAX_RANKS: usize = 64;
@@ -40,8 +40,14 @@ pub(super) struct Control {
     pub slots: [Slot; MAX_SLOTS],
     /// `[slot][rank]`
     pub members: [[Member; MAX_RANKS]; MAX_SLOTS],
-    /// `[from][to]`
-    pub boxes: [[Mailbox; MAX_RANKS]; MAX_RANKS],
+    /// `[from][to][channel]`
+    boxes: [[[Mailbox; Channel::ALL.len()]; MAX_RANKS]; MAX_RANKS],
+}
+
+impl Control {
+    pub fn mailbox(&self, from: usize, to: usize, channel: Channel) -> &Mailbox {
+        &self.boxes[from][to][channel as usize]
+    }
 }
 
 /// The flight cell: what a rank does. Written by that rank alone, read by anyone, field by field.
@@ -87,7 +93,7 @@ pub struct FlightEntry {
     pub op: Op,
     /// The group of that operation; 0 is the world.
     pub slot: usize,
-    /// The number of that operation in its group, or of the message in its pair.
+    /// The number of that operation in its group, or of the message in its pair and channel.
     pub seq: u64,
     /// Element type, where data moves.
     pub dtype: Option<DType>,
@@ -126,7 +132,7 @@ impl Cell {
 
     pub fn enter(&self, desc: &OpDesc) {
         let dtype = desc.dtype.map_or(0, |dtype| dtype as u64);
-        let kind = desc.op as u64 | dtype << 8 | (desc.slot as u64) << 16;
+        let kind = desc.op.code() | dtype << 8 | (desc.slot as u64) << 16;
         self.seq.store(desc.seq, Relaxed);
         self.kind.store(kind, Relaxed);
         self.numel.store(desc.numel as u64, Relaxed);
@@ -180,7 +186,7 @@ pub(super) struct Post {
     pub inline: Line<[AtomicU64; MAX_SCALARS]>,
 }
 
-/// Messages of one ordered pair of ranks. At most one is under way.
+/// Messages of one ordered pair of ranks on one channel. At most one is under way.
 #[repr(C, align(64))]
 pub(super) struct Mailbox {
     /// What is sent. Written by the sender before it advances `sent`.

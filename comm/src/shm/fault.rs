@@ -24,10 +24,10 @@ pub(super) fn encode(error: &CommError) -> Option<[u64; FAULT_WORDS]> {
     let mut words = [0; FAULT_WORDS];
     match error {
         CommError::PeerDied { rank, op, seq } => {
-            put(&mut words, &[PEER_DIED, *rank as u64, *op as u64, *seq]);
+            put(&mut words, &[PEER_DIED, *rank as u64, op.code(), *seq]);
         }
         CommError::PeerLeft { rank, op, seq } => {
-            put(&mut words, &[PEER_LEFT, *rank as u64, *op as u64, *seq]);
+            put(&mut words, &[PEER_LEFT, *rank as u64, op.code(), *seq]);
         }
         CommError::Aborted { rank, reason } => {
             put(&mut words, &[ABORTED, *rank as u64]);
@@ -36,7 +36,7 @@ pub(super) fn encode(error: &CommError) -> Option<[u64; FAULT_WORDS]> {
         CommError::Timeout { op, seq, missing, timeout, last_seen } => {
             let missing: RankSet = missing.iter().copied().collect();
             let nanos = u64::try_from(timeout.as_nanos()).unwrap_or(u64::MAX);
-            put(&mut words, &[TIMEOUT, *op as u64, *seq, missing.0, nanos]);
+            put(&mut words, &[TIMEOUT, op.code(), *seq, missing.0, nanos]);
             put_text(&mut words, last_seen);
         }
         CommError::Mismatch { rank, theirs, reference_rank, reference } => {
@@ -145,7 +145,7 @@ impl CharBoundary for str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{DType, ReduceOp};
+    use crate::{Channel, DType, ReduceOp};
 
     fn desc(seq: u64, numel: usize) -> OpDesc {
         OpDesc {
@@ -167,7 +167,7 @@ mod tests {
             assert_eq!(decode(&words), fault);
         };
         check(CommError::PeerDied { rank: 63, op: Op::Barrier, seq: 1 << 50 });
-        check(CommError::PeerLeft { rank: 0, op: Op::Recv, seq: 7 });
+        check(CommError::PeerLeft { rank: 0, op: Op::Recv(Channel::Backward), seq: 7 });
         check(CommError::Aborted { rank: 2, reason: "loss is NaN".into() });
         check(CommError::Timeout {
             op: Op::Join,

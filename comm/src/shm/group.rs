@@ -22,7 +22,7 @@ use super::mapping::{INLINE_BYTES, Outputs};
 use super::wait::Wait;
 use super::world::World;
 use crate::ranks::RankSet;
-use crate::{Buffer, Collective, CommError, DType, MAX_SCALARS, Op, OpDesc, ReduceOp, Result, Work};
+use crate::{Buffer, Channel, Collective, CommError, DType, MAX_SCALARS, Op, OpDesc, ReduceOp, Result, Work};
 
 /// A group of ranks of one [`crate::ShmWorld`]. Cheap to clone; clones are the same group.
 #[derive(Clone)]
@@ -220,12 +220,12 @@ impl Collective for ShmGroup {
         self.run_inline(self.describe(Op::Barrier, None), |_| (), |_| ())?.wait()
     }
 
-    fn send(&self, buf: Buffer, to: usize) -> Result<Work> {
-        self.send_to(buf, to)
+    fn send(&self, buf: Buffer, to: usize, channel: Channel) -> Result<Work> {
+        self.send_to(buf, to, channel)
     }
 
-    fn recv(&self, buf: Buffer, from: usize) -> Result<Work> {
-        self.recv_from(buf, from)
+    fn recv(&self, buf: Buffer, from: usize, channel: Channel) -> Result<Work> {
+        self.recv_from(buf, from, channel)
     }
 
     fn all_reduce_scalars(&self, values: &mut [f64], op: ReduceOp) -> Result<()> {

@@ -5,7 +5,7 @@
 //! receiver: wait for `sent` ─> compare ─> copy from the sender's arena ─> advance `taken`
 //! ```
 //!
-//! A pair has one mailbox per direction, whatever the group, and at most one message under way in it.
+//! A pair has one mailbox per direction and channel, whatever the group, and at most one message under way in it.
 
 use std::sync::atomic::Ordering::*;
 
@@ -13,15 +13,16 @@ use super::ShmGroup;
 use super::control::{Mailbox, load_words, store_words};
 use super::wait::{COUNT_MASK, Wait, WaitWord};
 use crate::ranks::RankSet;
-use crate::{Buffer, CommError, Op, OpDesc, Result, Work};
+use crate::{Buffer, Channel, CommError, Op, OpDesc, Result, Work};
 
 impl ShmGroup {
-    pub(super) fn send_to(&self, buf: Buffer, to: usize) -> Result<Work> {
+    pub(super) fn send_to(&self, buf: Buffer, to: usize, channel: Channel) -> Result<Work> {
         let to = self.world_rank(to);
-        let (rank, mailbox) = (self.world.rank(), self.mailbox(self.world.rank(), to));
+        let rank = self.world.rank();
+        let mailbox = self.world.control().mailbox(rank, to, channel);
         assert_ne!(to, rank, "a rank cannot send to itself");
-        self.world.check(Op::Send)?;
-        let desc = self.message(Op::Send, buf, mailbox);
+        self.world.check(Op::Send(channel))?;
+        let desc = self.message(Op::Send(channel), buf, mailbox);
         store_words(&mailbox.desc, &desc.to_words());
         let cell = &self.world.control().cells[rank];
         cell.enter(&desc);
@@ -32,12 +33,13 @@ impl ShmGroup {
         Ok(Work::done())
     }
 
-    pub(super) fn recv_from(&self, buf: Buffer, from: usize) -> Result<Work> {
+    pub(super) fn recv_from(&self, buf: Buffer, from: usize, channel: Channel) -> Result<Work> {
         let from = self.world_rank(from);
-        let (rank, mailbox) = (self.world.rank(), self.mailbox(from, self.world.rank()));
+        let rank = self.world.rank();
+        let mailbox = self.world.control().mailbox(from, rank, channel);
         assert_ne!(from, rank, "a rank cannot receive from itself");
-        self.world.check(Op::Recv)?;
-        let desc = self.message(Op::Recv, buf, mailbox);
+        self.world.check(Op::Recv(channel))?;
+        let desc = self.message(Op::Recv(channel), buf, mailbox);
         let cell = &self.world.control().cells[rank];
         cell.enter(&desc);
         let number = mailbox.taken.count().wrapping_add(1) & COUNT_MASK;
@@ -59,10 +61,6 @@ impl ShmGroup {
         mailbox.taken.advance();
         cell.exit();
         Ok(Work::done())
-    }
-
-    fn mailbox(&self, from: usize, to: usize) -> &Mailbox {
-        &self.world.control().boxes[from][to]
     }
 
     fn message(&self, op: Op, buf: Buffer, mailbox: &Mailbox) -> OpDesc {

@@ -11,7 +11,7 @@ use super::control::{Control, FlightEntry, FlightState, MAX_RANKS, load_words, s
 use super::mapping::ControlMap;
 use super::{fault, wait};
 use crate::ranks::RankSet;
-use crate::{CommError, OpDesc, Result};
+use crate::{Channel, CommError, OpDesc, Result};
 
 pub(super) struct Shared {
     map: ControlMap,
@@ -88,10 +88,13 @@ impl Shared {
         for slot in &control.slots {
             slot.generation.raise(wait::FAULT);
         }
-        for row in &control.boxes[..num_ranks] {
-            for mailbox in &row[..num_ranks] {
-                mailbox.sent.raise(wait::FAULT);
-                mailbox.taken.raise(wait::FAULT);
+        for from in 0..num_ranks {
+            for to in 0..num_ranks {
+                for channel in Channel::ALL {
+                    let mailbox = control.mailbox(from, to, channel);
+                    mailbox.sent.raise(wait::FAULT);
+                    mailbox.taken.raise(wait::FAULT);
+                }
             }
         }
     }
@@ -110,8 +113,10 @@ impl Shared {
             }
         }
         for peer in 0..self.world_size {
-            control.boxes[self.rank][peer].sent.raise(wait::LEFT);
-            control.boxes[peer][self.rank].taken.raise(wait::LEFT);
+            for channel in Channel::ALL {
+                control.mailbox(self.rank, peer, channel).sent.raise(wait::LEFT);
+                control.mailbox(peer, self.rank, channel).taken.raise(wait::LEFT);
+            }
         }
     }
 
