@@ -34,15 +34,15 @@ fn measure(rank: usize, world_size: usize) -> Result<(), Box<dyn Error>> {
         print(&format!("joining {world_size} processes"), vec![begin.elapsed()]);
     }
     for size_bytes in SIZES_BYTES {
-        let buf = world.alloc(DType::F32, size_bytes / 4)?;
+        let [out, into] = [world.alloc(DType::F32, size_bytes / 4)?, world.alloc(DType::F32, size_bytes / 4)?];
         let num_calls = (200 << 20) / size_bytes.max(20 << 10);
         let mut times = Vec::with_capacity(num_calls);
         for call in 0..num_calls + NUM_WARM_UP {
             group.barrier()?;
             let begin = Instant::now();
             match rank {
-                0 => echo(&group, buf, 1)?,
-                1 => answer(&group, buf, 0)?,
+                0 => ask(&group, out, into)?,
+                1 => answer(&group, out, into)?,
                 _ => {}
             }
             if call >= NUM_WARM_UP {
@@ -57,14 +57,15 @@ fn measure(rank: usize, world_size: usize) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-fn echo(group: &ShmGroup, buf: Buffer, peer: usize) -> comm::Result<()> {
-    group.send(buf, peer, Channel::Forward).and_then(Work::wait)?;
-    group.recv(buf, peer, Channel::Backward).and_then(Work::wait)
+fn ask(group: &ShmGroup, out: Buffer, into: Buffer) -> comm::Result<()> {
+    let sent = group.send(out, 1, Channel::Forward)?;
+    group.recv(into, 1, Channel::Backward).and_then(Work::wait)?;
+    sent.wait()
 }
 
-fn answer(group: &ShmGroup, buf: Buffer, peer: usize) -> comm::Result<()> {
-    group.recv(buf, peer, Channel::Forward).and_then(Work::wait)?;
-    group.send(buf, peer, Channel::Backward).and_then(Work::wait)
+fn answer(group: &ShmGroup, out: Buffer, into: Buffer) -> comm::Result<()> {
+    group.recv(into, 0, Channel::Forward).and_then(Work::wait)?;
+    group.send(out, 0, Channel::Backward).and_then(Work::wait)
 }
 
 fn print(what: &str, mut times: Vec<Duration>) {

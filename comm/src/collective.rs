@@ -5,10 +5,14 @@
 
 use std::time::Duration;
 
+use crate::shm::SentMessage;
 use crate::{Buffer, Channel, ReduceOp, Result};
 
 /// The most values one [`Collective::all_reduce_scalars`] takes.
 pub const MAX_SCALARS: usize = 64;
+
+/// How many messages of one ordered pair of ranks and one [`Channel`] may be under way: sent, and not yet received.
+pub const CHANNEL_CAPACITY: usize = 4;
 
 /// One group of ranks. All calls but `send`, `recv` and `abort` are collective: every member makes them, in the same
 /// order, with equal arguments; before any byte changes the members compare notes, and a difference is
@@ -52,16 +56,20 @@ pub trait Collective {
     fn barrier(&self) -> Result<()>;
 
     /// Sends `buf` to member `to`, which calls [`recv`](Collective::recv) with the same `channel`, `dtype` and `numel`;
-    /// offsets may differ. `buf` must stay unchanged until the work is waited for.
+    /// offsets may differ. `buf` must stay unchanged until the work is waited for: [`Work::wait`] returns when the
+    /// receiver has the data.
     ///
-    /// Messages of one pair and channel arrive in order, those of different channels in any. A backend may block until the peer has taken the data, so two ranks that
-    /// both send first wait until their deadline: pair the calls up (even stages send first, odd stages receive first).
+    /// Messages of one pair and channel arrive in order; the channels are independent. The call returns at once while
+    /// fewer than [`CHANNEL_CAPACITY`] messages of the pair and channel are under way, and otherwise waits until one is
+    /// taken: two ranks may both send that many before either receives. With more they wait for each other until the
+    /// deadline.
     ///
     /// # Panics
     /// If `to` is this rank or not below `size`.
     fn send(&self, buf: Buffer, to: usize, channel: Channel) -> Result<Work>;
 
-    /// Receives into `buf` what member `from` sends on `channel`. See [`send`](Collective::send).
+    /// Receives into `buf` what member `from` sends on `channel`. Over shared memory it blocks until the data is there.
+    /// See [`send`](Collective::send).
     ///
     /// # Panics
     /// If `from` is this rank or not below `size`.
@@ -85,7 +93,11 @@ pub trait Collective {
 
 /// The handle of an operation under way. Buffers belong to the operation until [`Work::wait`] returns.
 ///
-/// Shared memory finishes inside the call, so its work is done already; NCCL's will not be.
+/// Over shared memory all but `send` finish inside the call, so their work is done already; NCCL's will not be. Works
+/// may be waited for in any order. Dropping one instead does not block and takes nothing back: a message still arrives,
+/// and its buffer stays the operation's, because nobody can tell when it is free.
+///
+/// Belongs to the thread that made it, as its group does.
 #[must_use = "the buffer is not ready before `wait` returns"]
 #[derive(Debug)]
 pub struct Work {
@@ -95,6 +107,7 @@ pub struct Work {
 #[derive(Debug)]
 enum State {
     Done,
+    Sent(SentMessage),
 }
 
 impl Work {
@@ -102,13 +115,18 @@ impl Work {
         Work { state: State::Done }
     }
 
-    /// Waits until the buffer may be used.
+    pub(crate) fn sent(message: SentMessage) -> Work {
+        Work { state: State::Sent(message) }
+    }
+
+    /// Waits until the buffer may be used. Blocks, for at most the timeout of a single wait.
     ///
     /// # Errors
-    /// A fault that struck after the call returned.
+    /// A fault that struck before the operation was complete.
     pub fn wait(self) -> Result<()> {
         match self.state {
             State::Done => Ok(()),
+            State::Sent(message) => message.wait(),
         }
     }
 }

@@ -5,7 +5,7 @@
 //! gRPC: the launcher hands a descriptor down, the rank says who it is, and `comm` moves and sums bytes.
 //!
 //! Backends:
-//! - [`shm`]: the ranks of one machine over one memfd. Operations finish inside the call.
+//! - [`shm`]: the ranks of one machine over one memfd. All but `send` finish inside the call.
 //! - [`SoloGroup`]: a group of one, where every operation is the identity.
 //!
 //! The trait leaves room for what is not built here:
@@ -30,7 +30,7 @@ pub mod shm;
 mod solo;
 
 pub use buffer::{Buffer, DType};
-pub use collective::{Collective, MAX_SCALARS, Work};
+pub use collective::{CHANNEL_CAPACITY, Collective, MAX_SCALARS, Work};
 pub use error::{CommError, Result, Setting};
 pub use op::{Channel, Op, OpDesc, ReduceOp};
 pub use shm::{FlightEntry, FlightState, MAX_RANKS, ShmGroup, ShmOptions, ShmWorld};

@@ -91,9 +91,16 @@ fn strike(mut workers: Vec<Worker>, victim: usize, signal: Signal, expected: &st
 
 #[test]
 fn a_peer_killed_in_mid_collective_is_named_at_once() {
-    for (part, world_size, victim) in
-        [("reduce", 3, 1), ("reduce", 2, 0), ("reduce", 4, 3), ("absent", 3, 1), ("mail", 2, 1)]
-    {
+    for (part, world_size, victim) in [
+        ("reduce", 3, 1),
+        ("reduce", 2, 0),
+        ("reduce", 4, 3),
+        ("absent", 3, 1),
+        ("mail", 2, 1),
+        ("mail", 2, 0),
+        ("untaken", 2, 1),
+        ("full", 2, 1),
+    ] {
         let workers = start_world(part, world_size, PATIENT_MS);
         let elapsed = strike(workers, victim, Signal::SIGKILL, &format!("rank {victim} died (last seen in "));
         println!("{part}, {world_size} ranks: survivors knew after {elapsed:?}");
@@ -176,11 +183,12 @@ fn work_until_fault(world: &ShmWorld, group: &ShmGroup, part: &str) -> CommError
     loop {
         let outcome = match (part, group.rank()) {
             ("reduce", _) => group.all_reduce(buf, ReduceOp::Sum).and_then(Work::wait),
-            ("absent", 1) => loop {
+            ("absent" | "untaken" | "full", 1) => loop {
                 std::thread::park();
             },
             ("absent", _) => group.barrier(),
-            ("mail", 0) => group.send(buf, 1, Channel::Forward).and_then(Work::wait),
+            ("full", 0) => group.send(buf, 1, Channel::Forward).map(drop),
+            ("mail" | "untaken", 0) => group.send(buf, 1, Channel::Forward).and_then(Work::wait),
             ("mail", _) => group.recv(buf, 0, Channel::Forward).and_then(Work::wait),
             other => panic!("{other:?}"),
         };

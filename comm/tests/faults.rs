@@ -4,7 +4,10 @@ mod common;
 
 use std::time::Duration;
 
-use comm::{Channel, Collective, CommError, DType, FlightState, Op, ReduceOp, ShmOptions, ShmWorld, Work};
+use comm::{
+    Buffer, CHANNEL_CAPACITY, Channel, Collective, CommError, DType, FlightState, Op, ReduceOp, ShmGroup, ShmOptions,
+    ShmWorld, Work,
+};
 use common::{PATIENT, input, new_memfd, options, read, run_ranks, write};
 
 /// Long enough for ranks to meet, short enough to wait for.
@@ -72,14 +75,137 @@ fn a_message_of_another_size_is_an_error_on_both_sides() {
     let errors = run_ranks(2, PATIENT, |world| {
         let buf = world.alloc(DType::F32, 100).expect("alloc");
         let group = world.world();
-        let work = match world.rank() {
-            0 => group.send(buf, 1, Channel::Backward),
-            _ => group.recv(buf.slice(0, 99), 0, Channel::Backward),
-        };
-        work.expect_err("a mismatch")
+        if world.rank() == 0 {
+            let sent = [97, 98, 100, 99].map(|numel| group.send(buf.slice(0, numel), 1, Channel::Backward));
+            let [first, second, third, fourth] = sent.map(|work| work.expect("there is room"));
+            group.barrier().expect("four are under way");
+            let error = third.wait().expect_err("a mismatch");
+            second.wait().expect("it was taken before");
+            assert_eq!(fourth.wait().as_ref(), Err(&error));
+            first.wait().expect("it was taken before");
+            check_poisoned(world, &error);
+            return error;
+        }
+        group.barrier().expect("four are under way");
+        let recv = |numel| group.recv(buf.slice(1, numel), 0, Channel::Backward).and_then(Work::wait);
+        recv(97).and_then(|()| recv(98)).expect("equal sizes");
+        recv(99).expect_err("a mismatch")
     });
-    let expected = "ranks disagree: rank 1 called recv backward #1 of 99 f32 at byte 0, rank 0 called send backward #1 of 100 f32 at byte 0";
+    let expected = "ranks disagree: rank 1 called recv backward #3 of 99 f32 at byte 4, \
+                    rank 0 called send backward #3 of 100 f32 at byte 0";
     assert_eq!(all_equal(&errors).to_string(), expected);
+}
+
+#[test]
+fn a_receiver_that_never_takes_is_named_at_the_deadline() {
+    // With one message the sender waits for its work, with more than there is room for it waits in the call.
+    for num_messages in [1, CHANNEL_CAPACITY + 1] {
+        let (done, wait_for_done) = std::sync::mpsc::channel();
+        let wait_for_done = std::sync::Mutex::new(wait_for_done);
+        let errors = run_ranks(2, SHORT, |world| {
+            let buf = world.alloc(DType::F32, 10).expect("alloc");
+            let group = world.world();
+            group.barrier().expect("barrier");
+            if world.rank() == 1 {
+                wait_for_done.lock().expect("lock").recv().expect("rank 0 gives up");
+                return group.recv(buf, 0, Channel::Forward).expect_err("poisoned");
+            }
+            let error = send_all(&group, buf, num_messages).expect_err("nobody takes it");
+            done.send(()).expect("rank 1 listens");
+            check_poisoned(world, &error);
+            error
+        });
+        let CommError::Timeout { op, seq, missing, last_seen, .. } = all_equal(&errors) else { panic!("{errors:?}") };
+        assert_eq!((*op, *seq as usize), (Op::Send(Channel::Forward), num_messages));
+        assert_eq!(*missing, [1]);
+        assert_eq!(last_seen, "rank 1 is outside any call, the last was barrier #1");
+    }
+}
+
+/// Sends `buf` so many times to rank 1, then waits for all.
+fn send_all(group: &ShmGroup, buf: Buffer, num_messages: usize) -> comm::Result<()> {
+    let sent: Vec<Work> =
+        (0..num_messages).map(|_| group.send(buf, 1, Channel::Forward)).collect::<comm::Result<_>>()?;
+    sent.into_iter().try_for_each(Work::wait)
+}
+
+#[test]
+fn a_receiver_that_leaves_ends_the_wait_for_what_it_did_not_take() {
+    for round in 0..200 {
+        let num_messages = [1, CHANNEL_CAPACITY + 1][round % 2];
+        let fd = new_memfd();
+        std::thread::scope(|scope| {
+            let [zero, one] = [0, 1].map(|rank| options(rank, 2, &fd, PATIENT));
+            scope.spawn(move || ShmWorld::join(one).expect("join").leave());
+            let world = ShmWorld::join(zero).expect("join");
+            let buf = world.alloc(DType::F32, 1).expect("alloc");
+            let error = send_all(&world.world(), buf, num_messages).expect_err("nobody takes it");
+            let (op, seq) = (Op::Send(Channel::Forward), num_messages as u64);
+            assert_eq!(error, CommError::PeerLeft { rank: 1, op, seq });
+        });
+    }
+}
+
+#[test]
+fn a_peer_that_did_its_part_may_leave_at_once() {
+    for _ in 0..500 {
+        let fd = new_memfd();
+        std::thread::scope(|scope| {
+            let [zero, one] = [0, 1].map(|rank| options(rank, 2, &fd, PATIENT));
+            // It takes one message, sends one that nobody has asked for yet, and is gone.
+            scope.spawn(move || {
+                let world = ShmWorld::join(one).expect("join");
+                let (group, buf) = (world.world(), world.alloc(DType::F32, 8).expect("alloc"));
+                group.recv(buf, 0, Channel::Forward).and_then(Work::wait).expect("recv");
+                write(&world, buf, &input(DType::F32, 1, 8));
+                drop(group.send(buf, 0, Channel::Backward).expect("send"));
+                world.leave();
+            });
+            let world = ShmWorld::join(zero).expect("join");
+            let (group, buf) = (world.world(), world.alloc(DType::F32, 8).expect("alloc"));
+            group.send(buf, 1, Channel::Forward).and_then(Work::wait).expect("it was taken");
+            group.recv(buf, 1, Channel::Backward).and_then(Work::wait).expect("it was sent");
+            assert_eq!(read(&world, buf), input(DType::F32, 1, 8));
+        });
+    }
+}
+
+#[test]
+fn an_abort_ends_the_wait_for_a_message() {
+    let errors = run_ranks(2, PATIENT, |world| {
+        let buf = world.alloc(DType::F32, 1).expect("alloc");
+        let group = world.world();
+        let sent = group.send(buf, 1 - world.rank(), Channel::Forward).expect("send");
+        group.barrier().expect("barrier");
+        if world.rank() == 0 {
+            group.abort("loss is NaN");
+        }
+        sent.wait().expect_err("aborted")
+    });
+    assert_eq!(*all_equal(&errors), CommError::Aborted { rank: 0, reason: "loss is NaN".into() });
+}
+
+#[test]
+fn a_rank_that_left_waits_for_nothing_any_more() {
+    let fd = new_memfd();
+    std::thread::scope(|scope| {
+        let [zero, one] = [0, 1].map(|rank| options(rank, 2, &fd, PATIENT));
+        let (left, wait_for_left) = std::sync::mpsc::channel();
+        scope.spawn(move || {
+            let world = ShmWorld::join(zero).expect("join");
+            let buf = world.alloc(DType::F32, 1).expect("alloc");
+            let sent = world.world().send(buf, 1, Channel::Forward).expect("send");
+            world.leave();
+            let error = sent.wait().expect_err("it left");
+            assert_eq!(error, CommError::PeerLeft { rank: 0, op: Op::Send(Channel::Forward), seq: 0 });
+            left.send(()).expect("rank 1 listens");
+        });
+        let world = ShmWorld::join(one).expect("join");
+        wait_for_left.recv().expect("rank 0 leaves");
+        world.check().expect("that error was rank 0's own");
+        let buf = world.alloc(DType::F32, 1).expect("alloc");
+        world.world().recv(buf, 0, Channel::Forward).and_then(Work::wait).expect("it was sent");
+    });
 }
 
 #[test]

@@ -9,12 +9,12 @@
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::*};
 
 use super::wait::WaitWord;
-use crate::{Channel, DType, MAX_SCALARS, Op, OpDesc};
+use crate::{CHANNEL_CAPACITY, Channel, DType, MAX_SCALARS, Op, OpDesc};
 
 /// The most ranks one world has room for.
 pub const MAX_RANKS: usize = 64;
-/// Group slots: 0 is the world, the others are for sub-groups. A mesh of 64 ranks has about 100 groups. What nobody asks
-/// for is never touched, so it costs addresses and no memory.
+/// Group slots: 0 is the world, the others are for sub-groups. A mesh of 64 ranks has about 100 groups. Members of
+/// slots that nobody asks for are never touched, so they cost addresses and no memory.
 pub(super) const MAX_SLOTS: usize = 256;
 // `OpDesc` keeps a slot in eight bits.
 const _: () = assert!(MAX_SLOTS <= 1 << 8);
@@ -186,13 +186,12 @@ pub(super) struct Post {
     pub inline: Line<[AtomicU64; MAX_SCALARS]>,
 }
 
-/// Messages of one ordered pair of ranks on one channel. At most one is under way.
+/// Messages of one ordered pair of ranks on one channel.
 #[repr(C, align(64))]
 pub(super) struct Mailbox {
-    /// What is sent. Written by the sender before it advances `sent`.
-    pub desc: [AtomicU64; OpDesc::NUM_WORDS],
-    /// Messages taken, without wrapping: numbers them in errors. Written by the receiver before it advances `taken`.
-    pub messages: AtomicU64,
+    /// What is under way, by number modulo the capacity. Written by the sender, before it advances `sent` and after it
+    /// saw the message before in this place taken.
+    pub descs: [[AtomicU64; OpDesc::NUM_WORDS]; CHANNEL_CAPACITY],
     /// Advanced by the sender.
     pub sent: WaitWord,
     /// Advanced by the receiver once it has the data.

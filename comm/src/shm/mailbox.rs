@@ -1,54 +1,72 @@
 //! Messages between two ranks, without a copy in between.
 //!
 //! ```text
-//! sender:   describe the buffer, advance `sent` ──────> wait for `taken` ─> may reuse its buffer
+//! sender:   wait for room ─> describe the buffer, advance `sent` ─> compute ─> wait for `taken` ─> reuse the buffer
 //! receiver: wait for `sent` ─> compare ─> copy from the sender's arena ─> advance `taken`
 //! ```
 //!
-//! A pair has one mailbox per direction and channel, whatever the group, and at most one message under way in it.
+//! A pair has one mailbox per direction and channel, whatever the group. Its messages are numbered from 1; number `n`
+//! is described in place `n` modulo `CHANNEL_CAPACITY` of a ring, which is free once `n - CHANNEL_CAPACITY` is taken.
+//!
+//! Each side keeps its own count in full (`Progress`) and reads the other's from a wait word, modulo 2^30. That is
+//! enough: the two are never more than `CHANNEL_CAPACITY` apart, so their difference is exact however often the words
+//! have wrapped (`under_way`), also for work that is waited for long after.
 
-use std::sync::atomic::Ordering::*;
+use std::cell::Cell;
+use std::fmt;
+use std::rc::Rc;
+use std::sync::atomic::AtomicU64;
 
 use super::ShmGroup;
 use super::control::{Mailbox, load_words, store_words};
 use super::wait::{COUNT_MASK, Wait, WaitWord};
+use super::world::World;
 use crate::ranks::RankSet;
-use crate::{Buffer, Channel, CommError, Op, OpDesc, Result, Work};
+use crate::{Buffer, CHANNEL_CAPACITY, Channel, CommError, Op, OpDesc, Result, Work};
 
 impl ShmGroup {
+    /// Returns as soon as there is room for the message.
     pub(super) fn send_to(&self, buf: Buffer, to: usize, channel: Channel) -> Result<Work> {
-        let to = self.world_rank(to);
-        let rank = self.world.rank();
-        let mailbox = self.world.control().mailbox(rank, to, channel);
+        let (world, to) = (&self.world, self.world_rank(to));
+        let rank = world.rank();
         assert_ne!(to, rank, "a rank cannot send to itself");
-        self.world.check(Op::Send(channel))?;
-        let desc = self.message(Op::Send(channel), buf, mailbox);
-        store_words(&mailbox.desc, &desc.to_words());
-        let cell = &self.world.control().cells[rank];
+        let op = Op::Send(channel);
+        world.check(op)?;
+        let progress = world.progress(to, channel);
+        let before = progress.sent.get();
+        let desc = OpDesc { seq: before + 1, ..self.describe(op, Some(buf)) };
+        let cell = &world.control().cells[rank];
         cell.enter(&desc);
+        let mailbox = world.control().mailbox(rank, to, channel);
+        let has_room = |taken| under_way(before as u32, taken) < CHANNEL_CAPACITY;
+        world.await_peer(&mailbox.taken, has_room, to, &desc)?;
+        store_words(mailbox.desc(desc.seq), &desc.to_words());
+        progress.sent.set(desc.seq);
         mailbox.sent.advance();
-        let number = mailbox.sent.count();
-        self.await_peer(&mailbox.taken, number, to, &desc)?;
         cell.exit();
-        Ok(Work::done())
+        Ok(Work::sent(SentMessage { world: world.clone(), to, channel, desc }))
     }
 
+    /// Returns once the data is here.
     pub(super) fn recv_from(&self, buf: Buffer, from: usize, channel: Channel) -> Result<Work> {
-        let from = self.world_rank(from);
-        let rank = self.world.rank();
-        let mailbox = self.world.control().mailbox(from, rank, channel);
+        let (world, from) = (&self.world, self.world_rank(from));
+        let rank = world.rank();
         assert_ne!(from, rank, "a rank cannot receive from itself");
-        self.world.check(Op::Recv(channel))?;
-        let desc = self.message(Op::Recv(channel), buf, mailbox);
-        let cell = &self.world.control().cells[rank];
+        let op = Op::Recv(channel);
+        world.check(op)?;
+        let progress = world.progress(from, channel);
+        let before = progress.received.get();
+        let desc = OpDesc { seq: before + 1, ..self.describe(op, Some(buf)) };
+        let cell = &world.control().cells[rank];
         cell.enter(&desc);
-        let number = mailbox.taken.count().wrapping_add(1) & COUNT_MASK;
-        self.await_peer(&mailbox.sent, number, from, &desc)?;
-        let theirs = OpDesc::from_words(load_words(&mailbox.desc));
-        let differs = OpDesc { op: desc.op, offset_bytes: desc.offset_bytes, ..theirs } != desc;
+        let mailbox = world.control().mailbox(from, rank, channel);
+        let is_there = |sent| under_way(sent, before as u32) > 0;
+        world.await_peer(&mailbox.sent, is_there, from, &desc)?;
+        let theirs = OpDesc::from_words(load_words(mailbox.desc(desc.seq)));
+        let differs = OpDesc { op, offset_bytes: desc.offset_bytes, ..theirs } != desc;
         if differs {
-            // The sender waits in the mailbox, so the fault reaches it too.
-            return Err(self.world.shared.report(CommError::Mismatch {
+            // The message stays in the mailbox, so whoever waits for it meets the fault.
+            return Err(world.shared.report(CommError::Mismatch {
                 rank,
                 theirs: Box::new(desc),
                 reference_rank: from,
@@ -56,20 +74,160 @@ impl ShmGroup {
             }));
         }
         let source = Buffer::new(buf.dtype(), buf.numel(), theirs.offset_bytes);
-        self.world.arena.copy(from, source, rank, buf);
-        mailbox.messages.fetch_add(1, Release);
+        world.arena.copy(from, source, rank, buf);
+        progress.received.set(desc.seq);
         mailbox.taken.advance();
         cell.exit();
         Ok(Work::done())
     }
+}
 
-    fn message(&self, op: Op, buf: Buffer, mailbox: &Mailbox) -> OpDesc {
-        OpDesc { seq: mailbox.messages.load(Acquire) + 1, ..self.describe(op, Some(buf)) }
+/// A message under way, for its sender. Dropping it forgets the message, which travels on.
+pub(crate) struct SentMessage {
+    world: Rc<World>,
+    to: usize,
+    channel: Channel,
+    desc: OpDesc,
+}
+
+impl SentMessage {
+    /// Waits until the receiver has the data.
+    pub(crate) fn wait(self) -> Result<()> {
+        let SentMessage { world, to, channel, desc } = self;
+        let mailbox = world.control().mailbox(world.rank(), to, channel);
+        let sent = world.progress(to, channel).sent.get();
+        let num_later = sent - desc.seq;
+        let is_taken = |taken| under_way(sent as u32, taken) as u64 <= num_later;
+        // What was taken counts, whatever struck since.
+        if is_taken(mailbox.taken.count()) {
+            return Ok(());
+        }
+        world.check(desc.op)?;
+        let cell = &world.control().cells[world.rank()];
+        cell.enter(&desc);
+        world.await_peer(&mailbox.taken, is_taken, to, &desc)?;
+        cell.exit();
+        Ok(())
+    }
+}
+
+impl fmt::Debug for SentMessage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} to rank {}", self.desc, self.to)
+    }
+}
+
+/// How far this rank is with one peer on one channel: messages sent to it, and received from it. Never wraps.
+#[derive(Default)]
+pub(super) struct Progress {
+    sent: Cell<u64>,
+    received: Cell<u64>,
+}
+
+/// Messages sent and not yet taken, from two counts of which either may have wrapped. Higher bits do not matter.
+fn under_way(sent: u32, taken: u32) -> usize {
+    (sent.wrapping_sub(taken) & COUNT_MASK) as usize
+}
+
+impl Mailbox {
+    /// Where message `number` is described.
+    fn desc(&self, number: u64) -> &[AtomicU64; OpDesc::NUM_WORDS] {
+        &self.descs[number as usize % CHANNEL_CAPACITY]
+    }
+}
+
+impl World {
+    /// Waits in `desc` until `peer` has moved `word` to a count that is `reached`.
+    fn await_peer(&self, word: &WaitWord, reached: impl Fn(u32) -> bool, peer: usize, desc: &OpDesc) -> Result<()> {
+        let wait = wait_for_peer(word, &reached, peer, || self.gone());
+        self.patience.wait(&wait).map_err(|why| self.interrupted(why, desc))
+    }
+}
+
+fn wait_for_peer<'a>(
+    word: &'a WaitWord,
+    reached: &'a impl Fn(u32) -> bool,
+    peer: usize,
+    gone: impl Fn() -> RankSet + 'a,
+) -> Wait<'a, impl Fn(u32) -> bool, impl Fn() -> RankSet, impl Fn() -> RankSet> {
+    // Looks again: a peer may act and then leave, and must not be blamed for it.
+    let missing = move || if reached(word.count()) { RankSet::default() } else { RankSet::one(peer) };
+    Wait { word, reached, missing, gone }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::super::wait::Patience;
+    use super::*;
+    use crate::{Collective, DType, ShmOptions, ShmWorld};
+
+    #[test]
+    fn messages_under_way_are_counted_across_the_wrap() {
+        for sent in [0_u64, 3, COUNT_MASK.into(), (1 << 30) + 2, u64::from(u32::MAX) + 1, (1 << 50) - 1] {
+            for num_under_way in 0..=CHANNEL_CAPACITY.min(sent as usize) {
+                let taken = sent - num_under_way as u64;
+                let (sent_count, taken_count) = (sent as u32 & COUNT_MASK, taken as u32 & COUNT_MASK);
+                // Each side has one of the two in full.
+                assert_eq!(under_way(sent as u32, taken_count), num_under_way);
+                assert_eq!(under_way(sent_count, taken as u32), num_under_way);
+            }
+        }
     }
 
-    fn await_peer(&self, word: &WaitWord, number: u32, peer: usize, desc: &OpDesc) -> Result<()> {
-        let wait =
-            Wait { word, reached: |count| count == number, missing: || RankSet::one(peer), gone: || self.world.gone() };
-        self.world.patience.wait(&wait).map_err(|why| self.world.interrupted(why, desc))
+    #[test]
+    fn a_peer_that_acts_and_leaves_between_two_looks_is_not_missing() {
+        let word = WaitWord::default();
+        let reached = |count| count == 1;
+        let acts_and_leaves = || {
+            word.advance();
+            RankSet::one(1)
+        };
+        let wait = wait_for_peer(&word, &reached, 1, acts_and_leaves);
+        assert_eq!(Patience::new(Duration::from_secs(60), false).wait(&wait), Ok(()));
+    }
+
+    /// Makes a fresh world look as if `from` had sent `number` messages to `to`, all taken. Both ranks call it.
+    fn set_progress(world: &World, from: usize, to: usize, number: u64) {
+        let mailbox = world.control().mailbox(from, to, Channel::Forward);
+        if world.rank() == from {
+            world.progress(to, Channel::Forward).sent.set(number);
+            mailbox.sent.set_count(number as u32 & COUNT_MASK);
+        } else {
+            world.progress(from, Channel::Forward).received.set(number);
+            mailbox.taken.set_count(number as u32 & COUNT_MASK);
+        }
+    }
+
+    fn run_across_the_wrap(options: ShmOptions) {
+        const NUM_MESSAGES: usize = 5 * CHANNEL_CAPACITY;
+        let world = ShmWorld::join(options).expect("join");
+        let (group, rank) = (world.world(), world.rank());
+        set_progress(&world.world, 0, 1, (5 << 30) + u64::from(COUNT_MASK) - NUM_MESSAGES as u64 / 2);
+        let bufs: Vec<Buffer> = (0..NUM_MESSAGES).map(|_| world.alloc(DType::F32, 16).expect("alloc")).collect();
+        // Messages differ in size, so that one out of place is a mismatch.
+        let message = |i: usize| bufs[i].slice(0, 1 + i % 16);
+        group.barrier().expect("both are set");
+        if rank == 1 {
+            let recv = |i| group.recv(message(i), 0, Channel::Forward).and_then(Work::wait);
+            return (0..NUM_MESSAGES).try_for_each(recv).expect("recv");
+        }
+        let sent: Vec<Work> =
+            (0..NUM_MESSAGES).map(|i| group.send(message(i), 1, Channel::Forward).expect("send")).collect();
+        sent.into_iter().try_for_each(Work::wait).expect("taken");
+    }
+
+    #[test]
+    fn messages_arrive_across_the_wrap() {
+        let fd = nix::sys::memfd::memfd_create("comm-test", nix::sys::memfd::MFdFlags::MFD_CLOEXEC).expect("memfd");
+        std::thread::scope(|scope| {
+            for rank in 0..2 {
+                let fd = fd.try_clone().expect("dup");
+                let timeout = Duration::from_secs(60);
+                let options = ShmOptions { rank, world_size: 2, fd, arena_bytes: 1 << 16, timeout };
+                scope.spawn(move || run_across_the_wrap(options));
+            }
+        });
     }
 }

@@ -174,7 +174,8 @@ impl Arena {
 
     /// Copies `from`, a buffer of `from_rank`, to `to`, a buffer of `to_rank` of the same size.
     ///
-    /// Only between the two rendezvous points of an operation that both ranks agreed on.
+    /// Only between the two rendezvous points of an operation that both ranks agreed on: the barriers of a collective,
+    /// the two counters of a mailbox.
     pub fn copy(&self, from_rank: usize, from: Buffer, to_rank: usize, to: Buffer) {
         assert!(
             from_rank != to_rank && from.size_bytes() == to.size_bytes(),
@@ -183,7 +184,9 @@ impl Arena {
         let source = self.at(from_rank, from);
         // SAFETY: both ranges were checked by `at`, lie in different regions and are mapped as long as `self`. The
         // first rendezvous has ordered the owner's writes before us, and neither rank touches its range before the
-        // second.
+        // second: a collective returns after it, and the sender of a message keeps off until its `Work` says so (see
+        // `ShmWorld::as_ptr`). One that does not sends unspecified numbers to its peer's process and does no other
+        // harm: any bits are a number, and no reference to the memory exists on either side.
         unsafe { self.at(to_rank, to).copy_from_nonoverlapping(source, from.size_bytes()) }
     }
 }

@@ -31,6 +31,7 @@ use std::time::Duration;
 
 pub use control::{FlightEntry, FlightState, MAX_RANKS};
 pub use group::ShmGroup;
+pub(crate) use mailbox::SentMessage;
 
 use crate::ranks::RankSet;
 use crate::{Buffer, CommError, DType, Result};
@@ -57,9 +58,9 @@ pub struct ShmOptions {
 
 /// A rank's place in the world: its arena, and the source of its groups. Stays on the thread that joined.
 ///
-/// Groups share the mapping and may outlive the world. A rank leaves by [`leave`](ShmWorld::leave) or when the world
-/// and all its groups are dropped; dropped by a panic, it aborts the world. A process that ends otherwise, by a signal
-/// or `process::exit`, counts as dead.
+/// Groups and pending works share the mapping and may outlive the world. A rank leaves by [`leave`](ShmWorld::leave) or
+/// when the world and all of them are dropped; dropped by a panic, it aborts the world. A process that ends otherwise,
+/// by a signal or `process::exit`, counts as dead.
 pub struct ShmWorld {
     world: Rc<World>,
     allocated_bytes: Cell<usize>,
@@ -159,8 +160,9 @@ impl ShmWorld {
     /// Where `buf` lies in this rank's own region, for a tensor that views it.
     ///
     /// The pointer is good while this world or one of its groups lives. The memory is this rank's to read and write,
-    /// except from the start of an operation on `buf` until its `Work` is waited for: then peers read and write it.
-    /// After a failed operation they may do so for a moment longer.
+    /// except from the start of an operation on `buf` until its `Work` is waited for: then peers read and write it, or
+    /// only read it if it is sent. After a failed operation they may do so for a moment longer, and for as long as its
+    /// message is under way if the `Work` was dropped.
     ///
     /// # Panics
     /// If `buf` leaves the arena, because it comes from another world.
@@ -186,7 +188,8 @@ impl ShmWorld {
     }
 
     /// Leaves in good order: from here on this process may end without its peers minding, unless they wait for it. Call
-    /// it after the last operation; the groups that are left refuse to work. Does not block.
+    /// it after the last operation; the groups that are left refuse to work. What this rank has sent can still be
+    /// received. Does not block.
     pub fn leave(self) {
         self.world.leave();
     }

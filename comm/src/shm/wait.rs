@@ -20,6 +20,7 @@ const STEP: u32 = 4;
 pub(super) const COUNT_MASK: u32 = u32::MAX / STEP;
 
 /// A counter that processes wait on.
+#[derive(Default)]
 #[repr(C, align(64))]
 pub(super) struct WaitWord {
     value: AtomicU32,
@@ -31,6 +32,12 @@ pub(super) struct WaitWord {
 impl WaitWord {
     pub fn count(&self) -> u32 {
         self.value.load(Acquire) / STEP
+    }
+
+    /// For tests that start near the wrap, before anyone waits.
+    #[cfg(test)]
+    pub fn set_count(&self, count: u32) {
+        self.value.store(count * STEP, SeqCst);
     }
 
     /// Counts one event and wakes the waiters. Releases everything written before.
@@ -65,7 +72,7 @@ pub(super) struct Wait<'a, Reached, Missing, Gone> {
     pub word: &'a WaitWord,
     /// Whether the word's count is the one waited for.
     pub reached: Reached,
-    /// The ranks that have yet to act. Empty only if the count is reached.
+    /// The ranks that have yet to act, looked up anew. Empty only if the count is reached.
     pub missing: Missing,
     /// The ranks that left.
     pub gone: Gone,
@@ -199,10 +206,6 @@ impl Patience {
 mod tests {
     use super::*;
 
-    fn word() -> WaitWord {
-        WaitWord { value: AtomicU32::new(0), sleepers: AtomicU32::new(0) }
-    }
-
     #[test]
     fn a_spinner_that_keeps_missing_stops_and_comes_back() {
         let patience = Patience::new(Duration::from_secs(1), true);
@@ -223,7 +226,7 @@ mod tests {
 
     #[test]
     fn flags_and_wrapping_counts_do_not_mix() {
-        let word = word();
+        let word = WaitWord::default();
         word.value.store(u32::MAX - 3, SeqCst);
         word.raise(LEFT);
         assert_eq!(word.count(), COUNT_MASK);
@@ -235,7 +238,7 @@ mod tests {
     #[test]
     fn a_wait_ends_by_the_first_of_event_fault_departure_and_deadline() {
         let check = |prepare: &dyn Fn(&WaitWord), gone: RankSet, expected| {
-            let word = word();
+            let word = WaitWord::default();
             prepare(&word);
             let wait = Wait { word: &word, reached: |count| count == 1, missing: || RankSet::one(3), gone: || gone };
             let patience = Patience::new(Duration::from_millis(20), true);

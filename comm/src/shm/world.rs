@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering::*};
 use std::time::Duration;
 
 use super::control::{Control, FlightState, MAX_RANKS};
+use super::mailbox::Progress;
 use super::mapping::{Arena, ControlMap};
 use super::shared::Shared;
 use super::wait::{Interrupted, Patience, Wait};
@@ -14,13 +15,15 @@ use super::watcher::Watcher;
 use super::{ShmOptions, process};
 use crate::error::Setting;
 use crate::ranks::RankSet;
-use crate::{CommError, Op, OpDesc, Result};
+use crate::{Channel, CommError, Op, OpDesc, Result};
 
 /// What all groups of a rank share; lives until the last of them is dropped.
 pub(super) struct World {
     pub arena: Arena,
     pub patience: Patience,
     pub shared: Arc<Shared>,
+    /// `[peer][channel]`
+    progress: Vec<[Progress; Channel::ALL.len()]>,
     /// Set by `leave`; nothing may be called afterwards.
     left: Cell<bool>,
     /// Last, so that deaths are seen as long as anything else lives.
@@ -47,7 +50,8 @@ impl World {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let patience = Patience::new(timeout, world_size <= cores);
         await_all(&shared, &watcher, &patience)?;
-        Ok(World { arena, patience, shared, left: Cell::new(false), _watcher: watcher })
+        let progress = (0..world_size).map(|_| Default::default()).collect();
+        Ok(World { arena, patience, shared, progress, left: Cell::new(false), _watcher: watcher })
     }
 
     pub fn control(&self) -> &Control {
@@ -60,6 +64,11 @@ impl World {
 
     pub fn world_size(&self) -> usize {
         self.shared.world_size()
+    }
+
+    /// This rank's messages to and from `peer`.
+    pub fn progress(&self, peer: usize, channel: Channel) -> &Progress {
+        &self.progress[peer][channel as usize]
     }
 
     /// The first fault, if the world is poisoned; an error too after `leave`.
