@@ -82,6 +82,8 @@ pub async fn run(
             plan: job.run_dir.plan(),
             shm_fd: shm.as_raw_fd(),
             resume_from: resume.map(|checkpoint| checkpoint.path.clone()),
+            // Ranks inherit it with the rest of our environment.
+            shake: None,
         };
         let spec = spec(&job.worker, &env, &logs, [shm.clone(), token_fd.clone()]);
         let exits = sender.clone();

@@ -135,7 +135,12 @@ impl Setup {
 }
 
 fn planned(prepared: Prepared) -> PreparedData {
-    PreparedData { path: prepared.path, rows: prepared.summary.rows, tokens: prepared.summary.tokens }
+    PreparedData {
+        path: prepared.path,
+        rows: prepared.summary.rows,
+        tokens: prepared.summary.tokens,
+        longest_row: prepared.summary.longest_row,
+    }
 }
 
 /// NVIDIA GPUs, as their driver lists them.

@@ -38,6 +38,8 @@ pub struct WorkerEnv {
     pub shm_fd: i32,
     /// Checkpoint to go on from (`DSLAUNCH_RESUME_FROM`); `None` starts from the beginning.
     pub resume_from: Option<PathBuf>,
+    /// Seed of random delays that must change nothing (`DSLAUNCH_SHAKE`): for tests. `None`: no delays.
+    pub shake: Option<u64>,
 }
 
 /// Why a worker environment cannot be read.
@@ -89,6 +91,9 @@ impl WorkerEnv {
         if let Some(path) = &self.resume_from {
             vars.push(("DSLAUNCH_RESUME_FROM", path.clone().into()));
         }
+        if let Some(seed) = self.shake {
+            vars.push(("DSLAUNCH_SHAKE", seed.to_string().into()));
+        }
         vars
     }
 
@@ -116,6 +121,7 @@ impl WorkerEnv {
             plan: vars.os("DSLAUNCH_PLAN")?.into(),
             shm_fd: vars.number("DSLAUNCH_SHM_FD")?,
             resume_from: (vars.lookup)("DSLAUNCH_RESUME_FROM").map(PathBuf::from),
+            shake: (vars.lookup)("DSLAUNCH_SHAKE").map(|_| vars.number("DSLAUNCH_SHAKE")).transpose()?,
         })
     }
 }
@@ -161,12 +167,13 @@ mod tests {
             plan: "/runs/sft/plan.json".into(),
             shm_fd: 8,
             resume_from: Some("/runs/sft/checkpoints/step-00000010".into()),
+            shake: Some(7),
         }
     }
 
     #[test]
     fn what_the_launcher_writes_is_what_the_rank_reads() {
-        for env in [example(), WorkerEnv { resume_from: None, ..example() }] {
+        for env in [example(), WorkerEnv { resume_from: None, shake: None, ..example() }] {
             let vars: HashMap<_, _> = env.to_vars().into_iter().collect();
             assert_eq!(WorkerEnv::read(|name| vars.get(name).cloned()), Ok(env));
         }

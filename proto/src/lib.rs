@@ -21,6 +21,7 @@ pub mod manifest;
 pub mod memory;
 pub mod mesh;
 pub mod model_config;
+pub mod pipeline;
 pub mod plan;
 pub mod run_dir;
 pub mod schedule;

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::model_config::ModelConfig;
 
 /// Version of the layout of a checkpoint.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// Where a run stands after a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -22,6 +22,9 @@ pub struct Progress {
     /// Label tokens trained on.
     pub label_tokens: u64,
 }
+
+/// By unit, ranges `[start, end)` of its flat buffer, ascending: in a file, one after the other.
+pub type UnitRanges = BTreeMap<String, Vec<[usize; 2]>>;
 
 /// What a checkpoint holds.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -37,8 +40,8 @@ pub struct Manifest {
     pub model: ModelConfig,
     /// Elements of each unit, by name.
     pub units: BTreeMap<String, usize>,
-    /// Optimizer files: which elements of each unit a file holds, `[start, end)`.
-    pub optimizer: BTreeMap<String, BTreeMap<String, [usize; 2]>>,
+    /// Optimizer files: which elements of each unit a file holds.
+    pub optimizer: BTreeMap<String, UnitRanges>,
     /// Every other file in the folder.
     pub files: BTreeMap<String, FileEntry>,
 }
@@ -57,7 +60,7 @@ pub struct Contents {
     /// See [`Manifest::units`].
     pub units: BTreeMap<String, usize>,
     /// See [`Manifest::optimizer`].
-    pub optimizer: BTreeMap<String, BTreeMap<String, [usize; 2]>>,
+    pub optimizer: BTreeMap<String, UnitRanges>,
     /// See [`Manifest::files`].
     pub files: BTreeMap<String, FileEntry>,
 }
@@ -149,7 +152,7 @@ mod tests {
             data: "train-0123.rows".into(),
             model: ModelConfig::parse(Path::new("config.json"), model).unwrap(),
             units: [("head".into(), 8)].into(),
-            optimizer: [("o".into(), [("head".into(), [0, 8])].into())].into(),
+            optimizer: [("o".into(), [("head".into(), vec![[0, 8]])].into())].into(),
             files: [("o".into(), FileEntry { bytes: 4, blake3: String::new() })].into(),
         })
     }

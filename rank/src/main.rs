@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::Context;
 use comm::{ShmOptions, ShmWorld};
 use proto::env::WorkerEnv;
-use proto::memory::StateBytes;
+use proto::memory::arena_bytes;
 use proto::plan::Plan;
 use rank::control::Control;
 use rank::process;
@@ -49,7 +49,7 @@ fn train(plan: Plan, env: &WorkerEnv, control: &Control, step: &mut u64) -> Resu
         rank: env.rank,
         world_size: env.world_size,
         fd: process::inherited_fd(env.shm_fd),
-        arena_bytes: StateBytes::of(&plan).arena() as usize,
+        arena_bytes: arena_bytes(&plan) as usize,
         timeout: Duration::from_secs(plan.comm_timeout_seconds),
     })?;
     let mut trainer = Trainer::new(plan, env, Rc::new(world))?;

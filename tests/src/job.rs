@@ -18,6 +18,7 @@ pub struct Job {
     folder: PathBuf,
     toml: String,
     nproc: usize,
+    env: Vec<(String, String)>,
 }
 
 /// A job that ran to its end.
@@ -45,12 +46,18 @@ impl Job {
     /// A job in `folder`, which is made, with the sections of `toml`; everything is written to `folder/run`.
     pub fn new(folder: &Path, toml: &str) -> Self {
         fs::create_dir_all(folder).expect("a scratch folder");
-        Self { folder: folder.into(), toml: toml.into(), nproc: 1 }
+        Self { folder: folder.into(), toml: toml.into(), nproc: 1, env: Vec::new() }
     }
 
     /// Number of ranks; 1 if not said.
     pub fn nproc(mut self, nproc: usize) -> Self {
         self.nproc = nproc;
+        self
+    }
+
+    /// Sets a variable of the environment that dslaunch runs in.
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.env.push((name.into(), value.into()));
         self
     }
 
@@ -86,7 +93,7 @@ impl Job {
         let mut command = Command::new(program("dslaunch"));
         command.arg("--nproc").arg(self.nproc.to_string());
         command.arg("--set").arg(format!("job.output_dir={}", self.folder.join("run").display()));
-        command.arg(&toml).current_dir(&self.folder);
+        command.arg(&toml).current_dir(&self.folder).envs(self.env.iter().cloned());
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command
     }

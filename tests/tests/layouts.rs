@@ -16,14 +16,33 @@ const ALL_STEPS: usize = 8;
 struct Layout {
     nproc: usize,
     zero_stage: u8,
+    tensor: usize,
+    pipeline: usize,
+    schedule: &'static str,
 }
 
-const fn layout(nproc: usize, zero_stage: u8) -> Layout {
-    Layout { nproc, zero_stage }
+const fn data(nproc: usize, zero_stage: u8) -> Layout {
+    Layout { nproc, zero_stage, tensor: 1, pipeline: 1, schedule: "1f1b" }
 }
 
-const LAYOUTS: [Layout; 8] =
-    [layout(1, 0), layout(2, 0), layout(2, 1), layout(2, 2), layout(2, 3), layout(3, 3), layout(4, 1), layout(4, 3)];
+const fn cut(nproc: usize, zero_stage: u8, tensor: usize, pipeline: usize, schedule: &'static str) -> Layout {
+    Layout { nproc, zero_stage, tensor, pipeline, schedule }
+}
+
+/// The model has two key/value heads, so that four tensor-parallel ranks share them.
+const LAYOUTS: [Layout; 11] = [
+    data(1, 0),
+    data(2, 1),
+    data(2, 2),
+    data(3, 3),
+    data(4, 3),
+    cut(2, 0, 2, 1, "1f1b"),
+    cut(4, 0, 4, 1, "1f1b"),
+    cut(2, 1, 1, 2, "zero_bubble"),
+    cut(4, 3, 2, 1, "1f1b"),
+    cut(4, 1, 1, 2, "interleaved"),
+    cut(4, 0, 2, 2, "1f1b"),
+];
 
 /// 24 rows a step, whatever the layout.
 fn train(scratch: &Scratch, name: &str, layout: Layout, steps: usize, resume: Option<&Path>) -> RunDir {
@@ -34,9 +53,9 @@ fn train(scratch: &Scratch, name: &str, layout: Layout, steps: usize, resume: Op
              [data]\ntrain = {data:?}\nvalidation = {data:?}\nseq_len = 32\n\
              [train]\nsteps = {steps}\nmicro_batch_size = 2\nglobal_batch_size = 24\n\
              [optimizer]\nlearning_rate = 1e-3\nweight_decay = 0.1\n[schedule]\nkind = \"constant\"\n\
-             [zero]\nstage = {}\n[checkpoint]\nevery_steps = {FIRST_STEPS}\nresume = {resume:?}\n\
+             [parallel]\ntensor = {}\npipeline = {}\npipeline_schedule = {:?}\n[zero]\nstage = {}\n[checkpoint]\nevery_steps = {FIRST_STEPS}\nresume = {resume:?}\n\
              [log]\nevery_steps = 1\n",
-        layout.zero_stage
+        layout.tensor, layout.pipeline, layout.schedule, layout.zero_stage
     );
     Job::new(&scratch.folder.path().join(name), &toml).nproc(layout.nproc).succeed()
 }

@@ -95,14 +95,29 @@ struct Layout {
     micro_batch_size: usize,
     dtype: &'static str,
     prefetch_units: usize,
+    tensor: usize,
+    sequence: bool,
+    pipeline: usize,
+    schedule: &'static str,
 }
 
 /// One rank that keeps everything.
-const PLAIN: Layout =
-    Layout { nproc: 1, zero_stage: 0, checkpointing: "none", micro_batch_size: 2, dtype: "fp32", prefetch_units: 1 };
+const PLAIN: Layout = Layout {
+    nproc: 1,
+    zero_stage: 0,
+    checkpointing: "none",
+    micro_batch_size: 2,
+    dtype: "fp32",
+    prefetch_units: 1,
+    tensor: 1,
+    sequence: true,
+    pipeline: 1,
+    schedule: "1f1b",
+};
 
 fn train(variant: &Variant, name: &str, layout: Layout) -> RunDir {
-    let Layout { nproc, zero_stage, checkpointing, micro_batch_size, dtype, prefetch_units } = layout;
+    let Layout { nproc, zero_stage, checkpointing, micro_batch_size, dtype, prefetch_units, .. } = layout;
+    let Layout { tensor, sequence, pipeline, schedule, .. } = layout;
     let (model, data, rows_per_step) = (variant.model.display(), variant.data.display(), variant.rows_per_step);
     let toml = format!(
         r#"
@@ -126,11 +141,18 @@ fn train(variant: &Variant, name: &str, layout: Layout) -> RunDir {
         [schedule]
         warmup_steps = 2
         min_lr_ratio = 0.1
+        [parallel]
+        tensor = {tensor}
+        sequence = {sequence}
+        pipeline = {pipeline}
+        pipeline_schedule = "{schedule}"
         [zero]
         stage = {zero_stage}
         prefetch_units = {prefetch_units}
         [validation]
         every_steps = 100
+        [comm]
+        timeout_seconds = 60
         [log]
         every_steps = 1
         "#
@@ -204,6 +226,60 @@ fn assert_same_bits(name: &str, runs: &[(Layout, RunDir)]) {
         assert_eq!(run.eval_losses(), first.eval_losses(), "{name} {layout:?}");
         assert!(run.final_weights() == weights, "{name} {layout:?}: final weights differ in bits");
     }
+}
+
+/// The layouts that cut the model itself, and how many ranks they take.
+fn model_parallel_layouts() -> Vec<Layout> {
+    let one = Layout { micro_batch_size: 1, ..PLAIN };
+    let tensor = |tensor| Layout { tensor, nproc: tensor, ..one };
+    let pipeline = |pipeline, schedule| Layout { pipeline, nproc: pipeline, schedule, ..one };
+    let mut layouts = vec![tensor(2), Layout { sequence: false, ..tensor(2) }, tensor(4)];
+    for schedule in ["1f1b", "interleaved", "zero_bubble"] {
+        layouts.extend([pipeline(2, schedule), pipeline(4, schedule)]);
+        layouts.push(Layout { tensor: 2, nproc: 4, ..pipeline(2, schedule) });
+    }
+    layouts.extend([
+        Layout { nproc: 4, zero_stage: 3, ..tensor(2) },
+        Layout { nproc: 4, zero_stage: 2, checkpointing: "full", sequence: false, ..tensor(2) },
+        Layout { nproc: 4, zero_stage: 1, ..pipeline(2, "1f1b") },
+        Layout { nproc: 4, zero_stage: 3, checkpointing: "ffn", ..pipeline(2, "zero_bubble") },
+        Layout { nproc: 8, tensor: 2, zero_stage: 1, ..pipeline(2, "1f1b") },
+        Layout { nproc: 8, tensor: 2, zero_stage: 2, checkpointing: "full", ..pipeline(2, "zero_bubble") },
+    ]);
+    layouts
+}
+
+fn check_model_parallel(name: &str) {
+    let variant = Oracle::get().variant(name);
+    let out = variant.out.with_extension("float32");
+    let (expected, eval_loss) = (steps(&out.join("metrics.jsonl")), oracle_eval_loss(&out));
+    let expected_weights = weights(&out.join("final"));
+    for layout in model_parallel_layouts() {
+        let what = format!("{name} {layout:?}");
+        let run = train(&variant, name, layout);
+        check(&what, &run, &expected, eval_loss, LOSS_TOLERANCE, NORM_TOLERANCE);
+        check_weights(&what, &run, &expected_weights);
+    }
+}
+
+#[test]
+fn multi_head_attention_cut_over_ranks_trains_like_transformers() {
+    check_model_parallel("mha");
+}
+
+#[test]
+fn grouped_query_attention_cut_over_ranks_trains_like_transformers() {
+    check_model_parallel("gqa");
+}
+
+#[test]
+fn tied_embeddings_cut_over_ranks_train_like_transformers() {
+    check_model_parallel("tied");
+}
+
+#[test]
+fn biases_cut_over_ranks_train_like_transformers() {
+    check_model_parallel("biased");
 }
 
 #[test]

@@ -15,9 +15,9 @@ pub(super) fn problems(manifest: &Manifest) -> Vec<String> {
         if !manifest.files.contains_key(file) {
             problems.push(format!("{file} holds optimizer state, but is not among the files"));
         }
-        for (unit, &range) in ranges {
+        for (unit, ranges) in ranges {
             match held.get_mut(unit.as_str()) {
-                Some(of_unit) => of_unit.push((range, file)),
+                Some(of_unit) => of_unit.extend(ranges.iter().map(|&range| (range, file.as_str()))),
                 None => problems.push(format!("{file} holds optimizer state of {unit}, which is no unit of the model")),
             }
         }

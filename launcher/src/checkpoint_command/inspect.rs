@@ -1,9 +1,8 @@
 //! `dslaunch checkpoint inspect`: what a checkpoint holds, for people. Pure.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
-use proto::manifest::Manifest;
+use proto::manifest::{Manifest, UnitRanges};
 use proto::model_config::DiskDType;
 
 use crate::output::units::{bytes, count, plural, printable};
@@ -60,40 +59,49 @@ fn files(manifest: &Manifest) -> impl Iterator<Item = String> {
 
 fn optimizer(manifest: &Manifest) -> impl Iterator<Item = String> {
     manifest.optimizer.iter().map(|(name, ranges)| {
-        let held = ranges.values().map(|[start, end]| end.saturating_sub(*start) as u64);
+        let held = ranges.values().flatten().map(|[start, end]| end.saturating_sub(*start) as u64);
         let held = count(held.fold(0, u64::saturating_add));
         let units = plural(ranges.len() as u64, "unit");
         printable(&format!("  {name}  {held} parameters of {units}: {}", summary(ranges)))
     })
 }
 
-/// Units whose names count on from each other, with the same range.
+/// Units whose names count on from each other, with the same ranges.
 struct Run<'m> {
     prefix: &'m str,
     /// The first and the last number, if the name ends with one.
     numbers: Option<[u64; 2]>,
-    range: [usize; 2],
+    ranges: &'m [[usize; 2]],
 }
 
 /// `embed_tokens [0, 64), layers.0-29 [0, 128)`.
-fn summary(ranges: &BTreeMap<String, [usize; 2]>) -> String {
-    let mut units: Vec<_> = ranges.iter().map(|(unit, &range)| (numbered(unit), range)).collect();
+fn summary(ranges: &UnitRanges) -> String {
+    let mut units: Vec<_> = ranges.iter().map(|(unit, ranges)| (numbered(unit), &ranges[..])).collect();
     // By number, not by digits.
     units.sort();
     let mut runs: Vec<Run> = vec![];
-    for ((prefix, number), range) in units {
-        let before = runs.last_mut().filter(|run| run.prefix == prefix && run.range == range);
+    for ((prefix, number), ranges) in units {
+        let before = runs.last_mut().filter(|run| run.prefix == prefix && run.ranges == ranges);
         match (before.and_then(|run| run.numbers.as_mut()), number) {
             (Some([_, last]), Some(number)) if last.checked_add(1) == Some(number) => *last = number,
-            _ => runs.push(Run { prefix, numbers: number.map(|number| [number, number]), range }),
+            _ => runs.push(Run { prefix, numbers: number.map(|number| [number, number]), ranges }),
         }
     }
-    let text = |Run { prefix, numbers, range: [start, end] }| match numbers {
-        None => format!("{prefix} [{start}, {end})"),
-        Some([first, last]) if first == last => format!("{prefix}{first} [{start}, {end})"),
-        Some([first, last]) => format!("{prefix}{first}-{last} [{start}, {end})"),
+    let text = |Run { prefix, numbers, ranges }| match numbers {
+        None => format!("{prefix} {}", listed(ranges)),
+        Some([first, last]) if first == last => format!("{prefix}{first} {}", listed(ranges)),
+        Some([first, last]) => format!("{prefix}{first}-{last} {}", listed(ranges)),
     };
     runs.into_iter().map(text).collect::<Vec<_>>().join(", ")
+}
+
+/// `[0, 64)`, or `[0, 64) and 8 more` where tensor parallelism cuts each parameter.
+fn listed(ranges: &[[usize; 2]]) -> String {
+    match ranges {
+        [] => "nothing".to_owned(),
+        [[start, end]] => format!("[{start}, {end})"),
+        [[start, end], rest @ ..] => format!("[{start}, {end}) and {} more", rest.len()),
+    }
 }
 
 /// A unit's name and the number that it ends with, `layers.` and 12.
@@ -113,7 +121,8 @@ mod tests {
     #[test]
     fn layers_with_the_same_range_are_one_entry_in_the_order_of_their_numbers() {
         let check = |units: &[(&str, [usize; 2])], expected: &str| {
-            assert_eq!(summary(&units.iter().map(|&(unit, range)| (unit.to_owned(), range)).collect()), expected);
+            let units = units.iter().map(|&(unit, range)| (unit.to_owned(), vec![range]));
+            assert_eq!(summary(&units.collect()), expected);
         };
         let mut units = vec![("embed_tokens", [0, 64]), ("head", [0, 65])];
         let layers: Vec<String> = (0..12).map(|layer| format!("layers.{layer}")).collect();

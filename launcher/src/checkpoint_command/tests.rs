@@ -14,7 +14,8 @@ fn write(path: &Path, step: u64, change: impl FnOnce(&mut Contents)) {
     let files = [("config.json", CONFIG), ("model.safetensors", "weights"), (RANKS[0], "one"), (RANKS[1], "two")];
     let entry = |text: &str| FileEntry { bytes: text.len() as u64, blake3: blake3::hash(text.as_bytes()).to_string() };
     let units = [("embed_tokens".to_owned(), 64), ("head".to_owned(), 72), ("layers.0".to_owned(), 100)];
-    let half = |rank: usize| units.iter().map(|(unit, n)| (unit.clone(), [rank * n / 2, (rank + 1) * n / 2])).collect();
+    let half =
+        |rank: usize| units.iter().map(|(unit, n)| (unit.clone(), vec![[rank * n / 2, (rank + 1) * n / 2]])).collect();
     let mut contents = Contents {
         progress: Progress { step, rows: 4 * step, label_tokens: 40 * step },
         seed: 42,
@@ -103,7 +104,7 @@ fn what_is_no_file_is_not_read() {
 fn optimizer_files_have_to_hold_every_element_exactly_once() {
     let set = |rank: usize, unit: &'static str, range: [usize; 2]| {
         move |contents: &mut Contents| {
-            contents.optimizer.get_mut(RANKS[rank]).unwrap().insert(unit.into(), range);
+            contents.optimizer.get_mut(RANKS[rank]).unwrap().insert(unit.into(), vec![range]);
         }
     };
     let gap = ["manifest.json: no optimizer file holds [36, 40) of head"];
@@ -159,7 +160,7 @@ fn a_damaged_manifest_is_an_error_of_its_own() {
         assert!(error.to_string().contains(expected), "{error}");
     };
     check("{", "step-00000500/manifest.json: damaged: ");
-    check(r#"{"version": 1}"#, "manifest.json: damaged: missing field");
+    check(r#"{"version": 2}"#, "manifest.json: damaged: missing field");
     check(r#"{"version": 9}"#, "manifest.json: is of version 9");
 }
 

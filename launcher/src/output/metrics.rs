@@ -30,6 +30,8 @@ pub struct StepRow {
     tokens: u64,
     tokens_per_second: f64,
     step_seconds: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pipeline_bubble: Option<f64>,
 }
 
 /// A validation.
@@ -50,6 +52,7 @@ impl From<&StepMetrics> for StepRow {
             tokens: step.tokens,
             tokens_per_second: step.tokens_per_second,
             step_seconds: step.step_seconds,
+            pipeline_bubble: step.pipeline_bubble,
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The plan for people: what `dslaunch plan` prints. Pure.
 
-use proto::layout::model_layout;
+use proto::layout::{TensorSplit, model_layout};
 use proto::memory::StateBytes;
 use proto::model_config::ModelConfig;
 use proto::plan::Plan;
@@ -103,7 +103,7 @@ fn schedule(plan: &Plan) -> String {
 }
 
 fn memory(plan: &Plan) -> String {
-    let state = StateBytes::of(plan);
+    let state = StateBytes::largest(plan);
     format!(
         "{} per rank (ZeRO {}): parameters {}, gradients {}, masters {}, moments {}; activations come on top ({} recomputed)",
         bytes(state.total()),
@@ -123,7 +123,7 @@ fn saving(plan: &Plan) -> String {
 
 /// Parameters of the whole model.
 fn num_parameters(config: &ModelConfig) -> u64 {
-    model_layout(config).iter().map(|unit| unit.numel() as u64).sum()
+    model_layout(config, TensorSplit::WHOLE).iter().map(|unit| unit.numel() as u64).sum()
 }
 
 #[cfg(test)]
@@ -151,7 +151,9 @@ mod tests {
         let model = ModelConfig::parse(Path::new("config.json"), DEEPSEEK).unwrap();
         let world = World { world_size, cores: 8, current_dir: "/here".into() };
         let draft = Draft::new(&config, world, model).unwrap();
-        draft.with_data(PreparedData { path: "/d".into(), rows: 320, tokens: 1_000_000 }, None, start).unwrap()
+        draft
+            .with_data(PreparedData { path: "/d".into(), rows: 320, tokens: 1_000_000, longest_row: 64 }, None, start)
+            .unwrap()
     }
 
     #[test]

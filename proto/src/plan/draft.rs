@@ -1,16 +1,13 @@
 //! From what the user wrote to a plan: first without the data, then with it.
 
-use super::unsupported;
-use super::{BatchPlan, CheckpointPlan, DataPlan, ModelPlan, OptimizerPlan, Plan, ZeroPlan};
-use crate::config::{AutoOr, Batch, ConfigErrors, Dtype, Length, Problem, TrainConfig, ZeroStage};
+use super::{BatchPlan, CheckpointPlan, DataPlan, ModelPlan, OptimizerPlan, PipelinePlan, Plan, ZeroPlan};
+use super::{parallel, unsupported};
+use crate::config::{AutoOr, Batch, ConfigErrors, Dtype, Length, Offload, Problem, TrainConfig, ZeroStage};
 use crate::manifest::Progress;
 use crate::mesh::Mesh;
 use crate::model_config::{DiskDType, ModelConfig};
 use crate::schedule::Schedule;
 use std::path::PathBuf;
-
-/// Ranks of one machine: as many as `comm`'s control page has room for.
-pub const MAX_RANKS: usize = 64;
 
 /// What the job runs on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,6 +29,8 @@ pub struct PreparedData {
     pub rows: u64,
     /// Tokens of all rows.
     pub tokens: u64,
+    /// Tokens of the longest row.
+    pub longest_row: u64,
 }
 
 /// A plan that lacks only what the data knows. Every mistake that needs no data has been found.
@@ -41,6 +40,7 @@ pub struct Draft {
     world: World,
     model: ModelConfig,
     mesh: Mesh,
+    pipeline: PipelinePlan,
     batch: BatchPlan,
 }
 
@@ -49,12 +49,14 @@ impl Draft {
     pub fn new(config: &TrainConfig, world: World, model: ModelConfig) -> Result<Self, ConfigErrors> {
         assert!(world.world_size > 0, "a world without ranks");
         let mut problems = unsupported::refused(config);
-        let axes_are_known = config.parallel.tensor == 1 && config.parallel.pipeline == 1;
-        let mesh = if axes_are_known { mesh(config, world.world_size, &mut problems) } else { None };
+        problems.extend(parallel::problems(config, &model));
+        problems.extend(parallel::zero_problems(config));
+        let mesh = parallel::mesh(config, world.world_size, &mut problems);
         let batch = mesh.and_then(|mesh| batch(config, mesh, &mut problems));
         match (mesh, batch) {
             (Some(mesh), Some(batch)) if problems.is_empty() => {
-                Ok(Self { config: config.clone(), world, model, mesh, batch })
+                let pipeline = parallel::pipeline(config, &model, mesh.pp);
+                Ok(Self { config: config.clone(), world, model, mesh, pipeline, batch })
             }
             _ => Err(ConfigErrors::from(problems)),
         }
@@ -63,6 +65,7 @@ impl Draft {
     /// What the user should know before training starts.
     pub fn notes(&self) -> Vec<String> {
         let mut notes = unsupported::notes(&self.config);
+        notes.extend(parallel::notes(&self.config, &self.pipeline, self.mesh));
         let longest = self.model.max_position_embeddings as u64;
         if self.config.data.seq_len > longest && self.config.origins.is_set("data.seq_len") {
             let place = self.config.origins.place("data.seq_len");
@@ -96,6 +99,8 @@ impl Draft {
             output_dir: current_dir.join(&config.job.output_dir),
             seed: config.job.seed,
             mesh: self.mesh,
+            sequence_parallel: self.config.parallel.sequence && self.mesh.tp > 1,
+            pipeline: self.pipeline.clone(),
             start,
             threads_per_rank: (self.world.cores / self.world.world_size).max(1),
             steps,
@@ -112,6 +117,7 @@ impl Draft {
             data: DataPlan {
                 train_rows: train.rows,
                 train_tokens: train.tokens,
+                longest_row: train.longest_row.max(validation.as_ref().map_or(0, |data| data.longest_row)),
                 train: train.path,
                 validation: validation.as_ref().map(|data| data.path.clone()),
                 seq_len: config.data.seq_len as usize,
@@ -135,6 +141,8 @@ impl Draft {
             max_bad_steps: config.train.max_bad_steps,
             zero: ZeroPlan {
                 stage: self.zero_stage(),
+                offload_params: config.zero.offload_params == Offload::Cpu,
+                offload_optimizer: config.zero.offload_optimizer == Offload::Cpu,
                 prefetch_units: usize::try_from(config.zero.prefetch_units)
                     .unwrap_or(usize::MAX)
                     .min(self.model.num_hidden_layers),
@@ -172,33 +180,6 @@ impl Draft {
             },
         }
     }
-}
-
-/// Sizes of the axes, or `None` and a problem.
-fn mesh(config: &TrainConfig, world_size: usize, problems: &mut Vec<Problem>) -> Option<Mesh> {
-    if world_size > MAX_RANKS {
-        let rule = format!("there are {world_size} ranks, and one machine takes at most {MAX_RANKS}");
-        problems.push(config.origins.problem("parallel.data", rule).suggest(format!("--nproc {MAX_RANKS}")));
-        return None;
-    }
-    let (tp, pp) = (config.parallel.tensor as usize, config.parallel.pipeline as usize);
-    let model_ranks = tp * pp;
-    let dp = match config.parallel.data {
-        AutoOr::Given(dp) => dp as usize,
-        AutoOr::Auto => (world_size / model_ranks).max(1),
-    };
-    if model_ranks * dp == world_size {
-        return Some(Mesh { pp, dp, tp });
-    }
-    let key = match config.parallel.data {
-        AutoOr::Given(_) => "parallel.data",
-        AutoOr::Auto if tp > 1 => "parallel.tensor",
-        AutoOr::Auto => "parallel.pipeline",
-    };
-    let needed = model_ranks * dp;
-    let rule = format!("pipeline {pp} * data {dp} * tensor {tp} needs {needed} ranks, but there are {world_size}");
-    problems.push(config.origins.problem(key, rule).suggest(format!("--nproc {needed}")));
-    None
 }
 
 /// The split of a step's rows, or `None` and a problem.

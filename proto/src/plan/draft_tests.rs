@@ -17,7 +17,8 @@ fn draft(extra: &str, world_size: usize) -> Result<Draft, Vec<String>> {
 }
 
 fn plan(extra: &str, world_size: usize, rows: u64) -> Plan {
-    let data = PreparedData { path: "/home/u/runs/train/data/train.rows".into(), rows, tokens: 10 * rows };
+    let data =
+        PreparedData { path: "/home/u/runs/train/data/train.rows".into(), rows, tokens: 10 * rows, longest_row: 64 };
     draft(extra, world_size).unwrap().with_data(data.clone(), Some(data), Progress::default()).unwrap()
 }
 
@@ -50,7 +51,7 @@ fn epochs_become_steps_that_cover_every_row() {
 
 #[test]
 fn a_run_by_epochs_that_goes_on_with_another_batch_takes_the_rows_that_are_left() {
-    let data = PreparedData { path: "/d".into(), rows: 64, tokens: 640 };
+    let data = PreparedData { path: "/d".into(), rows: 64, tokens: 640, longest_row: 64 };
     let start = Progress { step: 12, rows: 48, label_tokens: 400 };
     let steps = |world_size: usize, start: Progress| {
         let draft = draft("[train]\nepochs = 2\ngradient_accumulation_steps = 4\n", world_size).unwrap();
@@ -92,19 +93,15 @@ fn ranks_that_do_not_multiply_out_are_refused() {
 #[test]
 fn what_is_not_supported_yet_is_refused_all_at_once() {
     check_refused(
-        "[zero]\nstage = \"auto\"\noffload_params = \"cpu\"\n[comm]\nbackend = \"nccl\"\n",
+        "[zero]\nstage = \"auto\"\n[comm]\nbackend = \"nccl\"\n",
         2,
         &[
             "zero.stage: not supported yet: use 0, 1, 2 or 3",
-            "zero.offload_params: not supported yet: use \"none\"",
             "comm.backend: not supported yet: use \"shm\", or \"auto\", which takes it",
         ],
     );
     for extra in [
-        "[parallel]\ntensor = 2\n",
-        "[parallel]\npipeline = 2\n",
         "[zero]\nstage = \"auto\"\n",
-        "[zero]\noffload_optimizer = \"cpu\"\n",
         "[comm]\ncompression = \"int8\"\n",
         "[restart]\nsnapshot_every_steps = 5\n",
         "[validation]\nearly_stopping_patience = 3\n",
@@ -129,4 +126,40 @@ fn validation_falls_on_epoch_ends_and_on_the_last_step() {
     };
     assert_eq!(steps(""), [3, 5, 8, 10]);
     assert_eq!(steps("[validation]\nevery_steps = 4\n"), [4, 8, 10]);
+}
+
+#[test]
+fn heads_that_do_not_split_are_refused_with_the_next_best() {
+    check_refused(
+        "[parallel]\ntensor = 3\n",
+        3,
+        &[
+            "parallel.tensor: the model's 4 attention heads and 4 key/value heads do not split over 3 ranks: every rank \
+           needs equally many heads, and whole key/value heads or an equal share of one",
+        ],
+    );
+    assert!(draft("[parallel]\ntensor = 4\n", 4).is_ok());
+}
+
+#[test]
+fn a_pipeline_longer_than_the_model_is_refused() {
+    check_refused(
+        "[parallel]\npipeline = 5\n",
+        5,
+        &["parallel.pipeline: the model's 4 units (embedding, 2 blocks, head) do not fill 5 stages"],
+    );
+}
+
+#[test]
+fn every_unit_is_in_one_chunk_and_few_units_are_not_interleaved() {
+    let chunks = |pipeline: usize, schedule: &str| {
+        let extra = format!("[parallel]\npipeline = {pipeline}\npipeline_schedule = \"{schedule}\"\n");
+        let draft = draft(&extra, pipeline).unwrap();
+        let data = PreparedData { path: "/d".into(), rows: 8, tokens: 80, longest_row: 64 };
+        (draft.with_data(data, None, Progress::default()).unwrap().pipeline.chunks.len(), draft.notes().len())
+    };
+    assert_eq!(chunks(2, "1f1b"), (2, 0));
+    assert_eq!(chunks(2, "interleaved"), (4, 0));
+    assert_eq!(chunks(4, "interleaved"), (4, 1));
+    assert_eq!(chunks(1, "interleaved"), (1, 0));
 }

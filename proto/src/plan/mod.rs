@@ -6,15 +6,18 @@
 //! fill in.
 
 mod draft;
+mod parallel;
 mod unsupported;
 
+use std::ops::Range;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-pub use draft::{Draft, MAX_RANKS, PreparedData, World};
+pub use draft::{Draft, PreparedData, World};
+pub use parallel::MAX_RANKS;
 
-pub use crate::config::{ActivationCheckpointing, Dtype, Init, ZeroStage};
+pub use crate::config::{ActivationCheckpointing, Dtype, Init, PipelineSchedule, ZeroStage};
 use crate::manifest::Progress;
 use crate::mesh::Mesh;
 use crate::model_config::{DiskDType, ModelConfig};
@@ -31,6 +34,10 @@ pub struct Plan {
     pub seed: u64,
     /// Sizes of the axes.
     pub mesh: Mesh,
+    /// Whether tensor-parallel ranks hold a part of the tokens each between the parallel parts of a layer.
+    pub sequence_parallel: bool,
+    /// Which stage holds which units, and in what order they compute.
+    pub pipeline: PipelinePlan,
     /// Where the run begins: all zero, or the checkpoint that it goes on from. Restarts may go on from later ones.
     pub start: Progress,
     /// Compute threads of one rank.
@@ -71,6 +78,11 @@ impl Plan {
         step == 1 || step == self.steps || step.is_multiple_of(self.log_every_steps)
     }
 
+    /// Most tokens that one forward pass takes.
+    pub fn max_micro_batch_tokens(&self) -> usize {
+        (self.batch.micro_batch_size * self.data.longest_row) as usize
+    }
+
     /// Whether a checkpoint is made after step `step` (from 1).
     pub fn saves_after(&self, step: u64) -> bool {
         step.is_multiple_of(self.checkpoint.every_steps)
@@ -106,6 +118,22 @@ pub struct ModelPlan {
     pub config: ModelConfig,
 }
 
+/// Which pipeline stage holds which units, and in what order they compute.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PipelinePlan {
+    /// The order of passes on a stage.
+    pub schedule: PipelineSchedule,
+    /// The units of each virtual stage, in the order of the forward pass: stage `s` of `p` has chunks `s`, `s + p`, ...
+    pub chunks: Vec<Range<usize>>,
+}
+
+impl PipelinePlan {
+    /// The units of each chunk of `stage`, in the order of the forward pass.
+    pub fn chunks_of(&self, stage: usize, num_stages: usize) -> impl Iterator<Item = Range<usize>> + '_ {
+        self.chunks.iter().skip(stage).step_by(num_stages).cloned()
+    }
+}
+
 /// Prepared data: files in [`crate::dataset`]'s format.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct DataPlan {
@@ -117,8 +145,10 @@ pub struct DataPlan {
     pub train_tokens: u64,
     /// Validation rows, if there are any.
     pub validation: Option<PathBuf>,
-    /// Longest row, in tokens.
+    /// Longest row there may be, in tokens.
     pub seq_len: usize,
+    /// Longest row there is, in tokens.
+    pub longest_row: u64,
     /// A new order of rows in every epoch; otherwise rows come as they are in the files.
     pub shuffle: bool,
 }
@@ -154,6 +184,10 @@ pub struct ZeroPlan {
     pub stage: ZeroStage,
     /// Stage 3: units gathered ahead of the one computing.
     pub prefetch_units: usize,
+    /// Stage 3: parameter shards wait in the host's memory.
+    pub offload_params: bool,
+    /// Masters and moments are in the host's memory, and updated there.
+    pub offload_optimizer: bool,
 }
 
 /// Saving.

@@ -13,12 +13,7 @@ pub(super) fn refused(config: &TrainConfig) -> Vec<Problem> {
             problems.push(config.origins.problem(key, format!("{NOT_YET}: {what}")));
         }
     };
-    let parallel = &config.parallel;
-    refuse(parallel.tensor > 1, "parallel.tensor", "use 1, the ranks share the batch");
-    refuse(parallel.pipeline > 1, "parallel.pipeline", "use 1, the ranks share the batch");
     refuse(config.zero.stage == AutoOr::Auto, "zero.stage", "use 0, 1, 2 or 3");
-    refuse(config.zero.offload_params != Offload::None, "zero.offload_params", "use \"none\"");
-    refuse(config.zero.offload_optimizer != Offload::None, "zero.offload_optimizer", "use \"none\"");
     let backend_is_shm = matches!(config.comm.backend, AutoOr::Auto | AutoOr::Given(Backend::Shm));
     refuse(!backend_is_shm, "comm.backend", "use \"shm\", or \"auto\", which takes it");
     refuse(config.comm.compression != Compression::None, "comm.compression", "use \"none\"");
@@ -33,6 +28,12 @@ pub(super) fn notes(config: &TrainConfig) -> Vec<String> {
     if config.restart.snapshot_every_steps == 1 && config.origins.is_set("restart.snapshot_every_steps") {
         let place = config.origins.place("restart.snapshot_every_steps");
         notes.push(format!("{place}: restart.snapshot_every_steps = 1 has no effect yet, restarts load a checkpoint"));
+    }
+    if config.zero.offload_params == Offload::Cpu {
+        let place = config.origins.place("zero.offload_params");
+        notes.push(format!(
+            "{place}: zero.offload_params = \"cpu\" has no effect on a CPU, whose shards are there already"
+        ));
     }
     if config.zero.overlap_comm && config.origins.is_set("zero.overlap_comm") {
         let place = config.origins.place("zero.overlap_comm");

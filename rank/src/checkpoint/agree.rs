@@ -9,9 +9,9 @@ use super::error::{CheckpointError, Result};
 /// Waits until every rank has come this far. Returns this rank's own error, or that another rank has one.
 ///
 /// `at`: the checkpoint or model that all ranks work on, for the message.
-pub(super) fn agree(dp: &dyn Collective, at: &Path, result: Result<()>) -> Result<()> {
+pub(super) fn agree(world: &dyn Collective, at: &Path, result: Result<()>) -> Result<()> {
     let mut failures = [f64::from(u8::from(result.is_err()))];
-    let agreed = dp.all_reduce_scalars(&mut failures, ReduceOp::Sum);
+    let agreed = world.all_reduce_scalars(&mut failures, ReduceOp::Sum);
     result?;
     agreed?;
     if failures[0] > 0.0 { Err(CheckpointError::Peer { path: at.into() }) } else { Ok(()) }

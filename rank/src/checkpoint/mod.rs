@@ -1,7 +1,7 @@
 //! Models on disk: Hugging Face folders in and out, and what a run needs to go on where it stopped.
 //!
 //! A checkpoint is a Hugging Face folder that `from_pretrained` loads as it is, plus `optimizer-*.safetensors` (fp32
-//! masters and moments, one file per data-parallel rank) and `manifest.json`. The manifest speaks of ranges of units,
+//! masters and moments, one file per rank) and `manifest.json`. The manifest speaks of ranges of units,
 //! not of ranks, so any number of ranks can read it.
 //!
 //! - `CKP-1` a checkpoint is visible under its name only when complete: it is written under another name, synced, then
@@ -9,6 +9,7 @@
 //! - `CKP-2` resuming on the same layout gives back every bit.
 
 mod agree;
+mod collector;
 mod companions;
 mod error;
 mod files;

@@ -4,21 +4,21 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use proto::model_config::DiskDType;
+use proto::model_config::{DiskDType, ModelConfig};
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use super::error::{CheckpointError, Result, damaged, reading};
 use super::weights::{kind_of, tensor_error};
 use crate::data::MappedFile;
 use crate::engine::Memory;
-use proto::layout::ParamLayout;
+use proto::layout::{ParamLayout, TensorSplit, model_layout};
 
 /// Fills the parameters that this rank needs from the safetensors files in `folder`.
 ///
 /// A tensor that is missing, has another shape or belongs to no parameter is an error naming file and tensor.
-pub fn load_pretrained(folder: &Path, memory: &mut Memory) -> Result<()> {
+pub fn load_pretrained(folder: &Path, config: &ModelConfig, memory: &mut Memory) -> Result<()> {
     let paths = weight_files(folder)?;
     let maps = paths.iter().map(|path| MappedFile::open(path).map_err(reading(path))).collect::<Result<Vec<_>>>()?;
     let mut tensors: HashMap<String, (&Path, TensorView)> = HashMap::new();
@@ -26,23 +26,36 @@ pub fn load_pretrained(folder: &Path, memory: &mut Memory) -> Result<()> {
         let file = SafeTensors::deserialize(map.as_ref()).map_err(|err| damaged(path, err.to_string()))?;
         tensors.extend(file.tensors().into_iter().map(|(name, view)| (name, (path.as_path(), view))));
     }
-    check_names(folder, &tensors, memory)?;
+    check_names(folder, &tensors, config)?;
     for unit in 0..memory.num_units() {
         memory.fill(unit, |param, mut to| {
             let (path, view) = &tensors[&param.name];
             let kind = kind_of(disk_dtype(path, &param.name, view.dtype())?);
-            to.copy_(&Tensor::from_data_size(view.data(), &to.size(), kind));
+            to.copy_(&part(param, view.data(), kind));
             Ok::<(), CheckpointError>(())
         })?;
     }
     Ok(())
 }
 
+/// This rank's part of a tensor whose bytes lie in a file. Only its own rows are copied, or the tensor where its part is
+/// one of columns.
+fn part(param: &ParamLayout, bytes: &[u8], kind: Kind) -> Tensor {
+    let mut shape: Vec<i64> = param.disk_shape().iter().map(|&size| size as i64).collect();
+    let rows = param.rows.clone();
+    if param.is_transposed {
+        return Tensor::from_data_size(bytes, &shape, kind).narrow(1, rows.start as i64, rows.len() as i64);
+    }
+    shape[0] = rows.len() as i64;
+    let row_bytes = param.row_numel() * kind.elt_size_in_bytes();
+    Tensor::from_data_size(&bytes[rows.start * row_bytes..rows.end * row_bytes], &shape, kind)
+}
+
 /// Every parameter has its tensor in the right shape, and every tensor its parameter.
-fn check_names(folder: &Path, tensors: &HashMap<String, (&Path, TensorView)>, memory: &Memory) -> Result<()> {
-    let layouts = (0..memory.num_units()).map(|unit| memory.layout(unit));
+fn check_names(folder: &Path, tensors: &HashMap<String, (&Path, TensorView)>, config: &ModelConfig) -> Result<()> {
+    let layouts = model_layout(config, TensorSplit::WHOLE);
     let params: BTreeMap<&str, &ParamLayout> =
-        layouts.flat_map(|layout| &layout.params).map(|param| (param.name.as_str(), param)).collect();
+        layouts.iter().flat_map(|layout| &layout.params).map(|param| (param.name.as_str(), param)).collect();
     let missing: Vec<&str> = params.keys().filter(|name| !tensors.contains_key(**name)).copied().collect();
     if let Some(name) = missing.first() {
         return Err(tensor_error(folder, name, format!("in none of its files ({} missing)", missing.len())));
@@ -51,8 +64,8 @@ fn check_names(folder: &Path, tensors: &HashMap<String, (&Path, TensorView)>, me
     let in_order: BTreeMap<_, _> = tensors.iter().collect();
     for (name, (path, view)) in in_order {
         match params.get(name.as_str()) {
-            Some(param) if view.shape() != param.shape => {
-                let rule = format!("has shape {:?}, config.json says {:?}", view.shape(), param.shape);
+            Some(param) if view.shape() != param.disk_shape() => {
+                let rule = format!("has shape {:?}, config.json says {:?}", view.shape(), param.disk_shape());
                 return Err(tensor_error(path, name, rule));
             }
             None if !is_derived(name, tied) => {

@@ -11,14 +11,14 @@ use super::files::file_entry;
 use super::optimizer_state;
 use crate::engine::Memory;
 
-/// Fills parameters, masters and moments from `checkpoint`. Collective over dp: every dp rank calls it.
+/// Fills parameters, masters and moments from `checkpoint`. Every rank of the job calls it.
 pub fn resume(checkpoint: &Path, memory: &mut Memory) -> Result<Progress> {
     let manifest = Manifest::load(checkpoint)?;
     let path = || checkpoint.join(Manifest::FILE);
     check_units(&manifest, memory).map_err(|rule| CheckpointError::OtherModel { path: path(), rule })?;
     check_coverage(&manifest).map_err(|rule| CheckpointError::Damaged { path: path(), rule })?;
-    let dp = memory.dp();
-    agree(dp, checkpoint, check_hashes(checkpoint, &manifest, dp.rank(), dp.size()))?;
+    let world = &memory.groups().world;
+    agree(&**world, checkpoint, check_hashes(checkpoint, &manifest, world.rank(), world.size()))?;
     for (file, ranges) in &manifest.optimizer {
         optimizer_state::read(&checkpoint.join(file), ranges, memory)?;
     }
@@ -38,7 +38,7 @@ fn check_hashes(checkpoint: &Path, manifest: &Manifest, rank: usize, size: usize
 
 fn check_units(manifest: &Manifest, memory: &Memory) -> std::result::Result<(), String> {
     let layouts = (0..memory.num_units()).map(|unit| memory.layout(unit));
-    let expected = layouts.map(|layout| (layout.name.clone(), layout.numel()));
+    let expected = layouts.map(|layout| (layout.name.clone(), layout.whole_numel()));
     let expected: BTreeMap<String, usize> = expected.collect();
     match expected.iter().find(|(name, numel)| manifest.units.get(*name) != Some(numel)) {
         None => Ok(()),
@@ -53,7 +53,7 @@ fn check_units(manifest: &Manifest, memory: &Memory) -> std::result::Result<(), 
 fn check_coverage(manifest: &Manifest) -> std::result::Result<(), String> {
     for (unit, &numel) in &manifest.units {
         let mut ranges: Vec<[usize; 2]> =
-            manifest.optimizer.values().filter_map(|ranges| ranges.get(unit).copied()).collect();
+            manifest.optimizer.values().filter_map(|ranges| ranges.get(unit)).flatten().copied().collect();
         ranges.sort_unstable();
         let mut end = 0;
         for range in &ranges {

@@ -8,18 +8,22 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
-use proto::manifest::{Contents, Manifest, Progress};
+use comm::ShmWorld;
+use proto::layout::UnitLayout;
+use proto::manifest::{Contents, Manifest, Progress, UnitRanges};
 use proto::model_config::DiskDType;
 use proto::plan::Plan;
 use proto::run_dir::RunDir;
 
 use super::agree::agree;
+use super::collector::Collector;
 use super::companions::Companions;
 use super::error::{Result, damaged, writing};
 use super::files::{file_entry, fresh_folder, publish_folder, remove_folder, temporary_name, write_synced};
 use super::optimizer_state;
-use super::weights::{Role, write_weights};
+use super::weights::write_weights;
 use crate::engine::Memory;
+use crate::groups::{Group, Groups};
 
 /// The slowest disk that saving waits for; a slower one counts as hanging.
 const SLOWEST_DISK_BYTES_PER_SECOND: u64 = 20 << 20;
@@ -42,67 +46,71 @@ pub struct Saver {
     run_dir: RunDir,
     disk_dtype: DiskDType,
     companions: Companions,
+    collector: Collector,
+    world: Group,
 }
 
 impl Saver {
     /// Reads what the model takes along (config, tokenizer): it stays what it was when training began. `disk_dtype`:
     /// type of the weights in safetensors files.
-    pub fn new(plan: Rc<Plan>, disk_dtype: DiskDType) -> Result<Self> {
-        let companions = Companions::read(&plan.model.path)?;
-        Ok(Self { run_dir: RunDir::new(plan.output_dir.clone()), plan, disk_dtype, companions })
+    pub fn new(plan: Rc<Plan>, world: &Rc<ShmWorld>, groups: Groups, disk_dtype: DiskDType) -> Result<Self> {
+        Ok(Self {
+            companions: Companions::read(&plan.model.path)?,
+            world: groups.world.clone(),
+            collector: Collector::new(plan.clone(), world, groups)?,
+            run_dir: RunDir::new(plan.output_dir.clone()),
+            plan,
+            disk_dtype,
+        })
     }
 
     /// Writes the checkpoint of `progress.step`. Returns its folder.
     ///
-    /// Collective over dp: every dp rank calls it after the same step. When a rank cannot write, all return an error.
-    pub fn save_checkpoint(&self, memory: &mut Memory, progress: Progress) -> Result<PathBuf> {
+    /// Every rank of the job calls it after the same step. When a rank cannot write, all return an error.
+    pub fn save_checkpoint(&mut self, memory: &mut Memory, progress: Progress) -> Result<PathBuf> {
         let to = self.run_dir.checkpoint(progress.step);
         self.save(memory, &to, What::Checkpoint(progress))?;
         Ok(to)
     }
 
-    /// Writes the trained model to `final/`. Collective over dp, as [`Saver::save_checkpoint`].
-    pub fn save_final(&self, memory: &mut Memory) -> Result<PathBuf> {
+    /// Writes the trained model to `final/`. Every rank calls it, as [`Saver::save_checkpoint`].
+    pub fn save_final(&mut self, memory: &mut Memory) -> Result<PathBuf> {
         let to = self.run_dir.final_model();
         self.save(memory, &to, What::Model)?;
         Ok(to)
     }
 
-    fn save(&self, memory: &mut Memory, to: &Path, what: What) -> Result<()> {
-        // Rank 0 writes most: the others wait for a disk, not for a peer.
-        let numel: usize = (0..memory.num_units()).map(|unit| memory.layout(unit).numel()).sum();
+    fn save(&mut self, memory: &mut Memory, to: &Path, what: What) -> Result<()> {
+        // Some write more than others, who then wait for a disk, not for a peer.
+        let numel: usize = self.collector.units().iter().map(UnitLayout::numel).sum();
         let writing = Duration::from_secs(BYTES_PER_PARAMETER * numel as u64 / SLOWEST_DISK_BYTES_PER_SECOND);
-        let timeout = memory.dp().set_timeout(Duration::from_secs(self.plan.comm_timeout_seconds) + writing);
+        let timeout = self.world.set_timeout(Duration::from_secs(self.plan.comm_timeout_seconds) + writing);
         let folder = temporary_name(to);
         // After an error the folder stays, hidden, for the launcher to remove when all ranks are gone: the report must not
         // wait for that.
         let saved = self.save_through(&folder, memory, to, what);
-        memory.dp().set_timeout(timeout);
+        self.world.set_timeout(timeout);
         saved
     }
 
     /// An empty folder under a temporary name, all ranks write, all agree that all could, rank 0 completes and renames it.
-    fn save_through(&self, folder: &Path, memory: &mut Memory, to: &Path, what: What) -> Result<()> {
-        let is_first = memory.dp().rank() == 0;
+    fn save_through(&mut self, folder: &Path, memory: &mut Memory, to: &Path, what: What) -> Result<()> {
+        let is_first = self.world.rank() == 0;
         let made = if is_first { fresh_folder(folder) } else { Ok(()) };
-        agree(memory.dp(), to, made)?;
+        agree(&*self.world, to, made)?;
         let written = self.write(memory, folder, what);
-        agree(memory.dp(), to, written)?;
-        let published = if is_first {
-            self.complete(memory, folder, what).and_then(|()| publish_folder(folder, to))
-        } else {
-            Ok(())
-        };
-        agree(memory.dp(), to, published)
+        agree(&*self.world, to, written)?;
+        let published =
+            if is_first { self.complete(folder, what).and_then(|()| publish_folder(folder, to)) } else { Ok(()) };
+        agree(&*self.world, to, published)
     }
 
-    /// This rank's part. Collective over dp.
-    fn write(&self, memory: &mut Memory, folder: &Path, what: What) -> Result<()> {
-        let (rank, size) = (memory.dp().rank(), memory.dp().size());
-        let role = if rank == 0 { Role::Writer } else { Role::Reader };
+    /// This rank's part. Every rank calls it.
+    fn write(&mut self, memory: &mut Memory, folder: &Path, what: What) -> Result<()> {
+        let (rank, size) = (self.world.rank(), self.world.size());
         let companions = if rank == 0 { self.companions.write(folder) } else { Ok(()) };
-        // Even when the companions cannot be written: the peers gather.
-        write_weights(folder, memory, self.disk_dtype, role)?;
+        // Even when the companions cannot be written: the peers wait for this rank's parts.
+        write_weights(folder, &mut self.collector, memory, self.disk_dtype)?;
         companions?;
         if let What::Model = what {
             return Ok(());
@@ -114,21 +122,21 @@ impl Saver {
     }
 
     /// What rank 0 adds when all have written.
-    fn complete(&self, memory: &Memory, folder: &Path, what: What) -> Result<()> {
+    fn complete(&self, folder: &Path, what: What) -> Result<()> {
         match what {
             What::Model => Ok(()),
-            What::Checkpoint(progress) => self.write_manifest(memory, folder, progress),
+            What::Checkpoint(progress) => self.write_manifest(folder, progress),
         }
     }
 
-    fn write_manifest(&self, memory: &Memory, folder: &Path, progress: Progress) -> Result<()> {
+    fn write_manifest(&self, folder: &Path, progress: Progress) -> Result<()> {
         let (mut optimizer, mut files) = (BTreeMap::new(), BTreeMap::new());
-        for rank in 0..memory.dp().size() {
+        for rank in 0..self.world.size() {
             let path = part_path(folder, rank);
             let text = fs::read(&path).map_err(writing(&path))?;
             let part: Part = serde_json::from_slice(&text).map_err(|err| damaged(&path, err.to_string()))?;
             fs::remove_file(&path).map_err(writing(&path))?;
-            let name = optimizer_state::file_name(rank, memory.dp().size());
+            let name = optimizer_state::file_name(rank, self.world.size());
             optimizer.insert(name.clone(), part.ranges);
             files.insert(name, part.file);
         }
@@ -139,8 +147,7 @@ impl Saver {
                 vacant.insert(file_entry(&path)?);
             }
         }
-        let layouts = (0..memory.num_units()).map(|unit| memory.layout(unit));
-        let units = layouts.map(|layout| (layout.name.clone(), layout.numel()));
+        let units = self.collector.units().into_iter().map(|layout| (layout.name.clone(), layout.numel()));
         let train = self.plan.data.train.file_name().unwrap_or_default();
         let manifest = Manifest::new(Contents {
             progress,
@@ -175,7 +182,7 @@ impl Saver {
 /// What a rank tells rank 0 about its file.
 #[derive(serde::Serialize, serde::Deserialize)]
 struct Part {
-    ranges: BTreeMap<String, [usize; 2]>,
+    ranges: UnitRanges,
     file: proto::manifest::FileEntry,
 }
 

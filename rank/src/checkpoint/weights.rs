@@ -7,6 +7,7 @@ use proto::model_config::DiskDType;
 use safetensors::tensor::View;
 use tch::{Kind, Tensor};
 
+use super::collector::Collector;
 use super::error::{CheckpointError, Result, damaged, writing};
 use super::files::{sync, write_synced};
 use super::safetensors_writer::{SafetensorsWriter, TensorHeader};
@@ -16,43 +17,69 @@ use proto::layout::UnitLayout;
 /// Largest weights file. Larger models are cut into several with an index, as `save_pretrained` does.
 const SHARD_BYTES: usize = 5_000_000_000;
 
-/// Writes the weights of a model into `folder`, synced. Collective over dp: units are gathered one after the other, and
-/// the rank whose role is [`Role::Writer`] writes each while it is whole. When it cannot write it goes on gathering, so
-/// that no peer waits for it.
-pub(super) fn write_weights(folder: &Path, memory: &mut Memory, dtype: DiskDType, role: Role) -> Result<()> {
-    let layouts: Vec<UnitLayout> = (0..memory.num_units()).map(|unit| memory.layout(unit).clone()).collect();
-    let shards = shards(&layouts, dtype, SHARD_BYTES);
-    let mut outcome = if role == Role::Writer { write_index(folder, &shards) } else { Ok(()) };
+/// Writes the weights of a model into `folder`, synced. Every rank of the job calls it: unit by unit, the stage that holds
+/// a unit gathers it, and each parameter goes to the rank that writes its file, which holds one tensor at a time. A rank
+/// that cannot write goes on, so that no peer waits for it.
+pub(super) fn write_weights(
+    folder: &Path,
+    collector: &mut Collector,
+    memory: &mut Memory,
+    dtype: DiskDType,
+) -> Result<()> {
+    let units = collector.units();
+    let files = Files::new(shards(&units, dtype, SHARD_BYTES));
+    let (rank, world_size) = (memory.groups().world.rank(), memory.groups().world.size());
+    let mut outcome = if rank == 0 { write_index(folder, &files.shards) } else { Ok(()) };
     let mut writer: Option<(usize, SafetensorsWriter)> = None;
-    for (unit, layout) in layouts.iter().enumerate() {
-        memory.gather(unit)?;
-        if role == Role::Reader || outcome.is_err() {
-            continue;
-        }
-        outcome = layout.params.iter().try_for_each(|param| {
-            let shard = shards.iter().position(|shard| shard.holds(&param.name)).expect("every parameter has a shard");
-            if writer.as_ref().is_none_or(|(open, _)| *open != shard) {
-                if let Some((_, done)) = writer.take() {
-                    done.finish()?;
-                }
-                let path = folder.join(&shards[shard].file);
-                writer = Some((shard, SafetensorsWriter::create(&path, &shards[shard].tensors)?));
+    for (unit, layout) in units.iter().enumerate() {
+        let mut under_way = collector.begin(memory, unit)?;
+        for (idx, param) in layout.params.iter().enumerate() {
+            let file = files.of_param[&param.name];
+            let Some(tensor) = under_way.collect(memory, idx, file % world_size)? else { continue };
+            if outcome.is_ok() {
+                let bytes = tensor_bytes(&tensor.to_kind(kind_of(dtype)));
+                outcome = files.write(folder, file, &mut writer, &bytes);
             }
-            let (_, file) = writer.as_mut().expect("opened above");
-            file.write(&tensor_bytes(&memory.param(unit, param).to_kind(kind_of(dtype))))
-        });
+        }
+        under_way.finish()?;
     }
     outcome?;
     writer.map_or(Ok(()), |(_, last)| last.finish())
 }
 
-/// What a rank does while weights are written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Role {
-    /// Writes.
-    Writer,
-    /// Only helps to gather.
-    Reader,
+/// The weights files of a model.
+struct Files {
+    shards: Vec<Shard>,
+    /// The file of each parameter.
+    of_param: HashMap<String, usize>,
+}
+
+impl Files {
+    fn new(shards: Vec<Shard>) -> Self {
+        let names = |(idx, shard): (usize, &Shard)| -> Vec<(String, usize)> {
+            shard.tensors.iter().map(|tensor| (tensor.name.clone(), idx)).collect()
+        };
+        Self { of_param: shards.iter().enumerate().flat_map(names).collect(), shards }
+    }
+
+    /// Writes the next tensor of `file`, which `writer` holds open or opens.
+    fn write(
+        &self,
+        folder: &Path,
+        file: usize,
+        writer: &mut Option<(usize, SafetensorsWriter)>,
+        bytes: &[u8],
+    ) -> Result<()> {
+        if writer.as_ref().is_none_or(|(open, _)| *open != file) {
+            if let Some((_, done)) = writer.take() {
+                done.finish()?;
+            }
+            let Shard { file: name, tensors } = &self.shards[file];
+            *writer = Some((file, SafetensorsWriter::create(&folder.join(name), tensors)?));
+        }
+        let (_, open) = writer.as_mut().expect("opened above");
+        open.write(bytes)
+    }
 }
 
 /// One weights file.
@@ -61,24 +88,19 @@ struct Shard {
     tensors: Vec<TensorHeader>,
 }
 
-impl Shard {
-    fn holds(&self, name: &str) -> bool {
-        self.tensors.iter().any(|tensor| tensor.name == name)
-    }
-}
-
 /// Consecutive tensors, as many as fit into `shard_bytes`; a larger one has a shard of its own.
 fn shards(layouts: &[UnitLayout], dtype: DiskDType, shard_bytes: usize) -> Vec<Shard> {
     let mut shards: Vec<Vec<TensorHeader>> = Vec::new();
     let mut room = 0;
     for param in layouts.iter().flat_map(|layout| &layout.params) {
-        let bytes = param.numel() * kind_of(dtype).elt_size_in_bytes();
+        let shape = param.disk_shape();
+        let bytes = shape.iter().product::<usize>() * kind_of(dtype).elt_size_in_bytes();
         if bytes > room || shards.is_empty() {
             shards.push(Vec::new());
             room = shard_bytes;
         }
         room = room.saturating_sub(bytes);
-        let header = TensorHeader { name: param.name.clone(), dtype, shape: param.shape.clone(), bytes };
+        let header = TensorHeader { name: param.name.clone(), dtype, shape, bytes };
         shards.last_mut().expect("the first tensor opened one").push(header);
     }
     let count = shards.len();

@@ -4,6 +4,7 @@ mod mapped;
 mod order;
 
 use std::path::Path;
+use std::rc::Rc;
 
 use proto::dataset::{Dataset, DatasetError};
 use proto::manifest::Progress;
@@ -123,5 +124,5 @@ fn micro_batch(dataset: &Dataset<MappedFile>, rows: impl Iterator<Item = usize>)
         targets.extend(row.targets().map(i64::from));
         lens.extend(row.sample_lens().map(|len| len as i64));
     }
-    MicroBatch { tokens: Tensor::from_slice(&tokens), targets, samples: Samples::new(lens) }
+    MicroBatch { tokens: Tensor::from_slice(&tokens), targets, samples: Rc::new(Samples::new(lens)) }
 }

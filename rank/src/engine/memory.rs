@@ -14,50 +14,61 @@
 use std::ops::Range;
 use std::rc::Rc;
 
-use comm::{Collective, CommError, ReduceOp, ShmWorld, Work};
-use proto::layout::{ParamLayout, UnitLayout, model_layout};
+use comm::{Buffer, CommError, ReduceOp, ShmWorld, Work};
+use proto::layout::{ParamLayout, Piece, UnitLayout, rank_layout};
 use proto::memory::{grad_claims, param_claims};
 use proto::plan::Plan;
 use proto::sharding::Sharding;
 use tch::{Device, Kind, Tensor};
 
 use super::adamw::Update;
-use super::grad_norm::sum_of_squares;
 use super::kind;
+use super::offload::Staging;
 use super::slots::Slots;
+use super::tied::TiedGradients;
 use super::unit::Unit;
 use super::views::UnitViews;
+use crate::groups::Groups;
+use crate::shake::Shake;
 
-/// Parameters, gradients and optimizer state of all units on this rank. Units are numbered in the order of the forward
-/// pass: embedding, blocks, head.
+/// Parameters, gradients and optimizer state of all units on this rank. Its units are numbered in the order of the forward
+/// pass.
 pub struct Memory {
     units: Vec<Unit>,
     params: Slots,
     grads: Slots,
-    dp: Box<dyn Collective>,
+    groups: Groups,
+    /// Where a tied embedding and the head are on different stages.
+    tied: Option<TiedGradients>,
+    /// Where optimizer state is in the host's memory.
+    staging: Option<Staging>,
     /// Units gathered ahead of the one that computes.
     prefetch_units: usize,
+    shake: Shake,
 }
 
 impl Memory {
-    /// Allocates everything, all zero. Does not block. `dp`: the group of this rank's data-parallel peers.
-    pub fn new(plan: &Plan, world: &Rc<ShmWorld>, dp: Box<dyn Collective>) -> Result<Self, CommError> {
-        let sharding = Sharding::new(plan.zero.stage, dp.size(), dp.rank());
-        let layouts = model_layout(&plan.model.config);
+    /// Allocates everything, all zero. Does not block.
+    pub fn new(plan: &Plan, world: &Rc<ShmWorld>, groups: &Groups, shake: Shake) -> Result<Self, CommError> {
+        let sharding = Sharding::new(plan.zero.stage, groups.dp.size(), groups.dp.rank());
+        let layouts = rank_layout(plan, groups.coord);
         let numel_padded: Vec<usize> = layouts.iter().map(|layout| sharding.padded(layout.numel())).collect();
         let params_kind = kind(plan.model.compute_dtype);
         Ok(Self {
             params: Slots::new(world, &layouts, &numel_padded, &param_claims(plan, &layouts), params_kind)?,
             grads: Slots::new(world, &layouts, &numel_padded, &grad_claims(plan, &layouts), Kind::Float)?,
-            units: layouts.into_iter().map(|layout| Unit::new(layout, sharding, plan.model.compute_dtype)).collect(),
-            dp,
+            tied: TiedGradients::new(plan, world, groups, &layouts)?,
+            units: layouts.into_iter().map(|layout| Unit::new(layout, sharding, plan)).collect(),
+            groups: groups.clone(),
             prefetch_units: plan.zero.prefetch_units,
+            staging: plan.zero.offload_optimizer.then(|| Staging::new(shake.clone())),
+            shake,
         })
     }
 
-    /// The data-parallel group.
-    pub fn dp(&self) -> &dyn Collective {
-        &*self.dp
+    /// This rank's groups.
+    pub fn groups(&self) -> &Groups {
+        &self.groups
     }
 
     /// Number of units.
@@ -77,8 +88,10 @@ impl Memory {
         if slot.holds == Some(unit) {
             return Ok(());
         }
+        slot.release(&self.shake);
         self.units[unit].put_masters(&mut slot.flat);
-        self.dp.all_gather(slot.flat.buffer())?.wait()?;
+        self.shake.delay();
+        self.groups.dp.all_gather(slot.flat.buffer())?.wait()?;
         slot.holds = Some(unit);
         Ok(())
     }
@@ -110,16 +123,30 @@ impl Memory {
 
     /// After a unit's backward pass in a micro-batch. Collective over dp where gradients are sharded.
     pub(super) fn end_gradients(&mut self, unit: usize) -> Result<(), CommError> {
-        let slot = self.grads.get(unit);
-        if slot.holds == Some(unit) {
+        if self.grads.get(unit).holds == Some(unit) {
             return Ok(()); // they stay whole until the step's end
         }
-        self.dp.reduce_scatter(slot.flat.buffer(), ReduceOp::Sum)?.wait()?;
+        self.sum_replicas(unit)?;
+        self.shake.delay();
+        let slot = self.grads.get_mut(unit);
+        self.groups.dp.reduce_scatter(slot.flat.buffer(), ReduceOp::Sum)?.wait()?;
         self.units[unit].add_grad_shard(&slot.flat);
+        slot.release(&self.shake);
         Ok(())
     }
 
-    /// After the last micro-batch: each rank holds the sums over all ranks of at least what it owns. Collective over dp.
+    /// Sums the gradients of parameters that several tensor-parallel ranks hold and each of which saw only a part.
+    fn sum_replicas(&self, unit: usize) -> Result<(), CommError> {
+        let (flat, layout) = (&self.grads.get(unit).flat, &self.units[unit].layout);
+        for param in layout.params.iter().filter(|param| param.sums_replicas) {
+            let group = if param.replicas == self.groups.tp.size() { &self.groups.tp } else { &self.groups.key_value };
+            group.all_reduce(flat.buffer().slice(param.offset, param.numel()), ReduceOp::Sum)?.wait()?;
+        }
+        Ok(())
+    }
+
+    /// After the last micro-batch: each rank holds the sums over all ranks of at least what it owns. Collective over dp,
+    /// tp and, with a tied embedding, pp.
     pub(super) fn reduce_gradients(&mut self) -> Result<(), CommError> {
         let mut pending: Vec<Work> = Vec::new();
         // In the order in which the backward pass finishes them.
@@ -128,22 +155,28 @@ impl Memory {
             if slot.holds != Some(idx) {
                 continue; // reduced already
             }
+            self.sum_replicas(idx)?;
+            self.shake.delay();
             let buffer = slot.flat.buffer();
             let owns_only_its_shard = unit.owned() == unit.shard();
             pending.push(if owns_only_its_shard {
-                self.dp.reduce_scatter(buffer, ReduceOp::Sum)?
+                self.groups.dp.reduce_scatter(buffer, ReduceOp::Sum)?
             } else {
-                self.dp.all_reduce(buffer, ReduceOp::Sum)?
+                self.groups.dp.all_reduce(buffer, ReduceOp::Sum)?
             });
         }
-        pending.into_iter().try_for_each(Work::wait)
+        pending.into_iter().try_for_each(Work::wait)?;
+        match &mut self.tied {
+            Some(tied) => tied.sum(&mut self.units, &mut self.grads),
+            None => Ok(()),
+        }
     }
 
-    /// Global L2 norm of the reduced gradients. Collective over dp.
+    /// Global L2 norm of the reduced gradients. Collective over all ranks.
     pub(super) fn grad_norm(&self) -> Result<f64, CommError> {
-        let of_unit = |(idx, unit): (usize, &Unit)| sum_of_squares(unit.reduced_shard(&self.grads.get(idx).flat));
+        let of_unit = |(idx, unit): (usize, &Unit)| unit.square_norm(&self.grads.get(idx).flat);
         let mut square = [self.units.iter().enumerate().map(of_unit).sum::<f64>()];
-        self.dp.all_reduce_scalars(&mut square, ReduceOp::Sum)?;
+        self.groups.world.all_reduce_scalars(&mut square, ReduceOp::Sum)?;
         Ok(square[0].sqrt())
     }
 
@@ -151,14 +184,19 @@ impl Memory {
     /// are zero afterwards. Collective over dp.
     pub(super) fn update(&mut self, update: &Update) -> Result<(), CommError> {
         for (idx, unit) in self.units.iter_mut().enumerate() {
-            unit.apply(update, &mut self.params.get_mut(idx).flat, &mut self.grads.get_mut(idx).flat);
+            let (params, grads) = (&mut self.params.get_mut(idx).flat, &mut self.grads.get_mut(idx).flat);
+            match &mut self.staging {
+                Some(staging) => unit.apply_offloaded(update, staging, params, grads),
+                None => unit.apply(update, params, grads),
+            }
         }
         let mut pending: Vec<Work> = Vec::new();
         for (idx, unit) in self.units.iter().enumerate() {
+            self.shake.delay();
             if unit.is_gathered() {
-                self.params.get_mut(idx).holds = None;
+                self.params.get_mut(idx).release(&self.shake);
             } else if unit.owned().len() < unit.numel_padded {
-                pending.push(self.dp.all_gather(self.params.get(idx).flat.buffer())?);
+                pending.push(self.groups.dp.all_gather(self.params.get(idx).flat.buffer())?);
             }
         }
         pending.into_iter().try_for_each(Work::wait)
@@ -174,15 +212,21 @@ impl Memory {
 
 /// Loading and saving.
 impl Memory {
-    /// The view of one whole parameter, in the compute type. The unit has been gathered.
-    pub fn param(&self, unit: usize, param: &ParamLayout) -> Tensor {
+    /// Where this rank's part of a parameter lies in the arena, as stored, in the compute type. The unit has been gathered.
+    pub fn param(&self, unit: usize, param: &ParamLayout) -> Buffer {
         let slot = self.params.get(unit);
         assert_eq!(slot.holds, Some(unit), "unit {unit} is read before it is gathered");
-        slot.flat.view(param.offset, &param.shape)
+        slot.flat.buffer().slice(param.offset, param.numel())
     }
 
-    /// Sets a unit's first weights: `fill` gets a view in fp32 of each parameter that this rank needs any part of. Masters
-    /// take the values as they are, parameters of another type take them rounded.
+    /// As [`Memory::param`], as a tensor.
+    pub fn param_view(&self, unit: usize, param: &ParamLayout) -> Tensor {
+        self.params.get(unit).flat.view(param.offset, &param.shape)
+    }
+
+    /// Sets a unit's first weights: `fill` gets a view in fp32 of its part of each parameter that this rank needs anything
+    /// of, in the orientation of files and without padding. Masters take the values as they are, parameters of another
+    /// type take them rounded.
     pub fn fill<E>(
         &mut self,
         unit: usize,
@@ -196,10 +240,12 @@ impl Memory {
             _ => Tensor::zeros([state.numel_padded as i64], (Kind::Float, Device::Cpu)),
         };
         for param in &state.layout.params {
-            let is_owned = param.offset < owned.end && owned.start < param.offset + param.numel();
+            let is_owned = param.offset < owned.end && owned.start < param.range().end;
             if is_owned || !is_gathered {
                 let shape: Vec<i64> = param.shape.iter().map(|&size| size as i64).collect();
-                fill(param, whole.narrow(0, param.offset as i64, param.numel() as i64).view(shape.as_slice()))?;
+                let stored = whole.narrow(0, param.offset as i64, param.numel() as i64).view(shape.as_slice());
+                let rows = stored.narrow(0, 0, param.rows.len() as i64);
+                fill(param, if param.is_transposed { rows.tr() } else { rows })?;
             }
         }
         if slot.flat.kind() != Kind::Float {
@@ -212,33 +258,33 @@ impl Memory {
         Ok(())
     }
 
-    /// The range of a unit's flat buffer that this rank saves: its shard, without padding. Shards cover the unit.
-    pub fn saved(&self, unit: usize) -> Range<usize> {
-        self.units[unit].saved()
+    /// What this rank saves of a unit: of its shard, what it is the one to save. All ranks' pieces hold every element of
+    /// the unit once.
+    pub fn saved(&self, unit: usize) -> Vec<Piece> {
+        let unit = &self.units[unit];
+        unit.layout.primary_pieces(unit.shard())
     }
 
-    /// The range of a unit's flat buffer that this rank updates.
-    pub fn owned(&self, unit: usize) -> Range<usize> {
-        self.units[unit].owned()
+    /// Master parameters, first and second moment of `range` of a unit's flat buffer, which lies in this rank's shard.
+    pub fn state(&self, unit: usize, range: Range<usize>) -> [&[f32]; 3] {
+        self.units[unit].state(&self.params.get(unit).flat, range)
     }
 
-    /// Whether this rank keeps all masters of a unit, not only those it owns.
-    pub fn keeps_whole(&self, unit: usize) -> bool {
-        !self.units[unit].is_gathered()
+    /// What this rank needs of a unit when it resumes, as masters and as moments.
+    pub fn needed(&self, unit: usize) -> [Vec<Piece>; 2] {
+        let unit = &self.units[unit];
+        let moments = unit.layout.pieces(unit.owned());
+        let masters = if unit.is_gathered() { moments.clone() } else { unit.layout.pieces(0..unit.layout.numel()) };
+        [masters, moments]
     }
 
-    /// Master parameters, first and second moment of what this rank saves of a unit.
-    pub fn state(&self, unit: usize) -> [&[f32]; 3] {
-        self.units[unit].state(&self.params.get(unit).flat, self.units[unit].saved())
-    }
-
-    /// Sets a unit's master parameters from `start` on.
+    /// Sets a unit's master parameters from `start` of its flat buffer on.
     pub fn load_masters(&mut self, unit: usize, start: usize, values: &[f32]) {
         let slot = self.params.get_mut(unit);
         self.units[unit].load_masters(&mut slot.flat, start, values);
     }
 
-    /// Sets what this rank owns of a unit's moments from `start` on.
+    /// Sets what this rank owns of a unit's moments from `start` of its flat buffer on.
     pub fn load_moments(&mut self, unit: usize, start: usize, exp_avg: &[f32], exp_avg_sq: &[f32]) {
         self.units[unit].load_moments(start, exp_avg, exp_avg_sq);
     }

@@ -1,35 +1,49 @@
 //! The engine: holds this rank's part of the model and runs one optimizer step on it.
 //!
 //! ```text
-//! step:  for each micro-batch: forward and backward, unit by unit
+//! step:  for each action of the schedule: forward or backward pass of a chunk, unit by unit
 //!        -> reduce gradients -> grad norm, clip -> AdamW on what this rank owns -> publish parameters
 //! ```
 //!
-//! Here is the order of the computation; [`Memory`] knows where parameters and gradients are and when they move. The
-//! engine knows nothing of files, steps or the launcher.
+//! Here is the order of the computation, and `passes` is what one action does; [`Memory`] knows where parameters and
+//! gradients are and when they move; `messages` carries activations between pipeline stages. The engine knows nothing of
+//! files, steps or the launcher.
 //!
 //! - `ENG-1` the loss and gradients of any layout equal those of one process.
 //! - `ENG-2` what only moves or recomputes data changes no bit.
 
 mod adamw;
-mod flat;
 mod grad_norm;
 mod memory;
+mod messages;
+mod offload;
+mod passes;
 mod slots;
+mod stage;
+mod tied;
 mod unit;
 mod views;
 
+use std::collections::HashMap;
 use std::rc::Rc;
+use std::time::Instant;
 
-use comm::{Collective, CommError, ShmWorld};
-use proto::plan::{Dtype, Plan};
+use comm::{CommError, ShmWorld};
+use proto::layout::{TensorSplit, rank_layout};
+use proto::memory::Exchange;
+use proto::pipeline::{Action, PipelineShape, schedule};
+use proto::plan::{Dtype, PipelineSchedule, Plan};
 use tch::Tensor;
 
 pub use memory::Memory;
 
-use crate::model::{Block, BlockSaved, Embedding, Head, HeadWeights, RopeTable, Samples};
+use crate::groups::Groups;
+use crate::model::{Embedding, Head, RopeTable, Samples, TensorParallel};
+use crate::shake::Shake;
 use adamw::AdamW;
-use views::UnitViews;
+use messages::Messages;
+use passes::WeightPass;
+use stage::Stage;
 
 /// One forward pass's worth of rows, without padding.
 #[derive(Debug)]
@@ -39,31 +53,54 @@ pub struct MicroBatch {
     /// `[T]`: the token that follows in the same sample, or -100 where nothing is to be predicted.
     pub targets: Vec<i64>,
     /// Where samples begin.
-    pub samples: Samples,
+    pub samples: Rc<Samples>,
+}
+
+/// What this rank contributes to what the job knows of a step's passes.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct PassesOutcome {
+    /// Sum of the cross-entropies; over all ranks, each token counts once.
+    pub loss: f64,
+    /// How long all passes took, waits for other stages included.
+    pub seconds: f64,
+    /// How long of that this rank waited for other stages.
+    pub waited_seconds: f64,
 }
 
 /// A model, its gradients and its optimizer state on one rank. `!Send`: the main thread alone touches tensors.
 pub struct Engine {
     memory: Memory,
+    stage: Stage,
+    /// What this stage does in a step.
+    actions: Rc<[Action]>,
+    messages: Messages,
+    tp: TensorParallel,
     rope: RopeTable,
+    embedding: Embedding,
     head: Head,
     adamw: AdamW,
     plan: Rc<Plan>,
 }
 
-/// Number of the embedding among the units; blocks follow, the head is last.
-const EMBEDDING: usize = 0;
-
 impl Engine {
     /// Allocates every buffer; parameters, gradients and optimizer state are zero. Does not block.
-    ///
-    /// `dp`: the group of this rank's data-parallel peers.
-    pub fn new(plan: Rc<Plan>, world: &Rc<ShmWorld>, dp: Box<dyn Collective>) -> Result<Self, CommError> {
+    pub fn new(plan: Rc<Plan>, world: &Rc<ShmWorld>, groups: &Groups, shake: Shake) -> Result<Self, CommError> {
+        let (coord, config, kind) = (groups.coord, &plan.model.config, kind(plan.model.compute_dtype));
+        let sizes = Exchange::of(&plan, coord);
+        let split = TensorSplit { size: plan.mesh.tp, rank: coord.tp, sequence: plan.sequence_parallel };
+        let memory = Memory::new(&plan, world, groups, shake.clone())?;
+        let tp = TensorParallel::new(split, groups.tp.clone(), world, (&sizes, config.hidden_size), kind)?;
+        let chunks = plan.pipeline.chunks_of(coord.pp, plan.mesh.pp);
         Ok(Self {
-            memory: Memory::new(&plan, world, dp)?,
-            rope: RopeTable::new(&plan.model.config),
-            head: Head::new(plan.model.config.rms_norm_eps),
+            stage: Stage::new(&rank_layout(&plan, coord), chunks.map(|chunk| chunk.len())),
+            actions: actions(&plan, coord.pp).into(),
+            messages: Messages::new((world, groups), &sizes, config.hidden_size, kind, shake)?,
+            rope: RopeTable::new(config),
+            embedding: Embedding::new(config.vocab_size, &tp),
+            head: Head::new(config.rms_norm_eps, config.vocab_size, &tp),
             adamw: AdamW::new(&plan.optimizer, plan.threads_per_rank),
+            memory,
+            tp,
             plan,
         })
     }
@@ -73,56 +110,87 @@ impl Engine {
         &mut self.memory
     }
 
-    /// Adds the gradients of one micro-batch to the gradient buffers and returns the sum of its tokens' cross-entropies.
-    ///
-    /// `scale`: gradient of the step's loss with respect to one token's cross-entropy, `1 / label tokens of the step`.
-    /// Collective over dp where parameters or gradients are sharded.
-    pub fn forward_backward(&mut self, batch: &MicroBatch, scale: f64) -> Result<f64, CommError> {
-        let _guard = tch::no_grad_guard();
-        let blocks = self.blocks();
-        let mut saved: Vec<BlockSaved> = Vec::with_capacity(blocks.len());
-        let (x, block) = self.forward(batch, |kept| saved.push(kept))?;
-        let (loss, mut dx) = self.head_forward_backward(&x, &batch.targets, scale)?;
-        drop(x);
-        for unit in blocks.clone().rev() {
-            self.memory.gather_ahead((blocks.start..=unit).rev())?;
-            self.memory.begin_gradients(unit);
-            let kept = saved.pop().expect("one for each block");
-            let (weights, grads) = (self.memory.param_views(unit), self.memory.grad_views(unit));
-            dx = block.backward(weights.block(), kept, dx, grads.block());
-            self.memory.end_gradients(unit)?;
-        }
-        if !self.is_tied() {
-            self.memory.begin_gradients(EMBEDDING);
-        }
-        Embedding.backward(&batch.tokens, &dx, self.memory.grad_views(EMBEDDING).embedding());
-        self.memory.end_gradients(EMBEDDING)?;
-        Ok(loss)
+    /// This rank's groups.
+    pub fn groups(&self) -> &Groups {
+        self.memory.groups()
     }
 
-    /// The sum of a micro-batch's cross-entropies, without gradients; without a micro-batch, only a part in the peers'
-    /// gathers. Collective over dp: every dp rank calls it equally often.
+    /// All forward and backward passes of a step: adds the gradients of every micro-batch to the gradient buffers.
+    ///
+    /// `micro_batch`: this rank's rows of each micro-batch, asked for once by every chunk. `scale`: gradient of the step's
+    /// loss with respect to one token's cross-entropy, `1 / label tokens of the step`. Every rank of the job calls it.
+    pub fn forward_backward(
+        &mut self,
+        mut micro_batch: impl FnMut(u64) -> MicroBatch,
+        scale: f64,
+    ) -> Result<PassesOutcome, CommError> {
+        let _guard = tch::no_grad_guard();
+        let started = Instant::now();
+        let (mut in_flight, mut deferred) = (HashMap::new(), HashMap::new());
+        let mut loss = 0.0;
+        for &action in Rc::clone(&self.actions).iter() {
+            match action {
+                Action::Forward { chunk, micro_batch: idx } => {
+                    in_flight.insert((chunk, idx), self.forward_chunk(chunk, micro_batch(idx as u64))?);
+                }
+                Action::Backward { chunk, micro_batch } => {
+                    let pass = in_flight.remove(&(chunk, micro_batch)).expect("forward comes first");
+                    loss += self.backward_chunk(chunk, pass, scale, WeightPass::Within)?.0;
+                }
+                Action::BackwardInput { chunk, micro_batch } => {
+                    let pass = in_flight.remove(&(chunk, micro_batch)).expect("forward comes first");
+                    let (of_batch, pending) = self.backward_chunk(chunk, pass, scale, WeightPass::Apart)?;
+                    loss += of_batch;
+                    deferred.insert((chunk, micro_batch), pending);
+                }
+                Action::BackwardWeight { chunk, micro_batch } => {
+                    let pending = deferred.remove(&(chunk, micro_batch)).expect("the input's gradient comes first");
+                    self.add_deferred(pending)?;
+                }
+            }
+        }
+        Ok(PassesOutcome {
+            // Every rank of a layer has the same loss.
+            loss: if self.tp.split().rank == 0 { loss } else { 0.0 },
+            seconds: started.elapsed().as_secs_f64(),
+            waited_seconds: self.messages.take_waited().as_secs_f64(),
+        })
+    }
+
+    /// The sum of a micro-batch's cross-entropies, without gradients; over all ranks, each token counts once. Without a
+    /// micro-batch, only a part in the peers' gathers. Every rank of the job calls it equally often.
     pub fn loss(&mut self, batch: Option<&MicroBatch>) -> Result<f64, CommError> {
         let _guard = tch::no_grad_guard();
-        let Some(batch) = batch else {
-            let head = self.head_unit();
-            (EMBEDDING..head).try_for_each(|unit| self.memory.gather_ahead(unit..=head))?;
-            self.gather_head()?;
-            return Ok(0.0);
-        };
-        let (x, _) = self.forward(batch, drop)?;
-        self.gather_head()?;
-        Ok(self.head.loss(&self.head_weights(), &x, &batch.targets))
+        let mut loss = 0.0;
+        for chunk in 0..self.stage.chunks.len() {
+            let Some(batch) = batch else {
+                self.gather_chunk(chunk)?;
+                continue;
+            };
+            let (_, x) = self.forward_blocks(chunk, batch, drop)?;
+            if let (Some(head), Some(x)) = (self.stage.chunks[chunk].head, x) {
+                loss += self.head_loss(head, &x, &batch.targets)?;
+            }
+        }
+        Ok(if self.tp.split().rank == 0 { loss } else { 0.0 })
     }
 
-    /// Sums gradients over the data-parallel ranks; afterwards each rank holds the sums of at least what it owns.
+    /// The gathers of a chunk's forward pass, without the pass.
+    fn gather_chunk(&mut self, chunk: usize) -> Result<(), CommError> {
+        let chunk = self.stage.chunks[chunk].clone();
+        let last = chunk.units().end;
+        (chunk.units().start..chunk.blocks.end).try_for_each(|unit| self.memory.gather_ahead(unit..last))?;
+        chunk.head.map_or(Ok(()), |head| self.gather_head(head))
+    }
+
+    /// Sums gradients over the ranks that share a parameter; afterwards each rank holds the sums of at least what it owns.
     ///
-    /// Collective over dp: every dp rank calls it after its last micro-batch.
+    /// Every rank of the job calls it after its last micro-batch.
     pub fn reduce_gradients(&mut self) -> Result<(), CommError> {
         self.memory.reduce_gradients()
     }
 
-    /// Global L2 norm of the reduced gradients. Collective over dp.
+    /// Global L2 norm of the reduced gradients. Every rank of the job calls it.
     pub fn grad_norm(&self) -> Result<f64, CommError> {
         self.memory.grad_norm()
     }
@@ -139,75 +207,18 @@ impl Engine {
     pub fn discard_gradients(&mut self) {
         self.memory.discard_gradients();
     }
-
-    /// The data-parallel group.
-    pub fn dp(&self) -> &dyn Collective {
-        self.memory.dp()
-    }
-
-    /// Embedding and blocks. `keep`: takes what each block saved. Returns the residual stream `[T, D]` and the block unit
-    /// of this micro-batch, for the backward pass.
-    fn forward<'a>(
-        &mut self,
-        batch: &'a MicroBatch,
-        mut keep: impl FnMut(BlockSaved),
-    ) -> Result<(Tensor, Block<'a>), CommError> {
-        let (blocks, head) = (self.blocks(), self.head_unit());
-        self.memory.gather_ahead(EMBEDDING..=head)?;
-        let mut x = Embedding.forward(self.memory.param_views(EMBEDDING).embedding(), &batch.tokens);
-        let checkpointing = self.plan.activation_checkpointing;
-        let block = Block::new(&self.plan.model.config, &self.rope, &batch.samples, checkpointing, &x);
-        for unit in blocks {
-            self.memory.gather_ahead(unit..=head)?;
-            let (y, kept) = block.forward(self.memory.param_views(unit).block(), x);
-            keep(kept);
-            x = y;
-        }
-        Ok((x, block))
-    }
-
-    fn head_forward_backward(&mut self, x: &Tensor, targets: &[i64], scale: f64) -> Result<(f64, Tensor), CommError> {
-        let head = self.head_unit();
-        self.gather_head()?;
-        self.memory.begin_gradients(head);
-        if self.is_tied() {
-            // The head adds to the embedding's gradient first; the embedding's own backward ends it.
-            self.memory.begin_gradients(EMBEDDING);
-        }
-        let grads = head_views(self.memory.grad_views(head), self.memory.grad_views(EMBEDDING));
-        let result = self.head.forward_backward(&self.head_weights(), x, targets, scale, &grads);
-        self.memory.end_gradients(head)?;
-        Ok(result)
-    }
-
-    fn gather_head(&mut self) -> Result<(), CommError> {
-        self.memory.gather(self.head_unit())?;
-        if self.is_tied() { self.memory.gather(EMBEDDING) } else { Ok(()) }
-    }
-
-    fn head_weights(&self) -> HeadWeights {
-        let embedding = if self.is_tied() { EMBEDDING } else { self.head_unit() };
-        head_views(self.memory.param_views(self.head_unit()), self.memory.param_views(embedding))
-    }
-
-    fn is_tied(&self) -> bool {
-        self.plan.model.config.tie_word_embeddings
-    }
-
-    fn head_unit(&self) -> usize {
-        self.memory.num_units() - 1
-    }
-
-    fn blocks(&self) -> std::ops::Range<usize> {
-        EMBEDDING + 1..self.head_unit()
-    }
 }
 
-/// The head's views; a tied lm_head is the embedding's matrix.
-fn head_views(head: &UnitViews, embedding: &UnitViews) -> HeadWeights {
-    let (norm, lm_head) = head.head();
-    let lm_head = lm_head.unwrap_or_else(|| &embedding.embedding().weight);
-    HeadWeights { norm: norm.shallow_clone(), lm_head: lm_head.shallow_clone() }
+/// What a stage does in a step, in order. Without neighbours there are no gaps to fill.
+fn actions(plan: &Plan, stage: usize) -> Vec<Action> {
+    let num_stages = plan.mesh.pp;
+    let kind = if num_stages == 1 { PipelineSchedule::OneFOneB } else { plan.pipeline.schedule };
+    let shape = PipelineShape {
+        num_stages,
+        chunks_per_stage: plan.pipeline.chunks.len() / num_stages,
+        num_micro_batches: plan.batch.num_micro_batches as usize,
+    };
+    schedule(kind, shape).swap_remove(stage)
 }
 
 /// What `max_grad_norm` makes of a finite gradient norm: torch's `clip_grad_norm_`. 0 turns clipping off.

@@ -8,8 +8,9 @@ use proto::layout::{UnitKind, UnitLayout};
 use proto::memory::{Claim, assign};
 use tch::Kind;
 
-use super::flat::FlatBuffer;
 use super::views::UnitViews;
+use crate::flat::FlatBuffer;
+use crate::shake::Shake;
 
 /// A whole flat buffer and its views.
 pub(super) struct Slot {
@@ -17,6 +18,14 @@ pub(super) struct Slot {
     pub views: UnitViews,
     /// The unit whose values it holds.
     pub holds: Option<usize>,
+}
+
+impl Slot {
+    /// Nobody reads its values any more.
+    pub fn release(&mut self, shake: &Shake) {
+        self.holds = None;
+        shake.release(&mut self.flat);
+    }
 }
 
 /// The slots of all units' parameters, or of all units' gradients.

@@ -3,12 +3,14 @@
 use std::ops::Range;
 
 use proto::layout::UnitLayout;
-use proto::plan::Dtype;
+use proto::plan::Plan;
 use proto::sharding::Sharding;
 use tch::{Kind, Tensor};
 
 use super::adamw::{Stretch, Update};
-use super::flat::FlatBuffer;
+use super::grad_norm::sum_of_squares;
+use super::offload::Staging;
+use crate::flat::FlatBuffer;
 use crate::kernels::narrow_all;
 
 /// One unit's lasting state on this rank.
@@ -16,7 +18,8 @@ pub(super) struct Unit {
     pub layout: UnitLayout,
     pub numel_padded: usize,
     sharding: Sharding,
-    /// `[owned]` fp32. `None` where whole fp32 parameters stay in a slot of their own: those are the masters.
+    /// `[owned]` fp32. `None` where whole fp32 parameters stay in a slot of their own and nothing is offloaded: those are
+    /// the masters.
     master: Option<Vec<f32>>,
     /// `[shard]` fp32, where gradients are sharded: the sum over micro-batches.
     grad_shard: Option<Vec<f32>>,
@@ -28,10 +31,10 @@ pub(super) struct Unit {
 
 impl Unit {
     /// All zero.
-    pub fn new(layout: UnitLayout, sharding: Sharding, compute_dtype: Dtype) -> Self {
+    pub fn new(layout: UnitLayout, sharding: Sharding, plan: &Plan) -> Self {
         let numel_padded = sharding.padded(layout.numel());
         let owned = sharding.owned(numel_padded).len();
-        let has_masters = sharding.has_masters(layout.numel(), compute_dtype);
+        let has_masters = plan.zero.offload_optimizer || sharding.has_masters(layout.numel(), plan.model.compute_dtype);
         let shard = sharding.shard(numel_padded).len();
         Self {
             master: has_masters.then(|| vec![0.0; owned]),
@@ -57,12 +60,6 @@ impl Unit {
     /// This rank's part of any sharded buffer.
     pub fn shard(&self) -> Range<usize> {
         self.sharding.shard(self.numel_padded)
-    }
-
-    /// The range of the flat buffer that this rank saves: its shard, without padding. Shards cover the unit.
-    pub fn saved(&self) -> Range<usize> {
-        let (shard, numel) = (self.shard(), self.layout.numel());
-        shard.start.min(numel)..shard.end.min(numel)
     }
 
     /// Master parameters, first and second moment of `range`, which lies in what this rank owns.
@@ -125,19 +122,42 @@ impl Unit {
         }
     }
 
-    /// This rank's shard of the step's reduced gradients. The same cut in every stage: the same bits of the norm.
-    pub fn reduced_shard<'a>(&'a self, grads: &'a FlatBuffer) -> &'a [f32] {
-        match &self.grad_shard {
+    /// Square of the L2 norm of what this rank counts of the step's reduced gradients: its shard, as far as no other rank
+    /// holds the same. The same cut in every stage: the same bits.
+    pub fn square_norm(&self, grads: &FlatBuffer) -> f64 {
+        let shard = self.shard();
+        let reduced = match &self.grad_shard {
             Some(sum) => sum,
-            None => &grads.as_f32()[self.shard()],
+            None => &grads.as_f32()[shard.clone()],
+        };
+        let counted = self.layout.primary_pieces(shard.clone()).into_iter();
+        counted.map(|piece| sum_of_squares(&reduced[piece.local - shard.start..][..piece.whole.len()])).sum()
+    }
+
+    /// Copies the reduced gradients of `range`, which lies in [`Unit::owned`], into their place in `grads`, if they are
+    /// not there.
+    pub fn put_gradients(&self, grads: &mut FlatBuffer, range: Range<usize>) {
+        if let Some(sum) = &self.grad_shard {
+            let start = self.shard().start;
+            grads.as_f32_mut()[range.clone()].copy_from_slice(&sum[range.start - start..range.end - start]);
         }
+    }
+
+    /// Adds `values` to the reduced gradients of `range`.
+    pub fn add_gradients(&mut self, grads: &mut FlatBuffer, range: Range<usize>, values: &[f32]) {
+        let start = self.shard().start;
+        let reduced = match &mut self.grad_shard {
+            Some(sum) => &mut sum[range.start - start..range.end - start],
+            None => &mut grads.as_f32_mut()[range],
+        };
+        reduced.iter_mut().zip(values).for_each(|(sum, value)| *sum += value);
     }
 
     /// Updates what this rank owns, and zeroes the gradients.
     pub fn apply(&mut self, update: &Update, params: &mut FlatBuffer, grads: &mut FlatBuffer) {
         let owned = self.owned();
         for param in &self.layout.params {
-            let range = intersection(&owned, &(param.offset..param.offset + param.numel()));
+            let range = intersection(&owned, &param.range());
             let local = range.start - owned.start..range.end - owned.start;
             update.apply(Stretch {
                 params: match &mut self.master {
@@ -155,6 +175,41 @@ impl Unit {
         }
         if !self.is_gathered() {
             self.put_masters(params);
+        }
+        self.zero_gradients(grads);
+    }
+
+    /// As [`Unit::apply`], with masters and moments in the host's memory: gradients come and parameters go through
+    /// `staging`, a tile at a time.
+    pub fn apply_offloaded(
+        &mut self,
+        update: &Update,
+        staging: &mut Staging,
+        params: &mut FlatBuffer,
+        grads: &mut FlatBuffer,
+    ) {
+        let owned = self.owned();
+        let master = self.master.as_mut().expect("an offloaded optimizer has masters");
+        for tile in staging.tiles(&owned) {
+            let in_owned = tile.start - owned.start..tile.end - owned.start;
+            let tile_grads = match &self.grad_shard {
+                Some(sum) => &sum[in_owned.clone()],
+                None => staging.fetch(grads, tile.clone()),
+            };
+            for param in &self.layout.params {
+                let range = intersection(&tile, &param.range());
+                let local = range.start - owned.start..range.end - owned.start;
+                update.apply(Stretch {
+                    params: &mut master[local.clone()],
+                    grads: &tile_grads[range.start - tile.start..range.end - tile.start],
+                    exp_avg: &mut self.exp_avg[local.clone()],
+                    exp_avg_sq: &mut self.exp_avg_sq[local],
+                    decays: param.decays(),
+                });
+            }
+            if !self.sharding.shards_parameters(self.layout.numel()) {
+                staging.store(&master[in_owned], params, tile);
+            }
         }
         self.zero_gradients(grads);
     }

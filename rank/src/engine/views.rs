@@ -4,7 +4,7 @@
 use proto::layout::{ParamLayout, UnitKind, UnitLayout};
 use tch::Tensor;
 
-use super::flat::FlatBuffer;
+use crate::flat::FlatBuffer;
 use crate::model::{AttentionWeights, BlockWeights, EmbeddingWeights, FeedForwardWeights, LinearWeights};
 
 /// The weights (or gradients) of one unit.
@@ -90,14 +90,15 @@ impl UnitView<'_> {
         }
     }
 
-    /// One view of several parameters, stacked along their first dim. They lie side by side (`LAY-1`).
+    /// One view of several parameters, stacked along their first dim, as `[out, in]`. They lie side by side (`LAY-1`).
     fn joined(&self, params: &[&ParamLayout]) -> Tensor {
         for pair in params.windows(2) {
             assert_eq!(pair[0].offset + pair[0].numel(), pair[1].offset, "{} and {}", pair[0].name, pair[1].name);
         }
         let mut shape = params[0].shape.clone();
         shape[0] = params.iter().map(|param| param.shape[0]).sum();
-        self.flat.view(params[0].offset, &shape)
+        let stored = self.flat.view(params[0].offset, &shape);
+        if params[0].is_transposed { stored.tr() } else { stored }
     }
 
     fn param(&self, suffix: &str) -> Tensor {

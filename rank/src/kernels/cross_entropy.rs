@@ -1,4 +1,5 @@
-//! Token cross-entropy over rows of logits, and the logits' gradient in their own place.
+//! Token cross-entropy over rows of logits, and the logits' gradient in their own place. Rows are whole, or one rank's
+//! part of the vocabulary: then the work comes in three steps, between which the ranks exchange a number or two a row.
 
 use multiversion::multiversion;
 use tch::{Kind, Tensor};
@@ -45,6 +46,61 @@ fn rows<W: Wide>(logits: &mut Tensor, targets: &[i64], finish: impl Fn(&mut [W],
         }
     });
     losses.iter().sum()
+}
+
+/// The first step over parts of rows: the largest logit of each. `logits`: `[R, columns]`; a part without columns has none.
+pub fn row_maxima(logits: &mut Tensor) -> Vec<f64> {
+    match logits.kind() {
+        Kind::Double => per_row(logits, |row: &mut [f64], _| maximum_or_none(row)),
+        _ => per_row(logits, |row: &mut [f32], _| maximum_or_none(row)),
+    }
+}
+
+/// The second step: replaces each logit by `e^(logit - maximum)`, with the maxima over all parts, and returns each row's
+/// sum over this part.
+pub fn row_exponentials(logits: &mut Tensor, maxima: &[f64]) -> Vec<f64> {
+    match logits.kind() {
+        Kind::Double => per_row(logits, |row: &mut [f64], idx| exponentiate(row, maxima[idx])),
+        _ => per_row(logits, |row: &mut [f32], idx| exponentiate(row, maxima[idx] as f32)),
+    }
+}
+
+/// The third step: turns exponentials into gradients, with the sums over all parts. `targets`: the column of each row's
+/// target, where it is in this part.
+pub fn row_gradients(exponentials: &mut Tensor, sums: &[f64], targets: &[Option<usize>]) {
+    fn finish<W: Wide>(row: &mut [W], sum: f64, target: Option<usize>) -> f64 {
+        match target {
+            Some(target) => gradient(row, sum, target),
+            None => scale(row, W::from_f64(1.0 / sum)),
+        }
+        sum
+    }
+    match exponentials.kind() {
+        Kind::Double => per_row(exponentials, |row: &mut [f64], idx| finish(row, sums[idx], targets[idx])),
+        _ => per_row(exponentials, |row: &mut [f32], idx| finish(row, sums[idx], targets[idx])),
+    };
+}
+
+/// What `work` makes of each row (and its number) of `[R, columns]`.
+fn per_row<W: Wide>(logits: &mut Tensor, work: impl Fn(&mut [W], usize) -> f64 + Sync) -> Vec<f64> {
+    let (rows, columns) = (logits.size()[0] as usize, logits.size()[1] as usize);
+    let mut results = vec![0.0; rows];
+    if columns == 0 {
+        results.iter_mut().enumerate().for_each(|(idx, result)| *result = work(&mut [], idx));
+        return results;
+    }
+    let rows = team::rows_per_part(rows, columns);
+    let parts = slice_mut::<W>(logits).chunks_mut(rows * columns).zip(results.chunks_mut(rows)).enumerate();
+    team::run(parts, |(part, (logits, results))| {
+        for (idx, (row, result)) in logits.chunks_exact_mut(columns).zip(results).enumerate() {
+            *result = work(row, part * rows + idx);
+        }
+    });
+    results
+}
+
+fn maximum_or_none<W: Wide>(row: &[W]) -> f64 {
+    if row.is_empty() { f64::NEG_INFINITY } else { maximum(row).to_f64() }
 }
 
 #[multiversion(targets("x86_64+avx512f", "x86_64+avx2"), dispatcher = "direct")]

@@ -16,7 +16,7 @@ mod slices;
 mod swiglu;
 mod team;
 
-pub use cross_entropy::{cross_entropy, cross_entropy_backward};
+pub use cross_entropy::{cross_entropy, cross_entropy_backward, row_exponentials, row_gradients, row_maxima};
 pub use element::narrow_all;
 pub use norm::{RmsNormGrad, rms_norm, rms_norm_backward};
 pub use rope::rotate;

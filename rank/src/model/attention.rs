@@ -3,22 +3,26 @@
 //! Attention itself is libtorch's flash kernel with its own backward; tokens of different samples never meet, because
 //! each run of samples is a call of its own.
 
+use comm::CommError;
+use proto::layout::TensorSplit;
 use proto::model_config::ModelConfig;
 use tch::{Kind, Tensor};
 
-use super::linear::{LinearWeights, linear_backward, linear_forward};
-use super::norm::{Normed, norm_backward, norm_forward};
+use super::linear::{LinearPass, LinearWeights, column_backward, column_forward, row_backward, row_forward};
+use super::norm::{NormPass, Normed, norm_backward, norm_forward};
 use super::rope::Rotation;
 use super::samples::{Run, Samples};
+use super::tensor_parallel::TensorParallel;
+use super::weight_grads::WeightGrads;
 
 /// Weights of the attention half of a block. The same type holds the gradients, as fp32 views.
 #[derive(Debug)]
 pub struct AttentionWeights {
     /// `[D]`
     pub norm: Tensor,
-    /// q, k and v as one projection: `[(H + 2G) K, D]`
+    /// q, k and v of this rank's heads as one projection: `[(H + 2G) K, D]`
     pub qkv: LinearWeights,
-    /// `[D, H K]`
+    /// `[D, H K]`, for this rank's heads
     pub output: LinearWeights,
 }
 
@@ -34,7 +38,7 @@ pub(super) struct AttentionSaved {
     logsumexp: Vec<Tensor>,
 }
 
-/// Sizes of the attention half of a block.
+/// Sizes of the attention half of a block, as far as it is this rank's: H and G count its heads.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Attention {
     num_heads: i64,
@@ -44,25 +48,28 @@ pub(super) struct Attention {
 }
 
 impl Attention {
-    pub fn new(config: &ModelConfig) -> Self {
+    pub fn new(config: &ModelConfig, split: TensorSplit) -> Self {
+        let ranks_per_key_value_head = split.key_value_replicas(config.num_key_value_heads);
         Self {
-            num_heads: config.num_attention_heads as i64,
-            num_key_value_heads: config.num_key_value_heads as i64,
+            num_heads: (config.num_attention_heads / split.size) as i64,
+            num_key_value_heads: (config.num_key_value_heads * ranks_per_key_value_head / split.size) as i64,
             head_dim: config.head_dim as i64,
             norm_eps: config.rms_norm_eps,
         }
     }
 
-    /// `x`: `[T, D]`. Returns what is added to the residual stream: `[T, D]`.
+    /// `x`: the stream, `[S, D]`. Returns the stream after the attention: `[S, D]`.
     pub fn forward(
         &self,
+        place: AttentionPlace,
         weights: &AttentionWeights,
         x: &Tensor,
-        rotation: &Rotation,
-        samples: &Samples,
-    ) -> (Tensor, AttentionSaved) {
+    ) -> Result<(Tensor, AttentionSaved), CommError> {
+        let AttentionPlace { tp, rotation, samples } = place;
         let normed = norm_forward(&weights.norm, x, self.norm_eps);
-        let mut qkv = linear_forward(&weights.qkv, &normed.y).view([x.size()[0], self.qkv_heads(), self.head_dim]);
+        let tokens = samples.num_tokens();
+        let mut qkv =
+            column_forward(tp, &weights.qkv, &normed.y, tokens)?.view([tokens, self.qkv_heads(), self.head_dim]);
         rotation.apply(&mut qkv, self.num_heads + self.num_key_value_heads);
         let mut logsumexp = Vec::new();
         let heads: Vec<Tensor> = samples
@@ -84,15 +91,22 @@ impl Attention {
             })
             .collect();
         let heads = concatenated(heads);
-        let y = linear_forward(&weights.output, &heads);
-        (y, AttentionSaved { normed, qkv, heads, logsumexp })
+        let y = row_forward(tp, &weights.output, &heads, x)?;
+        Ok((y, AttentionSaved { normed, qkv, heads, logsumexp }))
     }
 
-    /// `dy`: `[T, D]`, the gradient of the residual stream after the attention. Adds to `grads` and returns that of the
-    /// stream before it: `[T, D]`.
-    pub fn backward(&self, pass: AttentionPass, saved: &AttentionSaved, dy: &Tensor) -> Tensor {
-        let AttentionPass { weights, x, rotation, samples, grads } = pass;
-        let dheads = linear_backward(&weights.output, &saved.heads, dy, &grads.output);
+    /// `x`: `[S, D]` of the forward pass, `dy`: `[S, D]`, the gradient of the stream after the attention. Returns that of
+    /// the stream before it: `[S, D]`.
+    pub fn backward(
+        &self,
+        place: AttentionPlace,
+        (weights, grads, sink): (&AttentionWeights, &AttentionWeights, &WeightGrads),
+        (x, saved): (&Tensor, &AttentionSaved),
+        dy: &Tensor,
+    ) -> Result<Tensor, CommError> {
+        let AttentionPlace { tp, rotation, samples } = place;
+        let output = LinearPass { weights: &weights.output, grads: &grads.output, sink };
+        let dheads = row_backward(tp, output, &saved.heads, dy)?;
         let mut dqkv = saved.qkv.empty_like();
         for (run, logsumexp) in samples.runs().into_iter().zip(&saved.logsumexp) {
             let [q, k, v] = self.split(&saved.qkv, run);
@@ -111,9 +125,11 @@ impl Attention {
             self.join(&dqkv, run, [dq, dk, dv]);
         }
         rotation.apply_backward(&mut dqkv, self.num_heads + self.num_key_value_heads);
-        let dqkv = dqkv.view([x.size()[0], self.qkv_heads() * self.head_dim]);
-        let dnormed = linear_backward(&weights.qkv, &saved.normed.y, &dqkv, &grads.qkv);
-        norm_backward(&weights.norm, x, &saved.normed, (&dnormed, Some(dy)), &grads.norm)
+        let dqkv = dqkv.view([samples.num_tokens(), self.qkv_heads() * self.head_dim]);
+        let qkv = LinearPass { weights: &weights.qkv, grads: &grads.qkv, sink };
+        let dnormed = column_backward(tp, qkv, &saved.normed.y, &dqkv)?;
+        let norm = NormPass { weight: &weights.norm, grad: &grads.norm, sink };
+        Ok(norm_backward(norm, x, &saved.normed, (&dnormed, Some(dy))))
     }
 
     fn qkv_heads(&self) -> i64 {
@@ -167,13 +183,12 @@ impl Attention {
     }
 }
 
-/// Everything the backward pass takes beside what was saved and `dy`.
-pub(super) struct AttentionPass<'a> {
-    pub weights: &'a AttentionWeights,
-    pub x: &'a Tensor,
+/// Who computes a micro-batch's attention together, and where its tokens stand.
+#[derive(Clone, Copy)]
+pub(super) struct AttentionPlace<'a> {
+    pub tp: &'a TensorParallel,
     pub rotation: &'a Rotation,
     pub samples: &'a Samples,
-    pub grads: &'a AttentionWeights,
 }
 
 fn concatenated(mut parts: Vec<Tensor>) -> Tensor {

@@ -1,13 +1,18 @@
 //! One transformer block: `m = x + attention(x)`, `y = m + feed_forward(m)`.
 
+use std::rc::Rc;
+
+use comm::CommError;
 use proto::model_config::ModelConfig;
 use proto::plan::ActivationCheckpointing;
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
-use super::attention::{Attention, AttentionPass, AttentionSaved, AttentionWeights};
-use super::feed_forward::{FeedForwardSaved, FeedForwardWeights, feed_forward_backward, feed_forward_forward};
+use super::attention::{Attention, AttentionPlace, AttentionSaved, AttentionWeights};
+use super::feed_forward::{FeedForward, FeedForwardSaved, FeedForwardWeights};
 use super::rope::{RopeTable, Rotation};
 use super::samples::Samples;
+use super::tensor_parallel::TensorParallel;
+use super::weight_grads::WeightGrads;
 
 /// Weights of a block. The same type holds the gradients, as fp32 views.
 #[derive(Debug)]
@@ -21,9 +26,9 @@ pub struct BlockWeights {
 /// What the backward pass reads, or what it needs to run the forward pass again.
 #[derive(Debug)]
 pub struct BlockSaved {
-    /// Input of the block: `[T, D]`
+    /// Input of the block: `[S, D]`
     x: Tensor,
-    /// Between the halves: `[T, D]`, and what attention saved. `None` under full checkpointing.
+    /// Between the halves: `[S, D]`, and what attention saved. `None` under full checkpointing.
     attention: Option<(Tensor, AttentionSaved)>,
     /// `None` under ffn and full checkpointing.
     feed_forward: Option<FeedForwardSaved>,
@@ -31,32 +36,37 @@ pub struct BlockSaved {
 
 /// The block unit of one micro-batch: sizes, and the micro-batch's positions and boundaries.
 #[derive(Debug)]
-pub struct Block<'a> {
+pub struct Block {
     attention: Attention,
     norm_eps: f64,
     rotation: Rotation,
-    samples: &'a Samples,
+    samples: Rc<Samples>,
     checkpointing: ActivationCheckpointing,
 }
 
-impl<'a> Block<'a> {
-    /// The block unit for a micro-batch whose samples are `samples`, with activations like `like`.
+impl Block {
+    /// The block unit for a micro-batch whose samples are `samples`, with activations of type `kind`.
     pub fn new(
-        config: &ModelConfig,
+        (config, tp): (&ModelConfig, &TensorParallel),
         rope: &RopeTable,
-        samples: &'a Samples,
+        samples: &Rc<Samples>,
         checkpointing: ActivationCheckpointing,
-        like: &Tensor,
+        kind: Kind,
     ) -> Self {
-        let rotation = rope.rotation(&samples.positions(), like.kind());
-        let attention = Attention::new(config);
-        Self { attention, norm_eps: config.rms_norm_eps, rotation, samples, checkpointing }
+        let rotation = rope.rotation(&samples.positions(), kind);
+        let attention = Attention::new(config, tp.split());
+        Self { attention, norm_eps: config.rms_norm_eps, rotation, samples: samples.clone(), checkpointing }
     }
 
-    /// `x`: `[T, D]`. Returns `[T, D]`.
-    pub fn forward(&self, weights: &BlockWeights, x: Tensor) -> (Tensor, BlockSaved) {
-        let (middle, attention) = self.attention_half(weights, &x);
-        let (y, feed_forward) = self.feed_forward_half(weights, &middle);
+    /// `x`: this rank's stream, `[S, D]`. Returns the stream after the block. Collective over tp.
+    pub fn forward(
+        &self,
+        tp: &TensorParallel,
+        weights: &BlockWeights,
+        x: Tensor,
+    ) -> Result<(Tensor, BlockSaved), CommError> {
+        let (middle, attention) = self.attention.forward(self.place(tp), &weights.attention, &x)?;
+        let (y, feed_forward) = self.feed_forward(tp).forward(&weights.feed_forward, &middle)?;
         let saved = match self.checkpointing {
             ActivationCheckpointing::None => {
                 BlockSaved { x, attention: Some((middle, attention)), feed_forward: Some(feed_forward) }
@@ -64,35 +74,40 @@ impl<'a> Block<'a> {
             ActivationCheckpointing::Ffn => BlockSaved { x, attention: Some((middle, attention)), feed_forward: None },
             ActivationCheckpointing::Full => BlockSaved { x, attention: None, feed_forward: None },
         };
-        (y, saved)
+        Ok((y, saved))
     }
 
-    /// `dy`: `[T, D]`. Adds to `grads`, frees what was saved, and returns `dx`: `[T, D]`.
-    pub fn backward(&self, weights: &BlockWeights, saved: BlockSaved, dy: Tensor, grads: &BlockWeights) -> Tensor {
+    /// `dy`: `[S, D]`. Gives the gradients of the weights to `sink`, for `grads`, frees what was saved, and returns `dx`:
+    /// `[S, D]`. Collective over tp.
+    pub fn backward(
+        &self,
+        tp: &TensorParallel,
+        (weights, grads, sink): (&BlockWeights, &BlockWeights, &WeightGrads),
+        saved: BlockSaved,
+        dy: Tensor,
+    ) -> Result<Tensor, CommError> {
         let BlockSaved { x, attention, feed_forward } = saved;
-        let (middle, attention) = attention.unwrap_or_else(|| self.attention_half(weights, &x));
-        let feed_forward = feed_forward.unwrap_or_else(|| self.feed_forward_half(weights, &middle).1);
-        let dmiddle = feed_forward_backward(&weights.feed_forward, &middle, feed_forward, &dy, &grads.feed_forward);
-        drop(middle);
-        let pass = AttentionPass {
-            weights: &weights.attention,
-            x: &x,
-            rotation: &self.rotation,
-            samples: self.samples,
-            grads: &grads.attention,
+        let (middle, attention) = match attention {
+            Some(saved) => saved,
+            None => self.attention.forward(self.place(tp), &weights.attention, &x)?,
         };
-        self.attention.backward(pass, &attention, &dmiddle)
+        let half = self.feed_forward(tp);
+        let feed_forward = match feed_forward {
+            Some(saved) => saved,
+            None => half.up(&weights.feed_forward, &middle)?,
+        };
+        let ffn = (&weights.feed_forward, &grads.feed_forward, sink);
+        let dmiddle = half.backward(ffn, &middle, feed_forward, &dy)?;
+        drop((middle, dy));
+        let attend = (&weights.attention, &grads.attention, sink);
+        self.attention.backward(self.place(tp), attend, (&x, &attention), &dmiddle)
     }
 
-    fn attention_half(&self, weights: &BlockWeights, x: &Tensor) -> (Tensor, AttentionSaved) {
-        let (mut middle, saved) = self.attention.forward(&weights.attention, x, &self.rotation, self.samples);
-        let _ = middle.g_add_(x);
-        (middle, saved)
+    fn place<'a>(&'a self, tp: &'a TensorParallel) -> AttentionPlace<'a> {
+        AttentionPlace { tp, rotation: &self.rotation, samples: &self.samples }
     }
 
-    fn feed_forward_half(&self, weights: &BlockWeights, middle: &Tensor) -> (Tensor, FeedForwardSaved) {
-        let (mut y, saved) = feed_forward_forward(&weights.feed_forward, middle, self.norm_eps);
-        let _ = y.g_add_(middle);
-        (y, saved)
+    fn feed_forward<'a>(&self, tp: &'a TensorParallel) -> FeedForward<'a> {
+        FeedForward { tp, norm_eps: self.norm_eps, tokens: self.samples.num_tokens() }
     }
 }

@@ -1,105 +1,157 @@
 //! The head unit: final norm, lm_head and token cross-entropy, in row chunks so that logits never exist whole.
 //!
 //! The loss is the end of the forward pass, so forward and backward of a chunk are one: its logits turn into their own
-//! gradient in place. Tokens without a label never reach lm_head.
+//! gradient in place. Tokens without a label never reach lm_head. Under tensor parallelism each rank has the logits of
+//! some tokens of the vocabulary, and the ranks exchange three numbers a row: nobody sees them all.
 
 use std::ops::Range;
 
+use comm::CommError;
 use tch::Tensor;
 
-use super::linear::accumulate_matmul;
-use super::norm::{norm_backward, norm_forward};
-use crate::kernels::{cross_entropy, cross_entropy_backward, wide_kind};
+use super::cross_entropy::CrossEntropy;
+use super::norm::{NormPass, Normed, norm_backward, norm_forward};
+use super::tensor_parallel::TensorParallel;
+use super::weight_grads::{WeightGrads, accumulate_matmul};
+use crate::kernels::wide_kind;
 
 /// Label of a token that is not trained on.
 const IGNORED: i64 = -100;
 
 /// Logits held at a time, in elements: 4 Mi fp32 values are 16 MiB.
-const CHUNK_ELEMENTS: usize = 4 << 20;
+pub const CHUNK_ELEMENTS: usize = 4 << 20;
 
 /// Weights of the head. The same type holds the gradients, as fp32 views.
 #[derive(Debug)]
 pub struct HeadWeights {
     /// `[D]`
     pub norm: Tensor,
-    /// `[V, D]`; the embedding's matrix when tied.
+    /// `[V/tp, D]`; the embedding's matrix when tied. Rows beyond this rank's tokens are padding.
     pub lm_head: Tensor,
 }
 
 /// The head unit.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Head {
     norm_eps: f64,
+    /// Ids of this rank's tokens.
+    ids: Range<i64>,
     chunk_elements: usize,
 }
 
+/// The final norm of all labelled tokens, as the chunks take it.
+struct Labelled {
+    /// Of the whole stream.
+    normed: Normed,
+    /// Which tokens have a label: `[labels]` int64
+    places: Tensor,
+    /// Their labels.
+    targets: Vec<i64>,
+    /// `[labels, D]`
+    y: Tensor,
+}
+
 impl Head {
-    /// The head of a model with this `rms_norm_eps`.
-    pub fn new(norm_eps: f64) -> Self {
-        Self::with_chunk_elements(norm_eps, CHUNK_ELEMENTS)
+    /// The head of a model, or this rank's part of it.
+    pub fn new(norm_eps: f64, vocab_size: usize, tp: &TensorParallel) -> Self {
+        Self::with_chunk_elements(norm_eps, vocab_size, tp, CHUNK_ELEMENTS)
     }
 
-    pub(super) fn with_chunk_elements(norm_eps: f64, chunk_elements: usize) -> Self {
-        Self { norm_eps, chunk_elements }
+    pub(super) fn with_chunk_elements(
+        norm_eps: f64,
+        vocab_size: usize,
+        tp: &TensorParallel,
+        chunk_elements: usize,
+    ) -> Self {
+        let rows = tp.split().rows(vocab_size);
+        Self { norm_eps, ids: rows.start as i64..rows.end as i64, chunk_elements }
     }
 
-    /// Sum of the cross-entropies of all labelled tokens, without gradients. `x`: `[T, D]`, `targets`: `[T]`.
-    pub fn loss(&self, weights: &HeadWeights, x: &Tensor, targets: &[i64]) -> f64 {
-        let (labelled, targets) = labelled_tokens(targets);
-        let normed = norm_forward(&weights.norm, &x.index_select(0, &labelled), self.norm_eps).y;
-        let chunks = self.chunks(targets.len(), weights);
-        chunks.map(|rows| cross_entropy(&mut logits(weights, &part(&normed, &rows)), &targets[rows])).sum()
-    }
-
-    /// Forward and backward in one. `x`: `[T, D]`, `targets`: `[T]` (-100: no label), `scale`: gradient of the job's
-    /// loss with respect to one token's cross-entropy.
-    ///
-    /// Returns the sum of the cross-entropies (not scaled) and `dx`: `[T, D]`; adds to `grads`.
-    pub fn forward_backward(
+    /// Sum of the cross-entropies of all labelled tokens, without gradients. `x`: the stream, `[S, D]`, `targets`: `[T]`.
+    /// Collective over tp; every rank gets the same sum.
+    pub fn loss(
         &self,
+        tp: &TensorParallel,
         weights: &HeadWeights,
         x: &Tensor,
         targets: &[i64],
-        scale: f64,
-        grads: &HeadWeights,
-    ) -> (f64, Tensor) {
-        let (labelled, targets) = labelled_tokens(targets);
-        let selected = x.index_select(0, &labelled);
-        let normed = norm_forward(&weights.norm, &selected, self.norm_eps);
-        let dnormed = normed.y.empty_like();
+    ) -> Result<f64, CommError> {
+        let labelled = self.labelled(tp, weights, x, targets)?;
         let mut loss = 0.0;
-        for rows in self.chunks(targets.len(), weights) {
-            let normed = part(&normed.y, &rows);
-            let mut logits = logits(weights, &normed);
-            loss += cross_entropy_backward(&mut logits, &targets[rows.clone()]);
-            // `scale` goes to the narrow side of both products: `[rows, D]`, not `[rows, V]`.
-            let dlogits = logits.to_kind(normed.kind());
-            let _ = dlogits.mm_out(&part(&dnormed, &rows), &weights.lm_head);
-            accumulate_matmul(&grads.lm_head, &dlogits.tr(), &(normed * scale));
+        for rows in self.chunks(labelled.targets.len(), weights) {
+            let mut logits = self.logits(weights, &part(&labelled.y, &rows));
+            loss += self.cross_entropy(tp).loss(&mut logits, &labelled.targets[rows])?;
         }
-        let dselected = norm_backward(&weights.norm, &selected, &normed, (&(dnormed * scale), None), &grads.norm);
-        let dx = x.zeros_like();
-        let _ = dx.shallow_clone().index_copy_(0, &labelled, &dselected);
-        (loss, dx)
+        Ok(loss)
     }
 
-    /// Row chunks whose logits are held at a time.
+    /// Forward and backward in one. `x`: the stream, `[S, D]`, `targets`: `[T]` (-100: no label), `scale`: gradient of the
+    /// job's loss with respect to one token's cross-entropy.
+    ///
+    /// Returns the sum of the cross-entropies (not scaled) and `dx`: `[S, D]`; adds to `grads`. Collective over tp.
+    pub fn forward_backward(
+        &self,
+        tp: &TensorParallel,
+        (weights, grads): (&HeadWeights, &HeadWeights),
+        x: &Tensor,
+        targets: &[i64],
+        scale: f64,
+    ) -> Result<(f64, Tensor), CommError> {
+        let Labelled { normed, places, targets: labels, y } = self.labelled(tp, weights, x, targets)?;
+        let dy = y.empty_like();
+        let mut loss = 0.0;
+        for rows in self.chunks(labels.len(), weights) {
+            let y = part(&y, &rows);
+            let mut logits = self.logits(weights, &y);
+            loss += self.cross_entropy(tp).gradient(&mut logits, &labels[rows.clone()])?;
+            // `scale` goes to the narrow side of both products: `[rows, D]`, not `[rows, V]`.
+            let dlogits = logits.to_kind(y.kind());
+            let _ = dlogits.mm_out(&part(&dy, &rows), &self.own(&weights.lm_head));
+            accumulate_matmul(&self.own(&grads.lm_head), &dlogits.tr(), &(y * scale));
+        }
+        drop(y);
+        let mut partial = tp.partial(targets.len() as i64, x, x.size()[1]);
+        let _ = partial.zero_().index_copy_(0, &places, &(dy * scale));
+        let dnormed = tp.reduce(partial)?;
+        let norm = NormPass { weight: &weights.norm, grad: &grads.norm, sink: &WeightGrads::Now };
+        Ok((loss, norm_backward(norm, x, &normed, (&dnormed, None))))
+    }
+
+    /// The final norm, and its rows that have a label.
+    fn labelled(
+        &self,
+        tp: &TensorParallel,
+        weights: &HeadWeights,
+        x: &Tensor,
+        targets: &[i64],
+    ) -> Result<Labelled, CommError> {
+        let normed = norm_forward(&weights.norm, x, self.norm_eps);
+        let labels = targets.iter().enumerate().filter(|&(_, &target)| target != IGNORED);
+        let (places, labels): (Vec<i64>, Vec<i64>) = labels.map(|(idx, &target)| (idx as i64, target)).unzip();
+        let places = Tensor::from_slice(&places);
+        let y = tp.gather(&normed.y, targets.len() as i64)?.index_select(0, &places);
+        Ok(Labelled { normed, places, targets: labels, y })
+    }
+
+    /// Row chunks whose logits are held at a time: the same on every rank, whatever its padding.
     fn chunks(&self, rows: usize, weights: &HeadWeights) -> impl Iterator<Item = Range<usize>> + use<> {
         let size = (self.chunk_elements / weights.lm_head.size()[0] as usize).max(1);
         (0..rows).step_by(size).map(move |start| start..rows.min(start + size))
     }
-}
 
-/// Indices of the tokens that have a label, `[labels]` int64, and their labels.
-fn labelled_tokens(targets: &[i64]) -> (Tensor, Vec<i64>) {
-    let labelled = targets.iter().enumerate().filter(|&(_, &target)| target != IGNORED);
-    let (indices, targets): (Vec<i64>, Vec<i64>) = labelled.map(|(idx, &target)| (idx as i64, target)).unzip();
-    (Tensor::from_slice(&indices), targets)
-}
+    fn cross_entropy<'a>(&self, tp: &'a TensorParallel) -> CrossEntropy<'a> {
+        CrossEntropy { tp, first_id: self.ids.start }
+    }
 
-/// `[rows, V]` in fp32, or in the input's own type if wider.
-fn logits(weights: &HeadWeights, normed: &Tensor) -> Tensor {
-    normed.mm(&weights.lm_head.tr()).to_kind(wide_kind(normed.kind()))
+    /// `[rows, V/tp]` in fp32, or in the input's own type if wider.
+    fn logits(&self, weights: &HeadWeights, normed: &Tensor) -> Tensor {
+        normed.mm(&self.own(&weights.lm_head).tr()).to_kind(wide_kind(normed.kind()))
+    }
+
+    /// lm_head without padding.
+    fn own(&self, lm_head: &Tensor) -> Tensor {
+        lm_head.narrow(0, 0, self.ids.end - self.ids.start)
+    }
 }
 
 fn part(x: &Tensor, rows: &Range<usize>) -> Tensor {

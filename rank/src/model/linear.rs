@@ -1,6 +1,11 @@
-//! `y = x W^T + b` and its backward. Weight gradients are added in place into fp32 views of the flat buffer.
+//! `y = x W^T + b` and its backward, whole or as one rank's part: cut by output ([`column_forward`]) or by input
+//! ([`row_forward`]). Weight gradients are added into fp32 views of the flat buffer.
 
-use tch::{Kind, Tensor};
+use comm::CommError;
+use tch::Tensor;
+
+use super::tensor_parallel::TensorParallel;
+use super::weight_grads::WeightGrads;
 
 /// Weight `[out, in]` and bias `[out]` of a projection. The same type holds the gradients, as fp32 views.
 #[derive(Debug)]
@@ -11,34 +16,75 @@ pub struct LinearWeights {
     pub bias: Option<Tensor>,
 }
 
-/// `x`: `[T, in]`. Returns `[T, out]`.
-pub(super) fn linear_forward(weights: &LinearWeights, x: &Tensor) -> Tensor {
-    match &weights.bias {
+/// What the backward pass of a projection takes beside its input and `dy`.
+#[derive(Clone, Copy)]
+pub(super) struct LinearPass<'a> {
+    pub weights: &'a LinearWeights,
+    pub grads: &'a LinearWeights,
+    pub sink: &'a WeightGrads,
+}
+
+/// A projection cut by output. `x`: this rank's stream, `[S, in]`. Returns `[T, out/tp]`.
+pub(super) fn column_forward(
+    tp: &TensorParallel,
+    weights: &LinearWeights,
+    x: &Tensor,
+    tokens: i64,
+) -> Result<Tensor, CommError> {
+    let x = tp.gather(x, tokens)?;
+    Ok(match &weights.bias {
         None => x.mm(&weights.weight.tr()),
-        Some(bias) => bias.addmm(x, &weights.weight.tr()),
-    }
+        Some(bias) => bias.addmm(&x, &weights.weight.tr()),
+    })
 }
 
-/// `x`: `[T, in]` of the forward pass, `dy`: `[T, out]`. Adds to `grads` and returns `dx`: `[T, in]`.
-pub(super) fn linear_backward(weights: &LinearWeights, x: &Tensor, dy: &Tensor, grads: &LinearWeights) -> Tensor {
-    accumulate_matmul(&grads.weight, &dy.tr(), x);
+/// `x`: the stream of the forward pass, `[S, in]`; `dy`: `[T, out/tp]`. Returns `dx`: `[S, in]`, which holds until the
+/// next call of a method of `tp`.
+pub(super) fn column_backward(
+    tp: &TensorParallel,
+    pass: LinearPass,
+    x: &Tensor,
+    dy: &Tensor,
+) -> Result<Tensor, CommError> {
+    let LinearPass { weights, grads, sink } = pass;
+    let tokens = dy.size()[0];
+    let all = tp.gather(x, tokens)?;
+    sink.add_product(&grads.weight, dy, &if sink.keeps() { tp.keep(all) } else { all });
     if let Some(bias) = &grads.bias {
-        accumulate(bias, &dy.sum_dim_intlist([0i64].as_slice(), false, None::<Kind>));
+        sink.add_rows(bias, dy);
     }
-    dy.mm(&weights.weight)
+    let partial = tp.partial(tokens, dy, weights.weight.size()[1]);
+    tp.reduce(dy.mm_out(&partial, &weights.weight))
 }
 
-/// `grad += a b`, in fp32 whatever the type of `a` and `b`.
-pub(super) fn accumulate_matmul(grad: &Tensor, a: &Tensor, b: &Tensor) {
-    let mut grad = grad.shallow_clone();
-    if a.kind() == grad.kind() {
-        let _ = grad.addmm_(a, b);
-    } else {
-        accumulate(&grad, &a.mm(b));
+/// A projection cut by input. `x`: `[T, in/tp]`. Returns `residual + x W^T + b`: this rank's stream, `[S, out]`.
+pub(super) fn row_forward(
+    tp: &TensorParallel,
+    weights: &LinearWeights,
+    x: &Tensor,
+    residual: &Tensor,
+) -> Result<Tensor, CommError> {
+    let partial = tp.partial(x.size()[0], x, weights.weight.size()[0]);
+    let mut y = tp.reduce_onto(x.mm_out(&partial, &weights.weight.tr()), residual)?;
+    if let Some(bias) = &weights.bias {
+        let _ = y.g_add_(bias);
     }
+    Ok(y)
 }
 
-/// `grad += delta`
-pub(super) fn accumulate(grad: &Tensor, delta: &Tensor) {
-    let _ = grad.shallow_clone().g_add_(delta);
+/// `x`: `[T, in/tp]` of the forward pass, `dy`: the stream's gradient, `[S, out]`. Returns `dx`: `[T, in/tp]`.
+pub(super) fn row_backward(
+    tp: &TensorParallel,
+    pass: LinearPass,
+    x: &Tensor,
+    dy: &Tensor,
+) -> Result<Tensor, CommError> {
+    let LinearPass { weights, grads, sink } = pass;
+    if let Some(bias) = &grads.bias {
+        sink.add_rows(bias, dy);
+    }
+    let all = tp.gather(dy, x.size()[0])?;
+    let all = if sink.keeps() { tp.keep(all) } else { all };
+    sink.add_product(&grads.weight, &all, x);
+    Ok(all.mm(&weights.weight))
 }

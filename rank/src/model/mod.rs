@@ -3,16 +3,18 @@
 //! A unit is what is gathered, computed, reduced, checkpointed and saved at once: the [`Embedding`], each [`Block`],
 //! the [`Head`]. Each has `forward(weights, x) -> (y, saved)` and `backward(weights, saved, dy, grads) -> dx` under
 //! `no_grad`: weight gradients are accumulated in place into the unit's flat buffer, and what stays alive between the
-//! two passes is exactly what `saved` holds. libtorch's autograd is the oracle in the tests, never the engine.
+//! two passes is exactly what `saved` holds. libtorch's autograd is the oracle in the tests, never the engine. Under
+//! tensor parallelism a unit is one rank's part, and [`TensorParallel`] is where the parts meet.
 //!
 //! Activations are flat: `[T, D]` over all tokens of a micro-batch, rows and packed samples one after the other, so
 //! nothing is ever padded. Only attention looks at where samples begin ([`Samples`]).
 //!
-//! Letters used for shapes here: T tokens of the micro-batch, L tokens of one sample, D hidden_size,
-//! F intermediate_size, H query heads, G key/value heads, K head_dim, V vocab_size.
+//! Letters used for shapes here: T tokens of the micro-batch, S those of them on this rank's residual stream, L tokens of
+//! one sample, D hidden_size, F intermediate_size, H query heads, G key/value heads, K head_dim, V vocab_size.
 
 mod attention;
 mod block;
+mod cross_entropy;
 mod embedding;
 mod feed_forward;
 mod head;
@@ -20,8 +22,10 @@ mod linear;
 mod norm;
 mod rope;
 mod samples;
+mod tensor_parallel;
 #[cfg(test)]
 mod tests;
+mod weight_grads;
 
 pub use attention::AttentionWeights;
 pub use block::{Block, BlockSaved, BlockWeights};
@@ -31,3 +35,5 @@ pub use head::{Head, HeadWeights};
 pub use linear::LinearWeights;
 pub use rope::RopeTable;
 pub use samples::Samples;
+pub use tensor_parallel::TensorParallel;
+pub use weight_grads::{PendingGrad, WeightGrads};

@@ -1,13 +1,17 @@
 //! Each unit against libtorch's autograd: the oracle is written with plain operations (no flash attention, no fused
 //! projections, a mask per micro-batch), so that it shares no code with the engine.
 
-use proto::layout::model_layout;
+use std::rc::Rc;
+
+use proto::layout::{TensorSplit, model_layout};
 use proto::model_config::ModelConfig;
 use proto::plan::ActivationCheckpointing;
 use tch::{Device, Kind, Tensor};
 
 use super::*;
 
+/// The whole layer on one rank.
+const OFF: TensorParallel = TensorParallel::Off;
 /// fp64: what is left is rounding of fp32 angles on both sides alike.
 const FP64_TOLERANCE: f64 = 1e-9;
 /// fp32: a few thousand additions in another order.
@@ -135,16 +139,16 @@ fn check_close(what: &str, got: &Tensor, expected: &Tensor, tolerance: f64) {
 
 fn check_block(case: &Case, kind: Kind, checkpointing: ActivationCheckpointing, tolerance: f64) {
     tch::manual_seed(7);
-    let unit = &model_layout(&case.config)[1];
+    let unit = &model_layout(&case.config, TensorSplit::WHOLE)[1];
     let leaves: Vec<(String, Tensor)> = unit
         .params
         .iter()
         .map(|param| {
-            let shape: Vec<i64> = param.shape.iter().map(|&size| size as i64).collect();
+            let shape: Vec<i64> = param.disk_shape().iter().map(|&size| size as i64).collect();
             (param.name.clone(), random(&shape, kind).set_requires_grad(true))
         })
         .collect();
-    let samples = Samples::new(case.samples.clone());
+    let samples = Rc::new(Samples::new(case.samples.clone()));
     let x = random(&[samples.num_tokens(), case.config.hidden_size as i64], kind).set_requires_grad(true);
     let dy = random(&x.size(), kind);
     let expected = oracle_block(&leaves, &x, case);
@@ -154,9 +158,19 @@ fn check_block(case: &Case, kind: Kind, checkpointing: ActivationCheckpointing, 
     let (weights, grads) = (block_weights(&leaves, false), block_weights(&leaves, true));
     let rope = RopeTable::new(&case.config);
     let (y, dx) = tch::no_grad(|| {
-        let block = Block::new(&case.config, &rope, &samples, checkpointing, &x);
-        let (y, saved) = block.forward(&weights, x.detach());
-        (y, block.backward(&weights, saved, dy.shallow_clone(), &grads))
+        let block = Block::new((&case.config, &OFF), &rope, &samples, checkpointing, kind);
+        let pass = |grads: &BlockWeights, sink: &WeightGrads| {
+            let (y, saved) = block.forward(&OFF, &weights, x.detach()).unwrap();
+            (y, block.backward(&OFF, (&weights, grads, sink), saved, dy.shallow_clone()).unwrap())
+        };
+        let apart = block_weights(&leaves, true);
+        let later = WeightGrads::later();
+        drop(pass(&apart, &later));
+        assert_eq!(flat_grads(&apart).abs().max().double_value(&[]), 0.0, "nothing is added before its pass");
+        later.into_pending().into_iter().for_each(PendingGrad::add);
+        let (y, dx) = pass(&grads, &WeightGrads::Now);
+        assert!(flat_grads(&apart).equal(&flat_grads(&grads)), "a pass of its own changes no bit");
+        (y, dx)
     });
     let what = |part: &str| format!("{} {kind:?} {checkpointing:?} {part}", case.name);
     check_close(&what("y"), &y, &expected.detach(), tolerance);
@@ -192,11 +206,12 @@ fn check_head(kind: Kind, labels: &[i64], chunk_elements: usize, tolerance: f64)
     let loss = logits.cross_entropy_loss(&targets, None::<&Tensor>, tch::Reduction::Sum, -100, 0.0);
     (&loss * scale).backward();
 
-    let head = Head::with_chunk_elements(1e-6, chunk_elements);
+    let head = Head::with_chunk_elements(1e-6, vocab as usize, &OFF, chunk_elements);
     let weights = HeadWeights { norm: norm.detach(), lm_head: lm_head.detach() };
     let grads = HeadWeights { norm: norm.zeros_like().detach(), lm_head: lm_head.zeros_like().detach() };
-    let (got, dx) = tch::no_grad(|| head.forward_backward(&weights, &x.detach(), labels, scale, &grads));
-    let evaluated = tch::no_grad(|| head.loss(&weights, &x.detach(), labels));
+    let (got, dx) =
+        tch::no_grad(|| head.forward_backward(&OFF, (&weights, &grads), &x.detach(), labels, scale)).unwrap();
+    let evaluated = tch::no_grad(|| head.loss(&OFF, &weights, &x.detach(), labels)).unwrap();
     assert_eq!(got, evaluated, "with and without gradients");
     let expected = loss.double_value(&[]);
     assert!((got - expected).abs() <= tolerance * expected.abs().max(1.0), "{got} {expected}");
@@ -229,9 +244,10 @@ fn embedding_backward_equals_autograd() {
         let dy = random(&[5, 6], kind);
         (weight.index_select(0, &tokens) * &dy).sum(kind).backward();
         let grads = EmbeddingWeights { weight: weight.zeros_like().detach() };
-        let y = Embedding.forward(&EmbeddingWeights { weight: weight.detach() }, &tokens);
+        let embedding = Embedding::new(11, &OFF);
+        let y = embedding.forward(&OFF, &EmbeddingWeights { weight: weight.detach() }, &tokens).unwrap();
         check_close("y", &y, &weight.detach().index_select(0, &tokens), 0.0);
-        tch::no_grad(|| Embedding.backward(&tokens, &dy, &grads));
+        tch::no_grad(|| embedding.backward(&OFF, &tokens, &dy, &grads)).unwrap();
         check_close("dw", &grads.weight, &weight.grad(), tolerance);
     }
 }

@@ -10,7 +10,7 @@ use tch::{Kind, Tensor};
 use crate::engine::Memory;
 use proto::layout::ParamLayout;
 
-/// Fills every parameter that this rank needs. `std`: config.json's `initializer_range`.
+/// Fills its part of every parameter that this rank needs. `std`: config.json's `initializer_range`.
 pub(super) fn randomize(memory: &mut Memory, seed: u64, std: f64) {
     for unit in 0..memory.num_units() {
         let filled: Result<(), Infallible> = memory.fill(unit, |param, to| {
@@ -28,8 +28,10 @@ fn draw(param: &ParamLayout, mut to: Tensor, seed: u64, std: f64) {
         let _ = to.zero_();
     } else {
         tch::manual_seed(generator_seed(seed, &param.name));
-        // Drawn in fp32 whatever the parameter's type, so that both types start from the same numbers.
-        to.copy_(&Tensor::empty(to.size(), (Kind::Float, to.device())).normal_(0.0, std));
+        // Drawn whole and in fp32, whatever the part and the parameter's type: all start from the same numbers.
+        let shape: Vec<i64> = param.disk_shape().iter().map(|&size| size as i64).collect();
+        let whole = Tensor::empty(&shape[..], (Kind::Float, to.device())).normal_(0.0, std);
+        to.copy_(&whole.narrow(param.disk_dim() as i64, param.rows.start as i64, param.rows.len() as i64));
     }
 }
 

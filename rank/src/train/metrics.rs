@@ -17,7 +17,14 @@ pub(super) struct Metrics {
 impl Metrics {
     /// The clock starts now: when training does.
     pub fn start() -> Self {
-        let last = StepOutcome { step: 0, loss: f64::NAN, grad_norm: f64::NAN, learning_rate: 0.0, num_tokens: 0 };
+        let last = StepOutcome {
+            step: 0,
+            loss: f64::NAN,
+            grad_norm: f64::NAN,
+            learning_rate: 0.0,
+            num_tokens: 0,
+            pipeline_bubble: None,
+        };
         Self { since: Instant::now(), steps: 0, tokens: 0, last }
     }
 
@@ -40,6 +47,7 @@ impl Metrics {
             tokens_per_second: self.tokens as f64 / seconds,
             step_seconds: seconds / self.steps as f64,
             logged,
+            pipeline_bubble: self.last.pipeline_bubble,
         };
         if logged {
             (self.since, self.steps, self.tokens) = (Instant::now(), 0, 0);

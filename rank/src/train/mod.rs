@@ -12,7 +12,6 @@ use proto::control::report_request::Event;
 use proto::control::{CheckpointSaved, Finished, SkippedStep, Started};
 use proto::env::WorkerEnv;
 use proto::manifest::Progress;
-use proto::mesh::Axis;
 use proto::plan::{Init, Plan};
 
 pub use error::TrainError;
@@ -22,7 +21,9 @@ use crate::checkpoint::{self, Saver};
 use crate::control::Control;
 use crate::data::{TrainData, ValidationData};
 use crate::engine::{Engine, clip_scale};
+use crate::groups::Groups;
 use crate::process;
+use crate::shake::Shake;
 
 /// What one rank trains with.
 pub struct Trainer {
@@ -45,9 +46,8 @@ impl Trainer {
     /// Opens the data, allocates every buffer and loads the weights, or the checkpoint that `env` names.
     pub fn new(plan: Plan, env: &WorkerEnv, world: Rc<ShmWorld>) -> Result<Self, TrainError> {
         let plan = Rc::new(plan);
-        let coord = plan.mesh.coord(env.rank);
-        let dp = world.group(1, &plan.mesh.group(Axis::Dp, env.rank))?;
-        let mut engine = Engine::new(plan.clone(), &world, Box::new(dp))?;
+        let groups = Groups::enter(&plan, &world)?;
+        let mut engine = Engine::new(plan.clone(), &world, &groups, Shake::new(env.shake, env.rank))?;
         let disk_dtype = match plan.model.init {
             Init::Pretrained => checkpoint::pretrained_dtype(&plan.model.path)?,
             Init::Random => plan.model.disk_dtype,
@@ -55,7 +55,7 @@ impl Trainer {
         let progress = match (&env.resume_from, plan.model.init) {
             (Some(path), _) => checkpoint::resume(path, engine.memory_mut())?,
             (None, Init::Pretrained) => {
-                checkpoint::load_pretrained(&plan.model.path, engine.memory_mut())?;
+                checkpoint::load_pretrained(&plan.model.path, &plan.model.config, engine.memory_mut())?;
                 Progress::default()
             }
             (None, Init::Random) => {
@@ -64,9 +64,9 @@ impl Trainer {
             }
         };
         Ok(Self {
-            train: TrainData::open(&plan, coord.dp, progress)?,
-            validation: ValidationData::open(&plan, coord.dp)?,
-            saver: Saver::new(plan.clone(), disk_dtype)?,
+            train: TrainData::open(&plan, groups.coord.dp, progress)?,
+            validation: ValidationData::open(&plan, groups.coord.dp)?,
+            saver: Saver::new(plan.clone(), &world, groups, disk_dtype)?,
             current_step: progress.step,
             bad_steps: 0,
             unproven_checkpoint: false,
@@ -126,20 +126,23 @@ impl Trainer {
     fn train_step(&mut self, step: u64) -> Result<StepOutcome, TrainError> {
         let num_labels = self.train.num_labels(step - 1);
         let scale = 1.0 / num_labels.max(1) as f64;
-        let mut loss = [0.0];
-        for micro_batch_idx in 0..self.plan.batch.num_micro_batches {
-            let batch = self.train.micro_batch(step - 1, micro_batch_idx);
-            loss[0] += self.engine.forward_backward(&batch, scale)?;
-        }
-        self.engine.dp().all_reduce_scalars(&mut loss, ReduceOp::Sum)?;
+        let micro_batch = |idx| self.train.micro_batch(step - 1, idx);
+        let passes = self.engine.forward_backward(micro_batch, scale)?;
+        let world = &self.engine.groups().world;
+        let busy_seconds = passes.seconds - passes.waited_seconds;
+        let mut sums = [passes.loss, busy_seconds];
+        world.all_reduce_scalars(&mut sums, ReduceOp::Sum)?;
+        let [loss, busy_seconds] = sums;
+        let pipeline_bubble = self.pipeline_bubble(busy_seconds, passes.seconds)?;
         self.engine.reduce_gradients()?;
         let grad_norm = self.engine.grad_norm()?;
         let outcome = StepOutcome {
             step,
-            loss: loss[0] * scale,
+            loss: loss * scale,
             grad_norm,
             learning_rate: self.plan.schedule.at(step - 1),
             num_tokens: self.train.num_tokens(step - 1),
+            pipeline_bubble,
         };
         if outcome.is_finite() {
             let clip = clip_scale(self.plan.max_grad_norm, grad_norm);
@@ -155,6 +158,18 @@ impl Trainer {
             label_tokens: self.progress.label_tokens + num_labels,
         };
         Ok(outcome)
+    }
+
+    /// The part of the stages' time, until the last of them is done, in which they waited for each other. `busy_seconds`: of
+    /// all ranks together; `seconds`: how long this rank's passes took.
+    fn pipeline_bubble(&self, busy_seconds: f64, seconds: f64) -> Result<Option<f64>, TrainError> {
+        let world = &self.engine.groups().world;
+        if self.plan.mesh.pp == 1 {
+            return Ok(None);
+        }
+        let mut longest = [seconds];
+        world.all_reduce_scalars(&mut longest, ReduceOp::Max)?;
+        Ok(Some(1.0 - busy_seconds / (longest[0] * world.size() as f64)))
     }
 
     /// Tells which samples a skipped step was made of; an error once there are too many such steps in a row.
@@ -211,6 +226,8 @@ struct StepOutcome {
     learning_rate: f64,
     /// Tokens of the global batch, with or without labels.
     num_tokens: u64,
+    /// See [`Trainer::pipeline_bubble`].
+    pipeline_bubble: Option<f64>,
 }
 
 impl StepOutcome {

@@ -8,14 +8,14 @@ use super::{TrainError, Trainer};
 use crate::control::Control;
 
 impl Trainer {
-    /// Scores the validation set, if there is one, and reports it. Collective over dp.
+    /// Scores the validation set, if there is one, and reports it. Every rank calls it.
     pub(super) fn validate(&mut self, step: u64, control: &Control) -> Result<(), TrainError> {
         let Some(validation) = &self.validation else { return Ok(()) };
         let mut loss = [0.0];
         for batch in validation.micro_batches() {
             loss[0] += self.engine.loss(batch.as_ref())?;
         }
-        self.engine.dp().all_reduce_scalars(&mut loss, ReduceOp::Sum)?;
+        self.engine.groups().world.all_reduce_scalars(&mut loss, ReduceOp::Sum)?;
         let label_tokens = validation.num_labels();
         if self.is_first {
             let eval_loss = loss[0] / label_tokens as f64;

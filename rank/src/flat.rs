@@ -23,6 +23,7 @@ impl FlatBuffer {
         let dtype = match kind {
             Kind::Float => DType::F32,
             Kind::BFloat16 => DType::BF16,
+            Kind::Double => DType::F64,
             _ => panic!("no flat buffers of {kind:?}"),
         };
         Ok(Self { world: world.clone(), buffer: world.alloc(dtype, numel)?, kind })
@@ -66,6 +67,14 @@ impl FlatBuffer {
         assert_eq!(self.kind, Kind::Float);
         let start = self.world.as_ptr(self.buffer).cast::<f32>();
         // SAFETY: as in `as_f32`; and `&mut self` keeps other slices away, peers stay out between collectives.
+        unsafe { std::slice::from_raw_parts_mut(start.as_ptr(), self.buffer.numel()) }
+    }
+
+    /// The elements of an fp64 buffer. Panics for another type.
+    pub fn as_f64_mut(&mut self) -> &mut [f64] {
+        assert_eq!(self.kind, Kind::Double);
+        let start = self.world.as_ptr(self.buffer).cast::<f64>();
+        // SAFETY: as in `as_f32_mut`, with fp64 values.
         unsafe { std::slice::from_raw_parts_mut(start.as_ptr(), self.buffer.numel()) }
     }
 

@@ -1,0 +1,124 @@
+//! The parameters of each unit of a LLaMA-architecture model, and how tensor parallelism cuts them (Shoeybi et al., 2019;
+//! Korthikanti et al., 2022): q, k, v, gate and up by output, o and down by input, embedding and lm_head by token.
+
+use super::{ParamLayout, TensorSplit, UnitKind, UnitLayout};
+use crate::model_config::ModelConfig;
+
+/// All units of a model as one tensor-parallel rank holds them: embedding, blocks, head. A tied lm_head belongs to the
+/// embedding alone.
+pub fn model_layout(config: &ModelConfig, split: TensorSplit) -> Vec<UnitLayout> {
+    let blocks = (0..config.num_hidden_layers).map(|layer| block(config, split, layer));
+    std::iter::once(embedding(config, split)).chain(blocks).chain([head(config, split)]).collect()
+}
+
+fn embedding(config: &ModelConfig, split: TensorSplit) -> UnitLayout {
+    let mut unit = Builder::new(split, String::new());
+    unit.add("model.embed_tokens.weight", &[config.vocab_size, config.hidden_size], Cut::Rows);
+    unit.finish("embed_tokens".into(), UnitKind::Embedding)
+}
+
+fn head(config: &ModelConfig, split: TensorSplit) -> UnitLayout {
+    let mut unit = Builder::new(split, String::new());
+    unit.add("model.norm.weight", &[config.hidden_size], Cut::Nowhere);
+    if !config.tie_word_embeddings {
+        unit.add("lm_head.weight", &[config.vocab_size, config.hidden_size], Cut::Rows);
+    }
+    unit.finish("head".into(), UnitKind::Head)
+}
+
+fn block(config: &ModelConfig, split: TensorSplit, layer: usize) -> UnitLayout {
+    let (hidden, ffn) = (config.hidden_size, config.intermediate_size);
+    let (query, key_value) = (config.query_size(), config.key_value_size());
+    let heads = Cut::Heads { replicas: split.key_value_replicas(config.num_key_value_heads) };
+    let mut unit = Builder::new(split, format!("model.layers.{layer}."));
+    unit.add("input_layernorm.weight", &[hidden], Cut::Nowhere);
+    unit.add("self_attn.q_proj.weight", &[query, hidden], Cut::Rows);
+    unit.add("self_attn.k_proj.weight", &[key_value, hidden], heads);
+    unit.add("self_attn.v_proj.weight", &[key_value, hidden], heads);
+    if config.attention_bias {
+        unit.add("self_attn.q_proj.bias", &[query], Cut::Rows);
+        unit.add("self_attn.k_proj.bias", &[key_value], heads);
+        unit.add("self_attn.v_proj.bias", &[key_value], heads);
+    }
+    unit.add("self_attn.o_proj.weight", &[hidden, query], Cut::Columns);
+    if config.attention_bias {
+        unit.add("self_attn.o_proj.bias", &[hidden], Cut::Nowhere);
+    }
+    unit.add("post_attention_layernorm.weight", &[hidden], Cut::Nowhere);
+    unit.add("mlp.gate_proj.weight", &[ffn, hidden], Cut::Rows);
+    unit.add("mlp.up_proj.weight", &[ffn, hidden], Cut::Rows);
+    if config.mlp_bias {
+        unit.add("mlp.gate_proj.bias", &[ffn], Cut::Rows);
+        unit.add("mlp.up_proj.bias", &[ffn], Cut::Rows);
+    }
+    unit.add("mlp.down_proj.weight", &[hidden, ffn], Cut::Columns);
+    if config.mlp_bias {
+        unit.add("mlp.down_proj.bias", &[hidden], Cut::Nowhere);
+    }
+    unit.finish(format!("layers.{layer}"), UnitKind::Block)
+}
+
+/// How a parameter is cut over the tensor-parallel ranks. Dims are those of its shape in a file.
+#[derive(Clone, Copy)]
+enum Cut {
+    /// Every rank holds all of it.
+    Nowhere,
+    /// Along the first dim.
+    Rows,
+    /// Along the second dim.
+    Columns,
+    /// Along the first dim, each part on so many neighbouring ranks.
+    Heads { replicas: usize },
+}
+
+/// A unit's parameters, one after the other.
+struct Builder {
+    split: TensorSplit,
+    prefix: String,
+    params: Vec<ParamLayout>,
+    offset: usize,
+    whole_offset: usize,
+}
+
+impl Builder {
+    fn new(split: TensorSplit, prefix: String) -> Self {
+        Self { split, prefix, params: Vec::new(), offset: 0, whole_offset: 0 }
+    }
+
+    fn add(&mut self, name: &str, disk_shape: &[usize], cut: Cut) {
+        let TensorSplit { size, rank, sequence } = self.split;
+        let mut shape = disk_shape.to_vec();
+        let is_transposed = matches!(cut, Cut::Columns);
+        if is_transposed {
+            shape.reverse();
+        }
+        let whole_rows = shape[0];
+        let (replicas, sums_replicas) = match cut {
+            Cut::Nowhere => (size, size > 1 && sequence),
+            Cut::Rows | Cut::Columns => (1, false),
+            // Each rank's query heads are only some of those that use the key/value head.
+            Cut::Heads { replicas } => (replicas, replicas > 1),
+        };
+        let parts = TensorSplit { size: size / replicas, rank: rank / replicas, sequence };
+        shape[0] = parts.part(whole_rows);
+        let param = ParamLayout {
+            name: format!("{}{name}", self.prefix),
+            offset: self.offset,
+            rows: parts.rows(whole_rows),
+            whole_rows,
+            whole_offset: self.whole_offset,
+            is_transposed,
+            replicas,
+            replica: rank % replicas,
+            sums_replicas,
+            shape,
+        };
+        self.offset += param.numel();
+        self.whole_offset += whole_rows * param.row_numel();
+        self.params.push(param);
+    }
+
+    fn finish(self, name: String, kind: UnitKind) -> UnitLayout {
+        UnitLayout { name, kind, is_tied_copy: false, params: self.params }
+    }
+}

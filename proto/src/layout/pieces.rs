@@ -1,0 +1,48 @@
+//! Ranges of a rank's flat buffer as ranges of the whole unit, which is what checkpoints speak of.
+
+use std::ops::Range;
+
+use super::UnitLayout;
+
+/// Elements that lie side by side in a rank's flat buffer and in that of the whole unit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Piece {
+    /// Index of the first one in the rank's flat buffer.
+    pub local: usize,
+    /// Where they are in the whole unit.
+    pub whole: Range<usize>,
+}
+
+impl UnitLayout {
+    /// The pieces that lie in `range` of this rank's flat buffer, ascending, without padding. Pieces that continue each
+    /// other are one.
+    pub fn pieces(&self, range: Range<usize>) -> Vec<Piece> {
+        self.pieces_of(range, |_| true)
+    }
+
+    /// As [`UnitLayout::pieces`], but only what this rank is the one to count and save: every element of the unit is in
+    /// exactly one rank's.
+    pub fn primary_pieces(&self, range: Range<usize>) -> Vec<Piece> {
+        if self.is_tied_copy { Vec::new() } else { self.pieces_of(range, |param| param.is_primary()) }
+    }
+
+    fn pieces_of(&self, range: Range<usize>, wanted: impl Fn(&super::ParamLayout) -> bool) -> Vec<Piece> {
+        let mut pieces: Vec<Piece> = Vec::new();
+        for param in self.params.iter().filter(|param| wanted(param)) {
+            let stored = param.offset..param.offset + param.rows.len() * param.row_numel();
+            let (start, end) = (stored.start.max(range.start), stored.end.min(range.end));
+            if start >= end {
+                continue;
+            }
+            let whole = param.whole_offset + param.rows.start * param.row_numel() + (start - param.offset);
+            let piece = Piece { local: start, whole: whole..whole + (end - start) };
+            match pieces.last_mut() {
+                Some(last) if last.whole.end == piece.whole.start && last.local + last.whole.len() == piece.local => {
+                    last.whole.end = piece.whole.end;
+                }
+                _ => pieces.push(piece),
+            }
+        }
+        pieces
+    }
+}

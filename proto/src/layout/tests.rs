@@ -1,0 +1,116 @@
+use super::*;
+use crate::model_config::ModelConfig;
+
+fn config(extra: &str) -> ModelConfig {
+    let text = format!(
+        r#"{{"architectures": ["LlamaForCausalLM"], "hidden_size": 4096, "intermediate_size": 11008,
+            "num_hidden_layers": 30, "num_attention_heads": 32, "vocab_size": 102400 {extra}}}"#
+    );
+    ModelConfig::parse("config.json".as_ref(), &text).unwrap()
+}
+
+/// Everything that can be odd at once: 6 query heads over 2 key/value heads, sizes that no power of two divides.
+fn odd() -> ModelConfig {
+    let text = r#"{"architectures": ["LlamaForCausalLM"], "hidden_size": 48, "intermediate_size": 77,
+        "num_hidden_layers": 2, "num_attention_heads": 12, "num_key_value_heads": 2, "vocab_size": 101,
+        "attention_bias": true, "mlp_bias": true}"#;
+    ModelConfig::parse("config.json".as_ref(), text).unwrap()
+}
+
+fn split(size: usize, rank: usize) -> TensorSplit {
+    TensorSplit { size, rank, sequence: true }
+}
+
+#[test]
+fn deepseek_has_its_published_parameter_count() {
+    let units = model_layout(&config(""), TensorSplit::WHOLE);
+    assert_eq!(units.iter().map(UnitLayout::numel).sum::<usize>(), 6_910_365_696);
+}
+
+#[test]
+fn a_tied_head_owns_only_its_norm() {
+    let units = model_layout(&config(r#", "tie_word_embeddings": true"#), TensorSplit::WHOLE);
+    assert_eq!(units.last().unwrap().params.len(), 1);
+}
+
+#[test]
+fn parameters_lie_without_gaps() {
+    // LAY-1
+    for size in [1, 2, 4, 6] {
+        for unit in model_layout(&odd(), split(size, size - 1)) {
+            let (mut end, mut whole_end) = (0, 0);
+            for param in &unit.params {
+                assert_eq!((param.offset, param.whole_offset), (end, whole_end), "{}", param.name);
+                end += param.numel();
+                whole_end += param.whole_rows * param.row_numel();
+            }
+            assert_eq!((end, whole_end), (unit.numel(), unit.whole_numel()));
+        }
+    }
+    assert_eq!(model_layout(&odd(), TensorSplit::WHOLE)[1].params.len(), 2 + 7 + 7);
+}
+
+#[test]
+fn ranks_that_count_hold_every_element_once() {
+    // LAY-2
+    for size in [1, 2, 3, 4, 6, 12] {
+        let ranks: Vec<Vec<UnitLayout>> = (0..size).map(|rank| model_layout(&odd(), split(size, rank))).collect();
+        for (unit, whole) in model_layout(&odd(), TensorSplit::WHOLE).iter().enumerate() {
+            let mut held = vec![0; whole.numel()];
+            for layout in ranks.iter().map(|layouts| &layouts[unit]) {
+                assert_eq!(layout.whole_numel(), whole.numel());
+                assert_eq!(layout.numel(), ranks[0][unit].numel(), "every rank stores equally much");
+                let numel = layout.numel();
+                for piece in
+                    layout.primary_pieces(0..numel / 3).into_iter().chain(layout.primary_pieces(numel / 3..numel))
+                {
+                    held[piece.whole].iter_mut().for_each(|count| *count += 1);
+                }
+            }
+            assert!(held.iter().all(|&count| count == 1), "{} over {size}", whole.name);
+        }
+    }
+}
+
+#[test]
+fn the_whole_is_one_piece() {
+    let unit = &model_layout(&odd(), TensorSplit::WHOLE)[1];
+    assert_eq!(unit.pieces(5..unit.numel()), [Piece { local: 5, whole: 5..unit.numel() }]);
+}
+
+#[test]
+fn a_part_says_where_it_comes_from_in_a_file() {
+    let unit = &model_layout(&odd(), split(2, 1))[1];
+    let check = |suffix: &str, shape: &[usize], rows: Range<usize>, disk: (&[usize], usize)| {
+        let param = unit.param(suffix);
+        assert_eq!((&param.shape[..], param.rows.clone()), (shape, rows), "{suffix}");
+        assert_eq!((&param.disk_shape()[..], param.disk_dim()), disk, "{suffix}");
+    };
+    check("q_proj.weight", &[24, 48], 24..48, (&[48, 48], 0));
+    check("o_proj.weight", &[24, 48], 24..48, (&[48, 48], 1));
+    check("gate_proj.weight", &[39, 48], 39..77, (&[77, 48], 0));
+    check("down_proj.weight", &[39, 48], 39..77, (&[48, 77], 1));
+    check("down_proj.bias", &[48], 0..48, (&[48], 0));
+}
+
+#[test]
+fn fewer_key_value_heads_than_ranks_are_shared_by_neighbours() {
+    let held: Vec<(Range<usize>, bool, bool)> = (0..4)
+        .map(|rank| {
+            let units = model_layout(&odd(), split(4, rank));
+            let param = units[1].param("k_proj.weight");
+            (param.rows.clone(), param.is_primary(), param.sums_replicas)
+        })
+        .collect();
+    assert_eq!(held, [(0..4, true, true), (0..4, false, true), (4..8, true, true), (4..8, false, true)]);
+}
+
+#[test]
+fn only_sequence_parallelism_makes_norm_gradients_partial() {
+    for sequence in [false, true] {
+        let units = model_layout(&odd(), TensorSplit { size: 2, rank: 0, sequence });
+        assert_eq!(units[1].param("input_layernorm.weight").sums_replicas, sequence);
+        assert_eq!(units[1].param("down_proj.bias").sums_replicas, sequence);
+        assert!(!units[1].param("q_proj.weight").sums_replicas);
+    }
+}

@@ -1,0 +1,132 @@
+//! What pipeline stages send each other: activations forward, their gradients backward. Sending does not wait, so that a
+//! stage goes on with its next pass; receiving does, and that wait is the pipeline's bubble.
+
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use comm::{Channel, CommError, ShmWorld, Work};
+use proto::memory::{Exchange, MESSAGES_UNDER_WAY};
+use tch::{Kind, Tensor};
+
+use crate::flat::FlatBuffer;
+use crate::groups::{Group, Groups};
+use crate::shake::Shake;
+
+/// This stage's messages to and from its neighbours.
+pub(super) struct Messages {
+    pp: Group,
+    hidden_size: usize,
+    forward: Lane,
+    backward: Lane,
+    waited: Duration,
+}
+
+/// One direction.
+struct Lane {
+    channel: Channel,
+    from: usize,
+    to: usize,
+    arrived: FlatBuffer,
+    buffers: Vec<FlatBuffer>,
+    /// The oldest first. The buffers take turns, so the oldest is in the one that is next.
+    under_way: VecDeque<Work>,
+    next: usize,
+    shake: Shake,
+}
+
+impl Messages {
+    /// Allocates the buffers. Does not block. `kind`: the compute type.
+    pub fn new(
+        (world, groups): (&Rc<ShmWorld>, &Groups),
+        sizes: &Exchange,
+        hidden_size: usize,
+        kind: Kind,
+        shake: Shake,
+    ) -> Result<Self, CommError> {
+        let (stages, stage) = (groups.mesh.pp, groups.coord.pp);
+        let (next, previous) = ((stage + 1) % stages, (stage + stages - 1) % stages);
+        let buffer = || FlatBuffer::new(world, kind, sizes.message);
+        let lane = |channel, from, to| -> Result<Lane, CommError> {
+            let buffers = if stages > 1 { MESSAGES_UNDER_WAY } else { 0 };
+            let buffers = (0..buffers).map(|_| buffer()).collect::<Result<_, _>>()?;
+            Ok(Lane {
+                channel,
+                from,
+                to,
+                arrived: buffer()?,
+                buffers,
+                under_way: VecDeque::new(),
+                next: 0,
+                shake: shake.clone(),
+            })
+        };
+        Ok(Self {
+            forward: lane(Channel::Forward, previous, next)?,
+            backward: lane(Channel::Backward, next, previous)?,
+            pp: groups.pp.clone(),
+            hidden_size,
+            waited: Duration::ZERO,
+        })
+    }
+
+    /// Sends activations (`[S, D]`) to the next stage.
+    pub fn send_forward(&mut self, x: &Tensor) -> Result<(), CommError> {
+        self.waited += self.forward.send(&self.pp, x)?;
+        Ok(())
+    }
+
+    /// Activations of `rows` rows from the stage before: `[S, D]`. Blocks.
+    pub fn recv_forward(&mut self, rows: i64) -> Result<Tensor, CommError> {
+        let (x, waited) = self.forward.recv(&self.pp, rows as usize, self.hidden_size)?;
+        self.waited += waited;
+        Ok(x)
+    }
+
+    /// Sends gradients (`[S, D]`) to the stage before.
+    pub fn send_backward(&mut self, dx: &Tensor) -> Result<(), CommError> {
+        self.waited += self.backward.send(&self.pp, dx)?;
+        Ok(())
+    }
+
+    /// Gradients of `rows` rows from the next stage: `[S, D]`. Blocks.
+    pub fn recv_backward(&mut self, rows: i64) -> Result<Tensor, CommError> {
+        let (dy, waited) = self.backward.recv(&self.pp, rows as usize, self.hidden_size)?;
+        self.waited += waited;
+        Ok(dy)
+    }
+
+    /// Time spent waiting for neighbours since the last call.
+    pub fn take_waited(&mut self) -> Duration {
+        std::mem::take(&mut self.waited)
+    }
+}
+
+impl Lane {
+    /// Returns how long it waited for a free buffer.
+    fn send(&mut self, pp: &Group, x: &Tensor) -> Result<Duration, CommError> {
+        let started = Instant::now();
+        if self.under_way.len() == self.buffers.len() {
+            self.under_way.pop_front().expect("a stage with a neighbour has buffers").wait()?;
+        }
+        let waited = started.elapsed();
+        self.shake.delay();
+        let buffer = &mut self.buffers[self.next];
+        self.shake.release(buffer);
+        let rows = x.size()[0] as usize;
+        buffer.view(0, &[rows, x.size()[1] as usize]).copy_(x);
+        self.under_way.push_back(pp.send(buffer.buffer().slice(0, x.numel()), self.to, self.channel)?);
+        self.next = (self.next + 1) % self.buffers.len();
+        Ok(waited)
+    }
+
+    /// Returns the message and how long it waited for it.
+    fn recv(&mut self, pp: &Group, rows: usize, width: usize) -> Result<(Tensor, Duration), CommError> {
+        let started = Instant::now();
+        pp.recv(self.arrived.buffer().slice(0, rows * width), self.from, self.channel)?.wait()?;
+        let waited = started.elapsed();
+        let message = self.arrived.view(0, &[rows, width]).copy();
+        self.shake.release(&mut self.arrived);
+        Ok((message, waited))
+    }
+}

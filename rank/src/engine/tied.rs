@@ -1,0 +1,67 @@
+//! A tied embedding whose head is on another pipeline stage: both stages hold the matrix, each sees a part of its
+//! gradient, and both add up the same sum, so that the copies stay equal to the bit.
+
+use std::rc::Rc;
+
+use comm::{Channel, CommError, ShmWorld};
+use proto::layout::{UnitKind, UnitLayout};
+use proto::memory::Exchange;
+use proto::plan::Plan;
+use tch::Kind;
+
+use super::slots::Slots;
+use super::unit::Unit;
+use crate::flat::FlatBuffer;
+use crate::groups::{Group, Groups};
+
+/// The gradients that the first and the last stage exchange.
+pub(super) struct TiedGradients {
+    pp: Group,
+    /// The other stage.
+    other: usize,
+    /// The embedding among this rank's units, or its copy.
+    unit: usize,
+    /// What arrives, a part at a time.
+    arrived: FlatBuffer,
+}
+
+impl TiedGradients {
+    /// `None` where this rank holds neither the embedding nor its copy, or both are one. Does not block.
+    pub fn new(
+        plan: &Plan,
+        world: &Rc<ShmWorld>,
+        groups: &Groups,
+        layouts: &[UnitLayout],
+    ) -> Result<Option<Self>, CommError> {
+        let numel = Exchange::of(plan, groups.coord).tied_gradients;
+        if numel == 0 {
+            return Ok(None);
+        }
+        let is_embedding = |layout: &UnitLayout| layout.kind == UnitKind::Embedding;
+        Ok(Some(Self {
+            pp: groups.pp.clone(),
+            other: groups.mesh.pp - 1 - groups.coord.pp,
+            unit: layouts.iter().position(is_embedding).expect("a copy, or the embedding itself"),
+            arrived: FlatBuffer::new(world, Kind::Float, numel)?,
+        }))
+    }
+
+    /// Adds the other stage's reduced gradients to this one's, of what this rank updates. Both stages call it.
+    pub fn sum(&mut self, units: &mut [Unit], grads: &mut Slots) -> Result<(), CommError> {
+        let (unit, slot) = (&mut units[self.unit], grads.get_mut(self.unit));
+        let owned = unit.owned();
+        let at_a_time = self.arrived.buffer().numel();
+        for start in owned.clone().step_by(at_a_time) {
+            let range = start..owned.end.min(start + at_a_time);
+            let arrived = self.arrived.buffer().slice(0, range.len());
+            unit.put_gradients(&mut slot.flat, range.clone());
+            let sent = self.pp.send(slot.flat.buffer().slice(start, range.len()), self.other, Channel::Forward)?;
+            self.pp.recv(arrived, self.other, Channel::Forward)?.wait()?;
+            // Only then: the sum replaces what is being sent.
+            sent.wait()?;
+            let values = &self.arrived.as_f32()[..range.len()];
+            unit.add_gradients(&mut slot.flat, range, values);
+        }
+        Ok(())
+    }
+}
