@@ -2,10 +2,10 @@
 
 use std::fs;
 use std::io::ErrorKind;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::error::{Result, reading};
-use super::files::write_synced;
+use super::files::write;
 
 /// Files of a model folder that a trained model takes along, if they are there.
 const OPTIONAL: &[&str] = &[
@@ -40,8 +40,9 @@ impl Companions {
         Ok(Self(files))
     }
 
-    /// Writes them, synced.
-    pub fn write(&self, folder: &Path) -> Result<()> {
-        self.0.iter().try_for_each(|(name, content)| write_synced(&folder.join(name), content))
+    /// Writes them and says where.
+    pub fn write(&self, folder: &Path) -> Result<Vec<PathBuf>> {
+        let paths = self.0.iter().map(|(name, content)| (folder.join(name), content));
+        paths.map(|(path, content)| write(&path, content).map(|()| path)).collect()
     }
 }

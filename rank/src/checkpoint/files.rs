@@ -1,7 +1,7 @@
 //! Files and folders that are there whole or not at all, and what a file's content is known by.
 
 use std::fs::{self, File};
-use std::io::{ErrorKind, Write};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use proto::manifest::FileEntry;
@@ -47,14 +47,15 @@ fn old_name(path: &Path) -> PathBuf {
     path.with_file_name(format!(".{}.old", path.file_name().expect("a path with a name").to_string_lossy()))
 }
 
+/// Writes a small file.
+pub(super) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    fs::write(path, bytes).map_err(writing(path))
+}
+
 /// Writes a small file and syncs it.
 pub(super) fn write_synced(path: &Path, bytes: &[u8]) -> Result<()> {
-    let write = || {
-        let mut file = File::create(path)?;
-        file.write_all(bytes)?;
-        file.sync_all()
-    };
-    write().map_err(writing(path))
+    write(path, bytes)?;
+    sync(path)
 }
 
 /// Waits until what was written to `path` (a file or a folder) is on the disk.

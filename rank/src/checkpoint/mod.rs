@@ -18,9 +18,10 @@ mod pretrained;
 mod resume;
 mod safetensors_writer;
 mod save;
+mod settling;
 mod weights;
 
 pub use error::CheckpointError;
 pub use pretrained::{load_pretrained, pretrained_dtype};
 pub use resume::resume;
-pub use save::Saver;
+pub use save::{Published, Saver};

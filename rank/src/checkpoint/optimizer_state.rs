@@ -31,7 +31,7 @@ pub(super) fn ranges(memory: &Memory) -> UnitRanges {
     ranges.filter(|(_, ranges): &(_, Vec<_>)| !ranges.is_empty()).collect()
 }
 
-/// Writes this rank's part, synced.
+/// Writes this rank's part.
 pub(super) fn write(path: &Path, memory: &Memory) -> Result<()> {
     let mut tensors = Vec::new();
     for unit in 0..memory.num_units() {

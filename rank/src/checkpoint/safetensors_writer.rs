@@ -64,11 +64,11 @@ impl SafetensorsWriter {
         self.put(bytes)
     }
 
-    /// Waits until the file is on the disk.
-    pub fn finish(self) -> Result<()> {
+    /// The file is whole; where it is.
+    pub fn finish(mut self) -> Result<PathBuf> {
         assert_eq!(self.left, 0, "bytes missing in {}", self.path.display());
-        let sync = |file: BufWriter<File>| file.into_inner().map_err(|err| err.into_error())?.sync_all();
-        sync(self.file).map_err(writing(&self.path))
+        self.file.flush().map_err(writing(&self.path))?;
+        Ok(self.path)
     }
 
     fn put(&mut self, bytes: &[u8]) -> Result<()> {

@@ -1,16 +1,16 @@
-//! Saving: all ranks write their part, one rank makes it visible, the oldest go.
+//! Saving: all ranks write their part and go on training; when all parts are on the disk, one rank makes them visible; the
+//! oldest go.
 
 use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use comm::ShmWorld;
 use proto::layout::UnitLayout;
-use proto::manifest::{Contents, Manifest, Progress, UnitRanges};
+use proto::manifest::{Contents, Manifest, Progress};
 use proto::model_config::DiskDType;
 use proto::plan::Plan;
 use proto::run_dir::RunDir;
@@ -18,9 +18,10 @@ use proto::run_dir::RunDir;
 use super::agree::agree;
 use super::collector::Collector;
 use super::companions::Companions;
-use super::error::{Result, damaged, writing};
-use super::files::{file_entry, fresh_folder, publish_folder, remove_folder, temporary_name, write_synced};
+use super::error::{Result, writing};
+use super::files::{fresh_folder, publish_folder, remove_folder, sync, temporary_name, write_synced};
 use super::optimizer_state;
+use super::settling::{Settling, take_part};
 use super::weights::write_weights;
 use crate::engine::Memory;
 use crate::groups::{Group, Groups};
@@ -31,15 +32,6 @@ const SLOWEST_DISK_BYTES_PER_SECOND: u64 = 20 << 20;
 /// Bytes of one parameter in a checkpoint at most: its weight, its master and its two moments, each fp32.
 const BYTES_PER_PARAMETER: u64 = 16;
 
-/// What is saved.
-#[derive(Debug, Clone, Copy)]
-enum What {
-    /// The model alone.
-    Model,
-    /// The model and all that a run needs to go on.
-    Checkpoint(Progress),
-}
-
 /// Writes a run's checkpoints and its final model.
 pub struct Saver {
     plan: Rc<Plan>,
@@ -48,6 +40,27 @@ pub struct Saver {
     companions: Companions,
     collector: Collector,
     world: Group,
+    pending: Option<Pending>,
+}
+
+/// A checkpoint that is written but not visible yet.
+struct Pending {
+    progress: Progress,
+    began: Instant,
+    /// Its files lie there until it gets its name.
+    folder: PathBuf,
+    settling: Settling,
+}
+
+/// A checkpoint that has become visible.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Published {
+    /// Of its step.
+    pub step: u64,
+    /// Its folder.
+    pub path: PathBuf,
+    /// Since its writing began.
+    pub seconds: f64,
 }
 
 impl Saver {
@@ -59,93 +72,122 @@ impl Saver {
             world: groups.world.clone(),
             collector: Collector::new(plan.clone(), world, groups)?,
             run_dir: RunDir::new(plan.output_dir.clone()),
+            pending: None,
             plan,
             disk_dtype,
         })
     }
 
-    /// Writes the checkpoint of `progress.step`. Returns its folder.
+    /// Writes the checkpoint of `progress.step` into the page cache; [`Saver::publish`] makes it visible once it is on the
+    /// disk. There is none pending.
     ///
     /// Every rank of the job calls it after the same step. When a rank cannot write, all return an error.
-    pub fn save_checkpoint(&mut self, memory: &mut Memory, progress: Progress) -> Result<PathBuf> {
-        let to = self.run_dir.checkpoint(progress.step);
-        self.save(memory, &to, What::Checkpoint(progress))?;
-        Ok(to)
+    pub fn begin_checkpoint(&mut self, memory: &mut Memory, progress: Progress) -> Result<()> {
+        assert!(self.pending.is_none(), "one checkpoint at a time");
+        let (began, to) = (Instant::now(), self.run_dir.checkpoint(progress.step));
+        let folder = temporary_name(&to);
+        self.patiently(|saver| {
+            let written = saver.write(memory, &folder, &to, Self::write_checkpoint)?;
+            let (rank, size) = (saver.world.rank(), saver.world.size());
+            let optimizer = [(optimizer_state::file_name(rank, size), optimizer_state::ranges(memory))].into();
+            let settling = Settling::begin(&folder, rank, written, optimizer)?;
+            saver.pending = Some(Pending { progress, began, folder, settling });
+            Ok(())
+        })
     }
 
-    /// Writes the trained model to `final/`. Every rank calls it, as [`Saver::save_checkpoint`].
+    /// Whether a checkpoint is pending and this rank's files of it are on the disk.
+    pub fn is_settled(&self) -> bool {
+        self.pending.as_ref().is_some_and(|pending| pending.settling.is_done())
+    }
+
+    /// Makes the pending checkpoint visible, if there is one. Waits until its files are on the disk.
+    ///
+    /// Every rank of the job calls it after the same step. When a rank could not write, all return an error.
+    pub fn publish(&mut self) -> Result<Option<Published>> {
+        let Some(Pending { progress, began, folder, settling }) = self.pending.take() else { return Ok(None) };
+        let path = self.run_dir.checkpoint(progress.step);
+        self.patiently(|saver| {
+            agree(&*saver.world, &path, settling.wait())?;
+            saver.as_first(&path, || {
+                saver.write_manifest(&folder, progress)?;
+                publish_folder(&folder, &path)
+            })
+        })?;
+        Ok(Some(Published { step: progress.step, path, seconds: began.elapsed().as_secs_f64() }))
+    }
+
+    /// Writes the trained model to `final/`. Every rank calls it; there is no checkpoint pending.
     pub fn save_final(&mut self, memory: &mut Memory) -> Result<PathBuf> {
         let to = self.run_dir.final_model();
-        self.save(memory, &to, What::Model)?;
+        let folder = temporary_name(&to);
+        self.patiently(|saver| {
+            let written = saver.write(memory, &folder, &to, Self::write_model)?;
+            agree(&*saver.world, &to, written.iter().try_for_each(|path| sync(path)))?;
+            saver.as_first(&to, || publish_folder(&folder, &to))
+        })?;
         Ok(to)
     }
 
-    fn save(&mut self, memory: &mut Memory, to: &Path, what: What) -> Result<()> {
-        // Some write more than others, who then wait for a disk, not for a peer.
+    /// Some write more than others, who then wait for a disk, not for a peer: waits are longer during `work`.
+    fn patiently<T>(&mut self, work: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
         let numel: usize = self.collector.units().iter().map(UnitLayout::numel).sum();
         let writing = Duration::from_secs(BYTES_PER_PARAMETER * numel as u64 / SLOWEST_DISK_BYTES_PER_SECOND);
         let timeout = self.world.set_timeout(Duration::from_secs(self.plan.comm_timeout_seconds) + writing);
-        let folder = temporary_name(to);
-        // After an error the folder stays, hidden, for the launcher to remove when all ranks are gone: the report must not
-        // wait for that.
-        let saved = self.save_through(&folder, memory, to, what);
+        let done = work(self);
         self.world.set_timeout(timeout);
-        saved
+        done
     }
 
-    /// An empty folder under a temporary name, all ranks write, all agree that all could, rank 0 completes and renames it.
-    fn save_through(&mut self, folder: &Path, memory: &mut Memory, to: &Path, what: What) -> Result<()> {
-        let is_first = self.world.rank() == 0;
-        let made = if is_first { fresh_folder(folder) } else { Ok(()) };
-        agree(&*self.world, to, made)?;
-        let written = self.write(memory, folder, what);
-        agree(&*self.world, to, written)?;
-        let published =
-            if is_first { self.complete(folder, what).and_then(|()| publish_folder(folder, to)) } else { Ok(()) };
-        agree(&*self.world, to, published)
+    /// An empty folder under a temporary name, in which all ranks write, until all agree that all could. Returns what this
+    /// rank wrote.
+    ///
+    /// After an error the folder stays, hidden, for the launcher to remove when all ranks are gone: the report must not
+    /// wait for that.
+    fn write(
+        &mut self,
+        memory: &mut Memory,
+        folder: &Path,
+        to: &Path,
+        parts: fn(&mut Self, &mut Memory, &Path) -> Result<Vec<PathBuf>>,
+    ) -> Result<Vec<PathBuf>> {
+        self.as_first(to, || fresh_folder(folder))?;
+        match parts(self, memory, folder) {
+            Ok(written) => agree(&*self.world, to, Ok(())).map(|()| written),
+            Err(err) => agree(&*self.world, to, Err(err)).map(|()| Vec::new()),
+        }
     }
 
-    /// This rank's part. Every rank calls it.
-    fn write(&mut self, memory: &mut Memory, folder: &Path, what: What) -> Result<()> {
-        let (rank, size) = (self.world.rank(), self.world.size());
-        let companions = if rank == 0 { self.companions.write(folder) } else { Ok(()) };
+    /// Rank 0 does something; all agree that it could.
+    fn as_first(&self, at: &Path, work: impl FnOnce() -> Result<()>) -> Result<()> {
+        agree(&*self.world, at, if self.world.rank() == 0 { work() } else { Ok(()) })
+    }
+
+    /// This rank's part of the model. Every rank calls it.
+    fn write_model(&mut self, memory: &mut Memory, folder: &Path) -> Result<Vec<PathBuf>> {
+        let companions = if self.world.rank() == 0 { self.companions.write(folder) } else { Ok(Vec::new()) };
         // Even when the companions cannot be written: the peers wait for this rank's parts.
-        write_weights(folder, &mut self.collector, memory, self.disk_dtype)?;
-        companions?;
-        if let What::Model = what {
-            return Ok(());
-        }
-        let path = folder.join(optimizer_state::file_name(rank, size));
+        let mut written = write_weights(folder, &self.collector, memory, self.disk_dtype)?;
+        written.extend(companions?);
+        Ok(written)
+    }
+
+    /// This rank's part of the model and of all that a run needs to go on.
+    fn write_checkpoint(&mut self, memory: &mut Memory, folder: &Path) -> Result<Vec<PathBuf>> {
+        let mut written = self.write_model(memory, folder)?;
+        let path = folder.join(optimizer_state::file_name(self.world.rank(), self.world.size()));
         optimizer_state::write(&path, memory)?;
-        let part = Part { ranges: optimizer_state::ranges(memory), file: file_entry(&path)? };
-        write_synced(&part_path(folder, rank), &serde_json::to_vec(&part).expect("plain data"))
+        written.push(path);
+        Ok(written)
     }
 
-    /// What rank 0 adds when all have written.
-    fn complete(&self, folder: &Path, what: What) -> Result<()> {
-        match what {
-            What::Model => Ok(()),
-            What::Checkpoint(progress) => self.write_manifest(folder, progress),
-        }
-    }
-
+    /// What rank 0 adds when all files are on the disk.
     fn write_manifest(&self, folder: &Path, progress: Progress) -> Result<()> {
         let (mut optimizer, mut files) = (BTreeMap::new(), BTreeMap::new());
         for rank in 0..self.world.size() {
-            let path = part_path(folder, rank);
-            let text = fs::read(&path).map_err(writing(&path))?;
-            let part: Part = serde_json::from_slice(&text).map_err(|err| damaged(&path, err.to_string()))?;
-            fs::remove_file(&path).map_err(writing(&path))?;
-            let name = optimizer_state::file_name(rank, self.world.size());
-            optimizer.insert(name.clone(), part.ranges);
-            files.insert(name, part.file);
-        }
-        for entry in fs::read_dir(folder).map_err(writing(folder))? {
-            let path = entry.map_err(writing(folder))?.path();
-            let name = path.file_name().expect("an entry has a name").to_string_lossy().into_owned();
-            if let Entry::Vacant(vacant) = files.entry(name) {
-                vacant.insert(file_entry(&path)?);
-            }
+            let part = take_part(folder, rank)?;
+            optimizer.extend(part.optimizer);
+            files.extend(part.files);
         }
         let units = self.collector.units().into_iter().map(|layout| (layout.name.clone(), layout.numel()));
         let train = self.plan.data.train.file_name().unwrap_or_default();
@@ -177,15 +219,4 @@ impl Saver {
         let excess = steps.len().saturating_sub(self.plan.checkpoint.keep_last as usize);
         steps[..excess].iter().try_for_each(|&step| remove_folder(&self.run_dir.checkpoint(step)))
     }
-}
-
-/// What a rank tells rank 0 about its file.
-#[derive(serde::Serialize, serde::Deserialize)]
-struct Part {
-    ranges: UnitRanges,
-    file: proto::manifest::FileEntry,
-}
-
-fn part_path(folder: &Path, rank: usize) -> PathBuf {
-    folder.join(format!("part-{rank:05}.json"))
 }

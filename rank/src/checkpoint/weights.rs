@@ -1,7 +1,7 @@
 //! Weights out: a model as safetensors files that `from_pretrained` loads, written one tensor at a time.
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use proto::model_config::DiskDType;
 use safetensors::tensor::View;
@@ -9,7 +9,7 @@ use tch::{Kind, Tensor};
 
 use super::collector::Collector;
 use super::error::{CheckpointError, Result, damaged, writing};
-use super::files::{sync, write_synced};
+use super::files::write;
 use super::safetensors_writer::{SafetensorsWriter, TensorHeader};
 use crate::engine::Memory;
 use proto::layout::UnitLayout;
@@ -17,20 +17,20 @@ use proto::layout::UnitLayout;
 /// Largest weights file. Larger models are cut into several with an index, as `save_pretrained` does.
 const SHARD_BYTES: usize = 5_000_000_000;
 
-/// Writes the weights of a model into `folder`, synced. Every rank of the job calls it: unit by unit, the stage that holds
+/// Writes the weights of a model into `folder` and returns the files that this rank wrote. Every rank of the job calls it: unit by unit, the stage that holds
 /// a unit gathers it, and each parameter goes to the rank that writes its file, which holds one tensor at a time. A rank
 /// that cannot write goes on, so that no peer waits for it.
 pub(super) fn write_weights(
     folder: &Path,
-    collector: &mut Collector,
+    collector: &Collector,
     memory: &mut Memory,
     dtype: DiskDType,
-) -> Result<()> {
+) -> Result<Vec<PathBuf>> {
     let units = collector.units();
     let files = Files::new(shards(&units, dtype, SHARD_BYTES));
     let (rank, world_size) = (memory.groups().world.rank(), memory.groups().world.size());
-    let mut outcome = if rank == 0 { write_index(folder, &files.shards) } else { Ok(()) };
-    let mut writer: Option<(usize, SafetensorsWriter)> = None;
+    let mut writer = Writer { written: Vec::new(), open: None };
+    let mut outcome = if rank == 0 { writer.index(folder, &files.shards) } else { Ok(()) };
     for (unit, layout) in units.iter().enumerate() {
         let mut under_way = collector.begin(memory, unit)?;
         for (idx, param) in layout.params.iter().enumerate() {
@@ -38,13 +38,12 @@ pub(super) fn write_weights(
             let Some(tensor) = under_way.collect(memory, idx, file % world_size)? else { continue };
             if outcome.is_ok() {
                 let bytes = tensor_bytes(&tensor.to_kind(kind_of(dtype)));
-                outcome = files.write(folder, file, &mut writer, &bytes);
+                outcome = writer.tensor(folder, (file, &files.shards[file]), &bytes);
             }
         }
         under_way.finish()?;
     }
-    outcome?;
-    writer.map_or(Ok(()), |(_, last)| last.finish())
+    outcome.and_then(|()| writer.finish())
 }
 
 /// The weights files of a model.
@@ -61,24 +60,46 @@ impl Files {
         };
         Self { of_param: shards.iter().enumerate().flat_map(names).collect(), shards }
     }
+}
 
-    /// Writes the next tensor of `file`, which `writer` holds open or opens.
-    fn write(
-        &self,
-        folder: &Path,
-        file: usize,
-        writer: &mut Option<(usize, SafetensorsWriter)>,
-        bytes: &[u8],
-    ) -> Result<()> {
-        if writer.as_ref().is_none_or(|(open, _)| *open != file) {
-            if let Some((_, done)) = writer.take() {
-                done.finish()?;
-            }
-            let Shard { file: name, tensors } = &self.shards[file];
-            *writer = Some((file, SafetensorsWriter::create(&folder.join(name), tensors)?));
+/// This rank's files, one of them open at a time.
+struct Writer {
+    written: Vec<PathBuf>,
+    /// The number of the file, and the file.
+    open: Option<(usize, SafetensorsWriter)>,
+}
+
+impl Writer {
+    /// Writes the next tensor of a file, which is open or is opened.
+    fn tensor(&mut self, folder: &Path, (number, file): (usize, &Shard), bytes: &[u8]) -> Result<()> {
+        if self.open.as_ref().is_none_or(|(open, _)| *open != number) {
+            self.close()?;
+            self.open = Some((number, SafetensorsWriter::create(&folder.join(&file.file), &file.tensors)?));
         }
-        let (_, open) = writer.as_mut().expect("opened above");
+        let (_, open) = self.open.as_mut().expect("opened above");
         open.write(bytes)
+    }
+
+    /// Says which tensor is in which file, where there are several.
+    fn index(&mut self, folder: &Path, shards: &[Shard]) -> Result<()> {
+        if shards.len() > 1 {
+            let path = folder.join("model.safetensors.index.json");
+            write(&path, &index(shards))?;
+            self.written.push(path);
+        }
+        Ok(())
+    }
+
+    fn close(&mut self) -> Result<()> {
+        if let Some((_, done)) = self.open.take() {
+            self.written.push(done.finish()?);
+        }
+        Ok(())
+    }
+
+    fn finish(mut self) -> Result<Vec<PathBuf>> {
+        self.close()?;
+        Ok(self.written)
     }
 }
 
@@ -111,11 +132,8 @@ fn shards(layouts: &[UnitLayout], dtype: DiskDType, shard_bytes: usize) -> Vec<S
     shards.into_iter().enumerate().map(|(idx, tensors)| Shard { file: file(idx), tensors }).collect()
 }
 
-/// Says which tensor is in which file, where there are several.
-fn write_index(folder: &Path, shards: &[Shard]) -> Result<()> {
-    if shards.len() == 1 {
-        return Ok(());
-    }
+/// Which tensor is in which file, as `save_pretrained` says it.
+fn index(shards: &[Shard]) -> Vec<u8> {
     let tensors = || shards.iter().flat_map(|shard| shard.tensors.iter().map(move |tensor| (shard, tensor)));
     let weight_map: BTreeMap<&str, &str> =
         tensors().map(|(shard, tensor)| (tensor.name.as_str(), shard.file.as_str())).collect();
@@ -125,11 +143,10 @@ fn write_index(folder: &Path, shards: &[Shard]) -> Result<()> {
         "metadata": {"total_parameters": total_parameters, "total_size": total_size},
         "weight_map": weight_map,
     });
-    let text = serde_json::to_vec_pretty(&index).expect("a map of strings");
-    write_synced(&folder.join("model.safetensors.index.json"), &text)
+    serde_json::to_vec_pretty(&index).expect("a map of strings")
 }
 
-/// Writes one safetensors file and syncs it.
+/// Writes one safetensors file.
 pub(super) fn write_safetensors<N, V>(path: &Path, tensors: impl IntoIterator<Item = (N, V)>) -> Result<()>
 where
     N: AsRef<str> + Ord + std::fmt::Display,
@@ -137,7 +154,7 @@ where
 {
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
     match safetensors::serialize_to_file(tensors, Some(metadata), path) {
-        Ok(()) => sync(path),
+        Ok(()) => Ok(()),
         Err(safetensors::SafeTensorError::IoError(source)) => Err(writing(path)(source)),
         Err(err) => Err(damaged(path, err.to_string())),
     }

@@ -17,7 +17,7 @@ use proto::plan::{Init, Plan};
 pub use error::TrainError;
 use metrics::Metrics;
 
-use crate::checkpoint::{self, Saver};
+use crate::checkpoint::{self, Published, Saver};
 use crate::control::Control;
 use crate::data::{TrainData, ValidationData};
 use crate::engine::{Engine, clip_scale};
@@ -92,7 +92,10 @@ impl Trainer {
             let step = self.progress.step + 1;
             self.current_step = step;
             control.heartbeat(step, "train");
-            let outcome = self.train_step(step)?;
+            let (outcome, is_settled) = self.train_step(step)?;
+            if is_settled {
+                self.publish(control)?;
+            }
             if outcome.is_finite() {
                 self.prune()?;
             } else {
@@ -113,6 +116,7 @@ impl Trainer {
             }
         }
         control.heartbeat(self.progress.step, "save");
+        self.publish(control)?;
         self.saver.save_final(self.engine.memory_mut())?;
         if self.bad_steps == 0 {
             self.prune()?;
@@ -122,17 +126,19 @@ impl Trainer {
         Ok(())
     }
 
-    /// One optimizer step. `step` counts from 1. Where loss or gradient norm is not finite, nothing is updated.
-    fn train_step(&mut self, step: u64) -> Result<StepOutcome, TrainError> {
+    /// One optimizer step. `step` counts from 1. Where loss or gradient norm is not finite, nothing is updated. Says too
+    /// whether a pending checkpoint is on the disk, on every rank: the ranks tell each other with the loss.
+    fn train_step(&mut self, step: u64) -> Result<(StepOutcome, bool), TrainError> {
         let num_labels = self.train.num_labels(step - 1);
         let scale = 1.0 / num_labels.max(1) as f64;
         let micro_batch = |idx| self.train.micro_batch(step - 1, idx);
         let passes = self.engine.forward_backward(micro_batch, scale)?;
         let world = &self.engine.groups().world;
         let busy_seconds = passes.seconds - passes.waited_seconds;
-        let mut sums = [passes.loss, busy_seconds];
+        let mut sums = [passes.loss, busy_seconds, f64::from(u8::from(self.saver.is_settled()))];
         world.all_reduce_scalars(&mut sums, ReduceOp::Sum)?;
-        let [loss, busy_seconds] = sums;
+        let [loss, busy_seconds, settled] = sums;
+        let is_settled = settled == world.size() as f64;
         let pipeline_bubble = self.pipeline_bubble(busy_seconds, passes.seconds)?;
         self.engine.reduce_gradients()?;
         let grad_norm = self.engine.grad_norm()?;
@@ -157,7 +163,7 @@ impl Trainer {
             rows: self.progress.rows + self.plan.batch.global_batch_size,
             label_tokens: self.progress.label_tokens + num_labels,
         };
-        Ok(outcome)
+        Ok((outcome, is_settled))
     }
 
     /// The part of the stages' time, until the last of them is done, in which they waited for each other. `busy_seconds`: of
@@ -196,17 +202,20 @@ impl Trainer {
     }
 
     fn save_checkpoint(&mut self, control: &Control) -> Result<(), TrainError> {
+        self.publish(control)?;
         // A run that goes on from this checkpoint does not report the steps before it again.
         control.flush();
-        let started = std::time::Instant::now();
-        let path = self.saver.save_checkpoint(self.engine.memory_mut(), self.progress)?;
+        self.saver.begin_checkpoint(self.engine.memory_mut(), self.progress)?;
+        Ok(())
+    }
+
+    /// Makes a pending checkpoint visible. Every rank calls it after the same step.
+    fn publish(&mut self, control: &Control) -> Result<(), TrainError> {
+        let Some(Published { step, path, seconds }) = self.saver.publish()? else { return Ok(()) };
         self.unproven_checkpoint = true;
         if self.is_first {
-            control.report(Event::Checkpoint(CheckpointSaved {
-                step: self.progress.step,
-                path: path.display().to_string(),
-                seconds: started.elapsed().as_secs_f64(),
-            }));
+            let path = path.display().to_string();
+            control.report(Event::Checkpoint(CheckpointSaved { step, path, seconds }));
         }
         Ok(())
     }
