@@ -1,19 +1,28 @@
 //! The plan for people: what `dslaunch plan` prints. Pure.
 
+use std::ops::Range;
+
 use proto::layout::{TensorSplit, model_layout};
 use proto::memory::StateBytes;
+use proto::mesh::Mesh;
 use proto::model_config::ModelConfig;
+use proto::pipeline::{PassCosts, bubble_fraction};
 use proto::plan::Plan;
 
 use super::units::{bytes, count, plural};
 
 /// The plan as a table of a name and a sentence each.
 pub fn plan_table(plan: &Plan) -> String {
-    let rows = [
+    let mut rows = vec![
         ("job", format!("{}, seed {}", plan.name, plan.seed)),
         ("output", plan.output_dir.display().to_string()),
         ("model", model(plan)),
         ("ranks", ranks(plan)),
+    ];
+    if plan.mesh.pp > 1 {
+        rows.push(("pipeline", pipeline(plan)));
+    }
+    rows.extend([
         ("data", data(plan)),
         ("batch", batch(plan)),
         ("steps", steps(plan)),
@@ -21,8 +30,8 @@ pub fn plan_table(plan: &Plan) -> String {
         ("schedule", schedule(plan)),
         ("memory", memory(plan)),
         ("saving", saving(plan)),
-    ];
-    rows.map(|(name, text)| format!("{name:<10}{text}")).join("\n")
+    ]);
+    rows.into_iter().map(|(name, text)| format!("{name:<10}{text}")).collect::<Vec<_>>().join("\n")
 }
 
 fn model(plan: &Plan) -> String {
@@ -42,7 +51,25 @@ fn model(plan: &Plan) -> String {
 fn ranks(plan: &Plan) -> String {
     let mesh = plan.mesh;
     let threads = plural(plan.threads_per_rank as u64, "thread");
-    format!("{} = pipeline {} * data {} * tensor {}, {threads} each", mesh.world_size(), mesh.pp, mesh.dp, mesh.tp)
+    let sequence = if plan.sequence_parallel { " (with sequence parallelism)" } else { "" };
+    let Mesh { pp, dp, tp } = mesh;
+    format!("{} = pipeline {pp} * data {dp} * tensor {tp}{sequence}, {threads} each", mesh.world_size())
+}
+
+/// Which stage holds what, and how long stages wait for each other if all chunks take equally long.
+fn pipeline(plan: &Plan) -> String {
+    let units: Vec<String> =
+        model_layout(&plan.model.config, TensorSplit::WHOLE).into_iter().map(|unit| unit.name).collect();
+    let chunk = |chunk: Range<usize>| match &units[chunk] {
+        [only] => only.clone(),
+        [first, .., last] => format!("{first} to {last}"),
+        [] => unreachable!("no chunk is empty"),
+    };
+    let stage = |stage| plan.pipeline.chunks_of(stage, plan.mesh.pp).map(chunk).collect::<Vec<_>>().join(" and ");
+    let stages: Vec<String> = (0..plan.mesh.pp).map(stage).collect();
+    let passes = PassCosts { forward: 1.0, backward_input: 1.0, backward_weight: 1.0 };
+    let bubble = bubble_fraction(&plan.stage_actions(), plan.pipeline_shape(), passes);
+    format!("{}, stages {}; they wait {:.0} % of the time", plan.pipeline.schedule, stages.join(" | "), 100.0 * bubble)
 }
 
 fn data(plan: &Plan) -> String {
@@ -165,6 +192,16 @@ mod tests {
         assert_eq!(lines[3], "ranks     4 = pipeline 1 * data 4 * tensor 1, 2 threads each");
         assert_eq!(lines[5], "batch     32 rows = micro batch 1 * accumulation 8 * data 4");
         assert_eq!(lines[6], "steps     10, 1.00 epochs, about 1.0 M tokens");
+    }
+
+    #[test]
+    fn the_table_says_which_stage_holds_what() {
+        let toml = "[parallel]\npipeline = 4\ntensor = 2\n[train]\ngradient_accumulation_steps = 13\n";
+        let table = plan_table(&plan(toml, 8));
+        let lines: Vec<_> = table.lines().collect();
+        assert_eq!(lines[3], "ranks     8 = pipeline 4 * data 1 * tensor 2 (with sequence parallelism), 1 thread each");
+        let stages = "embed_tokens to layers.7 | layers.8 to layers.15 | layers.16 to layers.23 | layers.24 to head";
+        assert_eq!(lines[4], format!("pipeline  1f1b, stages {stages}; they wait 19 % of the time"));
     }
 
     #[test]

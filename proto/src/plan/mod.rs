@@ -21,6 +21,7 @@ pub use crate::config::{ActivationCheckpointing, Dtype, Init, PipelineSchedule, 
 use crate::manifest::Progress;
 use crate::mesh::Mesh;
 use crate::model_config::{DiskDType, ModelConfig};
+use crate::pipeline::{Action, PipelineShape, schedule};
 use crate::schedule::Schedule;
 
 /// Everything a rank needs to know about its job.
@@ -81,6 +82,21 @@ impl Plan {
     /// Most tokens that one forward pass takes.
     pub fn max_micro_batch_tokens(&self) -> usize {
         (self.batch.micro_batch_size * self.data.longest_row) as usize
+    }
+
+    /// Sizes of the pipeline.
+    pub fn pipeline_shape(&self) -> PipelineShape {
+        PipelineShape {
+            num_stages: self.mesh.pp,
+            chunks_per_stage: self.pipeline.chunks.len() / self.mesh.pp,
+            num_micro_batches: self.batch.num_micro_batches as usize,
+        }
+    }
+
+    /// What each stage does in a step, in order. Without neighbours there are no gaps that a schedule could fill.
+    pub fn stage_actions(&self) -> Vec<Vec<Action>> {
+        let kind = if self.mesh.pp == 1 { PipelineSchedule::OneFOneB } else { self.pipeline.schedule };
+        schedule(kind, self.pipeline_shape())
     }
 
     /// Whether a checkpoint is made after step `step` (from 1).

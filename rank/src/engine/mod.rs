@@ -31,8 +31,8 @@ use std::time::Instant;
 use comm::{CommError, ShmWorld};
 use proto::layout::{TensorSplit, rank_layout};
 use proto::memory::Exchange;
-use proto::pipeline::{Action, PipelineShape, schedule};
-use proto::plan::{Dtype, PipelineSchedule, Plan};
+use proto::pipeline::Action;
+use proto::plan::{Dtype, Plan};
 use tch::Tensor;
 
 pub use memory::Memory;
@@ -93,7 +93,7 @@ impl Engine {
         let chunks = plan.pipeline.chunks_of(coord.pp, plan.mesh.pp);
         Ok(Self {
             stage: Stage::new(&rank_layout(&plan, coord), chunks.map(|chunk| chunk.len())),
-            actions: actions(&plan, coord.pp).into(),
+            actions: plan.stage_actions().swap_remove(coord.pp).into(),
             messages: Messages::new((world, groups), &sizes, config.hidden_size, kind, shake)?,
             rope: RopeTable::new(config),
             embedding: Embedding::new(config.vocab_size, &tp),
@@ -207,18 +207,6 @@ impl Engine {
     pub fn discard_gradients(&mut self) {
         self.memory.discard_gradients();
     }
-}
-
-/// What a stage does in a step, in order. Without neighbours there are no gaps to fill.
-fn actions(plan: &Plan, stage: usize) -> Vec<Action> {
-    let num_stages = plan.mesh.pp;
-    let kind = if num_stages == 1 { PipelineSchedule::OneFOneB } else { plan.pipeline.schedule };
-    let shape = PipelineShape {
-        num_stages,
-        chunks_per_stage: plan.pipeline.chunks.len() / num_stages,
-        num_micro_batches: plan.batch.num_micro_batches as usize,
-    };
-    schedule(kind, shape).swap_remove(stage)
 }
 
 /// What `max_grad_norm` makes of a finite gradient norm: torch's `clip_grad_norm_`. 0 turns clipping off.
