@@ -162,7 +162,7 @@ impl Attempt {
             Notice::Eval(eval) => output.eval(&eval),
             Notice::Checkpoint(saved) => output.checkpoint(&saved),
             Notice::Finished { rank, report } => {
-                output.finished(&report);
+                output.finished(rank, &report);
                 return Some(Event::Finished { rank });
             }
         }

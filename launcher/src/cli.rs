@@ -39,8 +39,12 @@ struct PlanCommand {
     #[arg(long)]
     json: bool,
     /// Map a DeepSpeed config to a train.toml, key by key
-    #[arg(long, value_name = "ds_config.json", conflicts_with_all = ["json", "sets", "train_toml"])]
+    #[arg(long, value_name = "ds_config.json", conflicts_with_all = ["json", "sets", "train_toml", "gpu_memory"])]
     deepspeed: Option<PathBuf>,
+    /// Plan for GPUs with this much memory each (80GiB, 24GB), which need not be there, and look at no data: rows are
+    /// taken as data.seq_len long. Exit code 3 if the job does not fit
+    #[arg(long, value_name = "SIZE", value_parser = memory_size)]
+    gpu_memory: Option<u64>,
     /// Number of ranks [default: the number of GPUs, or 1 without one; with --deepspeed: as many as the config's batch
     /// sizes need]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
@@ -105,11 +109,31 @@ pub struct JobArgs {
     pub train_toml: PathBuf,
 }
 
+/// `80GiB`, `24 GB`: bytes.
+fn memory_size(text: &str) -> Result<u64, String> {
+    const UNITS: [(&str, f64); 6] = [
+        ("MiB", (1u64 << 20) as f64),
+        ("GiB", (1u64 << 30) as f64),
+        ("TiB", (1u64 << 40) as f64),
+        ("MB", 1e6),
+        ("GB", 1e9),
+        ("TB", 1e12),
+    ];
+    let found = UNITS.iter().find_map(|(unit, bytes)| Some((text.strip_suffix(unit)?.trim_end(), bytes)));
+    let size = found.and_then(|(number, bytes)| Some(number.parse::<f64>().ok()? * bytes));
+    match size {
+        Some(size) if size.is_finite() && size > 0.0 => Ok(size as u64),
+        _ => Err("a number and a unit, like 80GiB or 24GB".into()),
+    }
+}
+
 /// Which job's plan, and how it is printed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PlanArgs {
     /// Whether it is printed as JSON.
     pub json: bool,
+    /// Bytes of each rank's GPU, where it is for GPUs that need not be there.
+    pub gpu_memory: Option<u64>,
     /// Which job.
     pub job: JobArgs,
 }
@@ -125,10 +149,12 @@ pub struct DeepspeedArgs {
 
 impl PlanCommand {
     fn task(self) -> Task {
-        let Self { json, deepspeed, nproc, sets, train_toml } = self;
+        let Self { json, deepspeed, gpu_memory, nproc, sets, train_toml } = self;
         match (deepspeed, train_toml) {
             (Some(config), _) => Task::MapDeepspeed(DeepspeedArgs { config, nproc }),
-            (None, Some(train_toml)) => Task::Plan(PlanArgs { json, job: JobArgs { nproc, sets, train_toml } }),
+            (None, Some(train_toml)) => {
+                Task::Plan(PlanArgs { json, gpu_memory, job: JobArgs { nproc, sets, train_toml } })
+            }
             (None, None) => unreachable!("clap asks for one of them"),
         }
     }
@@ -174,9 +200,24 @@ mod tests {
 
     #[test]
     fn plan_prints() {
-        assert_eq!(parse("plan train.toml"), Ok(Task::Plan(PlanArgs { json: false, job: job(None, &[]) })));
-        let args = PlanArgs { json: true, job: job(Some(2), &["zero.stage=0"]) };
+        assert_eq!(
+            parse("plan train.toml"),
+            Ok(Task::Plan(PlanArgs { json: false, gpu_memory: None, job: job(None, &[]) }))
+        );
+        let args = PlanArgs { json: true, gpu_memory: None, job: job(Some(2), &["zero.stage=0"]) };
         assert_eq!(parse("plan --json --nproc 2 --set zero.stage=0 train.toml"), Ok(Task::Plan(args)));
+    }
+
+    #[test]
+    fn memory_has_a_unit() {
+        assert_eq!(memory_size("80GiB"), Ok(80 << 30));
+        assert_eq!(memory_size("24 GB"), Ok(24_000_000_000));
+        assert_eq!(memory_size("1.5TiB"), Ok(3 << 39));
+        for wrong in ["", "80", "GiB", "-1GiB", "80gib", "1e400GiB", "NaN GiB"] {
+            assert!(memory_size(wrong).is_err(), "{wrong}");
+        }
+        let args = PlanArgs { json: false, gpu_memory: Some(80 << 30), job: job(Some(4), &[]) };
+        assert_eq!(parse("plan --nproc 4 --gpu-memory 80GiB train.toml"), Ok(Task::Plan(args)));
     }
 
     #[test]

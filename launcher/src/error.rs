@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use proto::config::ConfigErrors;
+use proto::memory::Shortage;
 use proto::model_config::ModelConfigError;
 
 use crate::checkpoint_command::CheckpointError;
@@ -35,6 +36,9 @@ pub enum LaunchError {
     /// There is no DeepSpeed config to map.
     #[error(transparent)]
     Deepspeed(#[from] DeepspeedError),
+    /// The job needs more memory than there is.
+    #[error("{0}")]
+    Memory(Box<Shortage>),
     /// The run directory cannot be used.
     #[error(transparent)]
     Lock(#[from] LockError),
@@ -75,7 +79,7 @@ impl LaunchError {
             | Self::Resume(_)
             | Self::Checkpoint(_)
             | Self::Deepspeed(_) => 2,
-            Self::Lock(_) | Self::Spawn(_) | Self::NoWorker { .. } | Self::Io { .. } => 3,
+            Self::Memory(_) | Self::Lock(_) | Self::Spawn(_) | Self::NoWorker { .. } | Self::Io { .. } => 3,
             Self::Interrupted(interrupt) => interrupt.exit_code(),
         }
     }

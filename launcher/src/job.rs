@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use proto::manifest::Progress;
+use proto::plan::Plan;
 use proto::run_dir::RunDir;
 
 use crate::attempt::{self, Edge, Job};
@@ -18,7 +19,7 @@ use crate::lock::RunLock;
 use crate::output::Output;
 use crate::output::console::Console;
 use crate::output::events::Moment;
-use crate::output::plan_table::plan_table;
+use crate::output::plan_table::{plan_table, plan_table_without_data};
 use crate::output::report::{self, FailureReport, summary};
 use crate::output::terminal::Terminal;
 use crate::restart::{RestartPolicy, Verdict};
@@ -31,7 +32,15 @@ use crate::token::random_hex;
 
 /// `dslaunch plan`: prints the resolved plan. Prepares the data; starts no rank. Returns the exit code.
 pub fn print_plan(args: &PlanArgs, terminal: &Terminal) -> Result<u8, LaunchError> {
-    let setup = Setup::load(&args.job)?;
+    let setup = Setup::load(&args.job, args.gpu_memory)?;
+    let json = |plan: &Plan| serde_json::to_string_pretty(plan).expect("a plan is plain data");
+    if args.gpu_memory.is_some() {
+        let plan = setup.plan_without_data()?;
+        let mut console = Console::new(terminal.clone(), !args.json);
+        note(&setup.notes, &mut console);
+        console.say(&if args.json { json(&plan) } else { plan_table_without_data(&plan, setup.room()) });
+        return Ok(0);
+    }
     let wish = Wish::of(&setup)?;
     on_runtime(async {
         let mut signals = Signals::listen().map_err(LaunchError::io("listen for signals"))?;
@@ -41,15 +50,14 @@ pub fn print_plan(args: &PlanArgs, terminal: &Terminal) -> Result<u8, LaunchErro
         let from = wish.checkpoint(&setup, &mut console)?;
         let plan = setup.plan(start_of(from.as_ref()), &mut signals, &mut console).await?;
         note(&from.map_or(vec![], |from| resume::notes(&from, &plan)), &mut console);
-        let json = || serde_json::to_string_pretty(&plan).expect("a plan is plain data");
-        console.say(&if args.json { json() } else { plan_table(&plan) });
+        console.say(&if args.json { json(&plan) } else { plan_table(&plan, setup.room()) });
         Ok(0)
     })
 }
 
 /// `dslaunch train.toml`: trains. Returns the exit code. `start` is when the launcher started.
 pub fn train(args: &JobArgs, terminal: &Terminal, start: Instant) -> Result<u8, LaunchError> {
-    let setup = Setup::load(args)?;
+    let setup = Setup::load(args, None)?;
     let worker = worker_binary()?;
     let wish = Wish::of(&setup)?;
     on_runtime(async {
@@ -163,7 +171,7 @@ fn end(job: &Job, restarts: u32, outcome: Outcome, output: &mut Output) -> u8 {
             1
         }
         Outcome::Done | Outcome::Failed { .. } => {
-            output.event(Moment::Done { steps: job.plan.steps });
+            output.done(job.plan.steps);
             let text = summary(&job.plan, &job.run_dir, output.latest(), output.elapsed(), restarts);
             output.console().say(&text);
             0

@@ -17,6 +17,7 @@ pub mod deepspeed;
 pub mod error;
 pub mod exit;
 pub mod files;
+pub mod host_memory;
 pub mod job;
 pub mod leftovers;
 pub mod lock;

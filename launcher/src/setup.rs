@@ -9,6 +9,7 @@ use std::{env, fs};
 
 use proto::config::TrainConfig;
 use proto::manifest::Progress;
+use proto::memory::{self, Room};
 use proto::model_config::ModelConfig;
 use proto::plan::{Draft, Plan, PreparedData, World};
 use proto::run_dir::RunDir;
@@ -16,6 +17,7 @@ use proto::run_dir::RunDir;
 use crate::cli::JobArgs;
 use crate::data::{self, DataJob, Prepared, Split};
 use crate::error::LaunchError;
+use crate::host_memory;
 use crate::output::console::Console;
 use crate::signals::Signals;
 
@@ -31,6 +33,7 @@ pub struct Setup {
     pub notes: Vec<String>,
     model: ModelConfig,
     draft: Draft,
+    room: Option<Room>,
     /// The folder that relative paths start from.
     current_dir: PathBuf,
     cores: usize,
@@ -38,19 +41,22 @@ pub struct Setup {
 
 impl Setup {
     /// Reads and checks train.toml and the model's config.json. Starts and writes nothing.
-    pub fn load(args: &JobArgs) -> Result<Self, LaunchError> {
+    ///
+    /// `gpu_memory`: bytes of each rank's GPU, to plan for GPUs that need not be there.
+    pub fn load(args: &JobArgs, gpu_memory: Option<u64>) -> Result<Self, LaunchError> {
         let config = TrainConfig::load(&args.train_toml, &args.sets)?;
         let current_dir = env::current_dir().map_err(LaunchError::io("find the current folder"))?;
         let model = ModelConfig::load(&current_dir.join(&config.model.path).join("config.json"))?;
         let (gpus, cores) = (num_gpus(), num_cores());
         let world_size = args.nproc.map_or(gpus.max(1), usize::from);
-        let world = World { world_size, cores, current_dir: current_dir.clone() };
+        let room = gpu_memory.map(Room::Gpu).or_else(|| host_memory::available().map(Room::Host));
+        let world = World { world_size, cores, current_dir: current_dir.clone(), room };
         let draft = Draft::new(&config, world, model.clone())?;
         let mut notes = draft.notes();
-        if gpus > 0 {
+        if gpus > 0 && gpu_memory.is_none() {
             notes.push(format!("this machine has {gpus} NVIDIA GPUs; this version of dslaunch trains on the CPU"));
         }
-        Ok(Self { config, notes, model, draft, current_dir, cores })
+        Ok(Self { config, notes, model, draft, room, current_dir, cores })
     }
 
     /// The run directory. Nothing in it is touched.
@@ -86,7 +92,26 @@ impl Setup {
             [] => None,
             paths => Some(self.prepare(Split::Validation, paths, signals, console).await?),
         };
-        Ok(self.draft.with_data(planned(train), validation.map(planned), start)?)
+        let plan = self.draft.with_data(planned(train), validation.map(planned), start)?;
+        self.check_memory(&plan)?;
+        Ok(plan)
+    }
+
+    /// The plan as it is without a look at the data, for GPUs that need not be there.
+    pub fn plan_without_data(&self) -> Result<Plan, LaunchError> {
+        let plan = self.draft.without_data()?;
+        self.check_memory(&plan)?;
+        Ok(plan)
+    }
+
+    /// The memory that ranks have, where it is known.
+    pub fn room(&self) -> Option<Room> {
+        self.room
+    }
+
+    fn check_memory(&self, plan: &Plan) -> Result<(), LaunchError> {
+        let fits = self.room.map_or(Ok(()), |room| memory::check(plan, room));
+        fits.map_err(LaunchError::Memory)
     }
 
     fn model_file(&self, name: &str) -> PathBuf {
@@ -176,7 +201,7 @@ mod tests {
         let train_toml = dir.path().join("train.toml");
         let load = |toml: &str| {
             fs::write(&train_toml, toml).unwrap();
-            Setup::load(&JobArgs { nproc: Some(2), sets: vec![], train_toml: train_toml.clone() }).unwrap_err()
+            Setup::load(&JobArgs { nproc: Some(2), sets: vec![], train_toml: train_toml.clone() }, None).unwrap_err()
         };
         let no_model = format!("[model]\npath = {:?}\n[data]\ntrain = \"x.jsonl\"\n", dir.path());
         for (toml, key) in [("[train]\nstep = 3\n", "train.step"), (&no_model, "config.json")] {

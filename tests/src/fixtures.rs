@@ -31,11 +31,20 @@ pub const VOCAB: u32 = 97;
 
 /// A folder with only a config.json, to train from random weights: two blocks, grouped-query attention.
 pub fn tiny_model(folder: &Path) -> PathBuf {
+    write_model(folder, &[32, 88, 2, 4, 2, VOCAB as usize])
+}
+
+/// A folder with only a config.json. `sizes`: hidden size, feed-forward width, blocks, heads, key/value heads, vocabulary.
+pub fn write_model(folder: &Path, sizes: &[usize; 6]) -> PathBuf {
+    let [hidden_size, intermediate_size, num_hidden_layers, num_attention_heads, num_key_value_heads, vocab_size] =
+        *sizes;
     fs::create_dir_all(folder).expect("a scratch folder");
     let config = json!({
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 32, "intermediate_size": 88,
-        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": VOCAB,
-        "max_position_embeddings": 64, "initializer_range": 0.1, "bos_token_id": 1, "eos_token_id": 2,
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": hidden_size,
+        "intermediate_size": intermediate_size, "num_hidden_layers": num_hidden_layers,
+        "num_attention_heads": num_attention_heads, "num_key_value_heads": num_key_value_heads,
+        "vocab_size": vocab_size, "max_position_embeddings": 64, "initializer_range": 0.1, "bos_token_id": 1,
+        "eos_token_id": 2,
     });
     fs::write(folder.join("config.json"), config.to_string()).expect("a scratch file");
     folder.into()
@@ -43,18 +52,33 @@ pub fn tiny_model(folder: &Path) -> PathBuf {
 
 /// Rows of tokens of several lengths up to `seq_len`, always the same ones.
 pub fn token_rows(path: &Path, rows: usize, seq_len: usize) -> PathBuf {
+    let mut next = random();
+    write_rows(
+        path,
+        (0..rows).map(|_| {
+            let len = 2 + next(seq_len - 1);
+            (0..len).map(|_| next(VOCAB as usize)).collect()
+        }),
+    )
+}
+
+/// Rows of `len` tokens below `vocab_size`, always the same ones.
+pub fn token_rows_of(path: &Path, rows: usize, len: usize, vocab_size: usize) -> PathBuf {
+    let mut next = random();
+    write_rows(path, (0..rows).map(|_| (0..len).map(|_| next(vocab_size)).collect()))
+}
+
+/// Numbers below a bound, always the same ones.
+fn random() -> impl FnMut(usize) -> usize {
     let mut state = 1u64;
-    let mut next = |below: usize| {
+    move |below| {
         state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
         (state >> 33) as usize % below
-    };
-    let text: String = (0..rows)
-        .map(|_| {
-            let len = 2 + next(seq_len - 1);
-            let ids: Vec<usize> = (0..len).map(|_| next(VOCAB as usize)).collect();
-            format!("{}\n", json!({"input_ids": ids}))
-        })
-        .collect();
+    }
+}
+
+fn write_rows(path: &Path, rows: impl Iterator<Item = Vec<usize>>) -> PathBuf {
+    let text: String = rows.map(|ids| format!("{}\n", json!({"input_ids": ids}))).collect();
     fs::write(path, text).expect("a scratch file");
     path.into()
 }

@@ -19,6 +19,7 @@ pub struct Job {
     toml: String,
     nproc: usize,
     env: Vec<(String, String)>,
+    sets: Vec<String>,
 }
 
 /// A job that ran to its end.
@@ -46,7 +47,7 @@ impl Job {
     /// A job in `folder`, which is made, with the sections of `toml`; everything is written to `folder/run`.
     pub fn new(folder: &Path, toml: &str) -> Self {
         fs::create_dir_all(folder).expect("a scratch folder");
-        Self { folder: folder.into(), toml: toml.into(), nproc: 1, env: Vec::new() }
+        Self { folder: folder.into(), toml: toml.into(), nproc: 1, env: Vec::new(), sets: Vec::new() }
     }
 
     /// Number of ranks; 1 if not said.
@@ -58,6 +59,12 @@ impl Job {
     /// Sets a variable of the environment that dslaunch runs in.
     pub fn env(mut self, name: &str, value: &str) -> Self {
         self.env.push((name.into(), value.into()));
+        self
+    }
+
+    /// Overrides a key of train.toml: `section.key=value`.
+    pub fn set(mut self, set: &str) -> Self {
+        self.sets.push(set.into());
         self
     }
 
@@ -93,6 +100,9 @@ impl Job {
         let mut command = Command::new(program("dslaunch"));
         command.arg("--nproc").arg(self.nproc.to_string());
         command.arg("--set").arg(format!("job.output_dir={}", self.folder.join("run").display()));
+        for set in &self.sets {
+            command.arg("--set").arg(set);
+        }
         command.arg(&toml).current_dir(&self.folder).envs(self.env.iter().cloned());
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command

@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
-use tests::fixtures::{VOCAB, tiny_model, token_rows};
+use tests::fixtures::{VOCAB, tiny_model, token_rows, write_model};
 use tests::job::{Finished, Job};
 use tests::run::names_in;
 
@@ -90,8 +90,17 @@ fn three_mistakes_are_reported_at_once_and_nothing_starts() {
 fn what_is_not_supported_yet_is_refused_with_its_place() {
     let scratch = Scratch::new();
     let model = tiny_model(&scratch.path("model"));
-    let finished = scratch.job(&model, &scratch.rows(), "[zero]\nstage = \"auto\"\n").finish();
-    check_refused(&finished, 2, &["train.toml:11:9", "zero.stage", "not supported yet"]);
+    let finished = scratch.job(&model, &scratch.rows(), "[comm]\nbackend = \"nccl\"\n").finish();
+    check_refused(&finished, 2, &["train.toml:11:11", "comm.backend", "not supported yet"]);
+}
+
+#[test]
+fn a_job_that_needs_more_memory_than_there_is_starts_nothing() {
+    let scratch = Scratch::new();
+    // 2^40 elements in the embedding alone.
+    let model = write_model(&scratch.path("model"), &[1 << 20, 1 << 20, 2, 4, 2, 1 << 20]);
+    let finished = scratch.job(&model, &scratch.rows(), "").finish();
+    check_refused(&finished, 3, &["all ranks together need", "are available", "what would help"]);
 }
 
 #[test]

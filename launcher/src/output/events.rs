@@ -89,6 +89,10 @@ pub enum Moment<'a> {
     Done {
         /// Steps of the whole run.
         steps: u64,
+        /// High-water mark of each rank's resident set.
+        peak_memory_bytes: Vec<u64>,
+        /// The same before the model's memory was allocated.
+        baseline_memory_bytes: Vec<u64>,
     },
     /// The user stopped it.
     Interrupted {

@@ -12,6 +12,7 @@ mod screen;
 pub mod terminal;
 pub mod units;
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -47,8 +48,8 @@ pub struct Latest {
     pub eval_loss: Option<f64>,
     /// Label tokens trained on.
     pub tokens: u64,
-    /// The largest high-water mark of a rank's memory, in bytes.
-    pub peak_memory_bytes: u64,
+    /// High-water mark of each finished rank's memory, and what it was before the model's was allocated, in bytes.
+    pub memory: BTreeMap<usize, (u64, u64)>,
 }
 
 /// Samples that a message on the terminal names.
@@ -122,8 +123,14 @@ impl Output {
     }
 
     /// A rank's work is done.
-    pub fn finished(&mut self, report: &Finished) {
-        self.latest.peak_memory_bytes = self.latest.peak_memory_bytes.max(report.peak_memory_bytes);
+    pub fn finished(&mut self, rank: usize, report: &Finished) {
+        self.latest.memory.insert(rank, (report.peak_memory_bytes, report.baseline_memory_bytes));
+    }
+
+    /// Training is complete.
+    pub fn done(&mut self, steps: u64) {
+        let (peak_memory_bytes, baseline_memory_bytes) = self.latest.memory.values().copied().unzip();
+        self.event(Moment::Done { steps, peak_memory_bytes, baseline_memory_bytes });
     }
 
     /// The latest of what ranks reported.

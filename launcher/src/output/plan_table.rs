@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use proto::layout::{TensorSplit, model_layout};
-use proto::memory::StateBytes;
+use proto::memory::{self, Room};
 use proto::mesh::Mesh;
 use proto::model_config::ModelConfig;
 use proto::pipeline::{PassCosts, bubble_fraction};
@@ -11,27 +11,43 @@ use proto::plan::Plan;
 
 use super::units::{bytes, count, plural};
 
-/// The plan as a table of a name and a sentence each.
-pub fn plan_table(plan: &Plan) -> String {
-    let mut rows = vec![
-        ("job", format!("{}, seed {}", plan.name, plan.seed)),
-        ("output", plan.output_dir.display().to_string()),
-        ("model", model(plan)),
-        ("ranks", ranks(plan)),
-    ];
-    if plan.mesh.pp > 1 {
-        rows.push(("pipeline", pipeline(plan)));
-    }
-    rows.extend([
+/// The plan as a table of a name and a sentence each. `room`: the memory that ranks have.
+pub fn plan_table(plan: &Plan, room: Option<Room>) -> String {
+    let of_run = [
         ("data", data(plan)),
         ("batch", batch(plan)),
         ("steps", steps(plan)),
         ("optimizer", optimizer(plan)),
         ("schedule", schedule(plan)),
-        ("memory", memory(plan)),
+        ("memory", memory(plan, room)),
         ("saving", saving(plan)),
-    ]);
-    rows.into_iter().map(|(name, text)| format!("{name:<10}{text}")).collect::<Vec<_>>().join("\n")
+    ];
+    table(
+        [("job", format!("{}, seed {}", plan.name, plan.seed)), ("output", plan.output_dir.display().to_string())]
+            .into_iter()
+            .chain(of_layout(plan))
+            .chain(of_run),
+    )
+}
+
+/// As [`plan_table`], without what only the data knows.
+pub fn plan_table_without_data(plan: &Plan, room: Option<Room>) -> String {
+    let rows = format!("not looked at; rows are taken as {} tokens long", plan.data.seq_len);
+    let rest = [("data", rows), ("batch", batch(plan)), ("optimizer", optimizer(plan)), ("memory", memory(plan, room))];
+    table(of_layout(plan).into_iter().chain(rest))
+}
+
+fn table(rows: impl Iterator<Item = (&'static str, String)>) -> String {
+    rows.map(|(name, text)| format!("{name:<10}{text}")).collect::<Vec<_>>().join("\n")
+}
+
+/// What is computed, and by whom.
+fn of_layout(plan: &Plan) -> Vec<(&'static str, String)> {
+    let mut rows = vec![("model", model(plan)), ("ranks", ranks(plan))];
+    if plan.mesh.pp > 1 {
+        rows.push(("pipeline", pipeline(plan)));
+    }
+    rows
 }
 
 fn model(plan: &Plan) -> String {
@@ -129,18 +145,17 @@ fn schedule(plan: &Plan) -> String {
     )
 }
 
-fn memory(plan: &Plan) -> String {
-    let state = StateBytes::largest(plan);
-    format!(
-        "{} per rank (ZeRO {}): parameters {}, gradients {}, masters {}, moments {}; activations come on top ({} recomputed)",
-        bytes(state.total()),
-        plan.zero.stage.number(),
-        bytes(state.parameters),
-        bytes(state.gradients + state.gradient_shards),
-        bytes(state.masters),
-        bytes(state.moments),
-        plan.activation_checkpointing,
-    )
+/// What the rank that needs the most will hold at its peak.
+fn memory(plan: &Plan, room: Option<Room>) -> String {
+    let zero = plan.zero.stage.number();
+    let recomputed = plan.activation_checkpointing;
+    let (needed, rank, peak) = memory::needed(plan, room.unwrap_or(Room::Host(0)));
+    let of = match room {
+        Some(Room::Gpu(there)) => format!("{} of {} on each GPU at most", bytes(needed), bytes(there)),
+        Some(Room::Host(there)) => format!("{} of {} for all ranks together", bytes(needed), bytes(there)),
+        None => format!("{} for all ranks together", bytes(needed)),
+    };
+    format!("{of} (ZeRO {zero}, {recomputed} recomputed); rank {rank}: {peak}")
 }
 
 fn saving(plan: &Plan) -> String {
@@ -176,7 +191,7 @@ mod tests {
         let text = format!("[model]\npath = \"/m\"\n[data]\ntrain = \"a.jsonl\"\n{toml}");
         let config = TrainConfig::parse(Path::new("sft.toml"), &text, &[]).unwrap();
         let model = ModelConfig::parse(Path::new("config.json"), DEEPSEEK).unwrap();
-        let world = World { world_size, cores: 8, current_dir: "/here".into() };
+        let world = World { world_size, cores: 8, current_dir: "/here".into(), room: None };
         let draft = Draft::new(&config, world, model).unwrap();
         draft
             .with_data(PreparedData { path: "/d".into(), rows: 320, tokens: 1_000_000, longest_row: 64 }, None, start)
@@ -185,7 +200,7 @@ mod tests {
 
     #[test]
     fn the_table_answers_what_will_be_done() {
-        let table = plan_table(&plan("", 4));
+        let table = plan_table(&plan("", 4), None);
         let lines: Vec<_> = table.lines().collect();
         assert_eq!(lines.len(), 11);
         assert_eq!(lines[1], "output    /here/runs/sft");
@@ -197,7 +212,7 @@ mod tests {
     #[test]
     fn the_table_says_which_stage_holds_what() {
         let toml = "[parallel]\npipeline = 4\ntensor = 2\n[train]\ngradient_accumulation_steps = 13\n";
-        let table = plan_table(&plan(toml, 8));
+        let table = plan_table(&plan(toml, 8), None);
         let lines: Vec<_> = table.lines().collect();
         assert_eq!(lines[3], "ranks     8 = pipeline 4 * data 1 * tensor 2 (with sequence parallelism), 1 thread each");
         let stages = "embed_tokens to layers.7 | layers.8 to layers.15 | layers.16 to layers.23 | layers.24 to head";
@@ -207,7 +222,7 @@ mod tests {
     #[test]
     fn the_table_says_where_the_run_goes_on() {
         let steps = |start, toml| {
-            let table = plan_table(&plan_from(start, toml, 4));
+            let table = plan_table(&plan_from(start, toml, 4), None);
             table.lines().nth(6).unwrap().to_owned()
         };
         // 288 of 320 rows in larger steps than now.

@@ -5,6 +5,7 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use proto::memory::PeakBytes;
 use proto::plan::Plan;
 use proto::run_dir::RunDir;
 
@@ -116,8 +117,10 @@ pub fn summary(plan: &Plan, run_dir: &RunDir, latest: &Latest, elapsed: Duration
     if let Some(loss) = latest.eval_loss {
         text += &format!("\n  eval    {loss:.4}");
     }
-    if latest.peak_memory_bytes > 0 {
-        text += &format!("\n  memory  {} at most per rank", units::bytes(latest.peak_memory_bytes));
+    if let Some((rank, (peak, baseline))) = latest.memory.iter().max_by_key(|(_, memory)| memory.0) {
+        let predicted = PeakBytes::of(plan, plan.mesh.coord(*rank)).total() + baseline;
+        let (peak, predicted) = (units::bytes(*peak), units::bytes(predicted));
+        text += &format!("\n  memory  {peak} at most, on rank {rank}; predicted {predicted}");
     }
     text + &format!("\n  model   {}", run_dir.final_model().display())
 }
@@ -182,7 +185,7 @@ mod tests {
         let model = r#"{"architectures": ["LlamaForCausalLM"], "hidden_size": 8, "intermediate_size": 8,
                         "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 8}"#;
         let model = ModelConfig::parse(Path::new("config.json"), model).unwrap();
-        let world = World { world_size: 1, cores: 8, current_dir: "/here".into() };
+        let world = World { world_size: 1, cores: 8, current_dir: "/here".into(), room: None };
         let draft = Draft::new(&config, world, model).unwrap();
         for (step, first_line) in [
             (0, "sft: done, 10 steps in 2.0s"),

@@ -1,10 +1,16 @@
 //! How much memory of the model a rank keeps, in which slots whole buffers lie, and what activations pass through between
 //! ranks. Pure: the engine allocates by it and the plan predicts by it, so that both say the same.
 
+mod activations;
 mod exchange;
+mod fit;
+mod peak;
 mod slots;
 
+pub use activations::LOGITS_AT_A_TIME;
 pub use exchange::{Exchange, MESSAGES_UNDER_WAY};
+pub use fit::{Room, Shortage, check, needed};
+pub use peak::{PeakBytes, WEIGHT_FILE_BYTES};
 pub use slots::{Claim, assign, grad_claims, param_claims};
 
 use crate::config::Dtype;
@@ -111,7 +117,7 @@ mod tests {
         let model = ModelConfig::parse("config.json".as_ref(), text).unwrap();
         let toml = format!("[model]\npath = \"m\"\ndtype = \"bf16\"\n[data]\ntrain = \"d\"\n[zero]\n{zero}\n");
         let config = TrainConfig::parse("train.toml".as_ref(), &toml, &[]).unwrap();
-        let world = World { world_size, cores: 8, current_dir: "/".into() };
+        let world = World { world_size, cores: 8, current_dir: "/".into(), room: None };
         let data = PreparedData { path: "/d".into(), rows: 8, tokens: 80, longest_row: 64 };
         let draft = Draft::new(&config, world, model).unwrap();
         StateBytes::largest(&draft.with_data(data, None, Progress::default()).unwrap())

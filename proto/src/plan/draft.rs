@@ -4,6 +4,7 @@ use super::{BatchPlan, CheckpointPlan, DataPlan, ModelPlan, OptimizerPlan, Pipel
 use super::{parallel, unsupported};
 use crate::config::{AutoOr, Batch, ConfigErrors, Dtype, Length, Offload, Problem, TrainConfig, ZeroStage};
 use crate::manifest::Progress;
+use crate::memory::{self, Room};
 use crate::mesh::Mesh;
 use crate::model_config::{DiskDType, ModelConfig};
 use crate::schedule::Schedule;
@@ -18,6 +19,8 @@ pub struct World {
     pub cores: usize,
     /// The folder that train.toml's relative paths start from, absolute.
     pub current_dir: PathBuf,
+    /// The memory that the ranks have, where it is known.
+    pub room: Option<Room>,
 }
 
 /// One prepared data file and what the plan needs to know of it.
@@ -87,6 +90,36 @@ impl Draft {
         validation: Option<PreparedData>,
         start: Progress,
     ) -> Result<Plan, ConfigErrors> {
+        let plan = |stage| self.at_stage(stage, &train, validation.as_ref(), start);
+        match (self.config.zero.stage, self.world.room) {
+            (AutoOr::Given(stage), _) => plan(stage),
+            (AutoOr::Auto, None) => plan(ZeroStage::Stage1),
+            (AutoOr::Auto, Some(room)) => {
+                for stage in [ZeroStage::Stage0, ZeroStage::Stage1, ZeroStage::Stage2] {
+                    let plan = plan(stage)?;
+                    if memory::check(&plan, room).is_ok() {
+                        return Ok(plan);
+                    }
+                }
+                plan(ZeroStage::Stage3)
+            }
+        }
+    }
+
+    /// A plan for data that nobody has looked at: as if there were one epoch of one step of rows as long as they may be.
+    pub fn without_data(&self) -> Result<Plan, ConfigErrors> {
+        let (rows, longest_row) = (self.batch.global_batch_size, self.config.data.seq_len);
+        let train = PreparedData { path: PathBuf::new(), rows, tokens: rows * longest_row, longest_row };
+        self.with_data(train, None, Progress::default())
+    }
+
+    fn at_stage(
+        &self,
+        stage: ZeroStage,
+        train: &PreparedData,
+        validation: Option<&PreparedData>,
+        start: Progress,
+    ) -> Result<Plan, ConfigErrors> {
         let config = &self.config;
         let steps = self.steps(train.rows, start)?;
         let current_dir = &self.world.current_dir;
@@ -109,7 +142,8 @@ impl Draft {
                 init: config.model.init,
                 compute_dtype: match config.model.dtype {
                     AutoOr::Given(dtype) => dtype,
-                    AutoOr::Auto => Dtype::Fp32, // on a CPU
+                    AutoOr::Auto if matches!(self.world.room, Some(Room::Gpu(_))) => Dtype::Bf16,
+                    AutoOr::Auto => Dtype::Fp32,
                 },
                 disk_dtype,
                 config: self.model.clone(),
@@ -117,9 +151,9 @@ impl Draft {
             data: DataPlan {
                 train_rows: train.rows,
                 train_tokens: train.tokens,
-                longest_row: train.longest_row.max(validation.as_ref().map_or(0, |data| data.longest_row)),
-                train: train.path,
-                validation: validation.as_ref().map(|data| data.path.clone()),
+                longest_row: train.longest_row.max(validation.map_or(0, |data| data.longest_row)),
+                train: train.path.clone(),
+                validation: validation.map(|data| data.path.clone()),
                 seq_len: config.data.seq_len as usize,
                 shuffle: config.data.shuffle,
             },
@@ -140,7 +174,7 @@ impl Draft {
             max_grad_norm: config.train.max_grad_norm,
             max_bad_steps: config.train.max_bad_steps,
             zero: ZeroPlan {
-                stage: self.zero_stage(),
+                stage,
                 offload_params: config.zero.offload_params == Offload::Cpu,
                 offload_optimizer: config.zero.offload_optimizer == Offload::Cpu,
                 prefetch_units: usize::try_from(config.zero.prefetch_units)
@@ -155,13 +189,6 @@ impl Draft {
             validation_every_steps: config.validation.every_steps,
             log_every_steps: config.log.every_steps,
         })
-    }
-
-    fn zero_stage(&self) -> ZeroStage {
-        match self.config.zero.stage {
-            AutoOr::Given(stage) => stage,
-            AutoOr::Auto => unreachable!("`unsupported` refuses it"),
-        }
     }
 
     /// Optimizer steps of the whole run, those before `start` included.

@@ -11,7 +11,7 @@ fn model() -> ModelConfig {
 
 fn draft(extra: &str, world_size: usize) -> Result<Draft, Vec<String>> {
     let config = TrainConfig::parse(Path::new("train.toml"), &format!("{MINIMAL}{extra}"), &[]).unwrap();
-    let world = World { world_size, cores: 4, current_dir: "/home/u".into() };
+    let world = World { world_size, cores: 4, current_dir: "/home/u".into(), room: None };
     let texts = |errors: ConfigErrors| errors.problems().iter().map(|p| format!("{}: {}", p.key, p.rule)).collect();
     Draft::new(&config, world, model()).map_err(texts)
 }
@@ -93,15 +93,14 @@ fn ranks_that_do_not_multiply_out_are_refused() {
 #[test]
 fn what_is_not_supported_yet_is_refused_all_at_once() {
     check_refused(
-        "[zero]\nstage = \"auto\"\n[comm]\nbackend = \"nccl\"\n",
+        "[restart]\nsnapshot_every_steps = 7\n[comm]\nbackend = \"nccl\"\n",
         2,
         &[
-            "zero.stage: not supported yet: use 0, 1, 2 or 3",
+            "restart.snapshot_every_steps: not supported yet: restarts load a checkpoint",
             "comm.backend: not supported yet: use \"shm\", or \"auto\", which takes it",
         ],
     );
     for extra in [
-        "[zero]\nstage = \"auto\"\n",
         "[comm]\ncompression = \"int8\"\n",
         "[restart]\nsnapshot_every_steps = 5\n",
         "[validation]\nearly_stopping_patience = 3\n",

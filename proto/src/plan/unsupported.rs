@@ -13,7 +13,6 @@ pub(super) fn refused(config: &TrainConfig) -> Vec<Problem> {
             problems.push(config.origins.problem(key, format!("{NOT_YET}: {what}")));
         }
     };
-    refuse(config.zero.stage == AutoOr::Auto, "zero.stage", "use 0, 1, 2 or 3");
     let backend_is_shm = matches!(config.comm.backend, AutoOr::Auto | AutoOr::Given(Backend::Shm));
     refuse(!backend_is_shm, "comm.backend", "use \"shm\", or \"auto\", which takes it");
     refuse(config.comm.compression != Compression::None, "comm.compression", "use \"none\"");

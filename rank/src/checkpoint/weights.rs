@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
+use proto::memory::WEIGHT_FILE_BYTES;
 use proto::model_config::DiskDType;
 use safetensors::tensor::View;
 use tch::{Kind, Tensor};
@@ -14,9 +15,6 @@ use super::safetensors_writer::{SafetensorsWriter, TensorHeader};
 use crate::engine::Memory;
 use proto::layout::UnitLayout;
 
-/// Largest weights file. Larger models are cut into several with an index, as `save_pretrained` does.
-const SHARD_BYTES: usize = 5_000_000_000;
-
 /// Writes the weights of a model into `folder` and returns the files that this rank wrote. Every rank of the job calls it: unit by unit, the stage that holds
 /// a unit gathers it, and each parameter goes to the rank that writes its file, which holds one tensor at a time. A rank
 /// that cannot write goes on, so that no peer waits for it.
@@ -27,7 +25,7 @@ pub(super) fn write_weights(
     dtype: DiskDType,
 ) -> Result<Vec<PathBuf>> {
     let units = collector.units();
-    let files = Files::new(shards(&units, dtype, SHARD_BYTES));
+    let files = Files::new(shards(&units, dtype, WEIGHT_FILE_BYTES));
     let (rank, world_size) = (memory.groups().world.rank(), memory.groups().world.size());
     let mut writer = Writer { written: Vec::new(), open: None };
     let mut outcome = if rank == 0 { writer.index(folder, &files.shards) } else { Ok(()) };

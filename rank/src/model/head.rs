@@ -7,6 +7,7 @@
 use std::ops::Range;
 
 use comm::CommError;
+use proto::memory::LOGITS_AT_A_TIME;
 use tch::Tensor;
 
 use super::cross_entropy::CrossEntropy;
@@ -17,9 +18,6 @@ use crate::kernels::wide_kind;
 
 /// Label of a token that is not trained on.
 const IGNORED: i64 = -100;
-
-/// Logits held at a time, in elements: 4 Mi fp32 values are 16 MiB.
-pub const CHUNK_ELEMENTS: usize = 4 << 20;
 
 /// Weights of the head. The same type holds the gradients, as fp32 views.
 #[derive(Debug)]
@@ -54,7 +52,7 @@ struct Labelled {
 impl Head {
     /// The head of a model, or this rank's part of it.
     pub fn new(norm_eps: f64, vocab_size: usize, tp: &TensorParallel) -> Self {
-        Self::with_chunk_elements(norm_eps, vocab_size, tp, CHUNK_ELEMENTS)
+        Self::with_chunk_elements(norm_eps, vocab_size, tp, LOGITS_AT_A_TIME)
     }
 
     pub(super) fn with_chunk_elements(

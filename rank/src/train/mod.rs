@@ -40,11 +40,14 @@ pub struct Trainer {
     /// A checkpoint was made that no finite step has followed yet: until then none before it is removed.
     unproven_checkpoint: bool,
     is_first: bool,
+    /// Resident memory before anything of the model was there.
+    baseline_memory_bytes: u64,
 }
 
 impl Trainer {
     /// Opens the data, allocates every buffer and loads the weights, or the checkpoint that `env` names.
     pub fn new(plan: Plan, env: &WorkerEnv, world: Rc<ShmWorld>) -> Result<Self, TrainError> {
+        let baseline_memory_bytes = process::peak_memory_bytes();
         let plan = Rc::new(plan);
         let groups = Groups::enter(&plan, &world)?;
         let mut engine = Engine::new(plan.clone(), &world, &groups, Shake::new(env.shake, env.rank))?;
@@ -71,6 +74,7 @@ impl Trainer {
             bad_steps: 0,
             unproven_checkpoint: false,
             is_first: env.rank == 0,
+            baseline_memory_bytes,
             engine,
             progress,
             plan,
@@ -121,8 +125,9 @@ impl Trainer {
         if self.bad_steps == 0 {
             self.prune()?;
         }
-        let peak_memory_bytes = process::peak_memory_bytes();
-        control.report(Event::Finished(Finished { step: self.progress.step, peak_memory_bytes }));
+        let (step, peak_memory_bytes) = (self.progress.step, process::peak_memory_bytes());
+        let baseline_memory_bytes = self.baseline_memory_bytes;
+        control.report(Event::Finished(Finished { step, peak_memory_bytes, baseline_memory_bytes }));
         Ok(())
     }
 

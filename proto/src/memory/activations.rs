@@ -1,0 +1,72 @@
+//! What the passes of one micro-batch keep and need, tensor by tensor: the sizes of `rank::model`.
+
+use super::element_bytes;
+use crate::config::ActivationCheckpointing;
+use crate::layout::TensorSplit;
+use crate::plan::Plan;
+
+/// Logits that the head holds at a time, in elements: 4 Mi fp32 values are 16 MiB.
+pub const LOGITS_AT_A_TIME: usize = 4 << 20;
+
+/// Activations of one block for one micro-batch, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct BlockBytes {
+    /// This rank's residual stream.
+    pub stream: u64,
+    /// Kept from the forward to the backward pass.
+    pub saved: u64,
+    /// What is kept without checkpointing.
+    pub all: u64,
+    /// What the backward pass needs beside what is kept.
+    pub workspace: u64,
+}
+
+impl BlockBytes {
+    /// Of a rank of the plan, for the largest micro-batch.
+    pub fn of(plan: &Plan) -> Self {
+        let config = &plan.model.config;
+        let element = element_bytes(plan.model.compute_dtype) as u64;
+        let tp = plan.mesh.tp as u64;
+        let tokens = plan.max_micro_batch_tokens() as u64;
+        let rows = if plan.sequence_parallel { tokens.div_ceil(tp) } else { tokens };
+        let split = TensorSplit { size: plan.mesh.tp, rank: 0, sequence: plan.sequence_parallel };
+        let replicas = split.key_value_replicas(config.num_key_value_heads) as u64;
+        let query = config.query_size() as u64 / tp;
+        let key_value = config.key_value_size() as u64 * replicas / tp;
+        let ffn = split.part(config.intermediate_size) as u64;
+        let heads = config.num_attention_heads as u64 / tp;
+
+        let stream = rows * config.hidden_size as u64 * element;
+        let norm = stream + 4 * rows;
+        let attention = norm + (tokens * (2 * query + 2 * key_value)) * element + 4 * heads * tokens;
+        let feed_forward = norm + 3 * tokens * ffn * element;
+        let all = 2 * stream + attention + feed_forward;
+        let saved = match plan.activation_checkpointing {
+            ActivationCheckpointing::None => all,
+            ActivationCheckpointing::Ffn => 2 * stream + attention,
+            ActivationCheckpointing::Full => stream,
+        };
+        // Gradients of the stream on both sides of a half; then either those of the feed-forward's activation, or in the
+        // attention those of q, k and v, once a head each and once as they lie in the projection, and repeated k and v.
+        let in_feed_forward = tokens * ffn * element;
+        let in_attention = tokens * (6 * query + query + 2 * key_value) * element;
+        // A gradient of weights in bf16 is a product of its own before it is added in fp32.
+        let product = if element == 2 { ffn * config.hidden_size as u64 * 2 * element } else { 0 };
+        let workspace = 4 * stream + in_feed_forward.max(in_attention) + product + (all - saved);
+        Self { stream, saved, all, workspace }
+    }
+}
+
+/// What the head needs beside what is kept: logits a chunk at a time, and rows of the stream with a label.
+pub(super) fn head_bytes(plan: &Plan) -> u64 {
+    let config = &plan.model.config;
+    let element = element_bytes(plan.model.compute_dtype);
+    let columns = config.vocab_size.div_ceil(plan.mesh.tp);
+    let tokens = plan.max_micro_batch_tokens();
+    let rows = (LOGITS_AT_A_TIME / columns).clamp(1, tokens.max(1));
+    // In fp32 logits turn into their own gradient; from and to bf16 they are copied, and so is the weight's gradient.
+    let logits = rows * columns * if element == 2 { 4 + 2 * element } else { element };
+    let product = if element == 2 { columns * config.hidden_size * element } else { 0 };
+    let stream = tokens * config.hidden_size * element;
+    (logits + product + 5 * stream) as u64
+}

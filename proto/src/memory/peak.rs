@@ -1,0 +1,213 @@
+//! The most memory that a rank holds at a time, part by part: what the engine allocates, what its passes keep, what it
+//! touches of its peers' arenas (pages that count in its resident set), and what the libraries below it take. On a CPU the
+//! peak is reached in the first update, when all of it has been touched, and saving adds what the writer of a file sees of
+//! its peers.
+
+use super::activations::{BlockBytes, head_bytes};
+use super::{Exchange, MESSAGES_UNDER_WAY, StateBytes, element_bytes};
+use crate::config::{Dtype, ZeroStage};
+use crate::layout::{TensorSplit, UnitKind, model_layout, rank_layout};
+use crate::mesh::Coord;
+use crate::pipeline::Action;
+use crate::plan::Plan;
+
+/// Largest weights file. Larger models are cut into several, which the ranks write in turn.
+pub const WEIGHT_FILE_BYTES: usize = 5_000_000_000;
+
+/// What libtorch and its matrix libraries take once they compute: code pages, packed operands, workspace. Measured on
+/// x86-64 with libtorch 2.11: a rank of a tiny model has 15 MiB (in bf16 33 MiB) above an empty one, and products of real
+/// size add to that.
+const RUNTIME_BYTES_FP32: u64 = 21 << 20;
+/// bf16 products are compiled at run time and reorder their operands.
+const RUNTIME_BYTES_BF16: u64 = 52 << 20;
+
+/// What each further compute thread takes: its own packed operands.
+const THREAD_BYTES: u64 = 8 << 20;
+
+/// What glibc's heap wastes of what passes allocate, because freed blocks do not fit what comes next exactly. Measured
+/// over the layouts of tests/tests/memory.rs.
+const HEAP_WASTE: f64 = 0.17;
+
+/// What one rank holds when it holds the most, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+pub struct PeakBytes {
+    /// Whole parameters.
+    pub parameters: u64,
+    /// Gradients, whole and sharded.
+    pub gradients: u64,
+    /// Those of them that are sharded.
+    pub gradient_shards: u64,
+    /// fp32 masters and both moments.
+    pub optimizer: u64,
+    /// What micro-batches in flight keep for their backward pass.
+    pub activations: u64,
+    /// What one pass needs beside that: gradients of activations, recomputed activations, logits.
+    pub workspace: u64,
+    /// Buffers that pass things between ranks.
+    pub communication: u64,
+    /// Pages of peers' memory that it reads or writes; they count in its resident set.
+    pub peers: u64,
+    /// Waste of the allocator, and what libraries take.
+    pub runtime: u64,
+}
+
+impl PeakBytes {
+    /// Of the rank at `coord`.
+    pub fn of(plan: &Plan, coord: Coord) -> Self {
+        let state = StateBytes::of(plan, coord);
+        let block = BlockBytes::of(plan);
+        let activations = activations(plan, coord, &block);
+        let stage_units = rank_layout(plan, coord);
+        let has_head = stage_units.iter().any(|unit| unit.kind == UnitKind::Head);
+        let has_blocks = stage_units.iter().any(|unit| unit.kind == UnitKind::Block);
+        let of_block = if has_blocks { block.workspace } else { 0 };
+        let workspace = of_block.max(if has_head { head_bytes(plan) } else { 0 });
+        let libraries = match plan.model.compute_dtype {
+            Dtype::Fp32 => RUNTIME_BYTES_FP32,
+            Dtype::Bf16 => RUNTIME_BYTES_BF16,
+        };
+        Self {
+            parameters: state.parameters,
+            gradients: state.gradients + state.gradient_shards,
+            gradient_shards: state.gradient_shards,
+            optimizer: state.masters + state.moments,
+            activations,
+            workspace,
+            communication: exchange(plan, coord),
+            peers: peers(plan, coord, &state) + collected(plan, coord),
+            runtime: libraries
+                + THREAD_BYTES * (plan.threads_per_rank as u64 - 1)
+                + ((activations + workspace) as f64 * HEAP_WASTE) as u64,
+        }
+    }
+
+    /// Of the rank that holds the most, and which that is.
+    pub fn largest(plan: &Plan) -> (usize, Self) {
+        let ranks = (0..plan.mesh.world_size()).map(|rank| (rank, Self::of(plan, plan.mesh.coord(rank))));
+        // The first of those that hold equally much.
+        ranks.rev().max_by_key(|(_, bytes)| bytes.total()).expect("a job has ranks")
+    }
+
+    /// All of it.
+    pub fn total(&self) -> u64 {
+        self.parameters
+            + self.gradients
+            + self.optimizer
+            + self.activations
+            + self.workspace
+            + self.communication
+            + self.peers
+            + self.runtime
+    }
+}
+
+/// The most that a stage's schedule keeps alive.
+fn activations(plan: &Plan, coord: Coord, block: &BlockBytes) -> u64 {
+    let chunks: Vec<(u64, bool)> = plan
+        .pipeline
+        .chunks_of(coord.pp, plan.mesh.pp)
+        .map(|units| {
+            let last = plan.model.config.num_hidden_layers + 1;
+            let ends = usize::from(units.start == 0) + usize::from(units.end == last + 1);
+            ((units.len() - ends) as u64, units.end == last + 1)
+        })
+        .collect();
+    let (mut alive, mut peak) = (0, 0);
+    for action in &plan.stage_actions()[coord.pp] {
+        let (blocks, has_head) = chunks[action.pass().0];
+        let saved = blocks * block.saved + if has_head { block.stream } else { 0 };
+        match action {
+            Action::Forward { .. } => alive += saved,
+            Action::Backward { .. } => alive -= saved,
+            // What the gradients of weights are made of, kept until they are made, is all that a block can save.
+            Action::BackwardInput { .. } => alive = alive + blocks * block.all - saved,
+            Action::BackwardWeight { .. } => alive -= blocks * block.all,
+        }
+        peak = peak.max(alive);
+    }
+    peak
+}
+
+/// Exchange buffers that this rank fills.
+fn exchange(plan: &Plan, coord: Coord) -> u64 {
+    let sizes = Exchange::of(plan, coord);
+    let element = element_bytes(plan.model.compute_dtype) as u64;
+    let message = sizes.message as u64 * element;
+    sizes.tokens as u64 * element
+        + sizes.rows as u64 * 8
+        + lanes(plan, coord) * (1 + under_way(plan)) * message
+        + sizes.tied_gradients as u64 * 4
+}
+
+/// Directions in which a stage both sends and receives, counted as a whole each: the ends of a pipeline use half of both.
+fn lanes(plan: &Plan, coord: Coord) -> u64 {
+    let is_inner = coord.pp > 0 && coord.pp + 1 < plan.mesh.pp;
+    let has_several_chunks = plan.pipeline.chunks.len() > plan.mesh.pp;
+    match plan.mesh.pp {
+        1 => 0,
+        _ if is_inner || has_several_chunks => 2,
+        _ => 1,
+    }
+}
+
+fn under_way(plan: &Plan) -> u64 {
+    (MESSAGES_UNDER_WAY as u64).min(plan.batch.num_micro_batches)
+}
+
+/// Pages of peers' arenas that this rank reads or writes while it trains.
+fn peers(plan: &Plan, coord: Coord, state: &StateBytes) -> u64 {
+    let share = |bytes: u64, size: usize| bytes * (size as u64 - 1) / size as u64;
+    let element = element_bytes(plan.model.compute_dtype) as u64;
+    let sizes = Exchange::of(plan, coord);
+    let (dp, tp) = (plan.mesh.dp, plan.mesh.tp);
+    // A member of a group reduces its part of everybody's buffer, and gathers everybody's part.
+    let reduced = share(state.gradients, dp);
+    let gathered = if plan.zero.stage == ZeroStage::Stage0 { 0 } else { share(state.parameters, dp) };
+    let tokens = sizes.tokens as u64 * element;
+    let of_layer = if plan.sequence_parallel { 2 * share(tokens, tp) } else { share(tokens, tp) };
+    let of_layer = of_layer.min((tp as u64 - 1) * tokens);
+    let messages = lanes(plan, coord) * under_way(plan) * sizes.message as u64 * element;
+    let tied = if sizes.tied_gradients > 0 { tied_bytes(plan) } else { 0 };
+    reduced + gathered + of_layer + share(sizes.rows as u64 * 8, tp) + messages + tied
+}
+
+/// The other stage's gradients of a tied embedding.
+fn tied_bytes(plan: &Plan) -> u64 {
+    let config = &plan.model.config;
+    let part = (config.vocab_size.div_ceil(plan.mesh.tp) * config.hidden_size * 4) as u64;
+    if plan.zero.stage == ZeroStage::Stage0 { part } else { part / plan.mesh.dp as u64 }
+}
+
+/// Pages of peers' arenas, and of the buffer they are copied to, that the writer of weights files touches.
+fn collected(plan: &Plan, coord: Coord) -> u64 {
+    let (mesh, rank) = (plan.mesh, plan.mesh.rank(coord));
+    if mesh.tp * mesh.pp == 1 {
+        return 0;
+    }
+    let element = element_bytes(plan.model.compute_dtype) as u64;
+    let own: Vec<String> = rank_layout(plan, coord).into_iter().map(|unit| unit.name).collect();
+    let (mut room, mut file, mut from_peers, mut largest) = (WEIGHT_FILE_BYTES as u64, 0, 0, 0);
+    for unit in model_layout(&plan.model.config, TensorSplit::WHOLE) {
+        let is_own = own.contains(&unit.name);
+        for param in &unit.params {
+            let bytes = param.numel() as u64 * element;
+            if bytes > room {
+                (room, file) = (WEIGHT_FILE_BYTES as u64, file + 1);
+            }
+            room = room.saturating_sub(bytes);
+            if file % mesh.world_size() == rank {
+                let is_cut = param.decays() && mesh.tp > 1;
+                let part = if is_cut { bytes / mesh.tp as u64 } else { bytes };
+                let others = if is_own { bytes - if is_cut { part } else { bytes } } else { bytes };
+                from_peers += others;
+                largest = if others > 0 { part.max(largest) } else { largest };
+            }
+        }
+    }
+    // With gathered parameters a peer has only a few slots, whatever it sends.
+    let slots = |pp: usize| {
+        let others = mesh.tp as u64 - u64::from(pp == coord.pp);
+        others * StateBytes::of(plan, Coord { pp, ..coord }).parameters
+    };
+    from_peers.min((0..mesh.pp).map(slots).sum()) + largest
+}
