@@ -1,7 +1,7 @@
 //! ENG-1: what dslaunch trains equals what Hugging Face transformers trains, on every layout.
 //!
-//! The oracle (`scripts/peers/hf_reference.py`) runs once for all model variants; each is then trained by dslaunch on 1
-//! and 2 ranks, with each ZeRO stage, and with each kind of activation checkpointing.
+//! The oracle (`scripts/peers/hf_reference.py`) runs once for all model variants; each is then trained by dslaunch on 1, 2
+//! and 3 ranks, with each ZeRO stage, with each kind of activation checkpointing, and cut over ranks in every way.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -37,12 +37,15 @@ struct Variant {
 }
 
 /// Name, vocabulary, the spelling of its config.json, and rows per step.
-const VARIANTS: [(&str, usize, &str, usize); 5] = [
+const VARIANTS: [(&str, usize, &str, usize); 8] = [
     ("mha", 211, "v4", ROWS_PER_STEP),
     ("gqa", 223, "v5", ROWS_PER_STEP),
     ("tied", 253, "v4", ROWS_PER_STEP),
     ("biased", 229, "v5", ROWS_PER_STEP),
+    ("mha-by-6", 211, "v4", 6),
     ("gqa-by-6", 223, "v5", 6),
+    ("tied-by-6", 253, "v4", 6),
+    ("biased-by-6", 229, "v5", 6),
 ];
 
 impl Oracle {
@@ -95,6 +98,8 @@ struct Layout {
     micro_batch_size: usize,
     dtype: &'static str,
     prefetch_units: usize,
+    /// Of parameters and of optimizer state.
+    offload: &'static str,
     tensor: usize,
     sequence: bool,
     pipeline: usize,
@@ -109,6 +114,7 @@ const PLAIN: Layout = Layout {
     micro_batch_size: 2,
     dtype: "fp32",
     prefetch_units: 1,
+    offload: "none",
     tensor: 1,
     sequence: true,
     pipeline: 1,
@@ -117,7 +123,7 @@ const PLAIN: Layout = Layout {
 
 fn train(variant: &Variant, name: &str, layout: Layout) -> RunDir {
     let Layout { nproc, zero_stage, checkpointing, micro_batch_size, dtype, prefetch_units, .. } = layout;
-    let Layout { tensor, sequence, pipeline, schedule, .. } = layout;
+    let Layout { offload, tensor, sequence, pipeline, schedule, .. } = layout;
     let (model, data, rows_per_step) = (variant.model.display(), variant.data.display(), variant.rows_per_step);
     let toml = format!(
         r#"
@@ -149,6 +155,8 @@ fn train(variant: &Variant, name: &str, layout: Layout) -> RunDir {
         [zero]
         stage = {zero_stage}
         prefetch_units = {prefetch_units}
+        offload_params = "{offload}"
+        offload_optimizer = "{offload}"
         [validation]
         every_steps = 100
         [comm]
@@ -200,7 +208,12 @@ fn check_variant(name: &str) {
                 of_this_degree.push((layout, run));
             }
         }
-        // ENG-2, for one data-parallel degree: ZeRO 0 = 1 and 2 = 3.
+        let offloaded = Layout { nproc, zero_stage: 3, micro_batch_size: 2 / nproc, offload: "cpu", ..PLAIN };
+        let run = train(&variant, name, offloaded);
+        check(&format!("{name} {offloaded:?}"), &run, &expected, eval_loss, LOSS_TOLERANCE, NORM_TOLERANCE);
+        check_weights(&format!("{name} {offloaded:?}"), &run, &expected_weights);
+        of_this_degree.push((offloaded, run));
+        // ENG-2, for one data-parallel degree: ZeRO 0 = 1 and 2 = 3, offloaded or not.
         let (whole, sharded) = of_this_degree.split_at(6);
         assert_same_bits(name, whole);
         assert_same_bits(name, sharded);
@@ -335,14 +348,18 @@ fn with_one_micro_batch_all_zero_stages_have_the_same_bits() {
 
 #[test]
 fn three_ranks_train_like_transformers() {
-    let variant = Oracle::get().variant("gqa-by-6");
-    let out = variant.out.with_extension("float32");
-    let (expected, eval_loss) = (steps(&out.join("metrics.jsonl")), oracle_eval_loss(&out));
-    for zero_stage in 0..=3 {
-        let layout = Layout { nproc: 3, zero_stage, micro_batch_size: 1, ..PLAIN };
-        let run = train(&variant, "gqa-by-6", layout);
-        check(&format!("{layout:?}"), &run, &expected, eval_loss, LOSS_TOLERANCE, NORM_TOLERANCE);
-        check_weights(&format!("{layout:?}"), &run, &weights(&out.join("final")));
+    for name in ["mha-by-6", "gqa-by-6", "tied-by-6", "biased-by-6"] {
+        let variant = Oracle::get().variant(name);
+        let out = variant.out.with_extension("float32");
+        let (expected, eval_loss) = (steps(&out.join("metrics.jsonl")), oracle_eval_loss(&out));
+        let expected_weights = weights(&out.join("final"));
+        for zero_stage in 0..=3 {
+            let layout = Layout { nproc: 3, zero_stage, micro_batch_size: 1, ..PLAIN };
+            let what = format!("{name} {layout:?}");
+            let run = train(&variant, name, layout);
+            check(&what, &run, &expected, eval_loss, LOSS_TOLERANCE, NORM_TOLERANCE);
+            check_weights(&what, &run, &expected_weights);
+        }
     }
 }
 
