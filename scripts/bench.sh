@@ -1,13 +1,18 @@
 #!/usr/bin/env bash
-# Benchmarks. `train` compares dslaunch's tokens/s, time to the first step and peak memory with torchrun and transformers, and fails
-# below its targets. Its options: scripts/bench.sh train --help
+# Benchmarks that fail below their targets. `train` compares dslaunch's tokens/s, time to the first step and peak memory with
+# torchrun and transformers; `engine` compares every layout of the engine with FSDP2 and DeepSpeed. Options: scripts/bench.sh train --help
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-if [ "${1:-}" != train ]; then
-    echo "usage: scripts/bench.sh train [options]" >&2
-    exit 2
-fi
+case "${1:-}" in
+    train | engine) name=$1 ;;
+    *) echo "usage: scripts/bench.sh train|engine [options]" >&2; exit 2 ;;
+esac
 shift
 scripts/setup.sh --dev
-exec .venv/bin/python scripts/peers/bench_train.py "$@"
+# DeepSpeed is built with the torch that is installed, not with one of its own.
+if [ "$name" = engine ] && ! .venv/bin/python -c 'import importlib.metadata; importlib.metadata.version("deepspeed")' 2>/dev/null; then
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check wheel==0.48.0
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-build-isolation -r scripts/requirements-bench.txt
+fi
+exec .venv/bin/python "scripts/peers/bench_$name.py" "$@"

@@ -1,4 +1,4 @@
-"""The jobs that the training benchmark runs on both sides: models, data, and how each side is told to train on them.
+"""The jobs that the benchmarks of training run on both sides: models, data, and how each side is told to train on them.
 
 Owns: the workloads, the settings that both sides share, each side's command line, and where its steps are read from. It measures
 nothing.
@@ -21,7 +21,7 @@ from typing import Any
 from make_tokens import IGNORED, full_row
 
 ROOT = Path(__file__).resolve().parents[2]
-WORK = ROOT / "runs" / "bench-train"
+WORK = ROOT / "runs" / "bench"
 DSLAUNCH = ROOT / "target" / "release" / "dslaunch"
 
 NUM_RANKS = 2
@@ -30,7 +30,6 @@ SEED = 42
 LEARNING_RATE, WEIGHT_DECAY, MAX_GRAD_NORM, SCHEDULE_WARMUP_STEPS, MIN_LR_RATIO = 1e-3, 0.1, 1.0, 3, 0.1
 
 Row = dict[str, list[int]]
-
 
 
 class BenchError(Exception):
@@ -56,17 +55,35 @@ class Workload:
         return WORK / self.name
 
 
+@dataclasses.dataclass(frozen=True)
+class System:
+    """dslaunch on one layout, or a peer: another trainer with one of its strategies."""
+
+    name: str
+    sets: tuple[str, ...] = ()  # dslaunch's `--set`s
+    strategy: str | None = None  # a peer's, as train_transformers.py names it
+    options: tuple[str, ...] = ()  # more of a peer's options
+
+    @property
+    def is_peer(self) -> bool:
+        return self.strategy is not None
+
+
 # The sizes that examples/quickstart/make_corpus.py writes.
 QUICKSTART_ATTENTION = {"num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2}
 QUICKSTART_MODEL = {"vocab_size": 4096, "hidden_size": 256, "intermediate_size": 688, **QUICKSTART_ATTENTION}
 WIDE_ATTENTION = {"num_hidden_layers": 6, "num_attention_heads": 12, "num_key_value_heads": 4}
 WIDE_MODEL = {"vocab_size": 8192, "hidden_size": 768, "intermediate_size": 2048, **WIDE_ATTENTION}
+# DeepSeek-LLM-7B's proportions at a sixteenth of its width: the head costs as much as two blocks, the vocabulary is 25 times as wide.
+NARROW_ATTENTION = {"num_hidden_layers": 8, "num_attention_heads": 4, "num_key_value_heads": 4}
+NARROW_MODEL = {"vocab_size": 6400, "hidden_size": 256, "intermediate_size": 688, **NARROW_ATTENTION}
 WORKLOADS = {
     workload.name: workload
     for workload in [
         Workload("full", "rows of 256 random tokens, all with labels", QUICKSTART_MODEL, 256, 4, 2, has_targets=True),
         Workload("instruct", "uneven rows, prompts without labels: docstrings", QUICKSTART_MODEL, 256, 8, 2, has_targets=True),
         Workload("wide", "rows of 512 random tokens, all with labels", WIDE_MODEL, 512, 2, 2, has_targets=False),
+        Workload("layouts", "rows of 256 random tokens, all with labels", NARROW_MODEL, 256, 2, 4, has_targets=True),
     ]
 }
 
@@ -132,9 +149,8 @@ def tokens_by_step(workload: Workload, rows: list[Row], steps: int) -> list[int]
 
 
 def train_toml(workload: Workload) -> str:
-    """What is not here is a default of dslaunch, ZeRO's stage included. The number of steps is left to the command line."""
+    """What is not here is a default of dslaunch, ZeRO's stage included. Steps and folder are left to the command line."""
     values = {
-        "job.output_dir": str(workload.dir / "dslaunch"),
         "model.path": str(workload.dir / "model"),
         "model.init": "pretrained",
         "model.dtype": "fp32",
@@ -144,7 +160,7 @@ def train_toml(workload: Workload) -> str:
         "data.packing": False,
         "data.shuffle": False,
         "train.micro_batch_size": workload.micro_batch_size,
-        "train.gradient_accumulation_steps": workload.accumulation,
+        "train.global_batch_size": workload.rows_per_step,
         "train.max_grad_norm": MAX_GRAD_NORM,
         "optimizer.learning_rate": LEARNING_RATE,
         "optimizer.weight_decay": WEIGHT_DECAY,
@@ -158,15 +174,23 @@ def train_toml(workload: Workload) -> str:
     return "".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items())  # these are TOML too
 
 
-def command(system: str, workload: Workload, steps: int) -> list[str]:
-    if system == "dslaunch":
-        return [str(DSLAUNCH), "--nproc", str(NUM_RANKS), "--set", f"train.steps={steps}", str(workload.dir / "train.toml")]
+def command(system: System, workload: Workload, steps: int) -> list[str]:
+    out = workload.dir / system.name
+    if not system.is_peer:
+        sets = [f"train.steps={steps}", f"job.output_dir={out}", *system.sets]
+        return [
+            str(DSLAUNCH),
+            "--nproc",
+            str(NUM_RANKS),
+            *(part for value in sets for part in ("--set", value)),
+            str(workload.dir / "train.toml"),
+        ]
     options = {
-        "strategy": system,
+        "strategy": system.strategy,
         "model": workload.dir / "model",
         "init": "pretrained",
         "data": workload.dir / "tokens.jsonl",
-        "out": workload.dir / system / "metrics.jsonl",
+        "out": out / "metrics.jsonl",
         "steps": steps,
         "micro-batch-size": workload.micro_batch_size,
         "accumulation": workload.accumulation,
@@ -179,23 +203,23 @@ def command(system: str, workload: Workload, steps: int) -> list[str]:
     }
     trainer = ROOT / "scripts" / "peers" / "train_transformers.py"
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(NUM_RANKS), str(trainer)]
-    return torchrun + [part for name, value in options.items() for part in (f"--{name}", str(value))]
+    return torchrun + [part for name, value in options.items() for part in (f"--{name}", str(value))] + list(system.options)
 
 
-def first_step_line(system: str) -> re.Pattern[str]:
-    return re.compile(r"step 1/" if system == "dslaunch" else r'\{"step": 1,')
+def first_step_line(system: System) -> re.Pattern[str]:
+    return re.compile(r'\{"step": 1,' if system.is_peer else r"step 1/")
 
 
-def read_steps(system: str, workload: Workload, steps: int) -> list[dict[str, Any]]:
-    lines = (workload.dir / system / "metrics.jsonl").read_text().splitlines()
+def read_steps(system: System, workload: Workload, steps: int) -> list[dict[str, Any]]:
+    lines = (workload.dir / system.name / "metrics.jsonl").read_text().splitlines()
     rows = [row for row in map(json.loads, lines) if "loss" in row]
     if [row["step"] for row in rows] != list(range(1, steps + 1)):
-        raise BenchError(f"{workload.name}: {system} reported {len(rows)} steps instead of {steps}")
+        raise BenchError(f"{workload.name}: {system.name} reported {len(rows)} steps instead of {steps}")
     return rows
 
 
-def steady_seconds(system: str, rows: list[dict[str, Any]]) -> float:
+def steady_seconds(system: System, rows: list[dict[str, Any]]) -> float:
     """From the end of step WARMUP_STEPS to the end of the last one."""
-    if system == "dslaunch":  # with every step logged, a row's clock starts where the last row's stopped
+    if not system.is_peer:  # with every step logged, a row's clock starts where the last row's stopped
         return sum(row["step_seconds"] for row in rows[WARMUP_STEPS:])
     return rows[-1]["unix_time"] - rows[WARMUP_STEPS - 1]["unix_time"]

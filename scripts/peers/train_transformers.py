@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""Trains with transformers and torch's own parallelism on CPUs: the peer that benchmarks compare dslaunch with.
+"""Trains with transformers and torch's or DeepSpeed's parallelism on CPUs: the peer that benchmarks compare dslaunch with.
 
-Owns: what a competent user would write today. DistributedDataParallel, or FSDP2 (`fully_shard` on each layer and the root), over
-gloo; no gradient traffic before the last micro-batch of a step; torch's fused AdamW and clip_grad_norm_; the loss divided by the
-number of labels of the whole global batch. Row order is dslaunch's with shuffle = false and packing = false. Run by torchrun:
+Owns: what a competent user would write today. DistributedDataParallel, FSDP2 (`fully_shard` on each layer and the root), or
+DeepSpeed's ZeRO 3, over gloo; no gradient traffic before the last micro-batch of a step where the strategy can put it off; torch's
+fused AdamW and clip_grad_norm_ (or DeepSpeed's clipping); the loss divided by the number of labels of the whole global batch. Row
+order is dslaunch's with shuffle = false and packing = false. Run by torchrun:
 
     torchrun --nproc-per-node 2 scripts/peers/train_transformers.py --strategy ddp --model DIR --data tokens.jsonl ...
 
@@ -19,6 +20,7 @@ import gc
 import json
 import os
 import resource
+import sys
 import time
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -67,7 +69,7 @@ def num_labels(batch: Batch) -> int:
 
 
 class DataParallel:
-    """The two strategies behind one interface: the wrapped model, when gradients are reduced, and in which dtype it computes."""
+    """torch's two strategies behind one interface: the wrapped model, when gradients are reduced, and in which dtype it computes."""
 
     def __init__(self, args: argparse.Namespace, model: torch.nn.Module) -> None:
         self.is_ddp = args.strategy == "ddp"
@@ -110,6 +112,87 @@ def make_optimizer(args: argparse.Namespace, model: torch.nn.Module) -> torch.op
     return torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.95), eps=1e-8, **choice)
 
 
+def make_schedule(args: argparse.Namespace, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
+    return get_cosine_with_min_lr_schedule_with_warmup(optimizer, args.warmup_steps, args.steps, min_lr_rate=args.min_lr_ratio)
+
+
+class TorchStep:
+    """One optimizer step with torch's own parallelism."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        self.parallel = DataParallel(args, load_model(args).train())
+        self.params = list(self.parallel.model.parameters())
+        self.optimizer = make_optimizer(args, self.parallel.model)
+        self.schedule = make_schedule(args, self.optimizer)
+
+    def run(self, batches: list[Batch], label_count: torch.Tensor) -> tuple[torch.Tensor, float, float]:
+        """Returns this rank's share of the loss, the gradient norm and the learning rate."""
+        loss = torch.zeros(())
+        for i, batch in enumerate(batches):
+            with self.parallel.micro_batch(i == len(batches) - 1):
+                with self.parallel.autocast():
+                    part = self.parallel.model(**batch, use_cache=False, num_items_in_batch=label_count).loss
+                # Both strategies average gradients over the ranks; this loss is already a share of the global mean.
+                (part * dist.get_world_size()).backward()
+            loss += part.detach()
+        grad_norm = torch.nn.utils.clip_grad_norm_(self.params, self.args.max_grad_norm)
+        if not self.parallel.is_ddp:
+            grad_norm = grad_norm.full_tensor()
+        learning_rate = self.schedule.get_last_lr()[0]
+        self.optimizer.step()
+        self.schedule.step()
+        self.optimizer.zero_grad()
+        return loss, grad_norm.item(), learning_rate
+
+
+class DeepSpeedStep:
+    """One optimizer step with DeepSpeed's ZeRO 3, with the sizes that Accelerate fills in for "auto"."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        os.environ["DS_ACCELERATOR"] = "cpu"
+        # ninja, with which DeepSpeed compiles its shared-memory collectives at the first start, lies beside this interpreter.
+        os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        import deepspeed
+
+        self.args = args
+        model = load_model(args).train()
+        hidden = model.config.hidden_size
+        config = {
+            "train_micro_batch_size_per_gpu": args.micro_batch_size,
+            "gradient_accumulation_steps": args.accumulation,
+            "gradient_clipping": args.max_grad_norm,
+            "steps_per_print": 10**9,
+            "zero_allow_untested_optimizer": True,
+            "zero_optimization": {
+                "stage": 3,
+                "overlap_comm": True,
+                "contiguous_gradients": True,
+                "reduce_bucket_size": hidden * hidden,
+                "stage3_prefetch_bucket_size": int(0.9 * hidden * hidden),
+                "stage3_param_persistence_threshold": 10 * hidden,
+            },
+        }
+        self.engine, _, _, self.schedule = deepspeed.initialize(
+            model=model,
+            optimizer=make_optimizer(args, model),
+            lr_scheduler=lambda optimizer: make_schedule(args, optimizer),
+            config=config,
+        )
+
+    def run(self, batches: list[Batch], label_count: torch.Tensor) -> tuple[torch.Tensor, float, float]:
+        """As TorchStep.run."""
+        loss = torch.zeros(())
+        learning_rate = self.schedule.get_last_lr()[0]
+        for batch in batches:
+            part = self.engine(**batch, use_cache=False, num_items_in_batch=label_count).loss
+            # DeepSpeed averages over ranks and micro-batches; this loss is already a share of the global mean.
+            self.engine.backward(part * (dist.get_world_size() * len(batches)))
+            self.engine.step()
+            loss += part.detach()
+        return loss, float(self.engine.get_global_grad_norm()), learning_rate
+
+
 class Trainer:
     """Everything that lives as long as the run."""
 
@@ -117,12 +200,7 @@ class Trainer:
         self.args = args
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.rows = read_rows(args.data, args.seq_len)
-        self.parallel = DataParallel(args, load_model(args).train())
-        self.params = list(self.parallel.model.parameters())
-        self.optimizer = make_optimizer(args, self.parallel.model)
-        self.schedule = get_cosine_with_min_lr_schedule_with_warmup(
-            self.optimizer, args.warmup_steps, args.steps, min_lr_rate=args.min_lr_ratio
-        )
+        self.one_step = DeepSpeedStep(args) if args.strategy == "deepspeed" else TorchStep(args)
 
     def micro_batches(self, step: int) -> list[Batch]:
         args, batches = self.args, []
@@ -136,27 +214,13 @@ class Trainer:
         batches = self.micro_batches(step)
         label_count = torch.tensor(sum(map(num_labels, batches)))
         dist.all_reduce(label_count)
-        loss = torch.zeros(())
-        for i, batch in enumerate(batches):
-            with self.parallel.micro_batch(i == len(batches) - 1):
-                with self.parallel.autocast():
-                    part = self.parallel.model(**batch, use_cache=False, num_items_in_batch=label_count).loss
-                # Both strategies average gradients over the ranks; this loss is already a share of the global mean.
-                (part * self.world_size).backward()
-            loss += part.detach()
-        grad_norm = torch.nn.utils.clip_grad_norm_(self.params, self.args.max_grad_norm)
-        if not self.parallel.is_ddp:
-            grad_norm = grad_norm.full_tensor()
-        learning_rate = self.schedule.get_last_lr()[0]
-        self.optimizer.step()
-        self.schedule.step()
-        self.optimizer.zero_grad()
+        loss, grad_norm, learning_rate = self.one_step.run(batches, label_count)
         dist.all_reduce(loss)
         seconds = time.perf_counter() - began
         return {
             "step": step + 1,
             "loss": loss.item(),
-            "grad_norm": grad_norm.item(),
+            "grad_norm": grad_norm,
             "learning_rate": learning_rate,
             "step_seconds": seconds,
             "tokens_per_second": label_count.item() / seconds,
@@ -190,7 +254,7 @@ def run(args: argparse.Namespace, out: TextIO | None) -> None:
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--strategy", choices=["ddp", "fsdp2"], required=True)
+    parser.add_argument("--strategy", choices=["ddp", "fsdp2", "deepspeed"], required=True)
     parser.add_argument("--model", type=Path, required=True, help="a folder with config.json, and weights for --init pretrained")
     parser.add_argument("--init", choices=["random", "pretrained"], default="random")
     parser.add_argument("--seed", type=int, default=42)
