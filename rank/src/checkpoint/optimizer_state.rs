@@ -74,6 +74,8 @@ pub(super) fn read(path: &Path, ranges: &UnitRanges, memory: &mut Memory) -> Res
         for (local, file) in shared(ranges, &moments) {
             memory.load_moments(unit, local, &floats(&parts[1][file.clone()]), &floats(&parts[2][file]));
         }
+        // A resume needs no more memory than training, whatever the file's size.
+        map.release().map_err(reading(path))?;
     }
     Ok(())
 }

@@ -34,6 +34,8 @@ pub fn load_pretrained(folder: &Path, config: &ModelConfig, memory: &mut Memory)
             to.copy_(&part(param, view.data(), kind));
             Ok::<(), CheckpointError>(())
         })?;
+        // No rank ever holds more of the files than a unit's part.
+        paths.iter().zip(&maps).try_for_each(|(path, map)| map.release().map_err(reading(path)))?;
     }
     Ok(())
 }

@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 
-use memmap2::Mmap;
+use memmap2::{Mmap, UncheckedAdvice};
 
 /// A read-only memory map of a whole file.
 #[derive(Debug)]
@@ -20,6 +20,12 @@ impl MappedFile {
         // end this process with SIGBUS, as it would end any program that maps it; checkpoints and prepared data are
         // written under other names and renamed, never rewritten in place.
         unsafe { Mmap::map(&file) }.map(Self)
+    }
+
+    /// Takes what was read so far out of this process's memory; the kernel brings it back when it is read again.
+    pub fn release(&self) -> io::Result<()> {
+        // SAFETY: pages of a file that nobody has written to are dropped; reading them again gives the same bytes.
+        unsafe { self.0.unchecked_advise(UncheckedAdvice::DontNeed) }
     }
 }
 
