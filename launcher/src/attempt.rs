@@ -14,13 +14,19 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::signal::Signal;
 use proto::env::WorkerEnv;
 use proto::plan::Plan;
+use proto::progress::Line;
 use proto::run_dir::RunDir;
 use tokio::sync::mpsc;
+use tokio::time::MissedTickBehavior;
 
 use crate::checkpoints::Checkpoint;
 use crate::error::LaunchError;
+use crate::hang::{HangLimits, HangWatch, LOOK_INTERVAL, ProcessState};
+use crate::out_of_memory;
 use crate::output::Output;
 use crate::output::events::Moment;
+use crate::output::report;
+use crate::progress_page::ProgressPage;
 use crate::rendezvous::Rendezvous;
 use crate::service::{Notice, Server};
 use crate::signals::Signals;
@@ -45,6 +51,19 @@ pub struct Job {
     pub run_id: String,
     /// Restart budget, for ranks to know.
     pub max_restarts: u32,
+    /// How long a rank may stand still; `None`: for ever.
+    pub hang_limits: Option<HangLimits>,
+}
+
+/// What is known of an attempt that is over.
+#[derive(Debug)]
+pub struct Ended {
+    /// How it ended.
+    pub outcome: Outcome,
+    /// What each rank did last.
+    pub lines: Vec<Line>,
+    /// Processes that the kernel has killed meanwhile for lack of memory, on the whole machine.
+    pub kernel_kills: u64,
 }
 
 /// Runs attempt `number`, from `resume` on or from the beginning, until no rank is left.
@@ -53,19 +72,29 @@ pub async fn run(
     number: u32,
     resume: Option<&Checkpoint>,
     edge: &mut Edge<'_>,
-) -> Result<Outcome, LaunchError> {
+) -> Result<Ended, LaunchError> {
     let world_size = job.plan.mesh.world_size();
+    let kernel_kills = out_of_memory::kernel_kills();
     let (sender, notices) = mpsc::unbounded_channel();
     let token = Token::random().map_err(LaunchError::io("draw a random token"))?;
     let token_fd = Arc::new(token.to_memfd().map_err(LaunchError::io("keep the token in memory"))?);
     let shm = shared_memory().map_err(LaunchError::io("create the ranks' shared memory"))?;
+    let page = ProgressPage::create(world_size).map_err(LaunchError::io("create the ranks' progress page"))?;
+    let (progress, progress_fd) = page;
     let rendezvous = Rendezvous::new(number, world_size, RENDEZVOUS_TIMEOUT, Instant::now());
     let server = Server::start(rendezvous, token, sender.clone()).await;
     let server = server.map_err(LaunchError::io("listen on the loopback address"))?;
     let logs = job.run_dir.attempt_logs(number);
     fs::create_dir_all(&logs).map_err(LaunchError::io(format!("create {}", logs.display())))?;
 
-    let mut attempt = Attempt { server, notices, processes: vec![], supervisor: Supervisor::new(world_size) };
+    let mut attempt = Attempt {
+        server,
+        notices,
+        processes: vec![],
+        supervisor: Supervisor::new(world_size),
+        progress,
+        hangs: job.hang_limits.map(|limits| HangWatch::new(world_size, limits)),
+    };
     for rank in 0..world_size {
         let env = WorkerEnv {
             rank,
@@ -81,11 +110,12 @@ pub async fn run(
             rendezvous_timeout: RENDEZVOUS_TIMEOUT,
             plan: job.run_dir.plan(),
             shm_fd: shm.as_raw_fd(),
+            progress_fd: progress_fd.as_raw_fd(),
             resume_from: resume.map(|checkpoint| checkpoint.path.clone()),
             // Ranks inherit it with the rest of our environment.
             shake: None,
         };
-        let spec = spec(&job.worker, &env, &logs, [shm.clone(), token_fd.clone()]);
+        let spec = spec(&job.worker, &env, &logs, [&shm, &token_fd, &progress_fd]);
         let exits = sender.clone();
         let on_exit = move |exit| drop(exits.send(Notice::Supervise(Event::RankExited { rank, exit })));
         match edge.spawner.spawn(spec, on_exit) {
@@ -99,8 +129,10 @@ pub async fn run(
     let pids: Vec<u32> = attempt.processes.iter().map(Process::pid).collect();
     edge.output.event(Moment::Spawned { pids: &pids });
     // The ranks have their own copies now: with the last rank, the memory is gone.
-    drop((shm, token_fd));
-    Ok(attempt.supervise(edge).await)
+    drop((shm, token_fd, progress_fd));
+    let outcome = attempt.supervise(&job.plan, edge).await;
+    let kernel_kills = out_of_memory::kernel_kills().saturating_sub(kernel_kills);
+    Ok(Ended { outcome, lines: attempt.progress.lines(), kernel_kills })
 }
 
 /// The launcher's own ends: where signals come from, processes are started and rows are written.
@@ -120,13 +152,18 @@ struct Attempt {
     /// By rank.
     processes: Vec<Process>,
     supervisor: Supervisor,
+    progress: ProgressPage,
+    hangs: Option<HangWatch>,
 }
 
 impl Attempt {
     /// The event loop.
-    async fn supervise(mut self, edge: &mut Edge<'_>) -> Outcome {
+    async fn supervise(&mut self, plan: &Plan, edge: &mut Edge<'_>) -> Outcome {
         let mut grace = Timer::off();
         let mut rendezvous = Timer::after(RENDEZVOUS_TIMEOUT);
+        let mut looks = tokio::time::interval(LOOK_INTERVAL);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut last_look = Instant::now();
         loop {
             let event = tokio::select! {
                 notice = self.notices.recv() => {
@@ -135,6 +172,11 @@ impl Attempt {
                 interrupt = edge.signals.next() => Some(Event::Interrupted(interrupt)),
                 () = grace.over() => Some(Event::GraceOver),
                 () = rendezvous.over() => self.server.overdue(),
+                _ = looks.tick() => {
+                    let passed = last_look.elapsed();
+                    last_look = Instant::now();
+                    self.hang(plan, passed)
+                }
             };
             for action in event.map_or(vec![], |event| self.supervisor.handle(event)) {
                 match action {
@@ -150,6 +192,16 @@ impl Attempt {
                 }
             }
         }
+    }
+
+    /// A rank that hangs, if one does.
+    fn hang(&mut self, plan: &Plan, passed: Duration) -> Option<Event> {
+        let (supervisor, processes) = (&self.supervisor, &self.processes);
+        let state = |rank: usize| supervisor.is_running(rank).then(|| ProcessState::of(processes[rank].pid()));
+        let hang = self.hangs.as_mut()?.look(&self.progress.lines(), passed, state)?;
+        let place = report::place(plan, hang.rank, hang.line.place);
+        let message = report::hang(&hang, place.as_deref());
+        Some(Event::Hung { rank: hang.rank, step: hang.line.place.step, message })
     }
 
     /// Writes what a rank tells down, and returns what of it is the supervisor's business.
@@ -220,7 +272,7 @@ fn shared_memory() -> std::io::Result<Arc<OwnedFd>> {
     Ok(Arc::new(memfd_create("dslaunch-arena", MFdFlags::MFD_CLOEXEC)?))
 }
 
-fn spec(worker: &Path, worker_env: &WorkerEnv, logs: &Path, inherit: [Arc<OwnedFd>; 2]) -> Spec {
+fn spec(worker: &Path, worker_env: &WorkerEnv, logs: &Path, inherit: [&Arc<OwnedFd>; 3]) -> Spec {
     let rank = worker_env.rank;
     // Variables of a job that this launcher itself may run in.
     let mut env = vec![("DSLAUNCH_RESUME_FROM", None)];
@@ -232,6 +284,6 @@ fn spec(worker: &Path, worker_env: &WorkerEnv, logs: &Path, inherit: [Arc<OwnedF
         env,
         stdout: logs.join(format!("rank-{rank}.out")),
         stderr: logs.join(format!("rank-{rank}.err")),
-        inherit: inherit.to_vec(),
+        inherit: inherit.map(Arc::clone).to_vec(),
     }
 }

@@ -3,19 +3,23 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use proto::config::AutoOr;
 use proto::manifest::Progress;
+use proto::memory::{PeakBytes, Room, helpful_keys};
 use proto::plan::Plan;
 use proto::run_dir::RunDir;
 
-use crate::attempt::{self, Edge, Job};
+use crate::attempt::{self, Edge, Ended, Job};
 use crate::checkpoints::Checkpoint;
 use crate::cli::{JobArgs, PlanArgs};
 use crate::error::LaunchError;
 use crate::files::{free_name, write_atomically};
+use crate::hang::HangLimits;
 use crate::leftovers;
 use crate::lock::RunLock;
+use crate::out_of_memory::{self, OutOfMemory};
 use crate::output::Output;
 use crate::output::console::Console;
 use crate::output::events::Moment;
@@ -27,7 +31,7 @@ use crate::resume::{self, Wish};
 use crate::setup::{Setup, worker_binary};
 use crate::signals::Signals;
 use crate::spawn::Spawner;
-use crate::supervise::{Failure, Outcome};
+use crate::supervise::{Failure, Kind, Outcome};
 use crate::token::random_hex;
 
 /// `dslaunch plan`: prints the resolved plan. Prepares the data; starts no rank. Returns the exit code.
@@ -107,7 +111,14 @@ async fn prepare(
     let max_restarts = u32::try_from(setup.config.restart.max_restarts).unwrap_or(u32::MAX);
     let suffix = random_hex(4).map_err(LaunchError::io("draw a random run id"))?;
     let run_id = format!("{}-{suffix}", plan.name);
-    Ok(Job { plan, run_dir, worker, run_id, max_restarts })
+    // A rank that waits for others notices by itself after this time.
+    let patience = Duration::from_secs(plan.comm_timeout_seconds);
+    let hang_limits = match setup.config.restart.hang_timeout_seconds {
+        AutoOr::Auto => Some(HangLimits::learned(patience)),
+        AutoOr::Given(0) => None,
+        AutoOr::Given(seconds) => Some(HangLimits::fixed(Duration::from_secs(seconds))),
+    };
+    Ok(Job { plan, run_dir, worker, run_id, max_restarts, hang_limits })
 }
 
 /// Attempt after attempt.
@@ -126,16 +137,15 @@ async fn attempts(job: &Job, beginning: Option<Checkpoint>, edge: &mut Edge<'_>)
             edge.output.event(Moment::ResumedStep { resumed_step: resume_step, path });
             edge.output.console().row(&format!("going on from step {resume_step}: {}", path.display()));
         }
-        let outcome = attempt::run(job, number, from.as_ref(), edge).await?;
+        let ended = attempt::run(job, number, from.as_ref(), edge).await?;
         if let Err(error) = leftovers::remove(&job.run_dir) {
             // The next launch tries again; what the attempt came to is more important.
             edge.output.console().warn(&format!("note: {error}"));
         }
-        let (mut cause, follow_ons) = match outcome {
-            Outcome::Failed { cause, follow_ons } => (cause, follow_ons),
-            ended => return Ok(end(job, number, ended, edge.output)),
+        let cause = match ended.outcome {
+            Outcome::Failed { .. } => explain(job, number, ended, edge.output),
+            outcome => return Ok(end(job, number, outcome, edge.output)),
         };
-        explain(job, number, &mut cause, &follow_ons, edge.output);
         from = resume::after_failure(&job.run_dir, beginning.as_ref(), edge.output.console())?;
         let resume_step = start_of(from.as_ref()).step;
         let (exit_code, reason) = match policy.decide(&cause, resume_step) {
@@ -179,16 +189,32 @@ fn end(job: &Job, restarts: u32, outcome: Outcome, output: &mut Output) -> u8 {
     }
 }
 
-/// Tells the user what failed, with the evidence that the rank left behind.
-fn explain(job: &Job, attempt: u32, cause: &mut Failure, follow_ons: &[Failure], output: &mut Output) {
+/// Tells the user what failed, with the evidence that the rank left behind. Returns the cause.
+fn explain(job: &Job, attempt: u32, ended: Ended, output: &mut Output) -> Failure {
+    let Ended { outcome: Outcome::Failed { mut cause, follow_ons }, lines, kernel_kills } = ended else {
+        panic!("an attempt that has not failed needs no explanation");
+    };
+    let line = lines[cause.rank];
+    // What ranks say over the network can be behind what they do.
+    cause.step = cause.step.max(line.place.step);
     let log = job.run_dir.attempt_logs(attempt).join(format!("rank-{}.err", cause.rank));
     // Without the log the report says that there is none.
     let tail = report::tail(&log).unwrap_or_default();
-    report::recognise_loader_failure(cause, &tail);
+    report::recognise_loader_failure(&mut cause, &tail);
+    if let Some(shortage) = out_of_memory::recognise(&cause, &tail, kernel_kills) {
+        let peak = PeakBytes::of(&job.plan, job.plan.mesh.coord(cause.rank));
+        let keys = helpful_keys(&job.plan, Room::Host(0), &peak).join(", ");
+        cause.message = Some(format!("out of memory: {shortage}\nplanned: {peak}\nwhat would help: {keys}"));
+        if matches!(shortage, OutOfMemory::Refused(_)) {
+            cause.kind = Kind::Environment;
+        }
+    }
     output.event(Moment::Stopped { rank: cause.rank, cause: &cause.summary(), step: cause.step });
-    let report = FailureReport { attempt, cause, follow_ons, log, tail };
+    let place = report::place(&job.plan, cause.rank, line.place);
+    let report = FailureReport { attempt, cause: &cause, place, follow_ons: &follow_ons, log, tail };
     output.console().clear();
     output.console().warn(&report.text());
+    cause
 }
 
 /// Where the job stands at `checkpoint`, or at its very beginning.

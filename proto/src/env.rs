@@ -36,6 +36,8 @@ pub struct WorkerEnv {
     pub plan: PathBuf,
     /// Inherited descriptor of the arena's shared memory (`DSLAUNCH_SHM_FD`).
     pub shm_fd: i32,
+    /// Inherited descriptor of the page on which this rank says what it does (`DSLAUNCH_PROGRESS_FD`).
+    pub progress_fd: i32,
     /// Checkpoint to go on from (`DSLAUNCH_RESUME_FROM`); `None` starts from the beginning.
     pub resume_from: Option<PathBuf>,
     /// Seed of random delays that must change nothing (`DSLAUNCH_SHAKE`): for tests. `None`: no delays.
@@ -87,6 +89,7 @@ impl WorkerEnv {
             ("DSLAUNCH_RENDEZVOUS_TIMEOUT_MS", self.rendezvous_timeout.as_millis().to_string().into()),
             ("DSLAUNCH_PLAN", self.plan.clone().into()),
             ("DSLAUNCH_SHM_FD", self.shm_fd.to_string().into()),
+            ("DSLAUNCH_PROGRESS_FD", self.progress_fd.to_string().into()),
         ];
         if let Some(path) = &self.resume_from {
             vars.push(("DSLAUNCH_RESUME_FROM", path.clone().into()));
@@ -120,6 +123,7 @@ impl WorkerEnv {
             rendezvous_timeout: Duration::from_millis(vars.number("DSLAUNCH_RENDEZVOUS_TIMEOUT_MS")?),
             plan: vars.os("DSLAUNCH_PLAN")?.into(),
             shm_fd: vars.number("DSLAUNCH_SHM_FD")?,
+            progress_fd: vars.number("DSLAUNCH_PROGRESS_FD")?,
             resume_from: (vars.lookup)("DSLAUNCH_RESUME_FROM").map(PathBuf::from),
             shake: (vars.lookup)("DSLAUNCH_SHAKE").map(|_| vars.number("DSLAUNCH_SHAKE")).transpose()?,
         })
@@ -166,6 +170,7 @@ mod tests {
             rendezvous_timeout: Duration::from_secs(60),
             plan: "/runs/sft/plan.json".into(),
             shm_fd: 8,
+            progress_fd: 7,
             resume_from: Some("/runs/sft/checkpoints/step-00000010".into()),
             shake: Some(7),
         }

@@ -6,7 +6,7 @@
 //! (which parameters a unit owns), [`sharding`] (ZeRO: who keeps what), [`memory`] (how much that is),
 //! [`dataset`] (prepared training data on disk), [`run_dir`] (where everything of a run lies),
 //! [`manifest`] (what a checkpoint holds), [`mod@env`] (worker
-//! environment) and [`control`] (the gRPC service).
+//! environment), [`progress`] (what each rank is doing) and [`control`] (the gRPC service).
 //!
 //! **Invariant:** no tensors, no libtorch, no NCCL here: the launcher must start, and explain itself, on a
 //! machine without them.
@@ -23,6 +23,7 @@ pub mod mesh;
 pub mod model_config;
 pub mod pipeline;
 pub mod plan;
+pub mod progress;
 pub mod run_dir;
 pub mod schedule;
 pub mod sharding;

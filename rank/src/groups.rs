@@ -7,6 +7,9 @@ use proto::layout::TensorSplit;
 use proto::mesh::{Axis, Coord, Mesh};
 use proto::plan::Plan;
 
+use crate::observed::Observed;
+use crate::progress::Progress;
+
 /// A group, shared by what uses it. `!Send`: the main thread alone communicates.
 pub type Group = Rc<dyn Collective>;
 
@@ -30,8 +33,8 @@ pub struct Groups {
 }
 
 impl Groups {
-    /// Enters every group of this rank. Does not block.
-    pub fn enter(plan: &Plan, world: &ShmWorld) -> Result<Self, CommError> {
+    /// Enters every group of this rank, whose exchanges `progress` shows. Does not block.
+    pub fn enter(plan: &Plan, world: &ShmWorld, progress: &Progress) -> Result<Self, CommError> {
         let (mesh, rank) = (plan.mesh, world.rank());
         let coord = mesh.coord(rank);
         let split = TensorSplit { size: mesh.tp, rank: coord.tp, sequence: plan.sequence_parallel };
@@ -45,10 +48,13 @@ impl Groups {
         let first_key_value = first_pp + mesh.dp * mesh.tp;
         let line = coord.pp * mesh.dp + coord.dp;
         let group = |slot: usize, ranks: &[usize]| -> Result<Group, CommError> {
-            if ranks.len() == 1 { Ok(Rc::new(SoloGroup)) } else { Ok(Rc::new(world.group(slot, ranks)?)) }
+            match ranks.len() {
+                1 => Ok(Rc::new(SoloGroup)),
+                _ => Ok(Rc::new(Observed::new(world.group(slot, ranks)?, progress))),
+            }
         };
         Ok(Self {
-            world: Rc::new(world.world()),
+            world: Rc::new(Observed::new(world.world(), progress)),
             dp: group(first_dp + coord.pp * mesh.tp + coord.tp, &mesh.group(Axis::Dp, rank))?,
             tp: group(first_tp + line, &tensor)?,
             pp: group(first_pp + coord.dp * mesh.tp + coord.tp, &mesh.group(Axis::Pp, rank))?,

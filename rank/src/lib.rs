@@ -3,7 +3,7 @@
 //!
 //! In reading order: [`train`] (the step loop), [`engine`] (one step), [`model`] (units with explicit backward),
 //! [`kernels`] (fused element-wise operations), [`data`] (rows as micro-batches), [`checkpoint`] (Hugging Face folders in and out, resume), [`control`] (the
-//! launcher's ear) and [`process`] (what a rank process sets for itself).
+//! launcher's ear), [`progress`] (what the launcher can see) and [`process`] (what a rank process sets for itself).
 
 pub mod checkpoint;
 pub mod control;
@@ -13,6 +13,8 @@ pub mod flat;
 pub mod groups;
 pub mod kernels;
 pub mod model;
+pub mod observed;
 pub mod process;
+pub mod progress;
 pub mod shake;
 pub mod train;

@@ -9,8 +9,10 @@ use comm::{ShmOptions, ShmWorld};
 use proto::env::WorkerEnv;
 use proto::memory::arena_bytes;
 use proto::plan::Plan;
+use proto::progress::Phase;
 use rank::control::Control;
 use rank::process;
+use rank::progress::Progress;
 use rank::train::{TrainError, Trainer};
 
 fn main() -> ExitCode {
@@ -28,10 +30,12 @@ fn run() -> anyhow::Result<ExitCode> {
     process::set_up(env.threads);
     let text = std::fs::read(&env.plan).with_context(|| format!("{}: cannot be read", env.plan.display()))?;
     let plan: Plan = serde_json::from_slice(&text).with_context(|| format!("{}: damaged", env.plan.display()))?;
+    let page = process::inherited_fd(env.progress_fd);
+    let progress = Progress::map(page, env.local_rank, env.local_world_size).context("the progress page")?;
     let control = Control::register(&env)?;
     control.heartbeat(0, "load");
     let mut step = 0;
-    match train(plan, &env, &control, &mut step) {
+    match train(plan, &env, (&control, &progress), &mut step) {
         Ok(()) => Ok(ExitCode::SUCCESS),
         Err(err) => {
             let kind = err.kind();
@@ -44,7 +48,12 @@ fn run() -> anyhow::Result<ExitCode> {
 }
 
 /// Joins the other ranks and trains. `step` is where it stands, for the report of a failure.
-fn train(plan: Plan, env: &WorkerEnv, control: &Control, step: &mut u64) -> Result<(), TrainError> {
+fn train(
+    plan: Plan,
+    env: &WorkerEnv,
+    (control, progress): (&Control, &Progress),
+    step: &mut u64,
+) -> Result<(), TrainError> {
     let world = ShmWorld::join(ShmOptions {
         rank: env.rank,
         world_size: env.world_size,
@@ -52,7 +61,8 @@ fn train(plan: Plan, env: &WorkerEnv, control: &Control, step: &mut u64) -> Resu
         arena_bytes: arena_bytes(&plan) as usize,
         timeout: Duration::from_secs(plan.comm_timeout_seconds),
     })?;
-    let mut trainer = Trainer::new(plan, env, Rc::new(world))?;
+    progress.enter(Phase::Load);
+    let mut trainer = Trainer::new(plan, env, Rc::new(world), progress)?;
     let outcome = trainer.run(control);
     *step = trainer.current_step();
     outcome

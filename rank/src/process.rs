@@ -3,7 +3,9 @@
 #![allow(unsafe_code, reason = "mallopt and inherited descriptors have no safe binding")]
 
 use std::fs;
+use std::io::{Write, stderr};
 use std::os::fd::{FromRawFd, OwnedFd};
+use std::panic;
 
 /// Blocks up to this size stay in the heap, and the heap keeps this much free: 1 GiB, the most that fits an `int`
 /// comfortably.
@@ -19,7 +21,23 @@ pub fn set_up(threads: usize) {
         libc::mallopt(libc::M_MMAP_THRESHOLD, KEEP_BYTES) & libc::mallopt(libc::M_TRIM_THRESHOLD, KEEP_BYTES)
     };
     assert_eq!(kept, 1, "mallopt refused its arguments");
+    tell_of_missing_memory();
     tch::set_num_threads(threads as i32);
+}
+
+/// A panic for lack of memory is told without a backtrace: making one takes memory, and an allocation that fails in there
+/// waits for ever for the lock that the backtrace holds.
+fn tell_of_missing_memory() {
+    let default = panic::take_hook();
+    panic::set_hook(Box::new(move |info| {
+        let payload = info.payload();
+        let text = payload.downcast_ref::<String>().map(String::as_str).or(payload.downcast_ref::<&str>().copied());
+        match text.filter(|text| text.contains("allocate memory")) {
+            // Standard error is all there is to tell it to.
+            Some(text) => drop(writeln!(stderr(), "dslaunch-rank: {text}")),
+            None => default(info),
+        }
+    }));
 }
 
 /// Takes over a descriptor that the launcher handed down and named in the worker environment. Call it once for each.

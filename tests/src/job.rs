@@ -85,6 +85,19 @@ impl Job {
         finished.run
     }
 
+    /// Runs the job to its end as the last arguments of another command, which limits what it may have.
+    #[allow(clippy::disallowed_methods, reason = "tests start dslaunch as a user does")]
+    pub fn finish_under(&self, wrapper: &[&str]) -> Finished {
+        let plain = self.command();
+        let mut command = Command::new(wrapper[0]);
+        command.args(&wrapper[1..]).arg(plain.get_program()).args(plain.get_args());
+        command.envs(self.env.iter().cloned()).current_dir(&self.folder).stdin(Stdio::null());
+        let output = command.output().expect("the wrapper starts");
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("text");
+        let (stdout, stderr) = (text(output.stdout), text(output.stderr));
+        Finished { status: output.status, stdout, stderr, run: self.run_dir() }
+    }
+
     /// Starts the job.
     pub fn start(&self) -> Running {
         let mut child = self.command().spawn().expect("dslaunch starts");

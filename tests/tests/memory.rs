@@ -1,9 +1,11 @@
-//! `dslaunch plan` predicts what ranks use: resident memory above that of an empty rank, at its peak.
+//! `dslaunch plan` predicts what ranks use: resident memory above that of an empty rank, at its peak. A resume needs no more,
+//! and a rank that runs out of memory says where.
 
 use proto::memory::PeakBytes;
 use proto::plan::Plan;
 use tests::fixtures::{token_rows_of, write_model};
 use tests::job::Job;
+use tests::run::RunDir;
 
 /// Relative.
 const TOLERANCE: f64 = 0.05;
@@ -69,4 +71,70 @@ fn the_plan_knows_every_ranks_peak() {
         std::fs::remove_dir_all(run.path("final")).unwrap();
     }
     assert!(misses.is_empty(), "{}", misses.join("\n"));
+}
+
+/// Resident memory of every rank at its peak, in bytes.
+fn peaks(run: &RunDir) -> Vec<f64> {
+    let done = run.events().pop().expect("it is done");
+    let peaks = done["peak_memory_bytes"].as_array().expect("one of each rank");
+    peaks.iter().map(|peak| peak.as_f64().expect("a number")).collect()
+}
+
+#[test]
+fn a_resume_needs_no_more_memory_than_training() {
+    // Relative: the allocator's luck between two runs.
+    const NOISE: f64 = 0.03;
+    let folder = tempfile::tempdir().expect("a scratch folder");
+    let model = write_model(&folder.path().join("model"), &[512, 1376, 8, 8, 4, 8000]);
+    let data = token_rows_of(&folder.path().join("rows.jsonl"), 8, 512, 8000);
+    let toml = format!(
+        "[model]\npath = {model:?}\ninit = \"random\"\n[data]\ntrain = {data:?}\nseq_len = 512\npacking = false\n\
+         [train]\nsteps = 2\nmicro_batch_size = 1\nglobal_batch_size = 4\n[checkpoint]\nevery_steps = 1\n\
+         [comm]\ntimeout_seconds = 60\n"
+    );
+    let layouts = [(1, ""), (2, "zero.stage=3"), (2, "parallel.tensor=2")];
+    let run = |name: String, (nproc, sets): (usize, &str), resume: &str| {
+        let mut job =
+            Job::new(&folder.path().join(name), &toml).nproc(nproc).set(&format!("checkpoint.resume={resume}"));
+        for set in sets.split_whitespace() {
+            job = job.set(set);
+        }
+        job.succeed()
+    };
+    let trained: Vec<RunDir> =
+        layouts.iter().enumerate().map(|(idx, &layout)| run(format!("trained-{idx}"), layout, "never")).collect();
+    for (idx, &layout) in layouts.iter().enumerate() {
+        // From itself, and from the next one.
+        for from in [idx, (idx + 1) % layouts.len()] {
+            let checkpoint = trained[from].path("checkpoints/step-00000001");
+            let resumed = run(format!("{idx}-from-{from}"), layout, checkpoint.to_str().expect("UTF-8"));
+            for (rank, (got, most)) in peaks(&resumed).into_iter().zip(peaks(&trained[idx])).enumerate() {
+                let what = format!("{layout:?} from {:?}, rank {rank}", layouts[from]);
+                assert!(got <= most * (1.0 + NOISE), "{what}: {:.0} MiB, training {:.0}", got / MIB, most / MIB);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_rank_that_runs_out_of_memory_names_unit_phase_and_keys() {
+    let folder = tempfile::tempdir().expect("a scratch folder");
+    let model = write_model(&folder.path().join("model"), &[64, 4096, 4, 2, 2, 97]);
+    let data = token_rows_of(&folder.path().join("rows.jsonl"), 32, 512, 97);
+    let toml = format!(
+        "[model]\npath = {model:?}\ninit = \"random\"\n[data]\ntrain = {data:?}\nseq_len = 512\npacking = false\n\
+         [train]\nsteps = 2\nmicro_batch_size = 16\nglobal_batch_size = 16\n[comm]\ntimeout_seconds = 60\n"
+    );
+    // The plan needs 1.7 GiB, libtorch's own address space about 1 GiB.
+    let job = Job::new(&folder.path().join("job"), &toml);
+    let finished = job.finish_under(&["sh", "-c", "ulimit -v 2000000; exec \"$0\" \"$@\""]);
+    assert_eq!(finished.status.code(), Some(3), "{}{}", finished.stdout, finished.stderr);
+    for text in [
+        "rank 0 failed at step 1 of attempt 0, forward pass of layers.",
+        "out of memory: DefaultCPUAllocator: can't allocate memory",
+        "planned: parameters",
+        "what would help: train.activation_checkpointing = \"full\", a smaller train.micro_batch_size",
+    ] {
+        assert!(finished.stderr.contains(text), "{text}: {}", finished.stderr);
+    }
 }

@@ -192,7 +192,6 @@ fn finish_on_small_disk(job: &Job, kib: u32) -> Option<Finished> {
         println!("SKIPPED: unshare --map-root-user --mount is not allowed here, so no disk can be filled");
         return None;
     }
-    let plain = job.command();
     let disk = job.run_dir().path("checkpoints");
     fs::create_dir_all(&disk).unwrap();
     // What lies on the small disk is gone with its namespace: its names are kept in a file.
@@ -201,17 +200,8 @@ fn finish_on_small_disk(job: &Job, kib: u32) -> Option<Finished> {
     let script = script.replace("checkpoints >", &format!("{} >", disk.display()));
     let names = job.run_dir().path("names");
     let script = script.replace("../names", &names.display().to_string());
-    let output = Command::new("unshare")
-        .args(["--map-root-user", "--mount", "sh", "-c", &script, "sh", &kib.to_string()])
-        .arg(&disk)
-        .arg(plain.get_program())
-        .args(plain.get_args())
-        .current_dir(plain.get_current_dir().unwrap())
-        .output()
-        .unwrap();
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-    let (stdout, stderr) = (text(output.stdout), text(output.stderr));
-    Some(Finished { status: output.status, stdout, stderr, run: job.run_dir() })
+    let (kib, disk) = (kib.to_string(), disk.display().to_string());
+    Some(job.finish_under(&["unshare", "--map-root-user", "--mount", "sh", "-c", &script, "sh", &kib, &disk]))
 }
 
 #[test]

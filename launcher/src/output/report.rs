@@ -5,11 +5,14 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use proto::layout::rank_layout;
 use proto::memory::PeakBytes;
 use proto::plan::Plan;
+use proto::progress::Place;
 use proto::run_dir::RunDir;
 
 use super::{Latest, units};
+use crate::hang::Hang;
 use crate::supervise::{Failure, Kind};
 
 /// Lines of a rank's standard error that a report quotes.
@@ -29,6 +32,8 @@ pub struct FailureReport<'a> {
     pub attempt: u32,
     /// The first real failure.
     pub cause: &'a Failure,
+    /// What that rank did last, where it is known.
+    pub place: Option<String>,
     /// The other ranks', in order of arrival.
     pub follow_ons: &'a [Failure],
     /// Standard error of the rank that is the cause.
@@ -41,7 +46,10 @@ impl FailureReport<'_> {
     /// The report, several lines.
     pub fn text(&self) -> String {
         let Failure { rank, exit, message, .. } = self.cause;
-        let mut text = format!("rank {rank} failed {} of attempt {}", place(self.cause.step), self.attempt);
+        let mut text = format!("rank {rank} failed {} of attempt {}", at_step(self.cause.step), self.attempt);
+        if let Some(place) = &self.place {
+            text += &format!(", {place}");
+        }
         match exit {
             Some(exit) => text += &format!(": {exit}"),
             None => text += ", and was stopped by dslaunch",
@@ -64,14 +72,40 @@ impl FailureReport<'_> {
             self.tail.iter().for_each(|quoted| line(&format!("  | {quoted}")));
         }
         for failure in self.follow_ons {
-            line(&format!("rank {} followed {}: {}", failure.rank, place(failure.step), failure.summary()));
+            line(&format!("rank {} followed {}: {}", failure.rank, at_step(failure.step), failure.summary()));
         }
         text
     }
 }
 
-fn place(step: u64) -> String {
+fn at_step(step: u64) -> String {
     if step == 0 { "before the first step".into() } else { format!("at step {step}") }
+}
+
+/// What `rank` did last, in words: "backward pass of model.layers.3". `None` if it has not said anything yet.
+pub fn place(plan: &Plan, rank: usize, place: Place) -> Option<String> {
+    let unit = place.unit.and_then(|unit| rank_layout(plan, plan.mesh.coord(rank)).into_iter().nth(unit));
+    match unit {
+        _ if place == Place::START => None,
+        Some(unit) => Some(format!("{} of {}", place.phase, unit.name)),
+        None => Some(place.phase.to_string()),
+    }
+}
+
+/// What is said of a rank that hangs.
+pub fn hang(hang: &Hang, place: Option<&str>) -> String {
+    let mut text = format!("{} for {}", hang.state, units::duration(hang.still));
+    if let Some(place) = place {
+        text += &format!(", in the {place}");
+    }
+    if hang.line.call.is_inside {
+        text += &format!(", inside {} #{}", hang.line.call.kind, hang.line.call.number);
+    }
+    match &hang.waiting[..] {
+        [] => {}
+        waiting => text += &format!("\nranks {} wait for it", units::list(waiting)),
+    }
+    text
 }
 
 /// The last lines of the file at `path`, fit for a terminal.
@@ -152,17 +186,18 @@ mod tests {
         let report = FailureReport {
             attempt: 1,
             cause: &killed,
+            place: Some("backward pass of model.layers.3".into()),
             follow_ons: &follow_ons,
             log: "/run/rank-2.err".into(),
             tail: vec!["last words".into()],
         };
-        let expected = "rank 2 failed at step 17 of attempt 1: killed by SIGKILL\n\
+        let expected = "rank 2 failed at step 17 of attempt 1, backward pass of model.layers.3: killed by SIGKILL\n\
             \x20 if nobody sent it, the kernel's out-of-memory killer is the usual cause\n\
             \x20 the end of /run/rank-2.err:\n  | last words\n\
             rank 0 followed at step 17: rank 2 is gone";
         assert_eq!(report.text(), expected);
         let told = Failure { step: 0, ..failure(0, Some("bad row\nline 3"), Some(Exit::Code(1))) };
-        let report = FailureReport { cause: &told, follow_ons: &[], tail: vec![], ..report };
+        let report = FailureReport { cause: &told, place: None, follow_ons: &[], tail: vec![], ..report };
         let expected = "rank 0 failed before the first step of attempt 1: exited with code 1\n\
             \x20 bad row\n  line 3\n  it wrote nothing to /run/rank-2.err";
         assert_eq!(report.text(), expected);

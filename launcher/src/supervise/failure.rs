@@ -21,6 +21,8 @@ pub enum Kind {
     Died,
     /// It was started and never registered.
     Missing,
+    /// It runs, or is stopped, and does not get on.
+    Hung,
 }
 
 impl From<FailureKind> for Kind {

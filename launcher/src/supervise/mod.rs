@@ -14,7 +14,10 @@
 //! - SUP-1 The cause is the earliest failure that is neither another failure's echo (a peer report) nor a death that the
 //!   launcher brought about (LCH-3). A peer report is the cause only if nothing else is known.
 //! - SUP-2 Every state but `Running` has a deadline, and no state is entered twice.
-//! - SUP-3 A rank that has spoken its last words is not sent SIGTERM: it is already leaving.
+//! - SUP-3 A rank that has spoken its last words is not stopped at once: it is already leaving, and how it ends belongs to
+//!   the evidence.
+//! - SUP-4 After a failure the others get SIGKILL: they have nothing to save, and any grace keeps devices from the next
+//!   attempt. SIGTERM is for a job that the user stops.
 
 mod failure;
 #[cfg(test)]
@@ -29,7 +32,7 @@ pub use failure::{Failure, Kind};
 use crate::exit::Exit;
 use crate::signals::Interrupt;
 
-/// From SIGTERM to SIGKILL after a failure. Ranks have nothing to save then.
+/// How long a rank that has spoken its last words may take to end by itself after a failure.
 pub const FAILURE_GRACE: Duration = Duration::from_millis(300);
 /// From SIGTERM to SIGKILL when the user stops the job.
 pub const INTERRUPT_GRACE: Duration = Duration::from_secs(1);
@@ -77,6 +80,15 @@ pub enum Event {
         /// The ranks that have not, at least one.
         missing: Vec<usize>,
         /// The same as a sentence.
+        message: String,
+    },
+    /// A rank has not got on for longer than it ever took, and the others wait for it.
+    Hung {
+        /// The rank.
+        rank: usize,
+        /// The step it works on.
+        step: u64,
+        /// Where it hangs and how that shows.
         message: String,
     },
     /// The user wants the job to stop.
@@ -134,9 +146,9 @@ enum State {
     Running,
     /// A rank blames a peer, which has not said anything yet.
     Suspecting,
-    /// SIGTERM was sent.
+    /// SIGTERM was sent or, after a failure, SIGKILL to all but those that are leaving.
     Stopping,
-    /// SIGKILL was sent.
+    /// SIGKILL was sent to all.
     Killing,
     Ended,
 }
@@ -196,9 +208,19 @@ impl Supervisor {
                 let failure = Failure { rank, kind: Kind::Missing, step: 0, message: Some(message), exit: None };
                 self.rank_failed(failure)
             }
+            // It may have ended since it was looked at.
+            Event::Hung { rank, .. } if self.ranks[rank].exit.is_some() => vec![],
+            Event::Hung { rank, step, message } => {
+                self.rank_failed(Failure { rank, kind: Kind::Hung, step, message: Some(message), exit: None })
+            }
             Event::Interrupted(interrupt) => self.interrupted(interrupt),
             Event::GraceOver => self.grace_over(),
         }
+    }
+
+    /// Whether `rank` has not ended yet and nobody stops it.
+    pub fn is_running(&self, rank: usize) -> bool {
+        self.ranks[rank].exit.is_none() && matches!(self.state, State::Running | State::Suspecting)
     }
 
     /// The step that `rank` was last heard to work on.
@@ -252,8 +274,8 @@ impl Supervisor {
                 self.state = State::Suspecting;
                 actions.push(Action::StartGrace(SUSPECT_GRACE));
             }
-            State::Running => actions.extend(self.stop(FAILURE_GRACE)),
-            State::Suspecting if !peer || all_failed => actions.extend(self.stop(FAILURE_GRACE)),
+            State::Running => actions.extend(self.stop(Signal::SIGKILL, FAILURE_GRACE)),
+            State::Suspecting if !peer || all_failed => actions.extend(self.stop(Signal::SIGKILL, FAILURE_GRACE)),
             State::Suspecting | State::Stopping | State::Killing | State::Ended => {}
         }
         actions
@@ -264,7 +286,7 @@ impl Supervisor {
             return if self.state == State::Killing { vec![] } else { self.kill() };
         }
         match self.state {
-            State::Running | State::Suspecting => self.stop(INTERRUPT_GRACE),
+            State::Running | State::Suspecting => self.stop(Signal::SIGTERM, INTERRUPT_GRACE),
             // A shorter grace runs already.
             State::Stopping | State::Killing | State::Ended => vec![],
         }
@@ -272,7 +294,7 @@ impl Supervisor {
 
     fn grace_over(&mut self) -> Vec<Action> {
         match self.state {
-            State::Suspecting => self.stop(FAILURE_GRACE),
+            State::Suspecting => self.stop(Signal::SIGKILL, FAILURE_GRACE),
             State::Stopping => self.kill(),
             State::Killing => {
                 let ranks = self.running(|_| true);
@@ -282,19 +304,20 @@ impl Supervisor {
         }
     }
 
-    fn stop(&mut self, grace: Duration) -> Vec<Action> {
+    fn stop(&mut self, signal: Signal, grace: Duration) -> Vec<Action> {
         self.state = State::Stopping;
-        // SUP-3. A missing rank has not said anything: it is the launcher that calls it failed.
-        let leaving = |rank: &Rank| rank.failure.as_ref().is_some_and(|failure| failure.kind != Kind::Missing);
+        // SUP-3. A rank that is missing or hangs has not said anything: it is the launcher that calls it failed.
+        let told = |failure: &Failure| !matches!(failure.kind, Kind::Missing | Kind::Hung);
+        let leaving = |rank: &Rank| rank.failure.as_ref().is_some_and(told);
         let ranks = self.running(|rank| !leaving(rank));
-        let mut actions = self.signal(ranks, Signal::SIGTERM);
+        let mut actions = self.signal(ranks, signal);
         actions.push(Action::StartGrace(grace));
         actions
     }
 
     fn kill(&mut self) -> Vec<Action> {
         self.state = State::Killing;
-        let ranks = self.running(|_| true);
+        let ranks = self.running(|rank| rank.sent != Some(Signal::SIGKILL));
         let mut actions = self.signal(ranks, Signal::SIGKILL);
         actions.push(Action::StartGrace(KILL_DEADLINE));
         actions

@@ -78,7 +78,7 @@ fn a_job_is_done_when_every_rank_finished_and_exited() {
 }
 
 #[test]
-fn the_first_death_stops_the_others_at_once_and_kills_them_after_the_grace() {
+fn the_first_death_kills_the_others_at_once() {
     for (exit, cause) in [
         (SIGSEGV, "killed by SIGSEGV"),
         (SIGTERM, "killed by SIGTERM"),
@@ -88,12 +88,12 @@ fn the_first_death_stops_the_others_at_once_and_kills_them_after_the_grace() {
         check(
             3,
             &[
-                (exited(1, exit), &[detected(1, cause), term(&[0, 2]), grace(FAILURE_GRACE)]),
-                (exited(0, SIGTERM), &[]),
-                (Event::GraceOver, &[kill(&[2]), grace(KILL_DEADLINE)]),
+                (exited(1, exit), &[detected(1, cause), kill(&[0, 2]), grace(FAILURE_GRACE)]),
+                (exited(0, SIGKILL), &[]),
+                (Event::GraceOver, &[grace(KILL_DEADLINE)]),
             ],
         );
-        blames(3, &[exited(1, exit), exited(0, SIGTERM), Event::GraceOver, exited(2, SIGKILL)], 1, cause);
+        blames(3, &[exited(1, exit), exited(0, SIGKILL), Event::GraceOver, exited(2, SIGKILL)], 1, cause);
     }
 }
 
@@ -110,7 +110,7 @@ fn a_rank_that_reported_is_left_to_exit_by_itself_until_the_grace_is_over() {
     check(
         3,
         &[
-            (reported(2, Kind::Input, "bad row"), &[detected(2, "bad row"), term(&[0, 1]), grace(FAILURE_GRACE)]),
+            (reported(2, Kind::Input, "bad row"), &[detected(2, "bad row"), kill(&[0, 1]), grace(FAILURE_GRACE)]),
             (exited(0, SIGTERM), &[]),
             (exited(1, SIGTERM), &[]),
             (Event::GraceOver, &[kill(&[2]), grace(KILL_DEADLINE)]),
@@ -153,9 +153,9 @@ fn a_peer_report_without_another_cause_stops_the_job_after_a_while() {
         &[
             (reported(0, Kind::Peer, "rank 1 hangs"), &[detected(0, "rank 1 hangs"), grace(SUSPECT_GRACE)]),
             (exited(0, Exit::Code(1)), &[]),
-            (Event::GraceOver, &[term(&[1, 2]), grace(FAILURE_GRACE)]),
+            (Event::GraceOver, &[kill(&[1, 2]), grace(FAILURE_GRACE)]),
             (exited(2, SIGTERM), &[]),
-            (Event::GraceOver, &[kill(&[1]), grace(KILL_DEADLINE)]),
+            (Event::GraceOver, &[grace(KILL_DEADLINE)]),
         ],
     );
     let all_blame = [reported(0, Kind::Peer, "rank 1 hangs"), reported(1, Kind::Peer, "rank 0 hangs")];
@@ -183,8 +183,19 @@ fn first_failure_is_the_reported_cause() {
     blames(2, &[peer(0), Event::GraceOver, exited(1, SIGTERM), exited(0, Exit::Code(1))], 0, "rank 1 is gone");
     let killed = [peer(0), Event::GraceOver, Event::GraceOver, exited(1, SIGKILL), exited(0, SIGKILL)];
     blames(2, &killed, 0, "rank 1 is gone");
-    // SIGKILL is not ours while only SIGTERM was sent.
-    blames(2, &[peer(0), Event::GraceOver, exited(1, SIGKILL), exited(0, Exit::Code(1))], 1, "killed by SIGKILL");
+    // A death that we brought about is none; one before that is.
+    blames(2, &[peer(0), Event::GraceOver, exited(1, SIGKILL), exited(0, Exit::Code(1))], 0, "rank 1 is gone");
+    blames(2, &[peer(0), exited(1, SIGKILL), exited(0, Exit::Code(1))], 1, "killed by SIGKILL");
+}
+
+#[test]
+fn a_rank_that_hangs_is_the_cause_and_is_killed_with_the_others() {
+    let hung = |rank| Event::Hung { rank, step: 7, message: "stopped by a signal".into() };
+    check(2, &[(hung(1), &[detected(1, "stopped by a signal"), kill(&[0, 1]), grace(FAILURE_GRACE)])]);
+    let outcome = outcome(2, &[hung(1), exited(0, SIGKILL), exited(1, SIGKILL)]);
+    let message = Some("stopped by a signal".to_owned());
+    let cause = Failure { rank: 1, kind: Kind::Hung, step: 7, message, exit: None };
+    assert_eq!(outcome, Outcome::Failed { cause, follow_ons: vec![] });
 }
 
 #[test]
@@ -207,7 +218,7 @@ fn ranks_that_do_not_register_are_the_cause() {
     check(
         3,
         &[
-            (missing(&[1, 2]), &[detected(1, "rendezvous"), term(&[0, 1, 2]), grace(FAILURE_GRACE)]),
+            (missing(&[1, 2]), &[detected(1, "rendezvous"), kill(&[0, 1, 2]), grace(FAILURE_GRACE)]),
             (reported(0, Kind::Peer, "rendezvous timed out"), &[]),
         ],
     );
@@ -236,7 +247,7 @@ fn an_interrupt_during_a_failure_ends_the_job_as_interrupted() {
     check(
         2,
         &[
-            (exited(0, SIGSEGV), &[detected(0, "killed by SIGSEGV"), term(&[1]), grace(FAILURE_GRACE)]),
+            (exited(0, SIGSEGV), &[detected(0, "killed by SIGSEGV"), kill(&[1]), grace(FAILURE_GRACE)]),
             (INTERRUPT, &[]),
             (exited(1, SIGTERM), &[Action::Ended(Outcome::Interrupted(Interrupt::Interrupt))]),
         ],
@@ -289,7 +300,8 @@ fn last_words_do_not_take_a_step_back() {
 /// Every event in every reachable state of two ranks: all sequences of five events.
 #[test]
 fn every_sequence_keeps_the_invariants() {
-    let mut alphabet = vec![INTERRUPT, Event::GraceOver, missing(&[1])];
+    let hung = Event::Hung { rank: 0, step: 1, message: "hangs".into() };
+    let mut alphabet = vec![INTERRUPT, Event::GraceOver, missing(&[1]), hung];
     for rank in 0..2 {
         alphabet.extend([Exit::Code(0), Exit::Code(1), SIGTERM, SIGKILL].map(|exit| exited(rank, exit)));
         alphabet.extend([Kind::Peer, Kind::Internal].map(|kind| reported(rank, kind, "x")));
@@ -321,7 +333,7 @@ fn every_sequence_keeps_the_invariants() {
 struct Watched {
     gone: [bool; 2],
     finished: [bool; 2],
-    killed: bool,
+    killed: [bool; 2],
     graces: usize,
     ended: bool,
 }
@@ -348,8 +360,8 @@ impl Watched {
             match action {
                 Action::Signal { ranks, signal } => {
                     assert!(ranks.iter().all(|&rank| !self.gone[rank]), "a dead rank is signalled: {action:?}");
-                    assert!(!self.killed, "a signal after SIGKILL: {action:?}");
-                    self.killed = *signal == Signal::SIGKILL;
+                    assert!(ranks.iter().all(|&rank| !self.killed[rank]), "a signal after SIGKILL: {action:?}");
+                    ranks.iter().for_each(|&rank| self.killed[rank] = *signal == Signal::SIGKILL);
                 }
                 Action::StartGrace(_) => self.graces += 1,
                 Action::Ended(Outcome::Stuck { .. }) => self.ended = true,

@@ -303,6 +303,9 @@ pub struct Restart {
     pub max_restarts: u64,
     /// Steps between in-memory snapshots; 0 takes none. Default: 1.
     pub snapshot_every_steps: u64,
+    /// Seconds that a rank may stand still before it counts as hanging; 0: it never does. Default: auto, learned from how
+    /// long ranks took so far.
+    pub hang_timeout_seconds: AutoOr<u64>,
 }
 
 impl Restart {
@@ -310,6 +313,7 @@ impl Restart {
         Restart {
             max_restarts: keys.within("max_restarts", 3, ANY),
             snapshot_every_steps: keys.within("snapshot_every_steps", 1, ANY),
+            hang_timeout_seconds: keys.within("hang_timeout_seconds", AutoOr::Auto, ANY),
         }
     }
 }

@@ -75,8 +75,8 @@ pub fn check(plan: &Plan, room: Room) -> Result<(), Box<Shortage>> {
     Err(Box::new(Shortage { room, needed, rank, peak, keys: helpful_keys(plan, room, &peak) }))
 }
 
-/// Keys that would make the largest rank smaller.
-fn helpful_keys(plan: &Plan, room: Room, peak: &PeakBytes) -> Vec<&'static str> {
+/// Keys that would make a rank with this peak smaller.
+pub fn helpful_keys(plan: &Plan, room: Room, peak: &PeakBytes) -> Vec<&'static str> {
     let on_gpu = matches!(room, Room::Gpu(_));
     let mut keys = Vec::new();
     let mut add = |helps: bool, key| {

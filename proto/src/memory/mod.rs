@@ -9,7 +9,7 @@ mod slots;
 
 pub use activations::LOGITS_AT_A_TIME;
 pub use exchange::{Exchange, MESSAGES_UNDER_WAY};
-pub use fit::{Room, Shortage, check, needed};
+pub use fit::{Room, Shortage, check, helpful_keys, needed};
 pub use peak::{PeakBytes, WEIGHT_FILE_BYTES};
 pub use slots::{Claim, assign, grad_claims, param_claims};
 

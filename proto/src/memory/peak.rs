@@ -62,6 +62,8 @@ impl PeakBytes {
         let has_blocks = stage_units.iter().any(|unit| unit.kind == UnitKind::Block);
         let of_block = if has_blocks { block.workspace } else { 0 };
         let workspace = of_block.max(if has_head { head_bytes(plan) } else { 0 });
+        // What is recomputed is freed in another order than it was allocated in: the heap has room for it twice.
+        let recomputed = if has_blocks { block.all - block.saved } else { 0 };
         let libraries = match plan.model.compute_dtype {
             Dtype::Fp32 => RUNTIME_BYTES_FP32,
             Dtype::Bf16 => RUNTIME_BYTES_BF16,
@@ -77,7 +79,8 @@ impl PeakBytes {
             peers: peers(plan, coord, &state) + collected(plan, coord),
             runtime: libraries
                 + THREAD_BYTES * (plan.threads_per_rank as u64 - 1)
-                + ((activations + workspace) as f64 * HEAP_WASTE) as u64,
+                + ((activations + workspace) as f64 * HEAP_WASTE) as u64
+                + recomputed,
         }
     }
 

@@ -7,10 +7,12 @@ use std::time::{Duration, Instant};
 
 use comm::{Channel, CommError, ShmWorld, Work};
 use proto::memory::{Exchange, MESSAGES_UNDER_WAY};
+use proto::progress::CallKind;
 use tch::{Kind, Tensor};
 
 use crate::flat::FlatBuffer;
 use crate::groups::{Group, Groups};
+use crate::progress::Progress;
 use crate::shake::Shake;
 
 /// This stage's messages to and from its neighbours.
@@ -33,6 +35,7 @@ struct Lane {
     under_way: VecDeque<Work>,
     next: usize,
     shake: Shake,
+    progress: Progress,
 }
 
 impl Messages {
@@ -42,7 +45,7 @@ impl Messages {
         sizes: &Exchange,
         hidden_size: usize,
         kind: Kind,
-        shake: Shake,
+        (shake, progress): (Shake, &Progress),
     ) -> Result<Self, CommError> {
         let (stages, stage) = (groups.mesh.pp, groups.coord.pp);
         let (next, previous) = ((stage + 1) % stages, (stage + stages - 1) % stages);
@@ -59,6 +62,7 @@ impl Messages {
                 under_way: VecDeque::new(),
                 next: 0,
                 shake: shake.clone(),
+                progress: progress.clone(),
             })
         };
         Ok(Self {
@@ -107,7 +111,8 @@ impl Lane {
     fn send(&mut self, pp: &Group, x: &Tensor) -> Result<Duration, CommError> {
         let started = Instant::now();
         if self.under_way.len() == self.buffers.len() {
-            self.under_way.pop_front().expect("a stage with a neighbour has buffers").wait()?;
+            let oldest = self.under_way.pop_front().expect("a stage with a neighbour has buffers");
+            self.progress.exchange(CallKind::Send, || oldest.wait())?;
         }
         let waited = started.elapsed();
         self.shake.delay();

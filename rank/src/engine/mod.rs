@@ -33,12 +33,14 @@ use proto::layout::{TensorSplit, rank_layout};
 use proto::memory::Exchange;
 use proto::pipeline::Action;
 use proto::plan::{Dtype, Plan};
+use proto::progress::Phase;
 use tch::Tensor;
 
 pub use memory::Memory;
 
 use crate::groups::Groups;
 use crate::model::{Embedding, Head, RopeTable, Samples, TensorParallel};
+use crate::progress::Progress;
 use crate::shake::Shake;
 use adamw::AdamW;
 use messages::Messages;
@@ -79,12 +81,18 @@ pub struct Engine {
     embedding: Embedding,
     head: Head,
     adamw: AdamW,
+    progress: Progress,
     plan: Rc<Plan>,
 }
 
 impl Engine {
     /// Allocates every buffer; parameters, gradients and optimizer state are zero. Does not block.
-    pub fn new(plan: Rc<Plan>, world: &Rc<ShmWorld>, groups: &Groups, shake: Shake) -> Result<Self, CommError> {
+    pub fn new(
+        plan: Rc<Plan>,
+        world: &Rc<ShmWorld>,
+        groups: &Groups,
+        (shake, progress): (Shake, &Progress),
+    ) -> Result<Self, CommError> {
         let (coord, config, kind) = (groups.coord, &plan.model.config, kind(plan.model.compute_dtype));
         let sizes = Exchange::of(&plan, coord);
         let split = TensorSplit { size: plan.mesh.tp, rank: coord.tp, sequence: plan.sequence_parallel };
@@ -94,11 +102,12 @@ impl Engine {
         Ok(Self {
             stage: Stage::new(&rank_layout(&plan, coord), chunks.map(|chunk| chunk.len())),
             actions: plan.stage_actions().swap_remove(coord.pp).into(),
-            messages: Messages::new((world, groups), &sizes, config.hidden_size, kind, shake)?,
+            messages: Messages::new((world, groups), &sizes, config.hidden_size, kind, (shake, progress))?,
             rope: RopeTable::new(config),
             embedding: Embedding::new(config.vocab_size, &tp),
             head: Head::new(config.rms_norm_eps, config.vocab_size, &tp),
             adamw: AdamW::new(&plan.optimizer, plan.threads_per_rank),
+            progress: progress.clone(),
             memory,
             tp,
             plan,
@@ -187,6 +196,7 @@ impl Engine {
     ///
     /// Every rank of the job calls it after its last micro-batch.
     pub fn reduce_gradients(&mut self) -> Result<(), CommError> {
+        self.progress.enter(Phase::Reduce);
         self.memory.reduce_gradients()
     }
 
@@ -200,6 +210,7 @@ impl Engine {
     /// `step` counts from 1 (bias correction); gradients are multiplied by `grad_scale` first (clipping). Collective
     /// over dp.
     pub fn optimizer_step(&mut self, step: u64, learning_rate: f64, grad_scale: f32) -> Result<(), CommError> {
+        self.progress.enter(Phase::Update);
         self.memory.update(&self.adamw.update(step, learning_rate, grad_scale))
     }
 

@@ -1,6 +1,7 @@
 //! Forward and backward passes of one chunk of the model for one micro-batch: what the schedule's actions do.
 
 use comm::CommError;
+use proto::progress::Phase;
 use tch::Tensor;
 
 use super::views::UnitViews;
@@ -51,15 +52,20 @@ impl Engine {
         let last = chunk.units().end;
         let mut x = match chunk.embedding {
             Some(unit) => {
+                self.progress.enter_unit(Phase::Forward, unit);
                 self.memory.gather_ahead(unit..last)?;
                 let weights = self.memory.param_views(unit).embedding();
                 self.embedding.forward(&self.tp, weights, &batch.tokens)?
             }
-            None => self.messages.recv_forward(self.tp.stream_rows(batch.samples.num_tokens()))?,
+            None => {
+                self.progress.enter(Phase::Forward);
+                self.messages.recv_forward(self.tp.stream_rows(batch.samples.num_tokens()))?
+            }
         };
         let (config, checkpointing) = (&self.plan.model.config, self.plan.activation_checkpointing);
         let block = Block::new((config, &self.tp), &self.rope, &batch.samples, checkpointing, x.kind());
         for unit in chunk.blocks {
+            self.progress.enter_unit(Phase::Forward, unit);
             self.memory.gather_ahead(unit..last)?;
             let (y, kept) = block.forward(&self.tp, self.memory.param_views(unit).block(), x)?;
             keep(kept);
@@ -85,10 +91,14 @@ impl Engine {
         let InFlight { batch, block, mut saved, last } = in_flight;
         let (loss, mut dx) = match (chunk.head, last) {
             (Some(head), Some(x)) => self.backward_head(head, &x, &batch.targets, scale)?,
-            _ => (0.0, self.messages.recv_backward(self.tp.stream_rows(batch.samples.num_tokens()))?),
+            _ => {
+                self.progress.enter(Phase::Backward);
+                (0.0, self.messages.recv_backward(self.tp.stream_rows(batch.samples.num_tokens()))?)
+            }
         };
         let mut deferred = Vec::new();
         for unit in chunk.blocks.clone().rev() {
+            self.progress.enter_unit(Phase::Backward, unit);
             self.memory.gather_ahead((chunk.blocks.start..=unit).rev())?;
             let kept = saved.pop().expect("one for each block");
             dx = match weight_pass {
@@ -110,6 +120,7 @@ impl Engine {
     /// Adds up what a backward pass has put off.
     pub(super) fn add_deferred(&mut self, deferred: Vec<Deferred>) -> Result<(), CommError> {
         for Deferred { unit, pending } in deferred {
+            self.progress.enter_unit(Phase::Backward, unit);
             self.memory.begin_gradients(unit);
             pending.into_iter().for_each(PendingGrad::add);
             self.memory.end_gradients(unit)?;
@@ -145,6 +156,7 @@ impl Engine {
     }
 
     fn backward_embedding(&mut self, unit: usize, tokens: &Tensor, dx: &Tensor) -> Result<(), CommError> {
+        self.progress.enter_unit(Phase::Backward, unit);
         if !self.stage.shares_embedding() {
             self.memory.begin_gradients(unit);
         }
@@ -159,6 +171,7 @@ impl Engine {
         targets: &[i64],
         scale: f64,
     ) -> Result<(f64, Tensor), CommError> {
+        self.progress.enter_unit(Phase::Backward, head);
         self.gather_head(head)?;
         self.memory.begin_gradients(head);
         if let Some(tied) = self.stage.tied {
@@ -178,6 +191,7 @@ impl Engine {
 
     /// The sum of the cross-entropies of what a chunk's blocks made.
     pub(super) fn head_loss(&mut self, head: usize, x: &Tensor, targets: &[i64]) -> Result<f64, CommError> {
+        self.progress.enter_unit(Phase::Forward, head);
         self.gather_head(head)?;
         let tied = self.stage.tied.unwrap_or(head);
         let weights = head_views(self.memory.param_views(head), self.memory.param_views(tied));

@@ -13,6 +13,7 @@ use proto::control::{CheckpointSaved, Finished, SkippedStep, Started};
 use proto::env::WorkerEnv;
 use proto::manifest::Progress;
 use proto::plan::{Init, Plan};
+use proto::progress::Phase;
 
 pub use error::TrainError;
 use metrics::Metrics;
@@ -23,6 +24,7 @@ use crate::data::{TrainData, ValidationData};
 use crate::engine::{Engine, clip_scale};
 use crate::groups::Groups;
 use crate::process;
+use crate::progress::Progress as ProgressLine;
 use crate::shake::Shake;
 
 /// What one rank trains with.
@@ -40,17 +42,19 @@ pub struct Trainer {
     /// A checkpoint was made that no finite step has followed yet: until then none before it is removed.
     unproven_checkpoint: bool,
     is_first: bool,
+    /// What the launcher can see of this rank.
+    line: ProgressLine,
     /// Resident memory before anything of the model was there.
     baseline_memory_bytes: u64,
 }
 
 impl Trainer {
     /// Opens the data, allocates every buffer and loads the weights, or the checkpoint that `env` names.
-    pub fn new(plan: Plan, env: &WorkerEnv, world: Rc<ShmWorld>) -> Result<Self, TrainError> {
+    pub fn new(plan: Plan, env: &WorkerEnv, world: Rc<ShmWorld>, line: &ProgressLine) -> Result<Self, TrainError> {
         let baseline_memory_bytes = process::peak_memory_bytes();
         let plan = Rc::new(plan);
-        let groups = Groups::enter(&plan, &world)?;
-        let mut engine = Engine::new(plan.clone(), &world, &groups, Shake::new(env.shake, env.rank))?;
+        let groups = Groups::enter(&plan, &world, line)?;
+        let mut engine = Engine::new(plan.clone(), &world, &groups, (Shake::new(env.shake, env.rank), line))?;
         let disk_dtype = match plan.model.init {
             Init::Pretrained => checkpoint::pretrained_dtype(&plan.model.path)?,
             Init::Random => plan.model.disk_dtype,
@@ -75,6 +79,7 @@ impl Trainer {
             unproven_checkpoint: false,
             is_first: env.rank == 0,
             baseline_memory_bytes,
+            line: line.clone(),
             engine,
             progress,
             plan,
@@ -95,6 +100,7 @@ impl Trainer {
         while self.progress.step < self.plan.steps {
             let step = self.progress.step + 1;
             self.current_step = step;
+            self.line.begin_step(step);
             control.heartbeat(step, "train");
             let (outcome, is_settled) = self.train_step(step)?;
             if is_settled {
@@ -105,26 +111,31 @@ impl Trainer {
             } else {
                 self.report_skipped(&outcome, control)?;
             }
+            self.line.enter(Phase::Between);
             metrics.count(outcome);
             if self.is_first {
                 control.report(Event::Step(metrics.row(self.progress.label_tokens, self.plan.logs(step))));
             }
             if self.plan.validates_after(step) {
                 control.heartbeat(step, "validate");
+                self.line.enter(Phase::Validate);
                 self.validate(step, control)?;
             }
             // After a bad step the weights themselves may be the reason: they must not replace sound ones.
             if self.plan.saves_after(step) && self.bad_steps == 0 {
                 control.heartbeat(step, "checkpoint");
+                self.line.enter(Phase::Checkpoint);
                 self.save_checkpoint(control)?;
             }
         }
         control.heartbeat(self.progress.step, "save");
+        self.line.enter(Phase::Save);
         self.publish(control)?;
         self.saver.save_final(self.engine.memory_mut())?;
         if self.bad_steps == 0 {
             self.prune()?;
         }
+        self.line.enter(Phase::End);
         let (step, peak_memory_bytes) = (self.progress.step, process::peak_memory_bytes());
         let baseline_memory_bytes = self.baseline_memory_bytes;
         control.report(Event::Finished(Finished { step, peak_memory_bytes, baseline_memory_bytes }));

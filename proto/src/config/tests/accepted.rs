@@ -62,7 +62,10 @@ fn every_default_is_the_documented_one() {
     let comm = Comm { backend: AutoOr::Auto, timeout_seconds: 600, compression: Compression::None };
     assert_eq!(config.comm, comm);
     assert_eq!(config.checkpoint, Checkpoint { every_steps: 500, keep_last: 2, resume: Resume::Auto });
-    assert_eq!(config.restart, Restart { max_restarts: 3, snapshot_every_steps: 1 });
+    assert_eq!(
+        config.restart,
+        Restart { max_restarts: 3, snapshot_every_steps: 1, hang_timeout_seconds: AutoOr::Auto }
+    );
     assert_eq!(config.validation, Validation { every_steps: 0, early_stopping_patience: 0, min_delta: 0.0 });
     assert_eq!(config.log, Log { every_steps: 10, sinks: vec![Sink::Console, Sink::Jsonl] });
 }

@@ -1,0 +1,75 @@
+//! The page on which ranks say what they do (`proto::progress`), as the launcher sees it: made for each attempt, read at
+//! any time, also when a rank is stopped or dead.
+
+#![allow(unsafe_code, reason = "words of memory that ranks write")]
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use memmap2::{MmapOptions, MmapRaw};
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use proto::progress::{CALL, CALL_SINCE, LINE_WORDS, Line, PLACE, PLACE_SINCE, page_bytes};
+
+/// The lines of all ranks of an attempt.
+#[derive(Debug)]
+pub struct ProgressPage {
+    map: MmapRaw,
+    world_size: usize,
+}
+
+impl ProgressPage {
+    /// Makes a page for so many ranks, and the descriptor that they inherit.
+    pub fn create(world_size: usize) -> io::Result<(Self, Arc<OwnedFd>)> {
+        let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+        let file = File::from(memfd_create("dslaunch-progress", flags)?);
+        file.set_len(page_bytes(world_size) as u64)?;
+        // A page that somebody cut short would end the launcher with SIGBUS.
+        let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
+        fcntl(&file, FcntlArg::F_ADD_SEALS(seals))?;
+        let map = MmapOptions::new().len(page_bytes(world_size)).map_raw(&file)?;
+        Ok((Self { map, world_size }, Arc::new(file.as_fd().try_clone_to_owned()?)))
+    }
+
+    /// What `rank` does, or did last.
+    pub fn line(&self, rank: usize) -> Line {
+        assert!(rank < self.world_size, "rank {rank} of {}", self.world_size);
+        let word = |word: usize| {
+            // SAFETY: the map has `page_bytes` of the ranks, of which this is one, and `word` is below LINE_WORDS; maps
+            // begin at a page, so words are aligned. It lives as long as `self`, and the file's seals keep it as long as
+            // it is. All who touch the page do it through atomics.
+            unsafe { AtomicU64::from_ptr(self.map.as_mut_ptr().cast::<u64>().add(rank * LINE_WORDS + word)) }
+        };
+        Line::from_words([PLACE, PLACE_SINCE, CALL, CALL_SINCE].map(|idx| word(idx).load(Relaxed)))
+    }
+
+    /// What every rank does, or did last.
+    pub fn lines(&self) -> Vec<Line> {
+        (0..self.world_size).map(|rank| self.line(rank)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proto::progress::{Call, CallKind, Phase, Place};
+    use std::os::unix::fs::FileExt;
+
+    #[test]
+    fn what_a_rank_writes_is_seen_at_once() {
+        let (page, fd) = ProgressPage::create(3).unwrap();
+        assert_eq!(page.line(2).place, Place::START);
+        let rank = File::from(fd.try_clone().unwrap());
+        let place = Place { step: 5, phase: Phase::Update, unit: None };
+        let call = Call { number: 9, kind: CallKind::Recv, is_inside: true };
+        for (idx, word) in [place.to_word(), 100, call.to_word(), 200].into_iter().enumerate() {
+            rank.write_all_at(&word.to_ne_bytes(), ((LINE_WORDS + idx) * 8) as u64).unwrap();
+        }
+        assert_eq!(page.lines()[1], Line { place, place_since: 100, call, call_since: 200 });
+        assert_eq!(page.line(1).last_change(), 200);
+        assert_eq!(page.line(0).last_change(), 0);
+    }
+}

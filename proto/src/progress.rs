@@ -1,0 +1,265 @@
+//! What every rank is doing, on a page of memory that ranks share with the launcher: a rank writes its own line with
+//! plain stores, without a system call, and the launcher reads all lines whenever it likes, also of a rank that is
+//! stopped, hangs or is dead. Pure: this is how a line is laid out; the mappings are the launcher's and the rank's.
+//!
+//! ```text
+//! word 0  place       step, unit, phase          one store, so a place is never torn
+//! word 1  place since nanoseconds, CLOCK_MONOTONIC
+//! word 2  call        calls so far, kind, inside or not
+//! word 3  call since  nanoseconds, CLOCK_MONOTONIC
+//! ```
+
+use std::fmt;
+
+/// Words of 8 bytes that a rank's line has: a cache line, so that ranks do not slow each other down.
+pub const LINE_WORDS: usize = 8;
+
+/// Bytes of the page of a job with so many ranks on this machine.
+pub fn page_bytes(world_size: usize) -> usize {
+    world_size * LINE_WORDS * 8
+}
+
+/// Word of a line that holds the [`Place`].
+pub const PLACE: usize = 0;
+/// Word of a line that holds when the place last changed.
+pub const PLACE_SINCE: usize = 1;
+/// Word of a line that holds the [`Call`].
+pub const CALL: usize = 2;
+/// Word of a line that holds when the call last changed.
+pub const CALL_SINCE: usize = 3;
+
+/// What kind of work a rank does. A line that nobody has written yet says `Start`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Phase {
+    /// From its start until it has joined the others.
+    Start,
+    /// Buffers are allocated and weights read.
+    Load,
+    /// The forward pass.
+    Forward,
+    /// The backward pass.
+    Backward,
+    /// Gradients are summed over ranks.
+    Reduce,
+    /// The optimizer's update.
+    Update,
+    /// The step is done: it is reported and the next one begins.
+    Between,
+    /// Validation.
+    Validate,
+    /// A snapshot for the next attempt is copied.
+    Snapshot,
+    /// A checkpoint is written.
+    Checkpoint,
+    /// The final model is written.
+    Save,
+    /// All work is done.
+    End,
+}
+
+impl Phase {
+    /// All of them, in the order of their numbers.
+    pub const ALL: [Phase; 12] = [
+        Phase::Start,
+        Phase::Load,
+        Phase::Forward,
+        Phase::Backward,
+        Phase::Reduce,
+        Phase::Update,
+        Phase::Between,
+        Phase::Validate,
+        Phase::Snapshot,
+        Phase::Checkpoint,
+        Phase::Save,
+        Phase::End,
+    ];
+}
+
+impl fmt::Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Phase::Start => "starting",
+            Phase::Load => "loading",
+            Phase::Forward => "forward pass",
+            Phase::Backward => "backward pass",
+            Phase::Reduce => "reduction of gradients",
+            Phase::Update => "update",
+            Phase::Between => "between steps",
+            Phase::Validate => "validation",
+            Phase::Snapshot => "snapshot",
+            Phase::Checkpoint => "checkpoint",
+            Phase::Save => "saving the final model",
+            Phase::End => "the end",
+        })
+    }
+}
+
+/// Where a rank is in its work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// The step it works on, from 1; 0 before the first. At most 2^40 - 1.
+    pub step: u64,
+    /// What it does.
+    pub phase: Phase,
+    /// The unit of this rank that it works on, where it is one.
+    pub unit: Option<usize>,
+}
+
+impl Place {
+    /// A rank that has written nothing yet.
+    pub const START: Place = Place { step: 0, phase: Phase::Start, unit: None };
+
+    /// One word; [`Place::START`] is 0.
+    pub fn to_word(self) -> u64 {
+        let unit = self.unit.map_or(0, |unit| unit as u64 + 1);
+        self.step << 24 | unit << 8 | self.phase as u64
+    }
+
+    /// The inverse of [`Place::to_word`]. A rank that scribbles over its line must not harm the reader: an unknown phase
+    /// is `Start`.
+    pub fn from_word(word: u64) -> Self {
+        let phase = Phase::ALL.get((word & 0xff) as usize).copied().unwrap_or(Phase::Start);
+        Self { step: word >> 24, phase, unit: (word >> 8 & 0xffff).checked_sub(1).map(|unit| unit as usize) }
+    }
+}
+
+/// What passes between ranks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum CallKind {
+    /// Sums or maxima for all.
+    AllReduce,
+    /// Sums, a slice for each.
+    ReduceScatter,
+    /// Slices of all for all.
+    AllGather,
+    /// One rank's for all.
+    Broadcast,
+    /// Nothing but meeting.
+    Barrier,
+    /// A message to another pipeline stage.
+    Send,
+    /// A message from another pipeline stage.
+    Recv,
+    /// A few numbers for all.
+    Scalars,
+}
+
+impl CallKind {
+    const ALL: [CallKind; 8] = [
+        CallKind::AllReduce,
+        CallKind::ReduceScatter,
+        CallKind::AllGather,
+        CallKind::Broadcast,
+        CallKind::Barrier,
+        CallKind::Send,
+        CallKind::Recv,
+        CallKind::Scalars,
+    ];
+}
+
+impl fmt::Display for CallKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            CallKind::AllReduce => "all_reduce",
+            CallKind::ReduceScatter => "reduce_scatter",
+            CallKind::AllGather => "all_gather",
+            CallKind::Broadcast => "broadcast",
+            CallKind::Barrier => "barrier",
+            CallKind::Send => "send",
+            CallKind::Recv => "recv",
+            CallKind::Scalars => "all_reduce_scalars",
+        })
+    }
+}
+
+/// A rank's latest exchange with other ranks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Call {
+    /// Number of the call on this rank, from 1; 0 before the first.
+    pub number: u64,
+    /// What it exchanges.
+    pub kind: CallKind,
+    /// Whether the rank is in it still, so waits for peers or copies.
+    pub is_inside: bool,
+}
+
+impl Call {
+    /// One word; before the first call it is 0.
+    pub fn to_word(self) -> u64 {
+        self.number << 16 | u64::from(self.is_inside) << 8 | self.kind as u64
+    }
+
+    /// The inverse of [`Call::to_word`].
+    pub fn from_word(word: u64) -> Self {
+        let kind = CallKind::ALL.get((word & 0xff) as usize).copied().unwrap_or(CallKind::Barrier);
+        Self { number: word >> 16, kind, is_inside: word >> 8 & 1 == 1 }
+    }
+}
+
+/// A rank's whole line, as it was read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Line {
+    /// Where it is.
+    pub place: Place,
+    /// Since when, in nanoseconds of CLOCK_MONOTONIC; 0: it has written nothing yet.
+    pub place_since: u64,
+    /// Its latest exchange.
+    pub call: Call,
+    /// Since when it is in it, or out of it again.
+    pub call_since: u64,
+}
+
+impl Line {
+    /// From the first words of a line.
+    pub fn from_words(words: [u64; 4]) -> Self {
+        Self {
+            place: Place::from_word(words[PLACE]),
+            place_since: words[PLACE_SINCE],
+            call: Call::from_word(words[CALL]),
+            call_since: words[CALL_SINCE],
+        }
+    }
+
+    /// When the rank last gave a sign of life.
+    pub fn last_change(&self) -> u64 {
+        self.place_since.max(self.call_since)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_survives_its_word() {
+        for (number, phase) in Phase::ALL.into_iter().enumerate() {
+            assert_eq!(phase as usize, number);
+            for step in [0, 1, (1 << 40) - 1] {
+                for unit in [None, Some(0), Some(31), Some(65534)] {
+                    let place = Place { step, phase, unit };
+                    assert_eq!(Place::from_word(place.to_word()), place);
+                }
+            }
+        }
+        assert_eq!(Place::START.to_word(), 0);
+    }
+
+    #[test]
+    fn a_call_survives_its_word() {
+        for kind in CallKind::ALL {
+            for is_inside in [false, true] {
+                let call = Call { number: 1 << 40, kind, is_inside };
+                assert_eq!(Call::from_word(call.to_word()), call);
+            }
+        }
+        assert_eq!(Call::from_word(0).number, 0);
+    }
+
+    #[test]
+    fn nonsense_is_read_without_harm() {
+        let line = Line::from_words([u64::MAX; 4]);
+        assert_eq!((line.place.phase, line.call.kind), (Phase::Start, CallKind::Barrier));
+    }
+}

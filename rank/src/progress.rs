@@ -1,0 +1,113 @@
+//! This rank's line on the progress page: what it does now, for the launcher to read. A store or two and a look at the
+//! clock, which is no system call.
+
+#![allow(unsafe_code, reason = "words of memory that the launcher reads")]
+
+use std::cell::Cell;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+use std::rc::Rc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use memmap2::{MmapOptions, MmapRaw};
+use nix::time::{ClockId, clock_gettime};
+use proto::progress::{CALL, CALL_SINCE, Call, CallKind, LINE_WORDS, PLACE, PLACE_SINCE, Phase, Place, page_bytes};
+
+/// This rank's line. Clones write the same line; the main thread alone does.
+#[derive(Clone)]
+pub struct Progress {
+    page: Rc<MmapRaw>,
+    local_rank: usize,
+    place: Rc<Cell<Place>>,
+    num_calls: Rc<Cell<u64>>,
+}
+
+impl Progress {
+    /// Maps the page behind `fd`, which the launcher made for `local_world_size` ranks.
+    pub fn map(fd: impl AsFd, local_rank: usize, local_world_size: usize) -> io::Result<Self> {
+        assert!(local_rank < local_world_size, "local rank {local_rank} of {local_world_size}");
+        let page = MmapOptions::new().len(page_bytes(local_world_size)).map_raw(fd.as_fd().as_raw_fd())?;
+        Ok(Self { page: Rc::new(page), local_rank, place: Rc::new(Cell::new(Place::START)), num_calls: Rc::default() })
+    }
+
+    /// Works on `step` from now on.
+    pub fn begin_step(&self, step: u64) {
+        self.set(Place { step, phase: Phase::Between, unit: None });
+    }
+
+    /// Enters a phase that is about no unit in particular.
+    pub fn enter(&self, phase: Phase) {
+        self.set(Place { phase, unit: None, ..self.place.get() });
+    }
+
+    /// Enters a phase of one of this rank's units.
+    pub fn enter_unit(&self, phase: Phase, unit: usize) {
+        self.set(Place { phase, unit: Some(unit), ..self.place.get() });
+    }
+
+    /// An exchange with other ranks: `call` runs inside it.
+    pub fn exchange<T>(&self, kind: CallKind, call: impl FnOnce() -> T) -> T {
+        let number = self.num_calls.get() + 1;
+        self.num_calls.set(number);
+        self.set_call(Call { number, kind, is_inside: true });
+        let result = call();
+        self.set_call(Call { number, kind, is_inside: false });
+        result
+    }
+
+    fn set(&self, place: Place) {
+        self.place.set(place);
+        self.word(PLACE).store(place.to_word(), Relaxed);
+        self.word(PLACE_SINCE).store(now(), Relaxed);
+    }
+
+    fn set_call(&self, call: Call) {
+        self.word(CALL).store(call.to_word(), Relaxed);
+        self.word(CALL_SINCE).store(now(), Relaxed);
+    }
+
+    fn word(&self, word: usize) -> &AtomicU64 {
+        // SAFETY: the page has `page_bytes` of the ranks, of which `map` checked that this is one, and `word` is one of the
+        // line's; maps begin at a page, so words are aligned. It lives as long as `self`. All who touch the page, here and
+        // in the launcher, do it through atomics.
+        unsafe { AtomicU64::from_ptr(self.page.as_mut_ptr().cast::<u64>().add(self.local_rank * LINE_WORDS + word)) }
+    }
+}
+
+/// Nanoseconds of CLOCK_MONOTONIC, which the launcher's clock agrees with.
+fn now() -> u64 {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).expect("Linux has this clock");
+    now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::sys::memfd::{MFdFlags, memfd_create};
+    use proto::progress::Line;
+    use std::fs::File;
+    use std::os::unix::fs::FileExt;
+
+    fn line(file: &File, rank: usize) -> Line {
+        let mut bytes = [0; 32];
+        file.read_exact_at(&mut bytes, (rank * LINE_WORDS * 8) as u64).unwrap();
+        let word = |idx: usize| u64::from_ne_bytes(bytes[idx * 8..][..8].try_into().unwrap());
+        Line::from_words([word(0), word(1), word(2), word(3)])
+    }
+
+    #[test]
+    fn a_line_says_what_its_rank_does_and_leaves_others_alone() {
+        let file = File::from(memfd_create("test", MFdFlags::MFD_CLOEXEC).unwrap());
+        file.set_len(page_bytes(3) as u64).unwrap();
+        let progress = Progress::map(&file, 1, 3).unwrap();
+        let before = now();
+        progress.begin_step(7);
+        progress.enter_unit(Phase::Backward, 4);
+        let inside = progress.exchange(CallKind::AllGather, || line(&file, 1));
+        assert_eq!(inside.place, Place { step: 7, phase: Phase::Backward, unit: Some(4) });
+        assert_eq!(inside.call, Call { number: 1, kind: CallKind::AllGather, is_inside: true });
+        assert!(inside.place_since >= before && inside.call_since >= inside.place_since);
+        assert!(!line(&file, 1).call.is_inside);
+        assert_eq!((line(&file, 0).last_change(), line(&file, 2).last_change()), (0, 0));
+    }
+}
