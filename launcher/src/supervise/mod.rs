@@ -17,6 +17,7 @@
 //! - SUP-3 A rank that has spoken its last words is not sent SIGTERM: it is already leaving.
 
 mod failure;
+mod on_interrupt;
 #[cfg(test)]
 mod tests;
 
@@ -25,14 +26,13 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 
 pub use failure::{Failure, Kind};
+pub use on_interrupt::OnInterrupt;
 
 use crate::exit::Exit;
 use crate::signals::Interrupt;
 
 /// From SIGTERM to SIGKILL after a failure. Ranks have nothing to save then.
 pub const FAILURE_GRACE: Duration = Duration::from_millis(300);
-/// From SIGTERM to SIGKILL when the user stops the job.
-pub const INTERRUPT_GRACE: Duration = Duration::from_secs(1);
 /// How long a peer report waits for the real cause. Comm errors travel through shared memory and overtake the report of
 /// the rank that caused them; stopping that rank at once would silence it.
 pub const SUSPECT_GRACE: Duration = Duration::from_millis(300);
@@ -99,7 +99,7 @@ pub enum Action {
     Signal {
         /// The ranks, ascending.
         ranks: Vec<usize>,
-        /// SIGTERM or SIGKILL.
+        /// SIGKILL, or what asks them to stop.
         signal: Signal,
     },
     /// Send [`Event::GraceOver`] after this time. Replaces an earlier one that is not over.
@@ -134,7 +134,7 @@ enum State {
     Running,
     /// A rank blames a peer, which has not said anything yet.
     Suspecting,
-    /// SIGTERM was sent.
+    /// They were asked to stop.
     Stopping,
     /// SIGKILL was sent.
     Killing,
@@ -160,13 +160,15 @@ pub struct Supervisor {
     ranks: Vec<Rank>,
     /// Ranks that failed, in order of arrival.
     failed: Vec<usize>,
+    on_interrupt: OnInterrupt,
     interrupt: Option<Interrupt>,
 }
 
 impl Supervisor {
     /// For an attempt of `world_size` ranks, all of which run.
-    pub fn new(world_size: usize) -> Self {
-        Self { state: State::Running, ranks: vec![Rank::default(); world_size], failed: vec![], interrupt: None }
+    pub fn new(world_size: usize, on_interrupt: OnInterrupt) -> Self {
+        let ranks = vec![Rank::default(); world_size];
+        Self { state: State::Running, ranks, failed: vec![], on_interrupt, interrupt: None }
     }
 
     /// Takes one event and says what to do.
@@ -211,7 +213,9 @@ impl Supervisor {
         self.ranks[rank].exit = Some(exit);
         let stopping = matches!(self.state, State::Stopping | State::Killing);
         let by_us = match sent {
-            Some(Signal::SIGKILL) => exit.is_signal(Signal::SIGKILL) || exit.is_signal(Signal::SIGTERM),
+            Some(Signal::SIGKILL) => {
+                [Signal::SIGKILL, Signal::SIGTERM, Signal::SIGINT].into_iter().any(|by| exit.is_signal(by))
+            }
             Some(signal) => exit.is_signal(signal),
             None => false,
         };
@@ -252,8 +256,8 @@ impl Supervisor {
                 self.state = State::Suspecting;
                 actions.push(Action::StartGrace(SUSPECT_GRACE));
             }
-            State::Running => actions.extend(self.stop(FAILURE_GRACE)),
-            State::Suspecting if !peer || all_failed => actions.extend(self.stop(FAILURE_GRACE)),
+            State::Running => actions.extend(self.stop(Signal::SIGTERM, FAILURE_GRACE)),
+            State::Suspecting if !peer || all_failed => actions.extend(self.stop(Signal::SIGTERM, FAILURE_GRACE)),
             State::Suspecting | State::Stopping | State::Killing | State::Ended => {}
         }
         actions
@@ -264,7 +268,9 @@ impl Supervisor {
             return if self.state == State::Killing { vec![] } else { self.kill() };
         }
         match self.state {
-            State::Running | State::Suspecting => self.stop(INTERRUPT_GRACE),
+            State::Running | State::Suspecting => {
+                self.stop(self.on_interrupt.signal(interrupt), self.on_interrupt.grace())
+            }
             // A shorter grace runs already.
             State::Stopping | State::Killing | State::Ended => vec![],
         }
@@ -272,7 +278,7 @@ impl Supervisor {
 
     fn grace_over(&mut self) -> Vec<Action> {
         match self.state {
-            State::Suspecting => self.stop(FAILURE_GRACE),
+            State::Suspecting => self.stop(Signal::SIGTERM, FAILURE_GRACE),
             State::Stopping => self.kill(),
             State::Killing => {
                 let ranks = self.running(|_| true);
@@ -282,12 +288,12 @@ impl Supervisor {
         }
     }
 
-    fn stop(&mut self, grace: Duration) -> Vec<Action> {
+    fn stop(&mut self, signal: Signal, grace: Duration) -> Vec<Action> {
         self.state = State::Stopping;
         // SUP-3. A missing rank has not said anything: it is the launcher that calls it failed.
         let leaving = |rank: &Rank| rank.failure.as_ref().is_some_and(|failure| failure.kind != Kind::Missing);
         let ranks = self.running(|rank| !leaving(rank));
-        let mut actions = self.signal(ranks, Signal::SIGTERM);
+        let mut actions = self.signal(ranks, signal);
         actions.push(Action::StartGrace(grace));
         actions
     }
