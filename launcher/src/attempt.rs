@@ -30,8 +30,9 @@ use crate::progress_page::ProgressPage;
 use crate::rendezvous::Rendezvous;
 use crate::service::{Notice, Server};
 use crate::signals::Signals;
-use crate::spawn::{Process, Spawner, Spec};
-use crate::supervise::{Action, Event, Outcome, Supervisor};
+use crate::spawn::{Process, Sink, Spawner, Spec};
+use crate::supervise::{Action, Event, OnInterrupt, Outcome, Supervisor};
+use crate::timer::Timer;
 use crate::token::Token;
 
 /// How long ranks may take from their start until all have registered: mostly the loading of libtorch, which a cold
@@ -91,7 +92,7 @@ pub async fn run(
         server,
         notices,
         processes: vec![],
-        supervisor: Supervisor::new(world_size),
+        supervisor: Supervisor::new(world_size, OnInterrupt::Terminate),
         progress,
         hangs: job.hang_limits.map(|limits| HangWatch::new(world_size, limits)),
     };
@@ -245,28 +246,6 @@ impl Attempt {
     }
 }
 
-/// A point in time that may come.
-struct Timer(Option<tokio::time::Instant>);
-
-impl Timer {
-    fn off() -> Self {
-        Self(None)
-    }
-
-    fn after(duration: Duration) -> Self {
-        Self(Some(tokio::time::Instant::now() + duration))
-    }
-
-    /// Waits for it; it comes once. Cancel safe.
-    async fn over(&mut self) {
-        match self.0 {
-            Some(at) => tokio::time::sleep_until(at).await,
-            None => std::future::pending().await,
-        }
-        self.0 = None;
-    }
-}
-
 /// The arena's memory: size 0, for the ranks to size it. Close-on-exec here, inherited by the ranks only.
 fn shared_memory() -> std::io::Result<Arc<OwnedFd>> {
     Ok(Arc::new(memfd_create("dslaunch-arena", MFdFlags::MFD_CLOEXEC)?))
@@ -282,8 +261,8 @@ fn spec(worker: &Path, worker_env: &WorkerEnv, logs: &Path, inherit: [&Arc<Owned
         program: worker.to_owned(),
         args: vec![],
         env,
-        stdout: logs.join(format!("rank-{rank}.out")),
-        stderr: logs.join(format!("rank-{rank}.err")),
+        stdout: Sink::File(logs.join(format!("rank-{rank}.out"))),
+        stderr: Sink::File(logs.join(format!("rank-{rank}.err"))),
         inherit: inherit.map(Arc::clone).to_vec(),
     }
 }

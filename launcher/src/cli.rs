@@ -1,8 +1,11 @@
 //! What the user types. Parsing only: nothing is read from disk here.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+
+use crate::run_command::{CommandForm, RunArgs, RunFlags};
 
 /// Fine-tunes LLaMA-family models on one machine and keeps going when something breaks.
 #[derive(Debug, Parser)]
@@ -18,6 +21,14 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Run any program as ranks of this machine, with torchrun's flags and worker environment
+    ///
+    /// Each flag can also be given as a variable PET_<FLAG> (PET_NPROC_PER_NODE); what is typed wins. All ranks are stopped
+    /// when one fails, and started again while --max-restarts lasts. A free MASTER_PORT is held for rank 0.
+    ///
+    /// Exit codes: 0; that of the rank that failed first, 128 + N if signal N killed it; 2 bad usage; 3 the command cannot
+    /// be started; 130, 143 stopped by SIGINT, SIGTERM, which are passed on: ranks have 30 s, or until the second signal.
+    Run(Box<RunFlags>),
     /// Print the resolved plan: layout, steps, tokens, memory per rank. Starts no rank
     ///
     /// Steps depend on the data, which is prepared in output_dir as for training: no other dslaunch may be using that
@@ -85,6 +96,8 @@ pub enum CheckpointTask {
 /// What to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Task {
+    /// `dslaunch run -- CMD`
+    Run(Box<RunArgs>),
     /// `dslaunch train.toml`
     Train(JobArgs),
     /// `dslaunch plan train.toml`
@@ -160,10 +173,22 @@ impl PlanCommand {
     }
 }
 
+/// `words` is the command line, whose end is the command.
+fn run_args(flags: RunFlags, words: &[OsString]) -> RunArgs {
+    let before = words.len().checked_sub(flags.command.len() + 1).and_then(|at| words.get(at));
+    let form = if before.is_some_and(|word| word == "--") { CommandForm::Verbatim } else { CommandForm::Script };
+    RunArgs { flags, form }
+}
+
 impl Cli {
-    /// What the command line asks for.
-    pub fn task(self) -> Task {
+    /// Reads a command line, the program's name first.
+    pub fn parse_task(words: &[OsString]) -> Result<Task, clap::Error> {
+        Cli::try_parse_from(words).map(|cli| cli.task(words))
+    }
+
+    fn task(self, words: &[OsString]) -> Task {
         match (self.command, self.train) {
+            (Some(Command::Run(flags)), _) => Task::Run(Box::new(run_args(*flags, words))),
             (Some(Command::Plan(command)), _) => command.task(),
             (Some(Command::Checkpoint(task)), _) => Task::Checkpoint(task),
             (None, Some(args)) => Task::Train(args),
@@ -178,8 +203,8 @@ mod tests {
     use clap::error::ErrorKind;
 
     fn parse(line: &str) -> Result<Task, ErrorKind> {
-        let words = std::iter::once("dslaunch").chain(line.split_whitespace());
-        Cli::try_parse_from(words).map(Cli::task).map_err(|error| {
+        let words: Vec<_> = std::iter::once("dslaunch").chain(line.split_whitespace()).map(OsString::from).collect();
+        Cli::parse_task(&words).map_err(|error| {
             let code = if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) { 0 } else { 2 };
             assert_eq!(error.exit_code(), code, "{line}");
             error.kind()
@@ -228,6 +253,23 @@ mod tests {
     }
 
     #[test]
+    fn run_takes_a_command_with_or_without_dashes() {
+        let check = |line: &str, form: CommandForm, command: &[&str]| match parse(line) {
+            Ok(Task::Run(args)) => assert_eq!(
+                (args.form, args.flags.command),
+                (form, command.iter().map(OsString::from).collect()),
+                "{line}"
+            ),
+            other => panic!("{line}: {other:?}"),
+        };
+        check("run --nproc 2 -- train.py -x --y 1", CommandForm::Verbatim, &["train.py", "-x", "--y", "1"]);
+        check("run --nproc 2 train.py -x --y 1", CommandForm::Script, &["train.py", "-x", "--y", "1"]);
+        check("run train.py -- --nproc 2", CommandForm::Script, &["train.py", "--", "--nproc", "2"]);
+        check("run -- cmd -- x", CommandForm::Verbatim, &["cmd", "--", "x"]);
+        check("run -r 3 -- --odd", CommandForm::Verbatim, &["--odd"]);
+    }
+
+    #[test]
     fn checkpoint_looks_at_a_folder() {
         let inspect = |json| Ok(Task::Checkpoint(CheckpointTask::Inspect { dir: "runs/x".into(), json }));
         assert_eq!(parse("checkpoint inspect runs/x"), inspect(false));
@@ -251,6 +293,14 @@ mod tests {
         check("plan --deepspeed ds.json train.toml", ErrorKind::ArgumentConflict);
         check("plan --deepspeed ds.json --json", ErrorKind::ArgumentConflict);
         check("plan --deepspeed ds.json --set train.steps=1", ErrorKind::ArgumentConflict);
+        check("run", ErrorKind::MissingRequiredArgument);
+        check("run --", ErrorKind::MissingRequiredArgument);
+        check("run --bogus -- cmd", ErrorKind::UnknownArgument);
+        check("run --nproc 0 -- cmd", ErrorKind::ValueValidation);
+        check("run -r 4 -- cmd", ErrorKind::ValueValidation);
+        check("run --rdzv-backend etcd -- cmd", ErrorKind::ValueValidation);
+        check("run --no-python -m -- cmd", ErrorKind::ArgumentConflict);
+        check("--nproc 2 run -- cmd", ErrorKind::ArgumentConflict);
         check("checkpoint", ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand);
         check("checkpoint verify", ErrorKind::MissingRequiredArgument);
         check("checkpoint verify --json x", ErrorKind::UnknownArgument);

@@ -12,6 +12,7 @@ use crate::data::DataError;
 use crate::deepspeed::DeepspeedError;
 use crate::lock::LockError;
 use crate::resume::ResumeError;
+use crate::run_command::RunError;
 use crate::signals::Interrupt;
 use crate::spawn::SpawnError;
 
@@ -36,6 +37,9 @@ pub enum LaunchError {
     /// There is no DeepSpeed config to map.
     #[error(transparent)]
     Deepspeed(#[from] DeepspeedError),
+    /// `dslaunch run` cannot do what its flags ask for.
+    #[error(transparent)]
+    Run(#[from] RunError),
     /// The job needs more memory than there is.
     #[error("{0}")]
     Memory(Box<Shortage>),
@@ -80,6 +84,7 @@ impl LaunchError {
             | Self::Checkpoint(_)
             | Self::Deepspeed(_) => 2,
             Self::Memory(_) | Self::Lock(_) | Self::Spawn(_) | Self::NoWorker { .. } | Self::Io { .. } => 3,
+            Self::Run(error) => error.exit_code(),
             Self::Interrupted(interrupt) => interrupt.exit_code(),
         }
     }

@@ -1,8 +1,6 @@
 //! The story of a job: read, check, find where to begin, prepare, plan, then attempts until it is done or given up.
 
-use std::fs;
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use proto::config::AutoOr;
@@ -15,10 +13,11 @@ use crate::attempt::{self, Edge, Ended, Job};
 use crate::checkpoints::Checkpoint;
 use crate::cli::{JobArgs, PlanArgs};
 use crate::error::LaunchError;
-use crate::files::{free_name, write_atomically};
+use crate::files::write_atomically;
 use crate::hang::HangLimits;
 use crate::leftovers;
 use crate::lock::RunLock;
+use crate::old_logs;
 use crate::out_of_memory::{self, OutOfMemory};
 use crate::output::Output;
 use crate::output::console::Console;
@@ -230,28 +229,13 @@ fn note(notes: &[String], console: &mut Console) {
 fn keep_logs_of_earlier_launches(run_dir: &RunDir) -> Result<(), LaunchError> {
     let first = run_dir.attempt_logs(0);
     let logs = first.parent().expect("a folder in the run directory");
-    move_attempts(logs).map_err(LaunchError::io(format!("move the logs of earlier launches in {}", logs.display())))
-}
-
-fn move_attempts(logs: &Path) -> io::Result<()> {
-    let earlier: Vec<_> = match fs::read_dir(logs) {
-        Ok(entries) => entries.collect::<io::Result<_>>()?,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(error),
-    };
-    let is_attempt = |entry: &fs::DirEntry| entry.file_name().to_string_lossy().starts_with("attempt-");
-    let mut attempts = earlier.into_iter().filter(is_attempt).peekable();
-    if attempts.peek().is_none() {
-        return Ok(());
-    }
-    let folder = free_name(logs, "launch");
-    fs::create_dir(&folder)?;
-    attempts.try_for_each(|entry| fs::rename(entry.path(), folder.join(entry.file_name())))
+    old_logs::set_aside(logs)
+        .map_err(LaunchError::io(format!("move the logs of earlier launches in {}", logs.display())))
 }
 
 /// Runs the launcher's tasks: two threads are plenty, and a blocking one that is left (data preparation) is not waited
 /// for.
-fn on_runtime(task: impl Future<Output = Result<u8, LaunchError>>) -> Result<u8, LaunchError> {
+pub(crate) fn on_runtime(task: impl Future<Output = Result<u8, LaunchError>>) -> Result<u8, LaunchError> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = runtime.map_err(LaunchError::io("start the runtime"))?;
     let result = runtime.block_on(task);

@@ -3,7 +3,8 @@
 //! In reading order: [`cli`] (what the user typed), [`job`] (the story), [`setup`] (train.toml to plan), [`attempt`] (one
 //! run of all ranks), then what it is made of: [`spawn`] (processes), [`service`] and [`rendezvous`] (how ranks find each
 //! other), [`supervise`] and [`restart`] (what to do when one fails), [`output`] (what the user sees). Beside jobs:
-//! [`checkpoint_command`] (looks at checkpoints) and [`deepspeed`] (maps a DeepSpeed config to a train.toml).
+//! [`run_command`] (any program as ranks), [`checkpoint_command`] (looks at checkpoints) and [`deepspeed`] (maps a
+//! DeepSpeed config to a train.toml).
 //!
 //! Decisions are pure state machines, tested without processes; input and output sit at the edge. The launcher links no
 //! libtorch: it must start, and explain itself, without it.
@@ -22,16 +23,19 @@ pub mod host_memory;
 pub mod job;
 pub mod leftovers;
 pub mod lock;
+pub mod old_logs;
 pub mod out_of_memory;
 pub mod output;
 pub mod progress_page;
 pub mod rendezvous;
 pub mod restart;
 pub mod resume;
+pub mod run_command;
 pub mod service;
 pub mod setup;
 pub mod signals;
 pub mod spawn;
 pub mod supervise;
 pub mod sys;
+pub mod timer;
 pub mod token;

@@ -5,16 +5,15 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 use std::time::Instant;
 
-use clap::Parser;
 use launcher::cli::{Cli, Task};
 use launcher::error::LaunchError;
 use launcher::output::terminal::{Item, Stream, Terminal};
-use launcher::{checkpoint_command, deepspeed, job};
+use launcher::{checkpoint_command, deepspeed, job, run_command};
 
 fn main() -> ExitCode {
     let start = Instant::now();
-    let task = match Cli::try_parse() {
-        Ok(cli) => cli.task(),
+    let task = match Cli::parse_task(&std::env::args_os().collect::<Vec<_>>()) {
+        Ok(task) => task,
         Err(usage) => {
             // Help goes to standard output, mistakes to standard error; either may be closed.
             let _ = usage.print();
@@ -30,6 +29,7 @@ fn main() -> ExitCode {
     };
     let result = match task {
         Task::Train(args) => job::train(&args, &terminal, start),
+        Task::Run(args) => run_command::run(*args, &terminal),
         Task::Plan(args) => job::print_plan(&args, &terminal),
         Task::MapDeepspeed(args) => deepspeed::run(&args, &terminal),
         Task::Checkpoint(task) => checkpoint_command::run(&task, &terminal),

@@ -9,11 +9,43 @@ use nix::sys::signal::Signal;
 
 use crate::supervise::{Failure, Kind};
 
-/// The restart budget of one job.
+/// How many times a job may be started again.
+#[derive(Debug)]
+pub struct Budget {
+    /// What the user knows it by.
+    setting: &'static str,
+    max: u32,
+    used: u32,
+}
+
+impl Budget {
+    /// `max` restarts, as `setting` says.
+    pub fn new(setting: &'static str, max: u32) -> Self {
+        Self { setting, max, used: 0 }
+    }
+
+    /// Restarts so far.
+    pub fn used(&self) -> u32 {
+        self.used
+    }
+
+    /// Counts one restart, or says why there is none left.
+    pub fn spend(&mut self) -> Result<(), String> {
+        if self.used < self.max {
+            self.used += 1;
+            return Ok(());
+        }
+        Err(match self.max {
+            0 => format!("{} = 0 allows no restart", self.setting),
+            max => format!("the restart budget is used up ({} = {max})", self.setting),
+        })
+    }
+}
+
+/// The restart policy of a training job.
 #[derive(Debug)]
 pub struct RestartPolicy {
-    max_restarts: u32,
-    restarts: u32,
+    budget: Budget,
     last: Option<Signature>,
 }
 
@@ -42,12 +74,12 @@ pub enum Verdict {
 impl RestartPolicy {
     /// A fresh budget.
     pub fn new(max_restarts: u32) -> Self {
-        Self { max_restarts, restarts: 0, last: None }
+        Self { budget: Budget::new("restart.max_restarts", max_restarts), last: None }
     }
 
     /// Restarts so far.
     pub fn restarts(&self) -> u32 {
-        self.restarts
+        self.budget.used()
     }
 
     /// Decides after a failure, and counts the restart if it is one. `resume_step` is the step of the checkpoint that a
@@ -66,14 +98,7 @@ impl RestartPolicy {
             return Verdict::GiveUp(format!("the same failure {place} twice in a row: another restart would not help"));
         }
         self.last = signature;
-        if self.restarts == self.max_restarts {
-            return Verdict::GiveUp(match self.max_restarts {
-                0 => "restart.max_restarts = 0 allows no restart".to_owned(),
-                max => format!("the restart budget is used up (restart.max_restarts = {max})"),
-            });
-        }
-        self.restarts += 1;
-        Verdict::Restart
+        self.budget.spend().map_or_else(Verdict::GiveUp, |()| Verdict::Restart)
     }
 }
 

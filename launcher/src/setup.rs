@@ -169,7 +169,7 @@ fn planned(prepared: Prepared) -> PreparedData {
 }
 
 /// NVIDIA GPUs, as their driver lists them.
-fn num_gpus() -> usize {
+pub fn num_gpus() -> usize {
     fs::read_dir("/proc/driver/nvidia/gpus").map_or(0, Iterator::count)
 }
 

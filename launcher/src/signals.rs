@@ -22,12 +22,17 @@ impl Interrupt {
         }
     }
 
+    /// The signal, to be passed on.
+    pub fn signal(self) -> nix::sys::signal::Signal {
+        match self {
+            Interrupt::Interrupt => nix::sys::signal::Signal::SIGINT,
+            Interrupt::Terminate => nix::sys::signal::Signal::SIGTERM,
+        }
+    }
+
     /// The signal's name.
     pub fn name(self) -> &'static str {
-        match self {
-            Interrupt::Interrupt => "SIGINT",
-            Interrupt::Terminate => "SIGTERM",
-        }
+        self.signal().as_str()
     }
 }
 

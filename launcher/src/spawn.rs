@@ -7,8 +7,8 @@
 //!   only while the launcher lives to see to it, SPN-2.)
 //! - SPN-2 When a process ends, what is left in its process group is killed while the zombie still pins the group's id,
 //!   so a stranger can never be hit (LCH-2).
-//! - SPN-3 A process inherits the descriptors it is given and no others; its output goes straight into files, so nothing
-//!   of it is lost when it is killed.
+//! - SPN-3 A process inherits the descriptors it is given and no others; its output never passes through the launcher, so
+//!   nothing of it is lost when it is killed.
 
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
@@ -17,10 +17,11 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::Arc;
 use std::sync::mpsc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
+use nix::errno::Errno;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
@@ -36,12 +37,33 @@ pub struct Spec {
     pub args: Vec<OsString>,
     /// Variables added to the launcher's own environment; `None` takes one away.
     pub env: Vec<(&'static str, Option<OsString>)>,
-    /// File for its standard output; written at the end if it exists.
-    pub stdout: PathBuf,
-    /// File for its standard error; written at the end if it exists.
-    pub stderr: PathBuf,
+    /// Where its standard output goes.
+    pub stdout: Sink,
+    /// Where its standard error goes.
+    pub stderr: Sink,
     /// Descriptors it inherits, at the numbers they have here.
     pub inherit: Vec<Arc<OwnedFd>>,
+}
+
+/// Where one of a process's streams goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Sink {
+    /// To the end of this file, which is made if it is not there.
+    File(PathBuf),
+    /// Where the launcher's own goes.
+    Inherit,
+    /// Nowhere.
+    Null,
+}
+
+impl Sink {
+    fn open(&self) -> Result<Stdio, SpawnError> {
+        match self {
+            Sink::File(path) => Ok(log_file(path)?.into()),
+            Sink::Inherit => Ok(Stdio::inherit()),
+            Sink::Null => Ok(Stdio::null()),
+        }
+    }
 }
 
 /// Why a process was not started.
@@ -104,6 +126,15 @@ impl Spawner {
 pub struct Process {
     pid: u32,
     pidfd: Arc<OwnedFd>,
+    /// Whose lock is held for every signal to the group, and for reaping: until then the group's id is its own.
+    reaped: Arc<Mutex<Reaped>>,
+}
+
+/// Whether somebody has taken note of a process's end, which frees its id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reaped {
+    No,
+    Yes,
 }
 
 impl Process {
@@ -116,6 +147,21 @@ impl Process {
     pub fn signal(&self, signal: Signal) -> io::Result<()> {
         sys::pidfd_send_signal(self.pidfd.as_fd(), signal)
     }
+
+    /// Sends `signal` to its process group: to it and to what it has started, if that has not left the group. If it is
+    /// gone already, nothing happens.
+    pub fn signal_group(&self, signal: Signal) -> io::Result<()> {
+        let reaped = self.reaped.lock().unwrap_or_else(PoisonError::into_inner);
+        match *reaped {
+            // LCH-2: nobody else can have this id while the process, or its zombie, is there.
+            Reaped::No => killpg(Pid::from_raw(self.pid.cast_signed()), signal).or_else(|errno| match errno {
+                // It has moved to another group.
+                Errno::ESRCH => self.signal(signal),
+                errno => Err(errno.into()),
+            }),
+            Reaped::Yes => Ok(()),
+        }
+    }
 }
 
 /// Runs on the spawn thread.
@@ -123,7 +169,7 @@ impl Process {
 fn start(spec: &Spec) -> Result<u32, SpawnError> {
     let mut command = Command::new(&spec.program);
     command.args(&spec.args).process_group(0).stdin(Stdio::null());
-    command.stdout(log_file(&spec.stdout)?).stderr(log_file(&spec.stderr)?);
+    command.stdout(spec.stdout.open()?).stderr(spec.stderr.open()?);
     for (name, value) in &spec.env {
         match value {
             Some(value) => command.env(name, value),
@@ -146,13 +192,16 @@ fn log_file(path: &Path) -> Result<File, SpawnError> {
 fn watch(pid: u32, on_exit: impl FnOnce(Exit) + Send + 'static) -> io::Result<Process> {
     let group = Pid::from_raw(pid.cast_signed());
     let watched = sys::pidfd_open(pid).and_then(|pidfd| {
-        let process = Process { pid, pidfd: Arc::new(pidfd) };
-        let pidfd = process.pidfd.clone();
+        let process = Process { pid, pidfd: Arc::new(pidfd), reaped: Arc::new(Mutex::new(Reaped::No)) };
+        let (pidfd, reaped) = (process.pidfd.clone(), process.reaped.clone());
         let wait = move || {
             let exit = sys::wait(pidfd.as_fd(), Zombie::Keep).expect("an unreaped child can be waited for");
             // An empty group is the usual case. SPN-2: before the zombie is reaped.
+            let mut reaped = reaped.lock().unwrap_or_else(PoisonError::into_inner);
             let _ = killpg(group, Signal::SIGKILL);
             sys::wait(pidfd.as_fd(), Zombie::Reap).expect("an unreaped child can be waited for");
+            *reaped = Reaped::Yes;
+            drop(reaped);
             on_exit(exit);
         };
         thread::Builder::new().name(format!("wait-{pid}")).spawn(wait)?;
@@ -179,8 +228,8 @@ mod tests {
             program: "/bin/sh".into(),
             args: vec!["-c".into(), script.into()],
             env: vec![],
-            stdout: dir.join("out"),
-            stderr: dir.join("err"),
+            stdout: Sink::File(dir.join("out")),
+            stderr: Sink::File(dir.join("err")),
             inherit: vec![],
         }
     }
@@ -285,6 +334,27 @@ mod tests {
         process.signal(Signal::SIGTERM).unwrap();
         assert!(exit.recv().unwrap().is_signal(Signal::SIGTERM));
         process.signal(Signal::SIGTERM).unwrap();
+    }
+
+    #[test]
+    fn a_signal_to_the_group_reaches_what_the_process_has_started() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut read, write) = lifeline();
+        // The shell waits for its child and goes on; only a signal to the child ends that wait.
+        let fd = write.as_raw_fd();
+        let script = format!(
+            "trap 'echo shell' TERM; (trap 'echo child; exit' TERM; echo > /proc/self/fd/{fd}; sleep 1000) & wait; wait"
+        );
+        let mut spec = shell(dir.path(), &script);
+        spec.inherit = vec![write];
+        let (sender, exit) = mpsc::channel();
+        let process = Spawner::start().unwrap().spawn(spec, move |exit| sender.send(exit).unwrap()).unwrap();
+        read.read_exact(&mut [0]).unwrap();
+        process.signal_group(Signal::SIGTERM).unwrap();
+        assert_eq!(exit.recv().unwrap(), Exit::Code(0));
+        let out = std::fs::read_to_string(dir.path().join("out")).unwrap();
+        assert!(out.contains("shell") && out.contains("child"), "{out}");
+        process.signal_group(Signal::SIGTERM).unwrap();
     }
 
     #[test]

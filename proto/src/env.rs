@@ -1,11 +1,22 @@
-//! The worker environment: every variable that the launcher sets for a rank and that a rank reads, in one place.
+//! The worker environment: every variable that the launcher sets for a rank and that a rank reads, in one place; and
+//! the only way to this process's own.
 //!
 //! Everything torchrun sets is set too (same names, same meaning), so that existing programs run unchanged.
 //! The job's token never stands in the environment: `DSLAUNCH_TOKEN_FILE` names a file that only this job can read.
 
+mod torchrun;
+
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
+
+pub use torchrun::{ProgramEnv, TorchrunEnv, program_defaults};
+
+/// A variable of this process, for what users say there: flags of `dslaunch run`, and what its workers inherit.
+#[allow(clippy::disallowed_methods, reason = "this is where it is read")]
+pub fn variable(name: &str) -> Option<OsString> {
+    std::env::var_os(name)
+}
 
 /// What one rank process is told about its job and its place in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,21 +78,20 @@ impl WorkerEnv {
     pub fn to_vars(&self) -> Vec<(&'static str, OsString)> {
         let number = |n: usize| OsString::from(n.to_string());
         let (master_addr, master_port) = self.coordinator.rsplit_once(':').unwrap_or((&self.coordinator, ""));
-        let mut vars = vec![
-            ("RANK", number(self.rank)),
-            ("LOCAL_RANK", number(self.local_rank)),
-            ("WORLD_SIZE", number(self.world_size)),
-            ("LOCAL_WORLD_SIZE", number(self.local_world_size)),
-            ("GROUP_RANK", number(0)),
-            ("GROUP_WORLD_SIZE", number(1)),
-            ("ROLE_RANK", number(self.rank)),
-            ("ROLE_WORLD_SIZE", number(self.world_size)),
-            ("ROLE_NAME", "default".into()),
-            ("MASTER_ADDR", master_addr.into()),
-            ("MASTER_PORT", master_port.into()),
-            ("TORCHELASTIC_RESTART_COUNT", number(self.attempt as usize)),
-            ("TORCHELASTIC_MAX_RESTARTS", number(self.max_restarts as usize)),
-            ("TORCHELASTIC_RUN_ID", self.run_id.clone().into()),
+        let torchrun = TorchrunEnv {
+            rank: self.rank,
+            local_rank: self.local_rank,
+            world_size: self.world_size,
+            local_world_size: self.local_world_size,
+            role: "default".into(),
+            master_addr: master_addr.into(),
+            master_port: master_port.parse().expect("the coordinator is ADDRESS:PORT"),
+            attempt: self.attempt,
+            max_restarts: self.max_restarts,
+            run_id: self.run_id.clone(),
+        };
+        let mut vars = torchrun.to_vars();
+        vars.extend([
             ("OMP_NUM_THREADS", number(self.threads)),
             ("DSLAUNCH_ATTEMPT", number(self.attempt as usize)),
             ("DSLAUNCH_COORDINATOR", self.coordinator.clone().into()),
@@ -90,7 +100,7 @@ impl WorkerEnv {
             ("DSLAUNCH_PLAN", self.plan.clone().into()),
             ("DSLAUNCH_SHM_FD", self.shm_fd.to_string().into()),
             ("DSLAUNCH_PROGRESS_FD", self.progress_fd.to_string().into()),
-        ];
+        ]);
         if let Some(path) = &self.resume_from {
             vars.push(("DSLAUNCH_RESUME_FROM", path.clone().into()));
         }

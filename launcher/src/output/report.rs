@@ -64,17 +64,23 @@ impl FailureReport<'_> {
         if let Some(hint) = exit.and_then(|exit| exit.hint()) {
             line(&format!("  {hint}"));
         }
-        let log = self.log.display();
-        if self.tail.is_empty() {
-            line(&format!("  it wrote nothing to {log}"));
-        } else {
-            line(&format!("  the end of {log}:"));
-            self.tail.iter().for_each(|quoted| line(&format!("  | {quoted}")));
-        }
+        quote(&self.log, &self.tail).iter().for_each(|quoted| line(quoted));
         for failure in self.follow_ons {
             line(&format!("rank {} followed {}: {}", failure.rank, at_step(failure.step), failure.summary()));
         }
         text
+    }
+}
+
+/// What is said of a file `log` whose last lines are `tail`.
+pub fn quote(log: &Path, tail: &[String]) -> Vec<String> {
+    let log = log.display();
+    match tail {
+        [] => vec![format!("  it wrote nothing to {log}")],
+        tail => {
+            let quoted = tail.iter().map(|line| format!("  | {line}"));
+            std::iter::once(format!("  the end of {log}:")).chain(quoted).collect()
+        }
     }
 }
 

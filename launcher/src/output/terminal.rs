@@ -1,7 +1,8 @@
 //! Standard output and standard error behind a thread of their own: whoever does not read them (a full pipe, Ctrl-S)
 //! stops that thread, never the job.
 //!
-//! - TRM-1 Nothing here but [`Terminal::finish`] waits, and that has a deadline.
+//! - TRM-1 Nothing here waits but [`Terminal::finish`], which has a deadline, and [`Terminal::feed`], which is for threads
+//!   that nobody waits for.
 //! - TRM-2 Texts are kept and stay in order, also between the two streams; only while one of them is stuck may the other
 //!   go ahead. Rows and live lines are dropped while the queue is full, and the number of dropped rows is said later.
 
@@ -14,8 +15,10 @@ use super::screen::{self, Screen};
 
 /// Rows and live lines are dropped while this many items wait.
 const CAPACITY: usize = 256;
+/// [`Terminal::feed`] waits while this many items wait.
+const FED: usize = 8;
 /// How long the end waits while nothing is read; also all that it waits after an interrupt.
-const STALLED: Duration = Duration::from_millis(200);
+pub const STALLED: Duration = Duration::from_millis(200);
 /// The longest wait at the end, for a reader that is slow.
 const LONGEST_FINISH: Duration = Duration::from_secs(5);
 /// How often a spinner turns.
@@ -132,6 +135,23 @@ impl Terminal {
     pub fn show(&self, item: Item) {
         self.shared.lock().push(item);
         self.shared.changed.notify_all();
+    }
+
+    /// Shows it as soon as there is little else to show: for a thread that reads what others write, and is to read no
+    /// faster than the terminal takes it. Waits until then, or until [`Terminal::finish`].
+    pub fn feed(&self, item: Item) {
+        let mut queue = self.shared.lock();
+        while queue.items.len() >= FED && !queue.closed {
+            queue = self.shared.changed.wait(queue).unwrap_or_else(PoisonError::into_inner);
+        }
+        queue.push(item);
+        drop(queue);
+        self.shared.changed.notify_all();
+    }
+
+    /// Grows as long as somebody reads.
+    pub fn written(&self) -> u64 {
+        self.shared.lock().written
     }
 
     /// The user is in a hurry: the end waits no longer for a slow reader than for none.
@@ -294,6 +314,24 @@ mod tests {
         assert_eq!(shared.take(Stream::Out), Some(row(1)));
         assert_eq!(shared.take(Stream::Out), None);
         assert_eq!(shared.take(Stream::Err), Some(text(Stream::Err, "b")));
+    }
+
+    #[test]
+    fn a_fed_terminal_is_given_no_more_than_it_takes() {
+        let terminal = Terminal { shared: Arc::default() };
+        let feeder = terminal.clone();
+        let fed = std::thread::spawn(move || (0..FED + 1).for_each(|number| feeder.feed(row(number))));
+        let mut queue = terminal.shared.lock();
+        while queue.items.len() < FED {
+            queue = terminal.shared.changed.wait(queue).unwrap();
+        }
+        drop(queue);
+        assert!(!fed.is_finished(), "the last one waits");
+        assert_eq!(terminal.shared.take(Stream::Out), Some(row(0)));
+        terminal.shared.progressed();
+        fed.join().unwrap();
+        assert_eq!(terminal.written(), 1);
+        assert_eq!(terminal.shared.lock().items.len(), FED);
     }
 
     #[test]

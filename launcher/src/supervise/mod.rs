@@ -20,6 +20,7 @@
 //!   attempt. SIGTERM is for a job that the user stops.
 
 mod failure;
+mod on_interrupt;
 #[cfg(test)]
 mod tests;
 
@@ -28,14 +29,13 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 
 pub use failure::{Failure, Kind};
+pub use on_interrupt::OnInterrupt;
 
 use crate::exit::Exit;
 use crate::signals::Interrupt;
 
 /// How long a rank that has spoken its last words may take to end by itself after a failure.
 pub const FAILURE_GRACE: Duration = Duration::from_millis(300);
-/// From SIGTERM to SIGKILL when the user stops the job.
-pub const INTERRUPT_GRACE: Duration = Duration::from_secs(1);
 /// How long a peer report waits for the real cause. Comm errors travel through shared memory and overtake the report of
 /// the rank that caused them; stopping that rank at once would silence it.
 pub const SUSPECT_GRACE: Duration = Duration::from_millis(300);
@@ -111,7 +111,7 @@ pub enum Action {
     Signal {
         /// The ranks, ascending.
         ranks: Vec<usize>,
-        /// SIGTERM or SIGKILL.
+        /// SIGKILL, or what asks them to stop.
         signal: Signal,
     },
     /// Send [`Event::GraceOver`] after this time. Replaces an earlier one that is not over.
@@ -146,7 +146,7 @@ enum State {
     Running,
     /// A rank blames a peer, which has not said anything yet.
     Suspecting,
-    /// SIGTERM was sent or, after a failure, SIGKILL to all but those that are leaving.
+    /// They were asked to stop or, after a failure, killed, except for those that are leaving.
     Stopping,
     /// SIGKILL was sent to all.
     Killing,
@@ -172,13 +172,15 @@ pub struct Supervisor {
     ranks: Vec<Rank>,
     /// Ranks that failed, in order of arrival.
     failed: Vec<usize>,
+    on_interrupt: OnInterrupt,
     interrupt: Option<Interrupt>,
 }
 
 impl Supervisor {
     /// For an attempt of `world_size` ranks, all of which run.
-    pub fn new(world_size: usize) -> Self {
-        Self { state: State::Running, ranks: vec![Rank::default(); world_size], failed: vec![], interrupt: None }
+    pub fn new(world_size: usize, on_interrupt: OnInterrupt) -> Self {
+        let ranks = vec![Rank::default(); world_size];
+        Self { state: State::Running, ranks, failed: vec![], on_interrupt, interrupt: None }
     }
 
     /// Takes one event and says what to do.
@@ -233,7 +235,9 @@ impl Supervisor {
         self.ranks[rank].exit = Some(exit);
         let stopping = matches!(self.state, State::Stopping | State::Killing);
         let by_us = match sent {
-            Some(Signal::SIGKILL) => exit.is_signal(Signal::SIGKILL) || exit.is_signal(Signal::SIGTERM),
+            Some(Signal::SIGKILL) => {
+                [Signal::SIGKILL, Signal::SIGTERM, Signal::SIGINT].into_iter().any(|by| exit.is_signal(by))
+            }
             Some(signal) => exit.is_signal(signal),
             None => false,
         };
@@ -286,7 +290,9 @@ impl Supervisor {
             return if self.state == State::Killing { vec![] } else { self.kill() };
         }
         match self.state {
-            State::Running | State::Suspecting => self.stop(Signal::SIGTERM, INTERRUPT_GRACE),
+            State::Running | State::Suspecting => {
+                self.stop(self.on_interrupt.signal(interrupt), self.on_interrupt.grace())
+            }
             // A shorter grace runs already.
             State::Stopping | State::Killing | State::Ended => vec![],
         }

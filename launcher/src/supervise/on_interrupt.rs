@@ -1,0 +1,39 @@
+//! What the user's wish to stop means for the ranks. Pure.
+
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+
+use crate::signals::Interrupt;
+
+/// From SIGTERM to SIGKILL where nobody has anything to save.
+const TERMINATE_GRACE: Duration = Duration::from_secs(1);
+/// From the signal to SIGKILL where a program may want to save something: torchrun's.
+const FORWARD_GRACE: Duration = Duration::from_secs(30);
+
+/// How ranks are asked to stop when the user wants the job to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnInterrupt {
+    /// By SIGTERM: our own ranks.
+    Terminate,
+    /// By the signal that the launcher got: any program.
+    Forward,
+}
+
+impl OnInterrupt {
+    /// What they are sent.
+    pub fn signal(self, interrupt: Interrupt) -> Signal {
+        match self {
+            OnInterrupt::Terminate => Signal::SIGTERM,
+            OnInterrupt::Forward => interrupt.signal(),
+        }
+    }
+
+    /// How long they have from then on.
+    pub fn grace(self) -> Duration {
+        match self {
+            OnInterrupt::Terminate => TERMINATE_GRACE,
+            OnInterrupt::Forward => FORWARD_GRACE,
+        }
+    }
+}
