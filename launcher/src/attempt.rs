@@ -5,6 +5,7 @@
 //! earlier attempt reaches a later one.
 
 use std::fs;
+use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -20,6 +21,7 @@ use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 
 use crate::checkpoints::Checkpoint;
+use crate::descendants;
 use crate::error::LaunchError;
 use crate::hang::{HangLimits, HangWatch, LOOK_INTERVAL, ProcessState};
 use crate::out_of_memory;
@@ -132,8 +134,14 @@ pub async fn run(
     // The ranks have their own copies now: with the last rank, the memory is gone.
     drop((shm, token_fd, progress_fd));
     let outcome = attempt.supervise(&job.plan, edge).await;
+    clear().await.map_err(LaunchError::io("end the processes that ranks have left"))?;
     let kernel_kills = out_of_memory::kernel_kills().saturating_sub(kernel_kills);
     Ok(Ended { outcome, lines: attempt.progress.lines(), kernel_kills })
+}
+
+/// Ends what the ranks of an attempt have started and left behind, in whatever session: the next one needs the devices.
+pub async fn clear() -> io::Result<()> {
+    tokio::task::spawn_blocking(descendants::end_all).await.expect("looking at processes does not panic")
 }
 
 /// The launcher's own ends: where signals come from, processes are started and rows are written.

@@ -1,11 +1,15 @@
 //! One run directory, one dslaunch: a lock that the kernel gives back however its holder ends.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, Write};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
+
+use crate::{guardian, sys};
 
 /// The lock on a run directory, held while this lives.
 #[derive(Debug)]
@@ -42,19 +46,55 @@ impl RunLock {
         // Never removed and never replaced: the lock belongs to the file, not to its name.
         let options = OpenOptions::new().read(true).write(true).create(true).truncate(false).clone();
         let file = options.open(folder.join(".lock")).map_err(refused)?;
-        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        let mut holder = Holder::default();
+        let mut locked = Flock::lock(file, FlockArg::LockExclusiveNonblock);
+        if let Err((mut file, Errno::EWOULDBLOCK)) = locked {
+            holder = Holder::read(&mut file);
+            holder.wait_if_it_is_ending();
+            locked = Flock::lock(file, FlockArg::LockExclusiveNonblock);
+        }
+        match locked {
             Ok(mut file) => {
-                let pid = format!("{}\n", std::process::id());
-                file.set_len(0).and_then(|()| file.write_all(pid.as_bytes())).map_err(refused)?;
+                let pids = format!("{}\n{}\n", guardian::public_pid(), std::process::id());
+                file.set_len(0).and_then(|()| file.rewind()).map_err(refused)?;
+                file.write_all(pids.as_bytes()).map_err(refused)?;
                 Ok(Self { _file: file })
             }
-            Err((mut file, Errno::EWOULDBLOCK)) => {
-                let mut text = String::new();
-                // Only for the message.
-                let _ = file.read_to_string(&mut text);
-                Err(LockError::Held { folder: folder.to_owned(), pid: text.trim().parse().ok() })
-            }
+            Err((_, Errno::EWOULDBLOCK)) => Err(LockError::Held { folder: folder.to_owned(), pid: holder.pid }),
             Err((_, errno)) => Err(refused(errno.into())),
+        }
+    }
+}
+
+/// How long a launcher whose guardian was killed may take to clear up before it counts as the holder.
+const ENDING_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Who holds the lock, if it has had the time to write it down.
+#[derive(Debug, Default)]
+struct Holder {
+    /// The process that its user knows.
+    pid: Option<u32>,
+    /// Its launcher, which has the lock.
+    launcher: Option<u32>,
+}
+
+impl Holder {
+    fn read(file: &mut File) -> Self {
+        let mut text = String::new();
+        // Only for the message, and for patience.
+        let _ = file.read_to_string(&mut text);
+        let mut pids = text.lines().map(|line| line.trim().parse().ok());
+        Self { pid: pids.next().flatten(), launcher: pids.next().flatten() }
+    }
+
+    /// Where the guardian was killed, the launcher is about to end: what comes after `kill -9` need not fail for it.
+    fn wait_if_it_is_ending(&self) {
+        let (Some(guardian), Some(launcher)) = (self.pid, self.launcher) else { return };
+        let guardian_lives =
+            sys::pidfd_open(guardian).is_ok_and(|guardian| !sys::has_ended(guardian.as_fd()).unwrap_or(false));
+        if let (false, Ok(launcher)) = (guardian_lives, sys::pidfd_open(launcher)) {
+            // If it does not end, it is the holder.
+            let _ = sys::wait_for_end(launcher.as_fd(), Instant::now() + ENDING_DEADLINE);
         }
     }
 }

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use launcher::cli::{Cli, Task};
 use launcher::error::LaunchError;
+use launcher::guardian::{self, Side};
 use launcher::output::terminal::{Item, Stream, Terminal};
 use launcher::{checkpoint_command, deepspeed, job, run_command};
 
@@ -20,6 +21,16 @@ fn main() -> ExitCode {
             return ExitCode::from(usage.exit_code() as u8);
         }
     };
+    if matches!(task, Task::Train(_) | Task::Run(_)) {
+        match guardian::split() {
+            Ok(Side::Launcher) => {}
+            Ok(Side::Guardian(code)) => return ExitCode::from(code),
+            Err(error) => {
+                let _ = writeln!(io::stderr(), "error: cannot start a process\n  {error}");
+                return ExitCode::from(3);
+            }
+        }
+    }
     let terminal = match Terminal::start() {
         Ok(terminal) => terminal,
         Err(error) => {

@@ -3,13 +3,14 @@
 //! Owns the thread that spawns. It knows nothing of ranks, plans or restarts.
 //!
 //! - SPN-1 A process dies with the launcher, however that dies: the parent-death signal is bound to the spawning
-//!   thread, and that thread ends only with the launcher. (Its own children do not inherit the signal: they die with it
-//!   only while the launcher lives to see to it, SPN-2.)
+//!   thread, and that thread ends only with the launcher. (Its own children do not inherit the signal: `guardian` sees to
+//!   them.)
 //! - SPN-2 When a process ends, what is left in its process group is killed while the zombie still pins the group's id,
 //!   so a stranger can never be hit (LCH-2).
 //! - SPN-3 A process inherits the descriptors it is given and no others; its output never passes through the launcher, so
 //!   nothing of it is lost when it is killed.
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -18,13 +19,15 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::mpsc;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, killpg};
+use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 
+use crate::descendants;
 use crate::exit::Exit;
 use crate::sys::{self, Zombie};
 
@@ -77,6 +80,24 @@ pub struct SpawnError {
 impl SpawnError {
     fn new(what: String) -> impl FnOnce(io::Error) -> Self {
         move |source| Self { what, source }
+    }
+}
+
+/// Process ids of children that were started here and are not reaped. Held while one starts, so that whoever holds it knows
+/// them all.
+static OWN: Mutex<BTreeSet<u32>> = Mutex::new(BTreeSet::new());
+
+fn own() -> MutexGuard<'static, BTreeSet<u32>> {
+    OWN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Takes note of the end of children that were not started here: processes whose parents have died.
+pub fn reap_strangers() {
+    let own = own();
+    // Without /proc they stay zombies until the launcher ends.
+    for pid in descendants::zombies().unwrap_or_default().into_iter().filter(|pid| !own.contains(pid)) {
+        // Also where the status has no name here, it is reaped.
+        let _ = waitpid(Pid::from_raw(pid.cast_signed()), Some(WaitPidFlag::WNOHANG));
     }
 }
 
@@ -178,7 +199,9 @@ fn start(spec: &Spec) -> Result<u32, SpawnError> {
     }
     let inherit: Vec<_> = spec.inherit.iter().map(|fd| fd.as_fd()).collect();
     sys::confine(&mut command, &inherit);
+    let mut own = own();
     let child = command.spawn().map_err(SpawnError::new(format!("start {}", spec.program.display())))?;
+    own.insert(child.id());
     Ok(child.id())
 }
 
@@ -200,6 +223,7 @@ fn watch(pid: u32, on_exit: impl FnOnce(Exit) + Send + 'static) -> io::Result<Pr
             let mut reaped = reaped.lock().unwrap_or_else(PoisonError::into_inner);
             let _ = killpg(group, Signal::SIGKILL);
             sys::wait(pidfd.as_fd(), Zombie::Reap).expect("an unreaped child can be waited for");
+            own().remove(&pid);
             *reaped = Reaped::Yes;
             drop(reaped);
             on_exit(exit);
@@ -210,7 +234,8 @@ fn watch(pid: u32, on_exit: impl FnOnce(Exit) + Send + 'static) -> io::Result<Pr
     watched.inspect_err(|_| {
         // Nobody would notice its end, so it must not run. It is unreaped: the id is its.
         let _ = killpg(group, Signal::SIGKILL);
-        let _ = nix::sys::wait::waitpid(group, None);
+        let _ = waitpid(group, None);
+        own().remove(&pid);
     })
 }
 
@@ -340,10 +365,11 @@ mod tests {
     fn a_signal_to_the_group_reaches_what_the_process_has_started() {
         let dir = tempfile::tempdir().unwrap();
         let (mut read, write) = lifeline();
-        // The shell waits for its child and goes on; only a signal to the child ends that wait.
+        // The shell waits for its child and goes on; only a signal to the child ends that wait. A shell that waits for a
+        // program in the foreground would not see a signal that comes just before the program starts.
         let fd = write.as_raw_fd();
         let script = format!(
-            "trap 'echo shell' TERM; (trap 'echo child; exit' TERM; echo > /proc/self/fd/{fd}; sleep 1000) & wait; wait"
+            "trap 'echo shell' TERM; (trap 'echo child; exit' TERM; sleep 1000 & echo > /proc/self/fd/{fd}; wait) & wait; wait"
         );
         let mut spec = shell(dir.path(), &script);
         spec.inherit = vec![write];

@@ -9,7 +9,10 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 
 use crate::exit::Exit;
@@ -104,7 +107,41 @@ fn keep_on_exec(fd: RawFd) -> io::Result<()> {
     }
 }
 
-/// A descriptor of the process `pid`, which must be a child that nobody has reaped yet: then the id is certainly its.
+/// Which process goes on after [`fork`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fork {
+    /// The one that called it.
+    Parent {
+        /// The new process.
+        child: u32,
+    },
+    /// The new one.
+    Child,
+}
+
+/// Makes a copy of this process.
+///
+/// # Panics
+/// If it has more than one thread: the copy would have one, and locks that nobody gives back.
+pub fn fork() -> io::Result<Fork> {
+    let threads = std::fs::read_dir("/proc/self/task")?.count();
+    assert_eq!(threads, 1, "a process with {threads} threads cannot be copied");
+    // SAFETY: fork takes nothing. There is one thread, so no lock is held by another and the copy is as good as this one.
+    match unsafe { libc::fork() } {
+        0 => Ok(Fork::Child),
+        child @ 1.. => Ok(Fork::Parent { child: child.cast_unsigned() }),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Ends this process without running anything of it.
+pub fn exit_at_once(code: i32) -> ! {
+    // SAFETY: _exit takes an integer and does not return.
+    unsafe { libc::_exit(code) }
+}
+
+/// A descriptor of the process `pid`. For a child that nobody has reaped yet the id is certainly its; of another the caller
+/// has to make sure.
 pub fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
     // SAFETY: pidfd_open takes two integers. A result of 0 or more is a new descriptor that nobody else owns.
     unsafe {
@@ -125,6 +162,25 @@ pub fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: Signal) -> io::Result<()
             gone if gone.raw_os_error() == Some(libc::ESRCH) => Ok(()),
             error => Err(error),
         },
+    }
+}
+
+/// Whether the process behind `pidfd` has ended.
+pub fn has_ended(pidfd: BorrowedFd<'_>) -> io::Result<bool> {
+    Ok(poll(&mut [PollFd::new(pidfd, PollFlags::POLLIN)], PollTimeout::ZERO)? > 0)
+}
+
+/// Waits until the process behind `pidfd`, which need not be a child, has ended, or until `deadline`.
+pub fn wait_for_end(pidfd: BorrowedFd<'_>, deadline: Instant) -> io::Result<()> {
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+        match poll(&mut [PollFd::new(pidfd, PollFlags::POLLIN)], timeout) {
+            Ok(0) if left > Duration::ZERO => continue,
+            Ok(_) => return Ok(()),
+            Err(Errno::EINTR) => continue,
+            Err(errno) => return Err(errno.into()),
+        }
     }
 }
 

@@ -10,6 +10,8 @@ use std::time::{Instant, SystemTime};
 
 use serde::Serialize;
 
+use crate::guardian;
+
 /// What happened.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
@@ -114,7 +116,7 @@ impl Moment<'_> {
         let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         Self::Start {
             unix_seconds: since_1970.as_secs_f64(),
-            pid: std::process::id(),
+            pid: guardian::public_pid(),
             version: env!("CARGO_PKG_VERSION"),
         }
     }

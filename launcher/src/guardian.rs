@@ -1,0 +1,144 @@
+//! dslaunch is two processes, and each sees to it that nothing is left of what the other has started.
+//!
+//! ```text
+//! guardian   the process that the user starts, signals and waits for. It does nothing but pass on signals, and when the
+//!    │       launcher ends, however it ends, it kills all that is left and hands on the exit code
+//!    v
+//! launcher   everything else. When the guardian is gone, it kills all that it has started, and itself
+//!    │
+//!    v
+//! ranks      die with the launcher's spawning thread; what they start may fork, leave its session, ignore signals
+//! ```
+//!
+//! Both are child subreapers: a process whose parent dies becomes the launcher's child and, when the launcher is gone, the
+//! guardian's. So SIGKILL to either of them, or to a rank, leaves nothing (LCH-1):
+//!
+//! | killed | ranks | what ranks started, in any session |
+//! | --- | --- | --- |
+//! | a rank | killed by the launcher | killed by the launcher before the next attempt |
+//! | the launcher | killed by the kernel | killed by the guardian |
+//! | the guardian | killed by the launcher | killed by the launcher |
+//! | both in the same instant | killed by the kernel | lives on if it has left the rank's own process: the one gap |
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::OnceLock;
+use std::thread;
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::prctl::set_child_subreaper;
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::{Pid, setpgid};
+
+use crate::descendants;
+use crate::spawn;
+use crate::sys::{self, Fork};
+
+/// Exit code of a launcher whose guardian was killed. Nobody sees it.
+const ORPHANED: i32 = 137;
+
+/// What the guardian passes on to the launcher.
+const PASSED_ON: [Signal; 6] =
+    [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGUSR1, Signal::SIGUSR2];
+
+/// The guardian's process id, in the launcher.
+static GUARDIAN: OnceLock<u32> = OnceLock::new();
+
+/// Which of the two this process is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// The launcher: go on.
+    Launcher,
+    /// The guardian, whose launcher has ended and left nothing behind: exit with this code.
+    Guardian(u8),
+}
+
+/// The process id that the user knows: signals to it reach the launcher.
+pub fn public_pid() -> u32 {
+    GUARDIAN.get().copied().unwrap_or_else(std::process::id)
+}
+
+/// Makes two processes of this one. Call it first, while it has one thread. In the guardian it returns when all is over.
+pub fn split() -> io::Result<Side> {
+    let mut signals = SigSet::from_iter(PASSED_ON);
+    signals.add(Signal::SIGCHLD);
+    let mut before = SigSet::empty();
+    // Before the fork, so that no signal is lost between it and the loop.
+    sigprocmask(SigmaskHow::SIG_BLOCK, Some(&signals), Some(&mut before))?;
+    set_child_subreaper(true)?;
+    let guardian = sys::pidfd_open(std::process::id())?;
+    let guardian_pid = std::process::id();
+    match sys::fork()? {
+        Fork::Parent { child } => Ok(Side::Guardian(guard(Pid::from_raw(child.cast_signed()), &signals))),
+        Fork::Child => {
+            // Its own group: a terminal's Ctrl-C reaches the guardian alone, which passes it on once.
+            setpgid(Pid::from_raw(0), Pid::from_raw(0))?;
+            set_child_subreaper(true)?;
+            // Ends of adopted processes are waited for by a thread; every other thread inherits the block.
+            before.add(Signal::SIGCHLD);
+            sigprocmask(SigmaskHow::SIG_SETMASK, Some(&before), None)?;
+            GUARDIAN.set(guardian_pid).expect("a process is split once");
+            thread::Builder::new().name("guardian".into()).spawn(move || outlive(&guardian))?;
+            thread::Builder::new().name("adopted".into()).spawn(reap_adopted)?;
+            Ok(Side::Launcher)
+        }
+    }
+}
+
+/// The guardian's life. Returns its exit code.
+fn guard(launcher: Pid, signals: &SigSet) -> u8 {
+    loop {
+        let code = match signals.wait() {
+            Ok(Signal::SIGCHLD) => reap(launcher),
+            Ok(signal) => {
+                // Unreaped, so the id is its own.
+                let _ = kill(launcher, signal);
+                None
+            }
+            Err(_) => None,
+        };
+        if let Some(code) = code {
+            if let Err(error) = descendants::end_all() {
+                eprintln!("dslaunch: cannot look for processes that are left: {error}");
+            }
+            return code;
+        }
+    }
+}
+
+/// Takes note of every child that has ended. The exit code, if the launcher is one of them.
+fn reap(launcher: Pid) -> Option<u8> {
+    let mut code = None;
+    loop {
+        match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::Exited(pid, status)) if pid == launcher => code = Some(status as u8),
+            Ok(WaitStatus::Signaled(pid, signal, _)) if pid == launcher => {
+                eprintln!("dslaunch: the launcher was killed by {signal}; all that it has started is killed too");
+                code = Some(128 + signal as u8);
+            }
+            Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return code,
+            // Somebody whose parent has died before; or one that a signal without a name ended, which is reaped as well.
+            Ok(_) | Err(_) => {}
+        }
+    }
+}
+
+/// Waits for the guardian's end, which must not come before the launcher's.
+fn outlive(guardian: &OwnedFd) {
+    while !matches!(poll(&mut [PollFd::new(guardian.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE), Ok(1..)) {}
+    // Nobody is left to tell of an error.
+    let _ = descendants::end_all();
+    sys::exit_at_once(ORPHANED);
+}
+
+/// Takes note of the end of processes whose parents have died before: they are this process's children.
+fn reap_adopted() {
+    let signals = SigSet::from_iter([Signal::SIGCHLD]);
+    loop {
+        if signals.wait().is_ok() {
+            spawn::reap_strangers();
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! LCH-1 and LCH-2: whatever is killed, nothing that dslaunch started is left after a second, whatever it forked, whichever
+//! session it went to, whatever it ignores; and no stranger is touched.
+
+#![allow(clippy::disallowed_methods, reason = "tests start dslaunch as a user does")]
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use tests::job::send;
+use tests::program;
+
+const TRIALS: usize = 200;
+
+/// Until nothing may be left.
+const LIMIT: Duration = Duration::from_secs(1);
+
+/// A worker with descendants of every kind: forked, forked twice, in another session, deaf to signals, stopped. All of them
+/// hold standard output open, so its end is the end of all of them.
+const WORKER: &str = "\
+    sleep 1000 & \
+    (sleep 1000 & ) ; \
+    setsid sleep 1000 & \
+    (setsid sh -c 'sleep 1000 & setsid sleep 1000' &) ; \
+    (trap '' TERM INT HUP QUIT; exec sleep 1000) & \
+    sh -c 'kill -STOP $$; exec sleep 1000' & \
+    echo $$; exec sleep 1000";
+
+/// A run of [`WORKER`]s.
+struct Run {
+    child: Child,
+    stdout: BufReader<std::process::ChildStdout>,
+    workers: Vec<u32>,
+}
+
+impl Run {
+    fn start(num_workers: usize) -> Self {
+        let mut command = Command::new(program("dslaunch"));
+        command.args(["run", "--nproc-per-node", &num_workers.to_string(), "--", "/bin/sh", "-c", WORKER]);
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let mut stdout = BufReader::new(child.stdout.take().unwrap());
+        let workers = (0..num_workers).map(|_| {
+            let mut line = String::new();
+            stdout.read_line(&mut line).unwrap();
+            line.trim().parse().unwrap()
+        });
+        let workers = workers.collect();
+        Self { child, stdout, workers }
+    }
+
+    /// The process that the user has started.
+    fn guardian(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The process that has started the workers.
+    fn launcher(&self) -> u32 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.workers[0])).unwrap();
+        let parent = status.lines().find_map(|line| line.strip_prefix("PPid:")).unwrap();
+        parent.trim().parse().unwrap()
+    }
+
+    /// Waits until nobody holds standard output any more. How long that took, and how dslaunch ended.
+    fn end(mut self) -> (Duration, ExitStatus) {
+        let start = Instant::now();
+        self.stdout.read_to_string(&mut String::new()).unwrap();
+        (start.elapsed(), self.child.wait().unwrap())
+    }
+}
+
+/// Kills `victim` of a run again and again; the longest that anything lived on.
+fn check(what: &str, victim: impl Fn(&Run, usize) -> u32, code: Option<i32>) {
+    // Same program, same user, same session.
+    let decoys: Vec<Child> = (0..3).map(|_| Command::new("sleep").arg("1000").spawn().unwrap()).collect();
+    let mut times: Vec<Duration> = (0..TRIALS)
+        .map(|trial| {
+            let run = Run::start(2);
+            assert_ne!(run.launcher(), run.guardian());
+            send(victim(&run, trial), Signal::SIGKILL);
+            let (time, status) = run.end();
+            assert!(time < LIMIT, "{what}, trial {trial}: something lived on for {time:?}");
+            assert_eq!(status.code(), code, "{what}, trial {trial}: {status}");
+            time
+        })
+        .collect();
+    times.sort();
+    let ms = |time: Duration| time.as_secs_f64() * 1e3;
+    let (median, last) = (times[TRIALS / 2], times[TRIALS - 1]);
+    println!(
+        "{what} killed {TRIALS} times: all gone after {:.1} ms (median), {:.1} ms (longest)",
+        ms(median),
+        ms(last)
+    );
+    for mut decoy in decoys {
+        assert_eq!(decoy.try_wait().unwrap(), None, "{what}: a stranger was killed");
+        decoy.kill().unwrap();
+        decoy.wait().unwrap();
+    }
+}
+
+#[test]
+fn nothing_outlives_a_killed_guardian() {
+    check("the guardian", |run, _| run.guardian(), None);
+}
+
+#[test]
+fn nothing_outlives_a_killed_launcher() {
+    check("the launcher", |run, _| run.launcher(), Some(128 + 9));
+}
+
+#[test]
+fn nothing_outlives_a_killed_rank() {
+    check("a rank", |run, trial| run.workers[trial % 2], Some(128 + 9));
+}
