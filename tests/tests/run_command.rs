@@ -230,8 +230,12 @@ fn the_reason_in_an_error_file_is_told() {
 
 #[test]
 fn redirected_streams_are_in_files_and_their_end_in_the_report() {
-    let script = "echo to out $RANK; echo last words >&2; [ $RANK = 0 ] || kill -KILL $$; sleep 1000";
+    // Rank 1 waits until rank 0 has said its part: a rank that is stopped says nothing more.
+    let script = "echo to out $RANK; echo last words >&2
+        [ $RANK = 1 ] && read line < fifo && kill -KILL $$
+        echo > fifo; sleep 1000";
     let mut run = Run::new("--nproc 2 -r 0:2,1:3 --log-dir logs").shell(script);
+    run.fifo();
     let end = run.end();
     assert_eq!((end.code, end.stdout.as_str()), (Some(137), "to out 0\n"), "{end:?}");
     let log = |name: &str| read(&run.path("logs").join(name));
@@ -266,8 +270,8 @@ fn teed_lines_have_their_rank_and_are_whole() {
         assert_eq!(read(&run.path(&format!("logs/attempt-0/{rank}/stdout.log"))).lines().count(), 500);
     }
     assert_eq!(end.stdout.lines().count(), 1500);
-    let end = Run::new("--nproc 2 -t 1:1 --role trainer").shell("echo $RANK; kill -KILL $$").end();
-    assert!(end.stdout.contains("[trainer1]:1\n") && end.stdout.contains("0\n"), "nothing is lost to SIGKILL: {end:?}");
+    let end = Run::new("-t 0:1 --role trainer").shell("echo last words; kill -KILL $$").end();
+    assert_eq!(end.stdout, "[trainer0]:last words\n", "nothing is lost to SIGKILL: {end:?}");
 }
 
 #[test]
@@ -297,8 +301,9 @@ fn the_filter_knows_ranks_above_nine() {
 #[test]
 fn signals_are_passed_on_and_ranks_have_time() {
     for (signal, name, code) in [(Signal::SIGTERM, "TERM", 143), (Signal::SIGINT, "INT", 130)] {
-        // Longer than the grace after a failure; the sleep, which is in the rank's group, gets the signal too.
-        let script = format!("trap 'sleep 0.5; echo saved; exit 0' {name}; echo ready; while :; do sleep 1000; done");
+        // Saving takes longer than the grace after a failure. Short sleeps: a shell that gets the signal just before it
+        // starts one looks at it after that.
+        let script = format!("trap 'sleep 0.5; echo saved; exit 0' {name}; echo ready; while :; do sleep 0.05; done");
         let mut run = Run::new("--nproc 2 --max-restarts 3").shell(&script);
         let mut started = run.start();
         assert_eq!(started.lines(2), ["ready", "ready"]);
@@ -370,9 +375,10 @@ fn ddp_script() -> String {
 
 #[test]
 fn torch_trains_unchanged() {
-    let end = Run::new("--nproc-per-node 2").args(&["--", &python(), &ddp_script()]).end();
+    // Teed, because Python may write a line in two parts.
+    let end = Run::new("--nproc-per-node 2 -t 1").args(&["--", &python(), &ddp_script()]).end();
     assert_eq!(end.code, Some(0), "{end:?}");
-    let line = |rank| format!("rank {rank} of 2 in attempt 0: same weights");
+    let line = |rank| format!("[default{rank}]:rank {rank} of 2 in attempt 0: same weights");
     assert_eq!(sorted(&end.stdout), [line(0), line(1)], "{end:?}");
 }
 
