@@ -132,7 +132,10 @@ impl Attempt {
                 notice = self.notices.recv() => {
                     self.noticed(notice.expect("the server holds a sender"), edge.output)
                 }
-                interrupt = edge.signals.next() => Some(Event::Interrupted(interrupt)),
+                interrupt = edge.signals.next() => {
+                    edge.output.stopping();
+                    Some(Event::Interrupted(interrupt))
+                }
                 () = grace.over() => Some(Event::GraceOver),
                 () = rendezvous.over() => self.server.overdue(),
             };

@@ -1,5 +1,6 @@
 //! What the user types. Parsing only: nothing is read from disk here.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
@@ -14,6 +15,8 @@ pub struct Cli {
     command: Option<Command>,
     #[command(flatten)]
     train: Option<JobArgs>,
+    #[command(flatten)]
+    place: PlaceArgs,
 }
 
 #[derive(Debug, Subcommand)]
@@ -30,6 +33,21 @@ enum Command {
     /// Look at a checkpoint: what it holds, and whether it is still what was written
     #[command(subcommand)]
     Checkpoint(CheckpointTask),
+    #[command(flatten)]
+    Control(ControlTask),
+}
+
+/// Where `dslaunch train.toml` trains.
+#[derive(Debug, Args)]
+struct PlaceArgs {
+    /// Train in the background: return when the job has begun, or with its error if it cannot
+    ///
+    /// Its console is <output_dir>/logs/console.log; `dslaunch status`, `stop` and `attach` take <output_dir>.
+    #[arg(long, requires = "train_toml")]
+    detach: bool,
+    /// What --detach starts.
+    #[arg(long, hide = true, requires = "train_toml", conflicts_with = "detach")]
+    in_background: bool,
 }
 
 /// `dslaunch plan`, as it is typed.
@@ -82,17 +100,58 @@ pub enum CheckpointTask {
     },
 }
 
+/// What to do with a job that runs, or has run.
+#[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
+pub enum ControlTask {
+    /// Say where a job stands: step, loss, speed, restarts, processes; or how it ended
+    ///
+    /// Exit codes: 0 it runs or is done; 1 it failed, was stopped or was killed; 2 no run there.
+    Status {
+        /// The run directory: output_dir of the job
+        #[arg(value_name = "RUN_DIR")]
+        dir: PathBuf,
+        /// Print it as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Stop a job as SIGTERM does, and wait until it has ended
+    ///
+    /// Exit codes: 0 it does not run (any more); 1 it still does after --timeout, or does not answer; 2 no run there.
+    Stop {
+        /// The run directory: output_dir of the job
+        #[arg(value_name = "RUN_DIR")]
+        dir: PathBuf,
+        /// Seconds to wait for its end
+        #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+        timeout: u64,
+    },
+    /// Follow a running job's progress. Ctrl-C leaves it running
+    ///
+    /// Exit codes: 0 left it, or it is done; if it ends in another way its exit code; 1 it does not run; 2 no run there.
+    Attach {
+        /// The run directory: output_dir of the job
+        #[arg(value_name = "RUN_DIR")]
+        dir: PathBuf,
+    },
+}
+
 /// What to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Task {
     /// `dslaunch train.toml`
     Train(JobArgs),
+    /// `dslaunch --detach train.toml`
+    Detach(JobArgs),
+    /// What `dslaunch --detach` starts.
+    TrainInBackground(JobArgs),
     /// `dslaunch plan train.toml`
     Plan(PlanArgs),
     /// `dslaunch plan --deepspeed ds_config.json`
     MapDeepspeed(DeepspeedArgs),
     /// `dslaunch checkpoint inspect DIR` and `verify DIR`
     Checkpoint(CheckpointTask),
+    /// `dslaunch status RUN_DIR`, `stop RUN_DIR` and `attach RUN_DIR`
+    Control(ControlTask),
 }
 
 /// Which job.
@@ -107,6 +166,34 @@ pub struct JobArgs {
     /// The job
     #[arg(value_name = "train.toml")]
     pub train_toml: PathBuf,
+}
+
+impl JobArgs {
+    /// The command line of this job in the background.
+    pub fn words_in_background(&self) -> Vec<OsString> {
+        let mut words = vec!["--in-background".into()];
+        words.extend(self.words());
+        words
+    }
+
+    /// The command line of this job.
+    pub fn words(&self) -> Vec<OsString> {
+        let mut words: Vec<OsString> = vec![];
+        words.extend(self.nproc.map(|nproc| format!("--nproc={nproc}").into()));
+        words.extend(self.sets.iter().map(|set| format!("--set={set}").into()));
+        words.extend(["--".into(), self.train_toml.clone().into()]);
+        words
+    }
+}
+
+impl PlaceArgs {
+    fn task(self, job: JobArgs) -> Task {
+        match self {
+            Self { detach: true, .. } => Task::Detach(job),
+            Self { in_background: true, .. } => Task::TrainInBackground(job),
+            Self { .. } => Task::Train(job),
+        }
+    }
 }
 
 /// `80GiB`, `24 GB`: bytes.
@@ -166,7 +253,8 @@ impl Cli {
         match (self.command, self.train) {
             (Some(Command::Plan(command)), _) => command.task(),
             (Some(Command::Checkpoint(task)), _) => Task::Checkpoint(task),
-            (None, Some(args)) => Task::Train(args),
+            (Some(Command::Control(task)), _) => Task::Control(task),
+            (None, Some(job)) => self.place.task(job),
             (None, None) => unreachable!("clap asks for help when there are no arguments"),
         }
     }
@@ -196,6 +284,28 @@ mod tests {
         assert_eq!(parse("--nproc 4 train.toml"), Ok(Task::Train(job(Some(4), &[]))));
         let sets = ["train.steps=3", "job.name=a=b"];
         assert_eq!(parse("--set train.steps=3 train.toml --set job.name=a=b"), Ok(Task::Train(job(None, &sets))));
+    }
+
+    #[test]
+    fn a_job_in_the_background_is_the_same_job() {
+        assert_eq!(parse("--detach --nproc 4 train.toml"), Ok(Task::Detach(job(Some(4), &[]))));
+        for args in [job(None, &[]), job(Some(4), &["train.steps=3", "job.name=a=b", "job.name=\"-x y\""])] {
+            for train_toml in ["train.toml", "-x", "plan", "--detach"] {
+                let args = JobArgs { train_toml: train_toml.into(), ..args.clone() };
+                let words = std::iter::once("dslaunch".into()).chain(args.words_in_background());
+                assert_eq!(Cli::try_parse_from(words).unwrap().task(), Task::TrainInBackground(args));
+            }
+        }
+    }
+
+    #[test]
+    fn jobs_are_looked_at_stopped_and_followed() {
+        let control = |task| Ok(Task::Control(task));
+        assert_eq!(parse("status --json runs/x"), control(ControlTask::Status { dir: "runs/x".into(), json: true }));
+        assert_eq!(parse("stop runs/x"), control(ControlTask::Stop { dir: "runs/x".into(), timeout: 300 }));
+        let stop = ControlTask::Stop { dir: "runs/x".into(), timeout: 5 };
+        assert_eq!(parse("stop --timeout 5 runs/x"), control(stop));
+        assert_eq!(parse("attach runs/x"), control(ControlTask::Attach { dir: "runs/x".into() }));
     }
 
     #[test]
@@ -247,6 +357,10 @@ mod tests {
         check("--bogus train.toml", ErrorKind::UnknownArgument);
         check("a.toml b.toml", ErrorKind::ArgumentConflict);
         check("plan", ErrorKind::MissingRequiredArgument);
+        check("status", ErrorKind::MissingRequiredArgument);
+        check("stop --timeout -1 x", ErrorKind::UnknownArgument);
+        check("--detach", ErrorKind::MissingRequiredArgument);
+        check("--detach plan train.toml", ErrorKind::ArgumentConflict);
         check("--nproc 2 plan train.toml", ErrorKind::ArgumentConflict);
         check("plan --deepspeed ds.json train.toml", ErrorKind::ArgumentConflict);
         check("plan --deepspeed ds.json --json", ErrorKind::ArgumentConflict);

@@ -8,6 +8,7 @@ use proto::memory::Shortage;
 use proto::model_config::ModelConfigError;
 
 use crate::checkpoint_command::CheckpointError;
+use crate::control_socket::ControlError;
 use crate::data::DataError;
 use crate::deepspeed::DeepspeedError;
 use crate::lock::LockError;
@@ -36,6 +37,9 @@ pub enum LaunchError {
     /// There is no DeepSpeed config to map.
     #[error(transparent)]
     Deepspeed(#[from] DeepspeedError),
+    /// A job cannot be looked at, stopped or followed.
+    #[error(transparent)]
+    Control(#[from] ControlError),
     /// The job needs more memory than there is.
     #[error("{0}")]
     Memory(Box<Shortage>),
@@ -80,6 +84,7 @@ impl LaunchError {
             | Self::Checkpoint(_)
             | Self::Deepspeed(_) => 2,
             Self::Memory(_) | Self::Lock(_) | Self::Spawn(_) | Self::NoWorker { .. } | Self::Io { .. } => 3,
+            Self::Control(error) => error.exit_code(),
             Self::Interrupted(interrupt) => interrupt.exit_code(),
         }
     }

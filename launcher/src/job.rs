@@ -12,6 +12,8 @@ use proto::run_dir::RunDir;
 use crate::attempt::{self, Edge, Job};
 use crate::checkpoints::Checkpoint;
 use crate::cli::{JobArgs, PlanArgs};
+use crate::control_socket::server::ControlSocket;
+use crate::detach::Place;
 use crate::error::LaunchError;
 use crate::files::{free_name, write_atomically};
 use crate::leftovers;
@@ -56,7 +58,7 @@ pub fn print_plan(args: &PlanArgs, terminal: &Terminal) -> Result<u8, LaunchErro
 }
 
 /// `dslaunch train.toml`: trains. Returns the exit code. `start` is when the launcher started.
-pub fn train(args: &JobArgs, terminal: &Terminal, start: Instant) -> Result<u8, LaunchError> {
+pub fn train(args: &JobArgs, place: Place, terminal: &Terminal, start: Instant) -> Result<u8, LaunchError> {
     let setup = Setup::load(args, None)?;
     let worker = worker_binary()?;
     let wish = Wish::of(&setup)?;
@@ -68,10 +70,17 @@ pub fn train(args: &JobArgs, terminal: &Terminal, start: Instant) -> Result<u8, 
         let mut output = output.map_err(LaunchError::io(format!("write {}", run_dir.events().display())))?;
         output.event(Moment::start());
         note(&setup.notes, output.console());
+        let control = ControlSocket::open(&run_dir, &mut output, start);
+        if let Err(error) = &control {
+            // Some file systems have no sockets. The job itself needs none.
+            let what = "dslaunch status, stop and attach will not reach this job";
+            output.console().warn(&format!("note: {what}: {}: {error}", run_dir.control_socket().display()));
+        }
         let result = async {
             leftovers::remove(&run_dir)?;
             let beginning = wish.checkpoint(&setup, output.console())?;
             let job = prepare(&setup, worker, beginning.as_ref(), &mut signals, &mut output).await?;
+            place.begun(&run_dir)?;
             wish.leave_others_behind(&run_dir, output.console())?;
             let spawner = Spawner::start().map_err(LaunchError::io("start the spawning thread"))?;
             let mut edge = Edge { spawner: &spawner, signals: &mut signals, output: &mut output };
@@ -85,6 +94,10 @@ pub fn train(args: &JobArgs, terminal: &Terminal, start: Instant) -> Result<u8, 
                 LaunchError::Interrupted(interrupt) => Moment::Interrupted { signal: interrupt.name() },
                 _ => Moment::Failed { exit_code: error.exit_code(), reason: &reason },
             });
+        }
+        drop(output);
+        if let Ok(control) = control {
+            control.close().await;
         }
         result
     })
@@ -225,7 +238,7 @@ fn move_attempts(logs: &Path) -> io::Result<()> {
 
 /// Runs the launcher's tasks: two threads are plenty, and a blocking one that is left (data preparation) is not waited
 /// for.
-fn on_runtime(task: impl Future<Output = Result<u8, LaunchError>>) -> Result<u8, LaunchError> {
+pub(crate) fn on_runtime(task: impl Future<Output = Result<u8, LaunchError>>) -> Result<u8, LaunchError> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = runtime.map_err(LaunchError::io("start the runtime"))?;
     let result = runtime.block_on(task);

@@ -2,7 +2,8 @@
 //!
 //! In reading order: [`cli`] (what the user typed), [`job`] (the story), [`setup`] (train.toml to plan), [`attempt`] (one
 //! run of all ranks), then what it is made of: [`spawn`] (processes), [`service`] and [`rendezvous`] (how ranks find each
-//! other), [`supervise`] and [`restart`] (what to do when one fails), [`output`] (what the user sees). Beside jobs:
+//! other), [`supervise`] and [`restart`] (what to do when one fails), [`output`] (what the user sees), [`control_socket`] (how a
+//! running job is asked, stopped and followed) and [`detach`] (jobs in the background). Beside jobs:
 //! [`checkpoint_command`] (looks at checkpoints) and [`deepspeed`] (maps a DeepSpeed config to a train.toml).
 //!
 //! Decisions are pure state machines, tested without processes; input and output sit at the edge. The launcher links no
@@ -12,8 +13,10 @@ pub mod attempt;
 pub mod checkpoint_command;
 pub mod checkpoints;
 pub mod cli;
+pub mod control_socket;
 pub mod data;
 pub mod deepspeed;
+pub mod detach;
 pub mod error;
 pub mod exit;
 pub mod files;

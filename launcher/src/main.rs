@@ -7,9 +7,10 @@ use std::time::Instant;
 
 use clap::Parser;
 use launcher::cli::{Cli, Task};
+use launcher::detach::Place;
 use launcher::error::LaunchError;
 use launcher::output::terminal::{Item, Stream, Terminal};
-use launcher::{checkpoint_command, deepspeed, job};
+use launcher::{checkpoint_command, control_socket, deepspeed, detach, job};
 
 fn main() -> ExitCode {
     let start = Instant::now();
@@ -29,10 +30,13 @@ fn main() -> ExitCode {
         }
     };
     let result = match task {
-        Task::Train(args) => job::train(&args, &terminal, start),
+        Task::Train(args) => job::train(&args, Place::Foreground, &terminal, start),
+        Task::Detach(args) => detach::run(&args, &terminal),
+        Task::TrainInBackground(args) => job::train(&args, Place::Background, &terminal, start),
         Task::Plan(args) => job::print_plan(&args, &terminal),
         Task::MapDeepspeed(args) => deepspeed::run(&args, &terminal),
         Task::Checkpoint(task) => checkpoint_command::run(&task, &terminal),
+        Task::Control(task) => control_socket::command::run(&task, &terminal),
     };
     let code = result.unwrap_or_else(|error| {
         terminal.show(Item::Text(Stream::Err, explanation(&error)));

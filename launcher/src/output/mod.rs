@@ -9,6 +9,7 @@ pub mod metrics;
 pub mod plan_table;
 pub mod report;
 mod screen;
+pub mod status;
 pub mod terminal;
 pub mod units;
 
@@ -20,10 +21,12 @@ use std::time::{Duration, Instant};
 use proto::config::Sink;
 use proto::control::{CheckpointSaved, EvalMetrics, Finished, SkippedStep, StepMetrics};
 use proto::run_dir::RunDir;
+use tokio::sync::watch;
 
 use console::Console;
 use events::{EventLog, Moment};
 use metrics::{EvalRow, MetricsFile, StepRow};
+use status::{JobStatus, State};
 use terminal::Terminal;
 
 /// Everything that a run writes for its user.
@@ -37,6 +40,8 @@ pub struct Output {
     /// Rows that could not be written.
     lost_rows: u64,
     latest: Latest,
+    /// For whoever asks while the job runs.
+    status: watch::Sender<JobStatus>,
 }
 
 /// The latest of what ranks reported, for the summary.
@@ -65,7 +70,13 @@ impl Output {
             start,
             lost_rows: 0,
             latest: Latest::default(),
+            status: watch::Sender::new(JobStatus::new(State::Preparing, Some(std::process::id()))),
         })
+    }
+
+    /// Where the job stands, now and from now on; its elapsed time is for the asker to fill in.
+    pub fn status(&self) -> watch::Receiver<JobStatus> {
+        self.status.subscribe()
     }
 
     /// The terminal.
@@ -75,6 +86,7 @@ impl Output {
 
     /// Writes to the timeline.
     pub fn event(&mut self, moment: Moment<'_>) {
+        self.status.send_modify(|status| status.event(&moment));
         let written = self.events.write(moment);
         self.row_written(written, "events.jsonl");
     }
@@ -85,6 +97,7 @@ impl Output {
         self.events.set_attempt(attempt);
         let rewound = self.metrics.as_mut().map_or(Ok(()), |metrics| metrics.rewind(resume_step));
         self.row_written(rewound, "metrics.jsonl");
+        self.status.send_modify(|status| status.begin_attempt(attempt, resume_step, steps));
         self.console.begin_attempt(resume_step, steps);
     }
 
@@ -92,6 +105,7 @@ impl Output {
     pub fn step(&mut self, step: &StepMetrics) {
         self.latest.loss = Some(step.loss);
         self.latest.tokens = step.tokens;
+        self.status.send_modify(|status| status.step(step));
         if step.logged {
             self.metrics_row(|metrics| metrics.write(&StepRow::from(step)));
         }
@@ -120,6 +134,11 @@ impl Output {
     pub fn checkpoint(&mut self, saved: &CheckpointSaved) {
         self.event(Moment::Checkpoint { step: saved.step, path: Path::new(&saved.path), seconds: saved.seconds });
         self.console.row(&format!("step {}: checkpoint in {} ({:.1} s)", saved.step, saved.path, saved.seconds));
+    }
+
+    /// The user wants the job to stop.
+    pub fn stopping(&mut self) {
+        self.status.send_modify(|status| status.state = State::Stopping);
     }
 
     /// A rank's work is done.
