@@ -125,7 +125,9 @@ async fn answer(stream: UnixStream, source: Source) -> io::Result<()> {
             client.write(Reply::Stopping).await?;
             // The very signal that the user could have sent: whatever the job waits for, it is listened for there.
             kill(Pid::this(), Signal::SIGTERM)?;
-            client.wait_for_the_end().await
+            // On its own: the end of the job does not wait for those who wait for it.
+            tokio::spawn(client.wait_for_the_end());
+            Ok(())
         }
         Some(Request::Attach) => client.follow(source).await,
         None => client.write(Reply::Refused("expected one line: status, stop or attach".into())).await,

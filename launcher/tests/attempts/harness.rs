@@ -233,6 +233,23 @@ impl Launch {
     }
 }
 
+/// A check that fails leaves nothing running.
+impl Drop for Launch {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Nor in the background.
+impl Drop for Run {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let _ = self.process(&["stop", "--timeout", "10", "run"]).status();
+        }
+    }
+}
+
 /// Waits until something outside this process has happened.
 pub fn wait_until(what: &str, happened: impl Fn() -> bool) {
     let since = Instant::now();
