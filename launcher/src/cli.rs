@@ -35,6 +35,10 @@ enum Command {
     Checkpoint(CheckpointTask),
     #[command(flatten)]
     Control(ControlTask),
+    /// Print a systemd unit that runs this job, starts it again after a failure and watches its progress
+    Systemd(JobArgs),
+    /// Print an sbatch script that runs this job on one node and puts it back into the queue when it was preempted
+    Slurm(SlurmArgs),
 }
 
 /// Where `dslaunch train.toml` trains.
@@ -152,6 +156,27 @@ pub enum Task {
     Checkpoint(CheckpointTask),
     /// `dslaunch status RUN_DIR`, `stop RUN_DIR` and `attach RUN_DIR`
     Control(ControlTask),
+    /// `dslaunch systemd train.toml`
+    Systemd(JobArgs),
+    /// `dslaunch slurm train.toml`
+    Slurm(SlurmArgs),
+}
+
+/// Which job, and what sbatch is told of it.
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+pub struct SlurmArgs {
+    /// Longest time the job may run at once, as sbatch takes it
+    #[arg(long, value_name = "TIME")]
+    pub time: Option<String>,
+    /// The partition
+    #[arg(long, value_name = "NAME")]
+    pub partition: Option<String>,
+    /// An option of sbatch for the script, like --sbatch=--gpus-per-node=4; may be repeated
+    #[arg(long, value_name = "OPTION", allow_hyphen_values = true)]
+    pub sbatch: Vec<String>,
+    /// Which job.
+    #[command(flatten)]
+    pub job: JobArgs,
 }
 
 /// Which job.
@@ -254,6 +279,8 @@ impl Cli {
             (Some(Command::Plan(command)), _) => command.task(),
             (Some(Command::Checkpoint(task)), _) => Task::Checkpoint(task),
             (Some(Command::Control(task)), _) => Task::Control(task),
+            (Some(Command::Systemd(args)), _) => Task::Systemd(args),
+            (Some(Command::Slurm(args)), _) => Task::Slurm(args),
             (None, Some(job)) => self.place.task(job),
             (None, None) => unreachable!("clap asks for help when there are no arguments"),
         }
@@ -306,6 +333,19 @@ mod tests {
         let stop = ControlTask::Stop { dir: "runs/x".into(), timeout: 5 };
         assert_eq!(parse("stop --timeout 5 runs/x"), control(stop));
         assert_eq!(parse("attach runs/x"), control(ControlTask::Attach { dir: "runs/x".into() }));
+    }
+
+    #[test]
+    fn schedulers_get_the_job_and_their_options() {
+        assert_eq!(parse("systemd --nproc 4 train.toml"), Ok(Task::Systemd(job(Some(4), &[]))));
+        let line = "slurm --time 1-00:00:00 --sbatch --gpus-per-node=4 --sbatch=-x=node7 --nproc 4 train.toml";
+        let args = SlurmArgs {
+            time: Some("1-00:00:00".into()),
+            partition: None,
+            sbatch: vec!["--gpus-per-node=4".into(), "-x=node7".into()],
+            job: job(Some(4), &[]),
+        };
+        assert_eq!(parse(line), Ok(Task::Slurm(args)));
     }
 
     #[test]

@@ -13,6 +13,7 @@ use crate::data::DataError;
 use crate::deepspeed::DeepspeedError;
 use crate::lock::LockError;
 use crate::resume::ResumeError;
+use crate::schedulers::SchedulerError;
 use crate::signals::Interrupt;
 use crate::spawn::SpawnError;
 
@@ -40,6 +41,9 @@ pub enum LaunchError {
     /// A job cannot be looked at, stopped or followed.
     #[error(transparent)]
     Control(#[from] ControlError),
+    /// The job cannot be put into a scheduler's words.
+    #[error(transparent)]
+    Scheduler(#[from] SchedulerError),
     /// The job needs more memory than there is.
     #[error("{0}")]
     Memory(Box<Shortage>),
@@ -82,7 +86,8 @@ impl LaunchError {
             | Self::Data(_)
             | Self::Resume(_)
             | Self::Checkpoint(_)
-            | Self::Deepspeed(_) => 2,
+            | Self::Deepspeed(_)
+            | Self::Scheduler(_) => 2,
             Self::Memory(_) | Self::Lock(_) | Self::Spawn(_) | Self::NoWorker { .. } | Self::Io { .. } => 3,
             Self::Control(error) => error.exit_code(),
             Self::Interrupted(interrupt) => interrupt.exit_code(),

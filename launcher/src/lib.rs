@@ -4,7 +4,8 @@
 //! run of all ranks), then what it is made of: [`spawn`] (processes), [`service`] and [`rendezvous`] (how ranks find each
 //! other), [`supervise`] and [`restart`] (what to do when one fails), [`output`] (what the user sees), [`control_socket`] (how a
 //! running job is asked, stopped and followed) and [`detach`] (jobs in the background). Beside jobs:
-//! [`checkpoint_command`] (looks at checkpoints) and [`deepspeed`] (maps a DeepSpeed config to a train.toml).
+//! [`checkpoint_command`] (looks at checkpoints), [`deepspeed`] (maps a DeepSpeed config to a train.toml) and
+//! [`schedulers`] (prints what systemd and Slurm need).
 //!
 //! Decisions are pure state machines, tested without processes; input and output sit at the edge. The launcher links no
 //! libtorch: it must start, and explain itself, without it.
@@ -28,6 +29,7 @@ pub mod output;
 pub mod rendezvous;
 pub mod restart;
 pub mod resume;
+pub mod schedulers;
 pub mod service;
 pub mod setup;
 pub mod signals;
