@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::signal::Signal;
-use proto::env::WorkerEnv;
+use proto::env::{ServiceEnv, WorkerEnv};
 use proto::plan::Plan;
 use proto::run_dir::RunDir;
 use tokio::sync::mpsc;
@@ -158,7 +158,12 @@ impl Attempt {
     /// Writes what a rank tells down, and returns what of it is the supervisor's business.
     fn noticed(&mut self, notice: Notice, output: &mut Output) -> Option<Event> {
         match notice {
-            Notice::Supervise(event) => return Some(event),
+            Notice::Supervise(event) => {
+                if matches!(event, Event::Heartbeat { .. }) {
+                    output.progress();
+                }
+                return Some(event);
+            }
             Notice::Started(started) => output.event(Moment::Started { resumed_step: started.resumed_step }),
             Notice::Step(step) => output.step(&step),
             Notice::Skipped(skipped) => output.skipped(&skipped),
@@ -227,6 +232,7 @@ fn spec(worker: &Path, worker_env: &WorkerEnv, logs: &Path, inherit: [Arc<OwnedF
     let rank = worker_env.rank;
     // Variables of a job that this launcher itself may run in.
     let mut env = vec![("DSLAUNCH_RESUME_FROM", None)];
+    env.extend(ServiceEnv::VARIABLES.map(|name| (name, None)));
     env.extend(worker_env.to_vars().into_iter().map(|(name, value)| (name, Some(value))));
     env.push(("MKL_NUM_THREADS", Some(worker_env.threads.to_string().into())));
     Spec {

@@ -5,6 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use proto::env::ServiceEnv;
 use proto::manifest::Progress;
 use proto::plan::Plan;
 use proto::run_dir::RunDir;
@@ -18,6 +19,7 @@ use crate::error::LaunchError;
 use crate::files::{free_name, write_atomically};
 use crate::leftovers;
 use crate::lock::RunLock;
+use crate::notify::Notifier;
 use crate::output::Output;
 use crate::output::console::Console;
 use crate::output::events::Moment;
@@ -70,6 +72,10 @@ pub fn train(args: &JobArgs, place: Place, terminal: &Terminal, start: Instant) 
         let mut output = output.map_err(LaunchError::io(format!("write {}", run_dir.events().display())))?;
         output.event(Moment::start());
         note(&setup.notes, output.console());
+        match Notifier::connect(&ServiceEnv::from_process()) {
+            Ok(notifier) => output.notify(notifier),
+            Err(error) => output.console().warn(&format!("note: the service manager cannot be told: {error}")),
+        }
         let control = ControlSocket::open(&run_dir, &mut output, start);
         if let Err(error) = &control {
             // Some file systems have no sockets. The job itself needs none.

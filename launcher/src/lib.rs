@@ -3,7 +3,8 @@
 //! In reading order: [`cli`] (what the user typed), [`job`] (the story), [`setup`] (train.toml to plan), [`attempt`] (one
 //! run of all ranks), then what it is made of: [`spawn`] (processes), [`service`] and [`rendezvous`] (how ranks find each
 //! other), [`supervise`] and [`restart`] (what to do when one fails), [`output`] (what the user sees), [`control_socket`] (how a
-//! running job is asked, stopped and followed) and [`detach`] (jobs in the background). Beside jobs:
+//! running job is asked, stopped and followed) and [`detach`] (jobs in the background), [`notify`] (what
+//! systemd is told). Beside jobs:
 //! [`checkpoint_command`] (looks at checkpoints), [`deepspeed`] (maps a DeepSpeed config to a train.toml) and
 //! [`schedulers`] (prints what systemd and Slurm need).
 //!
@@ -25,6 +26,7 @@ pub mod host_memory;
 pub mod job;
 pub mod leftovers;
 pub mod lock;
+pub mod notify;
 pub mod output;
 pub mod rendezvous;
 pub mod restart;

@@ -29,6 +29,8 @@ use metrics::{EvalRow, MetricsFile, StepRow};
 use status::{JobStatus, State};
 use terminal::Terminal;
 
+use crate::notify::Notifier;
+
 /// Everything that a run writes for its user.
 #[derive(Debug)]
 pub struct Output {
@@ -42,6 +44,8 @@ pub struct Output {
     latest: Latest,
     /// For whoever asks while the job runs.
     status: watch::Sender<JobStatus>,
+    /// For whoever has started the launcher.
+    notifier: Notifier,
 }
 
 /// The latest of what ranks reported, for the summary.
@@ -71,7 +75,18 @@ impl Output {
             lost_rows: 0,
             latest: Latest::default(),
             status: watch::Sender::new(JobStatus::new(State::Preparing, Some(std::process::id()))),
+            notifier: Notifier::nobody(),
         })
+    }
+
+    /// From now on the service manager hears of it too.
+    pub fn notify(&mut self, notifier: Notifier) {
+        self.notifier = notifier;
+    }
+
+    /// A rank works on something else than a moment ago.
+    pub fn progress(&mut self) {
+        self.notifier.tell(|service, now| service.progress(now));
     }
 
     /// Where the job stands, now and from now on; its elapsed time is for the asker to fill in.
@@ -87,6 +102,15 @@ impl Output {
     /// Writes to the timeline.
     pub fn event(&mut self, moment: Moment<'_>) {
         self.status.send_modify(|status| status.event(&moment));
+        self.notifier.tell(|service, now| match &moment {
+            Moment::FailureDetected { rank, cause } => service.status(&format!("rank {rank} failed: {cause}"), now),
+            Moment::Failed { reason, .. } => service.status(&format!("failed: {reason}"), now),
+            Moment::Spawned { .. } | Moment::Started { .. } | Moment::SkippedStep { .. } => service.progress(now),
+            Moment::Checkpoint { seconds, .. } => {
+                service.checkpoint(Duration::try_from_secs_f64(*seconds).unwrap_or_default(), now)
+            }
+            _ => String::new(),
+        });
         let written = self.events.write(moment);
         self.row_written(written, "events.jsonl");
     }
@@ -106,6 +130,8 @@ impl Output {
         self.latest.loss = Some(step.loss);
         self.latest.tokens = step.tokens;
         self.status.send_modify(|status| status.step(step));
+        let steps = self.status.borrow().steps;
+        self.notifier.tell(|service, now| service.step(step.step, steps, step.loss, now));
         if step.logged {
             self.metrics_row(|metrics| metrics.write(&StepRow::from(step)));
         }
@@ -126,6 +152,7 @@ impl Output {
     /// The validation set was scored.
     pub fn eval(&mut self, eval: &EvalMetrics) {
         self.latest.eval_loss = Some(eval.eval_loss);
+        self.progress();
         self.metrics_row(|metrics| metrics.write(&EvalRow::from(eval)));
         self.console.eval(eval);
     }
@@ -139,6 +166,7 @@ impl Output {
     /// The user wants the job to stop.
     pub fn stopping(&mut self) {
         self.status.send_modify(|status| status.state = State::Stopping);
+        self.notifier.tell(|service, _| service.stopping());
     }
 
     /// A rank's work is done.
