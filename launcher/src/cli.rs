@@ -39,6 +39,10 @@ enum Command {
     Systemd(JobArgs),
     /// Print an sbatch script that runs this job on one node and puts it back into the queue when it was preempted
     Slurm(SlurmArgs),
+    /// Say what this machine offers for training, and what is missing: GPUs, libtorch, NCCL, memory, limits, disk
+    ///
+    /// Exit codes: 0 a job can run here; 1 something that it needs is missing.
+    Doctor(DoctorArgs),
 }
 
 /// Where `dslaunch train.toml` trains.
@@ -160,6 +164,19 @@ pub enum Task {
     Systemd(JobArgs),
     /// `dslaunch slurm train.toml`
     Slurm(SlurmArgs),
+    /// `dslaunch doctor`
+    Doctor(DoctorArgs),
+}
+
+/// How to look at this machine.
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+pub struct DoctorArgs {
+    /// Print the report as JSON, with the facts that it was made of
+    #[arg(long)]
+    pub json: bool,
+    /// The folder whose disk is measured: where the training data lies. Needs 256 MiB there for a moment
+    #[arg(long, value_name = "DIR", default_value = ".")]
+    pub disk: PathBuf,
 }
 
 /// Which job, and what sbatch is told of it.
@@ -281,6 +298,7 @@ impl Cli {
             (Some(Command::Control(task)), _) => Task::Control(task),
             (Some(Command::Systemd(args)), _) => Task::Systemd(args),
             (Some(Command::Slurm(args)), _) => Task::Slurm(args),
+            (Some(Command::Doctor(args)), _) => Task::Doctor(args),
             (None, Some(job)) => self.place.task(job),
             (None, None) => unreachable!("clap asks for help when there are no arguments"),
         }
@@ -346,6 +364,13 @@ mod tests {
             job: job(Some(4), &[]),
         };
         assert_eq!(parse(line), Ok(Task::Slurm(args)));
+    }
+
+    #[test]
+    fn the_doctor_is_called() {
+        assert_eq!(parse("doctor"), Ok(Task::Doctor(DoctorArgs { json: false, disk: ".".into() })));
+        let args = DoctorArgs { json: true, disk: "/data".into() };
+        assert_eq!(parse("doctor --json --disk /data"), Ok(Task::Doctor(args)));
     }
 
     #[test]

@@ -2,11 +2,10 @@
 //!
 //! In reading order: [`cli`] (what the user typed), [`job`] (the story), [`setup`] (train.toml to plan), [`attempt`] (one
 //! run of all ranks), then what it is made of: [`spawn`] (processes), [`service`] and [`rendezvous`] (how ranks find each
-//! other), [`supervise`] and [`restart`] (what to do when one fails), [`output`] (what the user sees), [`control_socket`] (how a
-//! running job is asked, stopped and followed) and [`detach`] (jobs in the background), [`notify`] (what
-//! systemd is told). Beside jobs:
-//! [`checkpoint_command`] (looks at checkpoints), [`deepspeed`] (maps a DeepSpeed config to a train.toml) and
-//! [`schedulers`] (prints what systemd and Slurm need).
+//! other), [`supervise`] and [`restart`] (what to do when one fails), [`output`] (what the user sees), [`control_socket`]
+//! (how a running job is asked, stopped and followed), [`detach`] (jobs in the background) and [`notify`] (what systemd is
+//! told). Beside jobs: [`checkpoint_command`] (looks at checkpoints), [`deepspeed`] (maps a DeepSpeed config to a
+//! train.toml), [`schedulers`] (prints what systemd and Slurm need) and [`doctor`] (looks at the machine).
 //!
 //! Decisions are pure state machines, tested without processes; input and output sit at the edge. The launcher links no
 //! libtorch: it must start, and explain itself, without it.
@@ -19,6 +18,7 @@ pub mod control_socket;
 pub mod data;
 pub mod deepspeed;
 pub mod detach;
+pub mod doctor;
 pub mod error;
 pub mod exit;
 pub mod files;

@@ -10,7 +10,7 @@ use launcher::cli::{Cli, Task};
 use launcher::detach::Place;
 use launcher::error::LaunchError;
 use launcher::output::terminal::{Item, Stream, Terminal};
-use launcher::{checkpoint_command, control_socket, deepspeed, detach, job, schedulers};
+use launcher::{checkpoint_command, control_socket, deepspeed, detach, doctor, job, schedulers};
 
 fn main() -> ExitCode {
     let start = Instant::now();
@@ -39,6 +39,7 @@ fn main() -> ExitCode {
         Task::Control(task) => control_socket::command::run(&task, &terminal),
         Task::Systemd(args) => schedulers::print_systemd(&args, &terminal),
         Task::Slurm(args) => schedulers::print_slurm(&args, &terminal),
+        Task::Doctor(args) => doctor::run(&args, &terminal),
     };
     let code = result.unwrap_or_else(|error| {
         terminal.show(Item::Text(Stream::Err, explanation(&error)));

@@ -143,9 +143,14 @@ impl Run {
 
     /// Starts dslaunch with `args` and nothing else; `name` tells its output from others'.
     pub fn start(&self, args: &[&str], name: &str) -> Launch {
+        self.start_with(args, name, &[])
+    }
+
+    /// The same with variables added to its environment.
+    pub fn start_with(&self, args: &[&str], name: &str, env: &[(&str, &str)]) -> Launch {
         let [stdout, stderr] = ["stdout", "stderr"].map(|stream| self.beside(&format!("{stream}-{name}")));
         let [out, err] = [&stdout, &stderr].map(|path| fs::File::create(path).unwrap());
-        let child = self.process(args).stdout(out).stderr(err).spawn().unwrap();
+        let child = self.process(args).envs(env.iter().copied()).stdout(out).stderr(err).spawn().unwrap();
         Launch { child, events: self.path("events.jsonl"), metrics: self.path("metrics.jsonl"), stdout, stderr }
     }
 

@@ -7,6 +7,7 @@
 mod control;
 mod fake_rank;
 mod harness;
+mod services;
 
 use std::fs;
 use std::io::Read;
@@ -52,6 +53,7 @@ fn main() {
         ("a_deepspeed_config_becomes_a_train_toml", a_deepspeed_config_becomes_a_train_toml),
     ];
     checks.extend(control::CHECKS);
+    checks.extend(services::CHECKS);
     check_all(&checks);
 }
 
