@@ -1,7 +1,7 @@
 //! Jobs in the background: `dslaunch --detach train.toml` starts itself again and goes when the job has really begun.
 //!
 //! The job begins as any other does, its standard output and standard error a pipe to the command that the user typed:
-//! what it says, and what it fails with, is seen there. Once its plan is on disk it says so with a [`BEGUN`] byte, takes
+//! what it says, and what it fails with, is seen there. Once its plan is on disk it says so with a zero byte, takes
 //! a session of its own and a file for its output, and the command ends. Until then Ctrl-C stops both, for they are one
 //! process group; afterwards no terminal reaches the job.
 
