@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::signal::Signal;
-use proto::env::WorkerEnv;
+use proto::env::{ServiceEnv, WorkerEnv};
 use proto::plan::Plan;
 use proto::progress::Line;
 use proto::run_dir::RunDir;
@@ -178,7 +178,10 @@ impl Attempt {
                 notice = self.notices.recv() => {
                     self.noticed(notice.expect("the server holds a sender"), edge.output)
                 }
-                interrupt = edge.signals.next() => Some(Event::Interrupted(interrupt)),
+                interrupt = edge.signals.next() => {
+                    edge.output.stopping();
+                    Some(Event::Interrupted(interrupt))
+                }
                 () = grace.over() => Some(Event::GraceOver),
                 () = rendezvous.over() => self.server.overdue(),
                 _ = looks.tick() => {
@@ -216,7 +219,12 @@ impl Attempt {
     /// Writes what a rank tells down, and returns what of it is the supervisor's business.
     fn noticed(&mut self, notice: Notice, output: &mut Output) -> Option<Event> {
         match notice {
-            Notice::Supervise(event) => return Some(event),
+            Notice::Supervise(event) => {
+                if matches!(event, Event::Heartbeat { .. }) {
+                    output.progress();
+                }
+                return Some(event);
+            }
             Notice::Started(started) => output.event(Moment::Started { resumed_step: started.resumed_step }),
             Notice::Step(step) => output.step(&step),
             Notice::Skipped(skipped) => output.skipped(&skipped),
@@ -263,6 +271,7 @@ fn spec(worker: &Path, worker_env: &WorkerEnv, logs: &Path, inherit: [&Arc<Owned
     let rank = worker_env.rank;
     // Variables of a job that this launcher itself may run in.
     let mut env = vec![("DSLAUNCH_RESUME_FROM", None)];
+    env.extend(ServiceEnv::VARIABLES.map(|name| (name, None)));
     env.extend(worker_env.to_vars().into_iter().map(|(name, value)| (name, Some(value))));
     env.push(("MKL_NUM_THREADS", Some(worker_env.threads.to_string().into())));
     Spec {

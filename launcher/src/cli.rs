@@ -17,6 +17,8 @@ pub struct Cli {
     command: Option<Command>,
     #[command(flatten)]
     train: Option<JobArgs>,
+    #[command(flatten)]
+    place: PlaceArgs,
 }
 
 #[derive(Debug, Subcommand)]
@@ -41,6 +43,29 @@ enum Command {
     /// Look at a checkpoint: what it holds, and whether it is still what was written
     #[command(subcommand)]
     Checkpoint(CheckpointTask),
+    #[command(flatten)]
+    Control(ControlTask),
+    /// Print a systemd unit that runs this job, starts it again after a failure and watches its progress
+    Systemd(JobArgs),
+    /// Print an sbatch script that runs this job on one node and puts it back into the queue when it was preempted
+    Slurm(SlurmArgs),
+    /// Say what this machine offers for training, and what is missing: GPUs, libtorch, NCCL, memory, limits, disk
+    ///
+    /// Exit codes: 0 a job can run here; 1 something that it needs is missing.
+    Doctor(DoctorArgs),
+}
+
+/// Where `dslaunch train.toml` trains.
+#[derive(Debug, Args)]
+struct PlaceArgs {
+    /// Train in the background: return when the job has begun, or with its error if it cannot
+    ///
+    /// Its console is <output_dir>/logs/console.log; `dslaunch status`, `stop` and `attach` take <output_dir>.
+    #[arg(long, requires = "train_toml")]
+    detach: bool,
+    /// What --detach starts.
+    #[arg(long, hide = true, requires = "train_toml", conflicts_with = "detach")]
+    in_background: bool,
 }
 
 /// `dslaunch plan`, as it is typed.
@@ -93,6 +118,41 @@ pub enum CheckpointTask {
     },
 }
 
+/// What to do with a job that runs, or has run.
+#[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
+pub enum ControlTask {
+    /// Say where a job stands: step, loss, speed, restarts, processes; or how it ended
+    ///
+    /// Exit codes: 0 it runs or is done; 1 it failed, was stopped or was killed; 2 no run there.
+    Status {
+        /// The run directory: output_dir of the job
+        #[arg(value_name = "RUN_DIR")]
+        dir: PathBuf,
+        /// Print it as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Stop a job as SIGTERM does, and wait until it has ended
+    ///
+    /// Exit codes: 0 it does not run (any more); 1 it still does after --timeout, or does not answer; 2 no run there.
+    Stop {
+        /// The run directory: output_dir of the job
+        #[arg(value_name = "RUN_DIR")]
+        dir: PathBuf,
+        /// Seconds to wait for its end
+        #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+        timeout: u64,
+    },
+    /// Follow a running job's progress. Ctrl-C leaves it running
+    ///
+    /// Exit codes: 0 left it, or it is done; if it ends in another way its exit code; 1 it does not run; 2 no run there.
+    Attach {
+        /// The run directory: output_dir of the job
+        #[arg(value_name = "RUN_DIR")]
+        dir: PathBuf,
+    },
+}
+
 /// What to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Task {
@@ -100,12 +160,52 @@ pub enum Task {
     Run(Box<RunArgs>),
     /// `dslaunch train.toml`
     Train(JobArgs),
+    /// `dslaunch --detach train.toml`
+    Detach(JobArgs),
+    /// What `dslaunch --detach` starts.
+    TrainInBackground(JobArgs),
     /// `dslaunch plan train.toml`
     Plan(PlanArgs),
     /// `dslaunch plan --deepspeed ds_config.json`
     MapDeepspeed(DeepspeedArgs),
     /// `dslaunch checkpoint inspect DIR` and `verify DIR`
     Checkpoint(CheckpointTask),
+    /// `dslaunch status RUN_DIR`, `stop RUN_DIR` and `attach RUN_DIR`
+    Control(ControlTask),
+    /// `dslaunch systemd train.toml`
+    Systemd(JobArgs),
+    /// `dslaunch slurm train.toml`
+    Slurm(SlurmArgs),
+    /// `dslaunch doctor`
+    Doctor(DoctorArgs),
+}
+
+/// How to look at this machine.
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+pub struct DoctorArgs {
+    /// Print the report as JSON, with the facts that it was made of
+    #[arg(long)]
+    pub json: bool,
+    /// The folder whose disk is measured: where the training data lies. Needs 256 MiB there for a moment
+    #[arg(long, value_name = "DIR", default_value = ".")]
+    pub disk: PathBuf,
+}
+
+/// Which job, and what sbatch is told of it.
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+pub struct SlurmArgs {
+    /// Longest time the job may run at once, as sbatch takes it
+    #[arg(long, value_name = "TIME")]
+    pub time: Option<String>,
+    /// The partition
+    #[arg(long, value_name = "NAME")]
+    pub partition: Option<String>,
+    /// An option of sbatch for the script, like --sbatch=--gpus-per-node=4; may be repeated
+    #[arg(long, value_name = "OPTION", allow_hyphen_values = true)]
+    pub sbatch: Vec<String>,
+    /// Which job.
+    #[command(flatten)]
+    pub job: JobArgs,
 }
 
 /// Which job.
@@ -120,6 +220,34 @@ pub struct JobArgs {
     /// The job
     #[arg(value_name = "train.toml")]
     pub train_toml: PathBuf,
+}
+
+impl JobArgs {
+    /// The command line of this job in the background.
+    pub fn words_in_background(&self) -> Vec<OsString> {
+        let mut words = vec!["--in-background".into()];
+        words.extend(self.words());
+        words
+    }
+
+    /// The command line of this job.
+    pub fn words(&self) -> Vec<OsString> {
+        let mut words: Vec<OsString> = vec![];
+        words.extend(self.nproc.map(|nproc| format!("--nproc={nproc}").into()));
+        words.extend(self.sets.iter().map(|set| format!("--set={set}").into()));
+        words.extend(["--".into(), self.train_toml.clone().into()]);
+        words
+    }
+}
+
+impl PlaceArgs {
+    fn task(self, job: JobArgs) -> Task {
+        match self {
+            Self { detach: true, .. } => Task::Detach(job),
+            Self { in_background: true, .. } => Task::TrainInBackground(job),
+            Self { .. } => Task::Train(job),
+        }
+    }
 }
 
 /// `80GiB`, `24 GB`: bytes.
@@ -191,7 +319,11 @@ impl Cli {
             (Some(Command::Run(flags)), _) => Task::Run(Box::new(run_args(*flags, words))),
             (Some(Command::Plan(command)), _) => command.task(),
             (Some(Command::Checkpoint(task)), _) => Task::Checkpoint(task),
-            (None, Some(args)) => Task::Train(args),
+            (Some(Command::Control(task)), _) => Task::Control(task),
+            (Some(Command::Systemd(args)), _) => Task::Systemd(args),
+            (Some(Command::Slurm(args)), _) => Task::Slurm(args),
+            (Some(Command::Doctor(args)), _) => Task::Doctor(args),
+            (None, Some(job)) => self.place.task(job),
             (None, None) => unreachable!("clap asks for help when there are no arguments"),
         }
     }
@@ -221,6 +353,48 @@ mod tests {
         assert_eq!(parse("--nproc 4 train.toml"), Ok(Task::Train(job(Some(4), &[]))));
         let sets = ["train.steps=3", "job.name=a=b"];
         assert_eq!(parse("--set train.steps=3 train.toml --set job.name=a=b"), Ok(Task::Train(job(None, &sets))));
+    }
+
+    #[test]
+    fn a_job_in_the_background_is_the_same_job() {
+        assert_eq!(parse("--detach --nproc 4 train.toml"), Ok(Task::Detach(job(Some(4), &[]))));
+        for args in [job(None, &[]), job(Some(4), &["train.steps=3", "job.name=a=b", "job.name=\"-x y\""])] {
+            for train_toml in ["train.toml", "-x", "plan", "--detach"] {
+                let args = JobArgs { train_toml: train_toml.into(), ..args.clone() };
+                let words: Vec<_> = std::iter::once("dslaunch".into()).chain(args.words_in_background()).collect();
+                assert_eq!(Cli::parse_task(&words).unwrap(), Task::TrainInBackground(args));
+            }
+        }
+    }
+
+    #[test]
+    fn jobs_are_looked_at_stopped_and_followed() {
+        let control = |task| Ok(Task::Control(task));
+        assert_eq!(parse("status --json runs/x"), control(ControlTask::Status { dir: "runs/x".into(), json: true }));
+        assert_eq!(parse("stop runs/x"), control(ControlTask::Stop { dir: "runs/x".into(), timeout: 300 }));
+        let stop = ControlTask::Stop { dir: "runs/x".into(), timeout: 5 };
+        assert_eq!(parse("stop --timeout 5 runs/x"), control(stop));
+        assert_eq!(parse("attach runs/x"), control(ControlTask::Attach { dir: "runs/x".into() }));
+    }
+
+    #[test]
+    fn schedulers_get_the_job_and_their_options() {
+        assert_eq!(parse("systemd --nproc 4 train.toml"), Ok(Task::Systemd(job(Some(4), &[]))));
+        let line = "slurm --time 1-00:00:00 --sbatch --gpus-per-node=4 --sbatch=-x=node7 --nproc 4 train.toml";
+        let args = SlurmArgs {
+            time: Some("1-00:00:00".into()),
+            partition: None,
+            sbatch: vec!["--gpus-per-node=4".into(), "-x=node7".into()],
+            job: job(Some(4), &[]),
+        };
+        assert_eq!(parse(line), Ok(Task::Slurm(args)));
+    }
+
+    #[test]
+    fn the_doctor_is_called() {
+        assert_eq!(parse("doctor"), Ok(Task::Doctor(DoctorArgs { json: false, disk: ".".into() })));
+        let args = DoctorArgs { json: true, disk: "/data".into() };
+        assert_eq!(parse("doctor --json --disk /data"), Ok(Task::Doctor(args)));
     }
 
     #[test]
@@ -289,6 +463,10 @@ mod tests {
         check("--bogus train.toml", ErrorKind::UnknownArgument);
         check("a.toml b.toml", ErrorKind::ArgumentConflict);
         check("plan", ErrorKind::MissingRequiredArgument);
+        check("status", ErrorKind::MissingRequiredArgument);
+        check("stop --timeout -1 x", ErrorKind::UnknownArgument);
+        check("--detach", ErrorKind::MissingRequiredArgument);
+        check("--detach plan train.toml", ErrorKind::ArgumentConflict);
         check("--nproc 2 plan train.toml", ErrorKind::ArgumentConflict);
         check("plan --deepspeed ds.json train.toml", ErrorKind::ArgumentConflict);
         check("plan --deepspeed ds.json --json", ErrorKind::ArgumentConflict);

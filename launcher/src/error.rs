@@ -8,11 +8,13 @@ use proto::memory::Shortage;
 use proto::model_config::ModelConfigError;
 
 use crate::checkpoint_command::CheckpointError;
+use crate::control_socket::ControlError;
 use crate::data::DataError;
 use crate::deepspeed::DeepspeedError;
 use crate::lock::LockError;
 use crate::resume::ResumeError;
 use crate::run_command::RunError;
+use crate::schedulers::SchedulerError;
 use crate::signals::Interrupt;
 use crate::spawn::SpawnError;
 
@@ -40,6 +42,12 @@ pub enum LaunchError {
     /// `dslaunch run` cannot do what its flags ask for.
     #[error(transparent)]
     Run(#[from] RunError),
+    /// A job cannot be looked at, stopped or followed.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// The job cannot be put into a scheduler's words.
+    #[error(transparent)]
+    Scheduler(#[from] SchedulerError),
     /// The job needs more memory than there is.
     #[error("{0}")]
     Memory(Box<Shortage>),
@@ -82,9 +90,11 @@ impl LaunchError {
             | Self::Data(_)
             | Self::Resume(_)
             | Self::Checkpoint(_)
-            | Self::Deepspeed(_) => 2,
+            | Self::Deepspeed(_)
+            | Self::Scheduler(_) => 2,
             Self::Memory(_) | Self::Lock(_) | Self::Spawn(_) | Self::NoWorker { .. } | Self::Io { .. } => 3,
             Self::Run(error) => error.exit_code(),
+            Self::Control(error) => error.exit_code(),
             Self::Interrupted(interrupt) => interrupt.exit_code(),
         }
     }

@@ -20,6 +20,7 @@
 //! | the guardian | killed by the launcher | killed by the launcher |
 //! | both in the same instant | killed by the kernel | lives on if it has left the rank's own process: the one gap |
 
+use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::OnceLock;
@@ -30,9 +31,10 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::prctl::set_child_subreaper;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::{Pid, setpgid};
+use nix::unistd::{Pid, dup2_stderr, dup2_stdout, setpgid, setsid};
 
 use crate::descendants;
+use crate::detach::Place;
 use crate::spawn;
 use crate::sys::{self, Fork};
 
@@ -43,8 +45,11 @@ const ORPHANED: i32 = 137;
 const PASSED_ON: [Signal; 6] =
     [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGUSR1, Signal::SIGUSR2];
 
-/// The guardian's process id, in the launcher.
-static GUARDIAN: OnceLock<u32> = OnceLock::new();
+/// From the launcher to the guardian: it leaves its terminal.
+const LEAVE: Signal = Signal::SIGURG;
+
+/// The guardian, in the launcher: its process id and what signals it.
+static GUARDIAN: OnceLock<(u32, OwnedFd)> = OnceLock::new();
 
 /// Which of the two this process is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,13 +62,20 @@ pub enum Side {
 
 /// The process id that the user knows: signals to it reach the launcher.
 pub fn public_pid() -> u32 {
-    GUARDIAN.get().copied().unwrap_or_else(std::process::id)
+    GUARDIAN.get().map_or_else(std::process::id, |(pid, _)| *pid)
+}
+
+/// The guardian leaves its terminal, as the launcher of a job in the background has done: no terminal that closes and no
+/// Ctrl-C reaches it any more, and nobody who reads its output waits for it.
+pub fn leave_terminal() -> io::Result<()> {
+    GUARDIAN.get().map_or(Ok(()), |(_, guardian)| sys::pidfd_send_signal(guardian.as_fd(), LEAVE))
 }
 
 /// Makes two processes of this one. Call it first, while it has one thread. In the guardian it returns when all is over.
-pub fn split() -> io::Result<Side> {
+pub fn split(place: Place) -> io::Result<Side> {
     let mut signals = SigSet::from_iter(PASSED_ON);
     signals.add(Signal::SIGCHLD);
+    signals.add(LEAVE);
     let mut before = SigSet::empty();
     // Before the fork, so that no signal is lost between it and the loop.
     sigprocmask(SigmaskHow::SIG_BLOCK, Some(&signals), Some(&mut before))?;
@@ -74,13 +86,16 @@ pub fn split() -> io::Result<Side> {
         Fork::Parent { child } => Ok(Side::Guardian(guard(Pid::from_raw(child.cast_signed()), &signals))),
         Fork::Child => {
             // Its own group: a terminal's Ctrl-C reaches the guardian alone, which passes it on once.
-            setpgid(Pid::from_raw(0), Pid::from_raw(0))?;
+            match place {
+                Place::Foreground => setpgid(Pid::from_raw(0), Pid::from_raw(0))?,
+                Place::Background => drop(setsid()?),
+            }
             set_child_subreaper(true)?;
             // Ends of adopted processes are waited for by a thread; every other thread inherits the block.
             before.add(Signal::SIGCHLD);
             sigprocmask(SigmaskHow::SIG_SETMASK, Some(&before), None)?;
-            GUARDIAN.set(guardian_pid).expect("a process is split once");
-            thread::Builder::new().name("guardian".into()).spawn(move || outlive(&guardian))?;
+            let (_, guardian) = GUARDIAN.get_or_init(|| (guardian_pid, guardian));
+            thread::Builder::new().name("guardian".into()).spawn(move || outlive(guardian))?;
             thread::Builder::new().name("adopted".into()).spawn(reap_adopted)?;
             Ok(Side::Launcher)
         }
@@ -92,6 +107,11 @@ fn guard(launcher: Pid, signals: &SigSet) -> u8 {
     loop {
         let code = match signals.wait() {
             Ok(Signal::SIGCHLD) => reap(launcher),
+            Ok(LEAVE) => {
+                // What it may still have to say then goes nowhere.
+                let _ = leave();
+                None
+            }
             Ok(signal) => {
                 // Unreaped, so the id is its own.
                 let _ = kill(launcher, signal);
@@ -106,6 +126,14 @@ fn guard(launcher: Pid, signals: &SigSet) -> u8 {
             return code;
         }
     }
+}
+
+fn leave() -> io::Result<()> {
+    setsid()?;
+    let nowhere = OpenOptions::new().write(true).open("/dev/null")?;
+    dup2_stdout(&nowhere)?;
+    dup2_stderr(&nowhere)?;
+    Ok(())
 }
 
 /// Takes note of every child that has ended. The exit code, if the launcher is one of them.

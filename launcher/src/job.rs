@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use proto::config::AutoOr;
+use proto::env::ServiceEnv;
 use proto::manifest::Progress;
 use proto::memory::{PeakBytes, Room, helpful_keys};
 use proto::plan::Plan;
@@ -12,11 +13,15 @@ use proto::run_dir::RunDir;
 use crate::attempt::{self, Edge, Ended, Job};
 use crate::checkpoints::Checkpoint;
 use crate::cli::{JobArgs, PlanArgs};
+use crate::control_socket::server::ControlSocket;
+use crate::detach::Place;
 use crate::error::LaunchError;
 use crate::files::write_atomically;
+use crate::guardian;
 use crate::hang::HangLimits;
 use crate::leftovers;
 use crate::lock::RunLock;
+use crate::notify::Notifier;
 use crate::old_logs;
 use crate::out_of_memory::{self, OutOfMemory};
 use crate::output::Output;
@@ -59,7 +64,7 @@ pub fn print_plan(args: &PlanArgs, terminal: &Terminal) -> Result<u8, LaunchErro
 }
 
 /// `dslaunch train.toml`: trains. Returns the exit code. `start` is when the launcher started.
-pub fn train(args: &JobArgs, terminal: &Terminal, start: Instant) -> Result<u8, LaunchError> {
+pub fn train(args: &JobArgs, place: Place, terminal: &Terminal, start: Instant) -> Result<u8, LaunchError> {
     let setup = Setup::load(args, None)?;
     let worker = worker_binary()?;
     let wish = Wish::of(&setup)?;
@@ -71,10 +76,21 @@ pub fn train(args: &JobArgs, terminal: &Terminal, start: Instant) -> Result<u8, 
         let mut output = output.map_err(LaunchError::io(format!("write {}", run_dir.events().display())))?;
         output.event(Moment::start());
         note(&setup.notes, output.console());
+        match Notifier::connect(&ServiceEnv::from_process(guardian::public_pid())) {
+            Ok(notifier) => output.notify(notifier),
+            Err(error) => output.console().warn(&format!("note: the service manager cannot be told: {error}")),
+        }
+        let control = ControlSocket::open(&run_dir, &mut output, start);
+        if let Err(error) = &control {
+            // Some file systems have no sockets. The job itself needs none.
+            let what = "dslaunch status, stop and attach will not reach this job";
+            output.console().warn(&format!("note: {what}: {}: {error}", run_dir.control_socket().display()));
+        }
         let result = async {
             leftovers::remove(&run_dir)?;
             let beginning = wish.checkpoint(&setup, output.console())?;
             let job = prepare(&setup, worker, beginning.as_ref(), &mut signals, &mut output).await?;
+            place.begun(&run_dir)?;
             wish.leave_others_behind(&run_dir, output.console())?;
             let spawner = Spawner::start().map_err(LaunchError::io("start the spawning thread"))?;
             let mut edge = Edge { spawner: &spawner, signals: &mut signals, output: &mut output };
@@ -88,6 +104,10 @@ pub fn train(args: &JobArgs, terminal: &Terminal, start: Instant) -> Result<u8, 
                 LaunchError::Interrupted(interrupt) => Moment::Interrupted { signal: interrupt.name() },
                 _ => Moment::Failed { exit_code: error.exit_code(), reason: &reason },
             });
+        }
+        drop(output);
+        if let Ok(control) = control {
+            control.close().await;
         }
         result
     })

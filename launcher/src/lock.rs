@@ -3,6 +3,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
 use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -99,6 +100,25 @@ impl Holder {
     }
 }
 
+/// The process, as its user knows it, whose launcher holds the lock on `folder`, if there is one. Looks only: taking the
+/// lock, even for a moment, would refuse a dslaunch that starts just then.
+pub fn holder(folder: &Path) -> Option<u32> {
+    let mut file = File::open(folder.join(".lock")).ok()?;
+    let inode = file.metadata().ok()?.ino();
+    let Holder { pid, launcher } = Holder::read(&mut file);
+    holds(&fs::read_to_string("/proc/locks").ok()?, launcher?, inode).then_some(pid?)
+}
+
+/// `locks` is the text of /proc/locks: `1: FLOCK  ADVISORY  WRITE 7 fe:00:4711 0 EOF`. Devices are left out: they differ
+/// from what stat says on some file systems, and the process is certain enough.
+fn holds(locks: &str, pid: u32, inode: u64) -> bool {
+    locks.lines().any(|line| {
+        let words: Vec<_> = line.split_whitespace().collect();
+        let [_, "FLOCK", _, "WRITE", holder, file, ..] = words[..] else { return false };
+        holder.parse() == Ok(pid) && file.rsplit(':').next().is_some_and(|number| number.parse() == Ok(inode))
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -111,8 +131,20 @@ mod tests {
         let error = RunLock::acquire(&folder).unwrap_err();
         let pid = std::process::id();
         assert_eq!(error.to_string(), format!("{} is in use by another dslaunch, process {pid}", folder.display()));
+        assert_eq!(holder(&folder), Some(pid));
         drop(lock);
+        assert_eq!(holder(&folder), None);
         RunLock::acquire(&folder).unwrap();
+    }
+
+    #[test]
+    fn the_holder_is_who_the_kernel_says() {
+        let locks = "1: POSIX  ADVISORY  WRITE 7 fe:00:11 0 EOF\n2: FLOCK  ADVISORY  WRITE 7 fe:00:12 0 EOF\n\
+                     2: -> FLOCK  ADVISORY  WRITE 8 fe:00:12 0 EOF\n";
+        assert!(holds(locks, 7, 12));
+        assert!(!holds(locks, 8, 12), "it waits");
+        assert!(!holds(locks, 7, 11), "another kind of lock");
+        assert!(!holds(locks, 7, 2) && !holds("", 7, 12));
     }
 
     #[test]

@@ -6,10 +6,11 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use launcher::cli::{Cli, Task};
+use launcher::detach::Place;
 use launcher::error::LaunchError;
 use launcher::guardian::{self, Side};
 use launcher::output::terminal::{Item, Stream, Terminal};
-use launcher::{checkpoint_command, deepspeed, job, run_command};
+use launcher::{checkpoint_command, control_socket, deepspeed, detach, doctor, job, run_command, schedulers};
 
 fn main() -> ExitCode {
     let start = Instant::now();
@@ -21,8 +22,13 @@ fn main() -> ExitCode {
             return ExitCode::from(usage.exit_code() as u8);
         }
     };
-    if matches!(task, Task::Train(_) | Task::Run(_)) {
-        match guardian::split() {
+    let place = match task {
+        Task::Train(_) | Task::Run(_) => Some(Place::Foreground),
+        Task::TrainInBackground(_) => Some(Place::Background),
+        _ => None,
+    };
+    if let Some(place) = place {
+        match guardian::split(place) {
             Ok(Side::Launcher) => {}
             Ok(Side::Guardian(code)) => return ExitCode::from(code),
             Err(error) => {
@@ -39,11 +45,17 @@ fn main() -> ExitCode {
         }
     };
     let result = match task {
-        Task::Train(args) => job::train(&args, &terminal, start),
+        Task::Train(args) => job::train(&args, Place::Foreground, &terminal, start),
+        Task::Detach(args) => detach::run(&args, &terminal),
+        Task::TrainInBackground(args) => job::train(&args, Place::Background, &terminal, start),
         Task::Run(args) => run_command::run(*args, &terminal),
         Task::Plan(args) => job::print_plan(&args, &terminal),
         Task::MapDeepspeed(args) => deepspeed::run(&args, &terminal),
         Task::Checkpoint(task) => checkpoint_command::run(&task, &terminal),
+        Task::Control(task) => control_socket::command::run(&task, &terminal),
+        Task::Systemd(args) => schedulers::print_systemd(&args, &terminal),
+        Task::Slurm(args) => schedulers::print_slurm(&args, &terminal),
+        Task::Doctor(args) => doctor::run(&args, &terminal),
     };
     let code = result.unwrap_or_else(|error| {
         terminal.show(Item::Text(Stream::Err, explanation(&error)));

@@ -13,11 +13,11 @@
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, PipeWriter};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -203,6 +203,14 @@ fn start(spec: &Spec) -> Result<u32, SpawnError> {
     let child = command.spawn().map_err(SpawnError::new(format!("start {}", spec.program.display())))?;
     own.insert(child.id());
     Ok(child.id())
+}
+
+/// Starts this very program again, with `args`, in the process group and with the environment of the caller; `output`
+/// becomes its standard output and standard error. Unlike everything else that is started here it outlives the caller.
+#[allow(clippy::disallowed_methods, reason = "processes start here")]
+pub fn start_again(args: Vec<OsString>, output: PipeWriter) -> io::Result<Child> {
+    let errors = output.try_clone()?;
+    Command::new(std::env::current_exe()?).args(args).stdin(Stdio::null()).stdout(output).stderr(errors).spawn()
 }
 
 /// Appending, so that a grandchild that shares the file overwrites nothing.

@@ -1,4 +1,5 @@
-//! The raw system calls under [`spawn`](crate::spawn): the only `unsafe` of the launcher.
+//! The raw system calls under [`spawn`](crate::spawn): the only `unsafe` of the launcher but for the doctor's look at
+//! NCCL.
 //!
 //! Owns what happens between fork and exec, and the calls on pidfds that no safe crate offers. It knows nothing of
 //! ranks. Everything here is safe to call; each block says why.

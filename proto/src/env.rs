@@ -3,6 +3,7 @@
 //!
 //! Everything torchrun sets is set too (same names, same meaning), so that existing programs run unchanged.
 //! The job's token never stands in the environment: `DSLAUNCH_TOKEN_FILE` names a file that only this job can read.
+//! What the launcher itself is told by a service manager is read here too ([`ServiceEnv`]).
 
 mod torchrun;
 
@@ -53,6 +54,42 @@ pub struct WorkerEnv {
     pub resume_from: Option<PathBuf>,
     /// Seed of random delays that must change nothing (`DSLAUNCH_SHAKE`): for tests. `None`: no delays.
     pub shake: Option<u64>,
+}
+
+/// Whether this process is part of a Slurm job (`SLURM_JOB_ID`).
+#[allow(clippy::disallowed_methods, reason = "this is where it is read")]
+pub fn in_slurm_job() -> bool {
+    std::env::var_os("SLURM_JOB_ID").is_some()
+}
+
+/// What a service manager (systemd) tells the launcher that it has started.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ServiceEnv {
+    /// Where it wants to be told how the service does (`NOTIFY_SOCKET`): a path, or `@NAME`.
+    pub notify_socket: Option<OsString>,
+    /// After how much silence it takes the service for dead (`WATCHDOG_USEC`, if `WATCHDOG_PID` is what it has started).
+    pub watchdog: Option<Duration>,
+}
+
+impl ServiceEnv {
+    /// Its variables, which are for the launcher alone: no rank may speak for it.
+    pub const VARIABLES: [&str; 3] = ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"];
+
+    /// Reads the variables of this process. `pid`: the process that the service manager has started.
+    #[allow(clippy::disallowed_methods, reason = "this is where it is read")]
+    pub fn from_process(pid: u32) -> Self {
+        Self::read(|name| std::env::var_os(name), pid)
+    }
+
+    /// The pure half of [`ServiceEnv::from_process`]. What makes no sense is as if it were not there.
+    pub fn read(lookup: impl Fn(&str) -> Option<OsString>, pid: u32) -> Self {
+        let number = |name: &str| lookup(name)?.to_str()?.parse::<u64>().ok();
+        let is_for_us = lookup("WATCHDOG_PID").is_none() || number("WATCHDOG_PID") == Some(pid.into());
+        Self {
+            notify_socket: lookup("NOTIFY_SOCKET").filter(|address| !address.is_empty()),
+            watchdog: number("WATCHDOG_USEC").filter(|&usec| is_for_us && usec > 0).map(Duration::from_micros),
+        }
+    }
 }
 
 /// Why a worker environment cannot be read.
@@ -192,6 +229,23 @@ mod tests {
             let vars: HashMap<_, _> = env.to_vars().into_iter().collect();
             assert_eq!(WorkerEnv::read(|name| vars.get(name).cloned()), Ok(env));
         }
+    }
+
+    #[test]
+    fn a_service_manager_is_heard_if_it_means_this_process() {
+        let read = |vars: &[(&str, &str)]| {
+            let lookup = |name: &str| vars.iter().find(|var| var.0 == name).map(|var| OsString::from(var.1));
+            ServiceEnv::read(lookup, 7)
+        };
+        let watchdog = |vars| read(vars).watchdog;
+        assert_eq!(read(&[]), ServiceEnv::default());
+        assert_eq!(read(&[("NOTIFY_SOCKET", "@x")]).notify_socket, Some("@x".into()));
+        assert_eq!(read(&[("NOTIFY_SOCKET", "")]).notify_socket, None);
+        assert_eq!(watchdog(&[("WATCHDOG_USEC", "2000000")]), Some(Duration::from_secs(2)));
+        assert_eq!(watchdog(&[("WATCHDOG_USEC", "2000000"), ("WATCHDOG_PID", "7")]), Some(Duration::from_secs(2)));
+        assert_eq!(watchdog(&[("WATCHDOG_USEC", "2000000"), ("WATCHDOG_PID", "8")]), None);
+        assert_eq!(watchdog(&[("WATCHDOG_USEC", "0")]), None);
+        assert_eq!(watchdog(&[("WATCHDOG_USEC", "soon")]), None);
     }
 
     #[test]

@@ -34,6 +34,16 @@ impl RunDir {
         self.root.join("events.jsonl")
     }
 
+    /// Where a running launcher can be asked and stopped: a Unix socket.
+    pub fn control_socket(&self) -> PathBuf {
+        self.root.join("control.sock")
+    }
+
+    /// What a job in the background writes to its terminal.
+    pub fn console_log(&self) -> PathBuf {
+        self.root.join("logs").join("console.log")
+    }
+
     /// Prepared training data (see [`crate::dataset`]); safe to delete between runs.
     pub fn data(&self) -> PathBuf {
         self.root.join("data")

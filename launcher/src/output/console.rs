@@ -5,9 +5,14 @@ use std::io::{self, IsTerminal};
 use std::time::Duration;
 
 use proto::control::{EvalMetrics, StepMetrics};
+use serde::{Deserialize, Serialize};
+use tokio::sync::broadcast;
 
 use super::terminal::{Item, Live, Stream, Terminal};
 use super::units;
+
+/// What followers elsewhere may lag behind before they miss lines.
+const FOLLOWERS_CAPACITY: usize = 256;
 
 /// Where the user looks.
 #[derive(Debug)]
@@ -20,47 +25,76 @@ pub struct Console {
     /// Whether steps are shown on that line now.
     bar: bool,
     steps: u64,
+    /// Whoever follows the job from another terminal.
+    followers: broadcast::Sender<Shown>,
+}
+
+/// What a console shows. Another console shows the same of it in its own way: as rows, or on a live line.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Shown {
+    /// Something takes a while.
+    Wait(String),
+    /// It has taken its while.
+    EndWait,
+    /// Training of `steps` steps begins, or goes on after `step`.
+    Begin {
+        /// Steps done.
+        step: u64,
+        /// Steps of the whole run.
+        steps: u64,
+    },
+    /// A step is done.
+    Step {
+        /// Steps done.
+        step: u64,
+        /// Whether it is shown where there is no live line.
+        logged: bool,
+        /// What is said of it.
+        text: String,
+    },
+    /// A line of progress.
+    Row(String),
+    /// Lines on standard output.
+    Say(String),
+    /// Lines on standard error.
+    Warn(String),
+    /// There is no live line any more.
+    Clear,
 }
 
 impl Console {
     /// `progress`: whether the user wants to see steps. Warnings and reports are shown in any case.
     pub fn new(terminal: Terminal, progress: bool) -> Self {
         let live = progress && io::stdout().is_terminal() && io::stderr().is_terminal();
-        Self { terminal, progress, live, bar: false, steps: 0 }
+        let (followers, _) = broadcast::channel(FOLLOWERS_CAPACITY);
+        Self { terminal, progress, live, bar: false, steps: 0, followers }
+    }
+
+    /// Where all that is shown from now on can be followed, steps included even if they are not shown here. Closed when
+    /// this console is gone.
+    pub fn followers(&self) -> broadcast::WeakSender<Shown> {
+        self.followers.downgrade()
     }
 
     /// Says that something takes a while. On a terminal it goes away with [`Console::end_wait`].
     pub fn wait(&mut self, what: &str) {
-        if self.live {
-            self.terminal.show(Item::Live(Live::Wait(what.to_owned())));
-        } else if self.progress {
-            self.warn(what);
-        }
+        self.tell(Shown::Wait(what.to_owned()));
     }
 
     /// It has taken its while.
     pub fn end_wait(&mut self) {
-        self.clear();
+        self.tell(Shown::EndWait);
     }
 
     /// Training of `steps` steps begins, or goes on after `resume_step`.
     pub fn begin_attempt(&mut self, resume_step: u64, steps: u64) {
-        self.clear();
-        self.steps = steps;
-        self.bar = self.live;
-        if self.live {
-            self.terminal.show(Item::Live(Live::Begin { step: resume_step, steps }));
-        }
+        self.tell(Shown::Begin { step: resume_step, steps });
     }
 
     /// Shows a step: always on a live line, else if it is logged.
     pub fn step(&mut self, step: &StepMetrics) {
-        if self.bar {
-            let text = describe(step, self.steps);
-            self.terminal.show(Item::Live(Live::Step { step: step.step, text }));
-        } else if step.logged {
-            self.row(&format!("step {}/{}  {}", step.step, self.steps, describe(step, self.steps)));
-        }
+        self.tell(Shown::Step { step: step.step, logged: step.logged, text: describe(step, self.steps) });
     }
 
     /// Shows a validation.
@@ -70,32 +104,67 @@ impl Console {
 
     /// A line of progress; the only kind that may be dropped.
     pub fn row(&mut self, line: &str) {
-        if self.progress {
-            self.terminal.show(Item::Row(line.to_owned()));
-        }
+        self.tell(Shown::Row(line.to_owned()));
     }
 
     /// Lines on standard output.
     pub fn say(&mut self, text: &str) {
-        self.terminal.show(Item::Text(Stream::Out, text.to_owned()));
+        self.tell(Shown::Say(text.to_owned()));
     }
 
     /// Lines on standard error.
     pub fn warn(&mut self, text: &str) {
-        self.terminal.show(Item::Text(Stream::Err, text.to_owned()));
+        self.tell(Shown::Warn(text.to_owned()));
     }
 
     /// Takes the live line away.
     pub fn clear(&mut self) {
-        self.bar = false;
-        if self.live {
-            self.terminal.show(Item::Live(Live::Clear));
-        }
+        self.tell(Shown::Clear);
     }
 
     /// The user is in a hurry to leave.
     pub fn hurry(&mut self) {
         self.terminal.hurry();
+    }
+
+    fn tell(&mut self, shown: Shown) {
+        // Without followers nobody is told.
+        let _ = self.followers.send(shown.clone());
+        self.show(shown);
+    }
+
+    /// Shows what another console has shown.
+    pub fn show(&mut self, shown: Shown) {
+        match shown {
+            Shown::Wait(what) if self.live => self.terminal.show(Item::Live(Live::Wait(what))),
+            Shown::Wait(what) if self.progress => self.terminal.show(Item::Text(Stream::Err, what)),
+            Shown::Wait(_) => {}
+            Shown::EndWait | Shown::Clear => self.take_live_line_away(),
+            Shown::Begin { step, steps } => {
+                self.take_live_line_away();
+                self.steps = steps;
+                self.bar = self.live;
+                if self.live {
+                    self.terminal.show(Item::Live(Live::Begin { step, steps }));
+                }
+            }
+            Shown::Step { step, text, .. } if self.bar => self.terminal.show(Item::Live(Live::Step { step, text })),
+            Shown::Step { step, logged: true, text } => {
+                self.show(Shown::Row(format!("step {step}/{}  {text}", self.steps)));
+            }
+            Shown::Step { logged: false, .. } => {}
+            Shown::Row(line) if self.progress => self.terminal.show(Item::Row(line)),
+            Shown::Row(_) => {}
+            Shown::Say(text) => self.terminal.show(Item::Text(Stream::Out, text)),
+            Shown::Warn(text) => self.terminal.show(Item::Text(Stream::Err, text)),
+        }
+    }
+
+    fn take_live_line_away(&mut self) {
+        self.bar = false;
+        if self.live {
+            self.terminal.show(Item::Live(Live::Clear));
+        }
     }
 }
 

@@ -9,6 +9,7 @@ pub mod metrics;
 pub mod plan_table;
 pub mod report;
 mod screen;
+pub mod status;
 pub mod terminal;
 pub mod units;
 
@@ -20,11 +21,16 @@ use std::time::{Duration, Instant};
 use proto::config::Sink;
 use proto::control::{CheckpointSaved, EvalMetrics, Finished, SkippedStep, StepMetrics};
 use proto::run_dir::RunDir;
+use tokio::sync::watch;
 
+use crate::guardian;
 use console::Console;
 use events::{EventLog, Moment};
 use metrics::{EvalRow, MetricsFile, StepRow};
+use status::{JobStatus, State};
 use terminal::Terminal;
+
+use crate::notify::Notifier;
 
 /// Everything that a run writes for its user.
 #[derive(Debug)]
@@ -37,6 +43,10 @@ pub struct Output {
     /// Rows that could not be written.
     lost_rows: u64,
     latest: Latest,
+    /// For whoever asks while the job runs.
+    status: watch::Sender<JobStatus>,
+    /// For whoever has started the launcher.
+    notifier: Notifier,
 }
 
 /// The latest of what ranks reported, for the summary.
@@ -65,7 +75,24 @@ impl Output {
             start,
             lost_rows: 0,
             latest: Latest::default(),
+            status: watch::Sender::new(JobStatus::new(State::Preparing, Some(guardian::public_pid()))),
+            notifier: Notifier::nobody(),
         })
+    }
+
+    /// From now on the service manager hears of it too.
+    pub fn notify(&mut self, notifier: Notifier) {
+        self.notifier = notifier;
+    }
+
+    /// A rank works on something else than a moment ago.
+    pub fn progress(&mut self) {
+        self.notifier.tell(|service, now| service.progress(now));
+    }
+
+    /// Where the job stands, now and from now on; its elapsed time is for the asker to fill in.
+    pub fn status(&self) -> watch::Receiver<JobStatus> {
+        self.status.subscribe()
     }
 
     /// The terminal.
@@ -75,6 +102,16 @@ impl Output {
 
     /// Writes to the timeline.
     pub fn event(&mut self, moment: Moment<'_>) {
+        self.status.send_modify(|status| status.event(&moment));
+        self.notifier.tell(|service, now| match &moment {
+            Moment::FailureDetected { rank, cause } => service.status(&format!("rank {rank} failed: {cause}"), now),
+            Moment::Failed { reason, .. } => service.status(&format!("failed: {reason}"), now),
+            Moment::Spawned { .. } | Moment::Started { .. } | Moment::SkippedStep { .. } => service.progress(now),
+            Moment::Checkpoint { seconds, .. } => {
+                service.checkpoint(Duration::try_from_secs_f64(*seconds).unwrap_or_default(), now)
+            }
+            _ => String::new(),
+        });
         let written = self.events.write(moment);
         self.row_written(written, "events.jsonl");
     }
@@ -85,6 +122,7 @@ impl Output {
         self.events.set_attempt(attempt);
         let rewound = self.metrics.as_mut().map_or(Ok(()), |metrics| metrics.rewind(resume_step));
         self.row_written(rewound, "metrics.jsonl");
+        self.status.send_modify(|status| status.begin_attempt(attempt, resume_step, steps));
         self.console.begin_attempt(resume_step, steps);
     }
 
@@ -92,6 +130,9 @@ impl Output {
     pub fn step(&mut self, step: &StepMetrics) {
         self.latest.loss = Some(step.loss);
         self.latest.tokens = step.tokens;
+        self.status.send_modify(|status| status.step(step));
+        let steps = self.status.borrow().steps;
+        self.notifier.tell(|service, now| service.step(step.step, steps, step.loss, now));
         if step.logged {
             self.metrics_row(|metrics| metrics.write(&StepRow::from(step)));
         }
@@ -112,6 +153,7 @@ impl Output {
     /// The validation set was scored.
     pub fn eval(&mut self, eval: &EvalMetrics) {
         self.latest.eval_loss = Some(eval.eval_loss);
+        self.progress();
         self.metrics_row(|metrics| metrics.write(&EvalRow::from(eval)));
         self.console.eval(eval);
     }
@@ -120,6 +162,12 @@ impl Output {
     pub fn checkpoint(&mut self, saved: &CheckpointSaved) {
         self.event(Moment::Checkpoint { step: saved.step, path: Path::new(&saved.path), seconds: saved.seconds });
         self.console.row(&format!("step {}: checkpoint in {} ({:.1} s)", saved.step, saved.path, saved.seconds));
+    }
+
+    /// The user wants the job to stop.
+    pub fn stopping(&mut self) {
+        self.status.send_modify(|status| status.state = State::Stopping);
+        self.notifier.tell(|service, _| service.stopping());
     }
 
     /// A rank's work is done.

@@ -57,7 +57,15 @@ pub struct End {
 impl Run {
     /// `fault` is what the stand-in does wrong; see `fake_rank`.
     pub fn new(fault: &'static str) -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        Self::at(tempfile::tempdir().unwrap(), fault)
+    }
+
+    /// The same in a folder whose path is longer than a socket's address.
+    pub fn deep(fault: &'static str) -> Self {
+        Self::at(tempfile::Builder::new().prefix(&"deep-".repeat(40)).tempdir().unwrap(), fault)
+    }
+
+    fn at(dir: tempfile::TempDir, fault: &'static str) -> Self {
         let path = |name: &str| dir.path().join(name);
         fs::copy(env!("CARGO_BIN_EXE_dslaunch"), path("dslaunch")).unwrap();
         fs::copy(std::env::current_exe().unwrap(), path("dslaunch-rank")).unwrap();
@@ -126,9 +134,29 @@ impl Run {
         Launch { child, events: self.path("events.jsonl"), metrics: self.path("metrics.jsonl"), stdout, stderr }
     }
 
+    /// dslaunch with `args` and nothing else.
+    pub fn process(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(self.beside("dslaunch"));
+        command.current_dir(self.dir.path()).args(args).env("FAKE_RANK", self.fault).stdin(Stdio::null());
+        command
+    }
+
+    /// Starts dslaunch with `args` and nothing else; `name` tells its output from others'.
+    pub fn start(&self, args: &[&str], name: &str) -> Launch {
+        self.start_with(args, name, &[])
+    }
+
+    /// The same with variables added to its environment.
+    pub fn start_with(&self, args: &[&str], name: &str, env: &[(&str, &str)]) -> Launch {
+        let [stdout, stderr] = ["stdout", "stderr"].map(|stream| self.beside(&format!("{stream}-{name}")));
+        let [out, err] = [&stdout, &stderr].map(|path| fs::File::create(path).unwrap());
+        let child = self.process(args).envs(env.iter().copied()).stdout(out).stderr(err).spawn().unwrap();
+        Launch { child, events: self.path("events.jsonl"), metrics: self.path("metrics.jsonl"), stdout, stderr }
+    }
+
     /// Runs dslaunch with `args` and nothing else. Returns exit code, standard output and standard error.
     pub fn command(&self, args: &[&str]) -> (i32, String, String) {
-        let end = Command::new(self.beside("dslaunch")).current_dir(self.dir.path()).args(args).output().unwrap();
+        let end = self.process(args).output().unwrap();
         let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
         (end.status.code().unwrap(), text(end.stdout), text(end.stderr))
     }
@@ -175,13 +203,21 @@ impl Launch {
 
     /// Waits until `step` is in metrics.jsonl and returns the ranks' process ids.
     pub fn wait_for_step(&self, step: u64) -> Vec<u64> {
-        let since = Instant::now();
-        while !rows(&self.metrics).iter().any(|row| row["step"].as_u64() >= Some(step)) {
-            assert!(since.elapsed() < DEADLINE, "step {step} does not come");
-            std::thread::park_timeout(POLL);
-        }
+        let is_there = || rows(&self.metrics).iter().any(|row| row["step"].as_u64() >= Some(step));
+        wait_until(&format!("step {step}"), is_there);
         let spawned = rows(&self.events).into_iter().rfind(|row| row["event"] == "spawned").unwrap();
         spawned["pids"].as_array().unwrap().iter().map(|pid| pid.as_u64().unwrap()).collect()
+    }
+
+    /// Waits until it has written `text` to its standard output.
+    pub fn wait_for_stdout(&self, text: &str) {
+        wait_until(text, || fs::read_to_string(&self.stdout).unwrap().contains(text));
+    }
+
+    /// Kills it, so that it has no time for anything.
+    pub fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
     }
 
     fn end_since(mut self, since: Instant) -> End {
@@ -199,6 +235,32 @@ impl Launch {
         let read = |path: &Path| fs::read_to_string(path).unwrap();
         let code = status.code().unwrap_or_else(|| panic!("dslaunch was killed: {status}"));
         End { code, stdout: read(&self.stdout), stderr: read(&self.stderr), after_signal }
+    }
+}
+
+/// A check that fails leaves nothing running.
+impl Drop for Launch {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Nor in the background.
+impl Drop for Run {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let _ = self.process(&["stop", "--timeout", "10", "run"]).status();
+        }
+    }
+}
+
+/// Waits until something outside this process has happened.
+pub fn wait_until(what: &str, happened: impl Fn() -> bool) {
+    let since = Instant::now();
+    while !happened() {
+        assert!(since.elapsed() < DEADLINE, "this does not come: {what}");
+        std::thread::park_timeout(POLL);
     }
 }
 

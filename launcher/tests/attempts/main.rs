@@ -4,8 +4,10 @@
 
 #![allow(clippy::disallowed_methods, reason = "the test plays launcher and rank: it starts one and is the other")]
 
+mod control;
 mod fake_rank;
 mod harness;
+mod services;
 
 use std::fs;
 use std::io::Read;
@@ -17,7 +19,7 @@ fn main() {
     if std::env::var_os("DSLAUNCH_PLAN").is_some() {
         return fake_rank::main();
     }
-    check_all(&[
+    let mut checks: Vec<(&str, fn())> = vec![
         ("a_run_without_faults_is_done", a_run_without_faults_is_done),
         (
             "a_killed_rank_is_restarted_from_the_newest_checkpoint",
@@ -49,7 +51,10 @@ fn main() {
         ("the_plan_is_printed", the_plan_is_printed),
         ("checkpoints_are_looked_at", checkpoints_are_looked_at),
         ("a_deepspeed_config_becomes_a_train_toml", a_deepspeed_config_becomes_a_train_toml),
-    ]);
+    ];
+    checks.extend(control::CHECKS);
+    checks.extend(services::CHECKS);
+    check_all(&checks);
 }
 
 fn a_run_without_faults_is_done() {

@@ -1,0 +1,150 @@
+//! `dslaunch status`, `stop` and `attach`.
+
+use std::path::Path;
+use std::time::Duration;
+
+use proto::run_dir::RunDir;
+use tokio::signal::ctrl_c;
+use tokio::time::timeout;
+
+use super::client::Connection;
+use super::protocol::{Reply, Request};
+use super::{ControlError, past};
+use crate::cli::ControlTask;
+use crate::error::LaunchError;
+use crate::job::on_runtime;
+use crate::output::console::{Console, Shown};
+use crate::output::status::{JobStatus, State};
+use crate::output::terminal::Terminal;
+use crate::output::units;
+
+/// Does what the command line asks for. Returns the exit code.
+pub fn run(task: &ControlTask, terminal: &Terminal) -> Result<u8, LaunchError> {
+    let mut console = Console::new(terminal.clone(), true);
+    on_runtime(async {
+        let code = match task {
+            ControlTask::Status { dir, json } => {
+                let status = status(&RunDir::new(dir)).await?;
+                let to_json = || serde_json::to_string_pretty(&status).expect("a status is plain data");
+                console.say(&if *json { to_json() } else { status.table(dir) });
+                Ok(status.verdict())
+            }
+            ControlTask::Stop { dir, timeout } => stop(dir, Duration::from_secs(*timeout), &mut console).await,
+            ControlTask::Attach { dir } => attach(dir, &mut console).await,
+        };
+        Ok(code?)
+    })
+}
+
+/// Where the job stands: it is asked, or its files are.
+async fn status(run_dir: &RunDir) -> Result<JobStatus, ControlError> {
+    match Connection::ask(run_dir, Request::Status).await {
+        Ok(Some((_, Reply::Status(status)))) => Ok(status),
+        Ok(Some((_, other))) => Err(unexpected(run_dir.root(), &other)),
+        Ok(None) => past::status(run_dir),
+        Err(ControlError::NoAnswer { pid, .. }) => {
+            let status = past::status(run_dir)?;
+            Ok(JobStatus { state: State::Silent, pid, exit_code: None, reason: None, ..status })
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// 0: the job does not run any more. 1: it still does after `limit`.
+async fn stop(dir: &Path, limit: Duration, console: &mut Console) -> Result<u8, ControlError> {
+    let run_dir = RunDir::new(dir);
+    let Some((mut job, reply)) = Connection::ask(&run_dir, Request::Stop).await? else {
+        let status = past::status(&run_dir)?;
+        if status.state == State::Silent {
+            return Err(ControlError::NoAnswer { dir: dir.to_owned(), pid: status.pid });
+        }
+        console.say(&status.headline(dir));
+        return Ok(0);
+    };
+    if reply != Reply::Stopping {
+        return Err(unexpected(dir, &reply));
+    }
+    console.wait(&format!("{}: stopping", dir.display()));
+    let ended = timeout(limit, job.closed()).await;
+    console.end_wait();
+    match ended {
+        Ok(closed) => {
+            closed?;
+            console.say(&past::status(&run_dir)?.headline(dir));
+            Ok(0)
+        }
+        Err(_) => {
+            let limit = units::duration(limit);
+            console.warn(&format!("{}: still stopping after {limit}; it goes on doing so", dir.display()));
+            Ok(1)
+        }
+    }
+}
+
+/// 0: the user left. Otherwise the exit code that the job ended with, 1 if it did not run or says none.
+async fn attach(dir: &Path, console: &mut Console) -> Result<u8, ControlError> {
+    let run_dir = RunDir::new(dir);
+    let Some((mut job, reply)) = Connection::ask(&run_dir, Request::Attach).await? else {
+        console.say(&past::status(&run_dir)?.headline(dir));
+        return Ok(1);
+    };
+    let Reply::Status(status) = reply else { return Err(unexpected(dir, &reply)) };
+    console.say(&format!("{}; Ctrl-C leaves it running", status.headline(dir)));
+    if status.steps > 0 {
+        console.show(Shown::Begin { step: status.step, steps: status.steps });
+        if status.step > 0 {
+            console.row(&format!("at step {} of {}", status.step, status.steps));
+        }
+    }
+    loop {
+        let reply = tokio::select! {
+            reply = job.next() => reply?,
+            pressed = ctrl_c() => {
+                pressed.map_err(|source| ControlError::Io { socket: run_dir.control_socket(), source })?;
+                console.clear();
+                console.hurry();
+                console.say(&format!("{}: it goes on; `dslaunch attach` comes back", dir.display()));
+                return Ok(0);
+            }
+        };
+        match reply {
+            Some(Reply::Shown(shown)) => console.show(tame(shown)),
+            Some(Reply::Missed(lines)) => console.row(&format!("{} not shown", units::plural(lines, "line"))),
+            Some(other) => return Err(unexpected(dir, &other)),
+            None => break,
+        }
+    }
+    console.clear();
+    let status = past::status(&run_dir)?;
+    console.say(&status.headline(dir));
+    Ok(status.exit_code.unwrap_or(1))
+}
+
+/// Root may look at other users' jobs: their texts must not command root's terminal.
+fn tame(shown: Shown) -> Shown {
+    let clean = |text: String| text.split('\n').map(units::printable).collect::<Vec<_>>().join("\n");
+    match shown {
+        Shown::Wait(text) => Shown::Wait(clean(text)),
+        Shown::Row(text) => Shown::Row(clean(text)),
+        Shown::Say(text) => Shown::Say(clean(text)),
+        Shown::Warn(text) => Shown::Warn(clean(text)),
+        Shown::Step { step, logged, text } => Shown::Step { step, logged, text: clean(text) },
+        Shown::EndWait | Shown::Begin { .. } | Shown::Clear => shown,
+    }
+}
+
+fn unexpected(dir: &Path, reply: &Reply) -> ControlError {
+    let answer = String::from_utf8_lossy(&reply.line()).trim_end().to_owned();
+    ControlError::Answer { dir: dir.to_owned(), answer }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_followed_jobs_text_commands_no_terminal() {
+        let shown = Shown::Warn("a\x1b]0;title\x07\nb".into());
+        assert_eq!(tame(shown), Shown::Warn("a\u{fffd}]0;title\u{fffd}\nb".into()));
+    }
+}

@@ -1,0 +1,148 @@
+//! NVIDIA GPUs, as their driver's management library describes them. The library is loaded now, if it is there.
+
+use std::ffi::OsStr;
+use std::path::Path;
+
+use nvml_wrapper::enum_wrappers::device::TopologyLevel;
+use nvml_wrapper::error::NvmlError;
+use nvml_wrapper::{Device, Nvml};
+use serde::Serialize;
+
+/// Where the kernel module shows itself.
+const DRIVER: &str = "/proc/driver/nvidia/version";
+/// More NVLinks than any GPU has.
+const MOST_LINKS: u32 = 18;
+
+/// What there is.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Gpus {
+    /// No driver is loaded, so there is nothing to use.
+    NoDriver,
+    /// There is a driver, and it does not answer: why.
+    Unusable(String),
+    /// The driver answers.
+    Found {
+        /// The driver's version.
+        driver: String,
+        /// The newest CUDA that it can run.
+        cuda: Option<String>,
+        /// By index.
+        gpus: Vec<Gpu>,
+        /// How each pair is connected, `(a, b)` with `a < b`.
+        links: Vec<Link>,
+    },
+}
+
+/// One GPU.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Gpu {
+    /// Its name.
+    pub name: String,
+    /// Bytes of memory.
+    pub memory: u64,
+    /// Of these, free now.
+    pub memory_free: u64,
+    /// Compute capability.
+    pub compute: Option<(i32, i32)>,
+    /// Where it is on the PCI bus.
+    pub pci: Option<String>,
+    /// PCIe generation and lanes that are possible.
+    pub pcie: Option<(u32, u32)>,
+    /// NVLinks that are up.
+    pub nvlinks: u32,
+    /// Process ids of those who compute on it now.
+    pub processes: Vec<u32>,
+}
+
+/// How two GPUs are connected, apart from NVLink.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Link {
+    /// Indices, ascending.
+    pub gpus: (usize, usize),
+    /// What lies between them on the PCI bus.
+    pub distance: Distance,
+}
+
+/// How far two GPUs are from each other on the PCI bus: what lies between them, nearest first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Distance {
+    /// They share a board.
+    Board,
+    /// A switch.
+    Switch,
+    /// Several switches.
+    Switches,
+    /// A host bridge.
+    HostBridge,
+    /// A NUMA node.
+    Node,
+    /// The link between processors.
+    System,
+}
+
+impl Gpus {
+    /// Asks the driver.
+    pub fn look() -> Self {
+        if !Path::new(DRIVER).exists() {
+            return Gpus::NoDriver;
+        }
+        // The name without a number comes with development packages only.
+        let nvml = Nvml::builder().lib_path(OsStr::new("libnvidia-ml.so.1")).init();
+        nvml.and_then(|nvml| found(&nvml)).unwrap_or_else(|error| Gpus::Unusable(error.to_string()))
+    }
+
+    /// How many can be used.
+    pub fn count(&self) -> usize {
+        match self {
+            Gpus::Found { gpus, .. } => gpus.len(),
+            Gpus::NoDriver | Gpus::Unusable(_) => 0,
+        }
+    }
+}
+
+fn found(nvml: &Nvml) -> Result<Gpus, NvmlError> {
+    let devices: Vec<Device<'_>> =
+        (0..nvml.device_count()?).map(|index| nvml.device_by_index(index)).collect::<Result<_, _>>()?;
+    let gpus: Vec<Gpu> = devices.iter().map(gpu).collect::<Result<_, _>>()?;
+    let mut links = vec![];
+    for b in 0..devices.len() {
+        for (a, device) in devices.iter().enumerate().take(b) {
+            // A virtual machine may hide how they are connected.
+            let level = device.topology_common_ancestor(nvml.device_by_index(b as u32)?).ok();
+            links.extend(level.map(|level| Link { gpus: (a, b), distance: distance(level) }));
+        }
+    }
+    let cuda = nvml.sys_cuda_driver_version().ok();
+    let cuda = cuda.map(|version| format!("{}.{}", version / 1000, version % 1000 / 10));
+    Ok(Gpus::Found { driver: nvml.sys_driver_version()?, cuda, gpus, links })
+}
+
+/// Name and memory are what there has to be; the rest depends on the kind of GPU and on what a container may see.
+fn gpu(device: &Device<'_>) -> Result<Gpu, NvmlError> {
+    let memory = device.memory_info()?;
+    let is_up = |link: &u32| device.link_wrapper_for(*link).is_active().unwrap_or(false);
+    let processes = device.running_compute_processes().unwrap_or_default();
+    Ok(Gpu {
+        name: device.name()?,
+        memory: memory.total,
+        memory_free: memory.free,
+        compute: device.cuda_compute_capability().ok().map(|compute| (compute.major, compute.minor)),
+        pci: device.pci_info().ok().map(|pci| pci.bus_id),
+        pcie: device.max_pcie_link_gen().ok().zip(device.max_pcie_link_width().ok()),
+        nvlinks: (0..MOST_LINKS).filter(is_up).count() as u32,
+        processes: processes.iter().map(|process| process.pid).collect(),
+    })
+}
+
+fn distance(level: TopologyLevel) -> Distance {
+    match level {
+        TopologyLevel::Internal => Distance::Board,
+        TopologyLevel::Single => Distance::Switch,
+        TopologyLevel::Multiple => Distance::Switches,
+        TopologyLevel::HostBridge => Distance::HostBridge,
+        TopologyLevel::Node => Distance::Node,
+        TopologyLevel::System => Distance::System,
+    }
+}
