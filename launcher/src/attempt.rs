@@ -5,7 +5,6 @@
 //! earlier attempt reaches a later one.
 
 use std::fs;
-use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -134,14 +133,10 @@ pub async fn run(
     // The ranks have their own copies now: with the last rank, the memory is gone.
     drop((shm, token_fd, progress_fd));
     let outcome = attempt.supervise(&job.plan, edge).await;
-    clear().await.map_err(LaunchError::io("end the processes that ranks have left"))?;
+    // In whatever session: the next attempt needs the devices.
+    descendants::clear().await.map_err(LaunchError::io("end the processes that ranks have left"))?;
     let kernel_kills = out_of_memory::kernel_kills().saturating_sub(kernel_kills);
     Ok(Ended { outcome, lines: attempt.progress.lines(), kernel_kills })
-}
-
-/// Ends what the ranks of an attempt have started and left behind, in whatever session: the next one needs the devices.
-pub async fn clear() -> io::Result<()> {
-    tokio::task::spawn_blocking(descendants::end_all).await.expect("looking at processes does not panic")
 }
 
 /// The launcher's own ends: where signals come from, processes are started and rows are written.

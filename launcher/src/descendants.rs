@@ -44,6 +44,11 @@ pub fn end_all() -> io::Result<()> {
     }
 }
 
+/// As [`end_all`], for the launcher's tasks: it waits on a thread that may.
+pub async fn clear() -> io::Result<()> {
+    tokio::task::spawn_blocking(end_all).await.expect("looking at processes does not panic")
+}
+
 /// Zombies among the children of this process.
 pub fn zombies() -> io::Result<Vec<u32>> {
     let own = std::process::id();

@@ -18,7 +18,7 @@
 //! | a rank | killed by the launcher | killed by the launcher before the next attempt |
 //! | the launcher | killed by the kernel | killed by the guardian |
 //! | the guardian | killed by the launcher | killed by the launcher |
-//! | both in the same instant | killed by the kernel | lives on if it has left the rank's own process: the one gap |
+//! | both in the same instant | killed by the kernel | lives on: the one gap |
 
 use std::fs::OpenOptions;
 use std::io;

@@ -11,7 +11,7 @@ use super::logs::AttemptLogs;
 use super::rendezvous::HeldPort;
 use super::streams::Destination;
 use super::tee::Tee;
-use crate::attempt::clear;
+use crate::descendants;
 use crate::error::LaunchError;
 use crate::exit::Exit;
 use crate::output::terminal::{Stream, Terminal};
@@ -64,7 +64,7 @@ pub async fn run(job: &Job, number: u32, logs: &AttemptLogs, edge: &mut Edge<'_>
     }
     drop(sender);
     let outcome = attempt.supervise(edge.signals).await;
-    clear().await.map_err(LaunchError::io("end the processes that workers have left"))?;
+    descendants::clear().await.map_err(LaunchError::io("end the processes that workers have left"))?;
     let interrupt = match showing {
         Some(showing) => showing.end(edge.signals).await,
         None => None,
