@@ -25,8 +25,8 @@ pub struct Cli {
 enum Command {
     /// Run any program as ranks of this machine, with torchrun's flags and worker environment
     ///
-    /// Each flag can also be given as a variable PET_<FLAG> (PET_NPROC_PER_NODE); what is typed wins. All ranks are stopped
-    /// when one fails, and started again while --max-restarts lasts. A free MASTER_PORT is held for rank 0.
+    /// Each flag can also be given as a variable (PET_NPROC_PER_NODE for --nproc-per-node); what is typed wins. All ranks are
+    /// stopped when one fails, and started again while --max-restarts lasts. A free MASTER_PORT is held for rank 0.
     ///
     /// Exit codes: 0; that of the rank that failed first, 128 + N if signal N killed it; 2 bad usage; 3 the command cannot
     /// be started; 130, 143 stopped by SIGINT, SIGTERM, which are passed on: ranks have 30 s, or until the second signal.

@@ -5,7 +5,7 @@
 //!
 //! - HNG-1 A rank that waits in an exchange is blamed only if all do and its process is stopped or blocked.
 //! - HNG-2 Time counts as far as it was watched: a launcher or a machine that stood still itself sees nobody hang.
-//! - HNG-3 A place is given [`HangLimits::unlearned`] until a rank was seen to leave it, and then [`FACTOR`] times the longest
+//! - HNG-3 A place is given [`HangLimits::unlearned`] until a rank was seen to leave it, and then `FACTOR` times the longest
 //!   that any took. Places that wait for disks keep the first limit.
 
 use std::collections::HashMap;

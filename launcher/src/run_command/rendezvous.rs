@@ -27,7 +27,7 @@ impl FromStr for Backend {
     }
 }
 
-/// `--rdzv-endpoint`: HOST, HOST:PORT or [IPV6]:PORT.
+/// `--rdzv-endpoint`: `HOST`, `HOST:PORT` or `[IPV6]:PORT`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Endpoint {
     /// Without brackets.
