@@ -89,7 +89,7 @@ class MemorySampler(threading.Thread):
         self.peak_shared[rank] = max(self.peak_shared.get(rank, 0), fields.get("RssShmem", 0))
 
     def find_ranks(self) -> None:
-        for pid in children(self.root_pid):
+        for pid in descendants(self.root_pid):
             found = re.search(r"(?:^|\0)RANK=(\d+)\0", read_text(f"/proc/{pid}/environ"))
             if found:
                 self.pids.setdefault(int(found[1]), pid)
@@ -110,6 +110,12 @@ def read_text(path: str) -> str:
 def kib_fields(path: str) -> dict[str, int]:
     """`Name:  123 kB` lines, in bytes."""
     return {name: int(value) * 1024 for name, value in re.findall(r"^(\w+):\s+(\d+) kB$", read_text(path), re.MULTILINE)}
+
+
+def descendants(pid: int) -> Iterator[int]:
+    for child in children(pid):
+        yield child
+        yield from descendants(child)
 
 
 def children(pid: int) -> list[int]:
