@@ -1,4 +1,5 @@
-//! Starts processes, watches for their end and signals them: the only place of the launcher that does.
+//! Starts programs, watches for their end and signals them: the only place of the launcher that starts any. (`guardian`
+//! only makes a copy of dslaunch itself, and `descendants` ends what others have started.)
 //!
 //! Owns the thread that spawns. It knows nothing of ranks, plans or restarts.
 //!

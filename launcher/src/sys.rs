@@ -1,7 +1,7 @@
-//! The raw system calls under [`spawn`](crate::spawn): the only `unsafe` of the launcher but for the doctor's look at
-//! NCCL.
+//! The raw system calls under [`spawn`](crate::spawn) and [`guardian`](crate::guardian): the only `unsafe` of the launcher
+//! but for the progress page and the doctor's look at NCCL.
 //!
-//! Owns what happens between fork and exec, and the calls on pidfds that no safe crate offers. It knows nothing of
+//! Owns fork, what happens between it and exec, and the calls on pidfds that no safe crate offers. It knows nothing of
 //! ranks. Everything here is safe to call; each block says why.
 
 #![allow(unsafe_code, reason = "code between fork and exec, and system calls without a safe wrapper")]

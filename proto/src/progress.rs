@@ -48,8 +48,6 @@ pub enum Phase {
     Between,
     /// Validation.
     Validate,
-    /// A snapshot for the next attempt is copied.
-    Snapshot,
     /// A checkpoint is written.
     Checkpoint,
     /// The final model is written.
@@ -60,7 +58,7 @@ pub enum Phase {
 
 impl Phase {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Phase; 12] = [
+    pub const ALL: [Phase; 11] = [
         Phase::Start,
         Phase::Load,
         Phase::Forward,
@@ -69,7 +67,6 @@ impl Phase {
         Phase::Update,
         Phase::Between,
         Phase::Validate,
-        Phase::Snapshot,
         Phase::Checkpoint,
         Phase::Save,
         Phase::End,
@@ -87,7 +84,6 @@ impl fmt::Display for Phase {
             Phase::Update => "update",
             Phase::Between => "between steps",
             Phase::Validate => "validation",
-            Phase::Snapshot => "snapshot",
             Phase::Checkpoint => "checkpoint",
             Phase::Save => "saving the final model",
             Phase::End => "the end",

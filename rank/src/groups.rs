@@ -8,7 +8,7 @@ use proto::mesh::{Axis, Coord, Mesh};
 use proto::plan::Plan;
 
 use crate::observed::Observed;
-use crate::progress::Progress;
+use crate::progress::ProgressLine;
 
 /// A group, shared by what uses it. `!Send`: the main thread alone communicates.
 pub type Group = Rc<dyn Collective>;
@@ -34,7 +34,7 @@ pub struct Groups {
 
 impl Groups {
     /// Enters every group of this rank, whose exchanges `progress` shows. Does not block.
-    pub fn enter(plan: &Plan, world: &ShmWorld, progress: &Progress) -> Result<Self, CommError> {
+    pub fn enter(plan: &Plan, world: &ShmWorld, progress: &ProgressLine) -> Result<Self, CommError> {
         let (mesh, rank) = (plan.mesh, world.rank());
         let coord = mesh.coord(rank);
         let split = TensorSplit { size: mesh.tp, rank: coord.tp, sequence: plan.sequence_parallel };

@@ -12,7 +12,7 @@ use proto::plan::Plan;
 use proto::progress::Phase;
 use rank::control::Control;
 use rank::process;
-use rank::progress::Progress;
+use rank::progress::ProgressLine;
 use rank::train::{TrainError, Trainer};
 
 fn main() -> ExitCode {
@@ -31,7 +31,7 @@ fn run() -> anyhow::Result<ExitCode> {
     let text = std::fs::read(&env.plan).with_context(|| format!("{}: cannot be read", env.plan.display()))?;
     let plan: Plan = serde_json::from_slice(&text).with_context(|| format!("{}: damaged", env.plan.display()))?;
     let page = process::inherited_fd(env.progress_fd);
-    let progress = Progress::map(page, env.local_rank, env.local_world_size).context("the progress page")?;
+    let progress = ProgressLine::map(page, env.local_rank, env.local_world_size).context("the progress page")?;
     let control = Control::register(&env)?;
     control.heartbeat(0, "load");
     let mut step = 0;
@@ -51,7 +51,7 @@ fn run() -> anyhow::Result<ExitCode> {
 fn train(
     plan: Plan,
     env: &WorkerEnv,
-    (control, progress): (&Control, &Progress),
+    (control, progress): (&Control, &ProgressLine),
     step: &mut u64,
 ) -> Result<(), TrainError> {
     let world = ShmWorld::join(ShmOptions {

@@ -6,17 +6,17 @@ use std::time::Duration;
 use comm::{Buffer, Channel, Collective, ReduceOp, Result, Work};
 use proto::progress::CallKind;
 
-use crate::progress::Progress;
+use crate::progress::ProgressLine;
 
 /// `G`, observed.
 pub struct Observed<G> {
     group: G,
-    progress: Progress,
+    progress: ProgressLine,
 }
 
 impl<G: Collective> Observed<G> {
     /// Observes `group`.
-    pub fn new(group: G, progress: &Progress) -> Self {
+    pub fn new(group: G, progress: &ProgressLine) -> Self {
         Self { group, progress: progress.clone() }
     }
 }

@@ -15,14 +15,14 @@ use proto::progress::{CALL, CALL_SINCE, Call, CallKind, LINE_WORDS, PLACE, PLACE
 
 /// This rank's line. Clones write the same line; the main thread alone does.
 #[derive(Clone)]
-pub struct Progress {
+pub struct ProgressLine {
     page: Rc<MmapRaw>,
     local_rank: usize,
     place: Rc<Cell<Place>>,
     num_calls: Rc<Cell<u64>>,
 }
 
-impl Progress {
+impl ProgressLine {
     /// Maps the page behind `fd`, which the launcher made for `local_world_size` ranks.
     pub fn map(fd: impl AsFd, local_rank: usize, local_world_size: usize) -> io::Result<Self> {
         assert!(local_rank < local_world_size, "local rank {local_rank} of {local_world_size}");
@@ -99,7 +99,7 @@ mod tests {
     fn a_line_says_what_its_rank_does_and_leaves_others_alone() {
         let file = File::from(memfd_create("test", MFdFlags::MFD_CLOEXEC).unwrap());
         file.set_len(page_bytes(3) as u64).unwrap();
-        let progress = Progress::map(&file, 1, 3).unwrap();
+        let progress = ProgressLine::map(&file, 1, 3).unwrap();
         let before = now();
         progress.begin_step(7);
         progress.enter_unit(Phase::Backward, 4);

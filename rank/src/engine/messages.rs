@@ -12,7 +12,7 @@ use tch::{Kind, Tensor};
 
 use crate::flat::FlatBuffer;
 use crate::groups::{Group, Groups};
-use crate::progress::Progress;
+use crate::progress::ProgressLine;
 use crate::shake::Shake;
 
 /// This stage's messages to and from its neighbours.
@@ -35,7 +35,7 @@ struct Lane {
     under_way: VecDeque<Work>,
     next: usize,
     shake: Shake,
-    progress: Progress,
+    progress: ProgressLine,
 }
 
 impl Messages {
@@ -45,7 +45,7 @@ impl Messages {
         sizes: &Exchange,
         hidden_size: usize,
         kind: Kind,
-        (shake, progress): (Shake, &Progress),
+        (shake, progress): (Shake, &ProgressLine),
     ) -> Result<Self, CommError> {
         let (stages, stage) = (groups.mesh.pp, groups.coord.pp);
         let (next, previous) = ((stage + 1) % stages, (stage + stages - 1) % stages);

@@ -40,7 +40,7 @@ pub use memory::Memory;
 
 use crate::groups::Groups;
 use crate::model::{Embedding, Head, RopeTable, Samples, TensorParallel};
-use crate::progress::Progress;
+use crate::progress::ProgressLine;
 use crate::shake::Shake;
 use adamw::AdamW;
 use messages::Messages;
@@ -81,7 +81,7 @@ pub struct Engine {
     embedding: Embedding,
     head: Head,
     adamw: AdamW,
-    progress: Progress,
+    progress: ProgressLine,
     plan: Rc<Plan>,
 }
 
@@ -91,7 +91,7 @@ impl Engine {
         plan: Rc<Plan>,
         world: &Rc<ShmWorld>,
         groups: &Groups,
-        (shake, progress): (Shake, &Progress),
+        (shake, progress): (Shake, &ProgressLine),
     ) -> Result<Self, CommError> {
         let (coord, config, kind) = (groups.coord, &plan.model.config, kind(plan.model.compute_dtype));
         let sizes = Exchange::of(&plan, coord);

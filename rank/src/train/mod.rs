@@ -24,7 +24,7 @@ use crate::data::{TrainData, ValidationData};
 use crate::engine::{Engine, clip_scale};
 use crate::groups::Groups;
 use crate::process;
-use crate::progress::Progress as ProgressLine;
+use crate::progress::ProgressLine;
 use crate::shake::Shake;
 
 /// What one rank trains with.
