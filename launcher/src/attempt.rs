@@ -12,14 +12,13 @@ use std::time::{Duration, Instant};
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::signal::Signal;
-use proto::env::{ServiceEnv, WorkerEnv};
+use proto::env::{Beginning, ServiceEnv, WorkerEnv};
 use proto::plan::Plan;
 use proto::progress::Line;
 use proto::run_dir::RunDir;
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 
-use crate::checkpoints::Checkpoint;
 use crate::descendants;
 use crate::error::LaunchError;
 use crate::hang::{HangLimits, HangWatch, LOOK_INTERVAL, ProcessState};
@@ -29,8 +28,10 @@ use crate::output::events::Moment;
 use crate::output::report;
 use crate::progress_page::ProgressPage;
 use crate::rendezvous::Rendezvous;
+use crate::resume::StartingPoint;
 use crate::service::{Notice, Server};
 use crate::signals::Signals;
+use crate::snapshots::SnapshotMemory;
 use crate::spawn::{Process, Sink, Spawner, Spec};
 use crate::supervise::{Action, Event, OnInterrupt, Outcome, Supervisor};
 use crate::timer::Timer;
@@ -55,6 +56,8 @@ pub struct Job {
     pub max_restarts: u32,
     /// How long a rank may stand still; `None`: for ever.
     pub hang_limits: Option<HangLimits>,
+    /// Where ranks keep their newest steps, if they do.
+    pub snapshots: Option<SnapshotMemory>,
 }
 
 /// What is known of an attempt that is over.
@@ -68,13 +71,8 @@ pub struct Ended {
     pub kernel_kills: u64,
 }
 
-/// Runs attempt `number`, from `resume` on or from the beginning, until no rank is left.
-pub async fn run(
-    job: &Job,
-    number: u32,
-    resume: Option<&Checkpoint>,
-    edge: &mut Edge<'_>,
-) -> Result<Ended, LaunchError> {
+/// Runs attempt `number` until no rank is left.
+pub async fn run(job: &Job, number: u32, from: &StartingPoint, edge: &mut Edge<'_>) -> Result<Ended, LaunchError> {
     let world_size = job.plan.mesh.world_size();
     let kernel_kills = out_of_memory::kernel_kills();
     let (sender, notices) = mpsc::unbounded_channel();
@@ -83,6 +81,8 @@ pub async fn run(
     let shm = shared_memory().map_err(LaunchError::io("create the ranks' shared memory"))?;
     let page = ProgressPage::create(world_size).map_err(LaunchError::io("create the ranks' progress page"))?;
     let (progress, progress_fd) = page;
+    let snapshots = job.snapshots.as_ref().map(SnapshotMemory::fd).transpose();
+    let snapshots = snapshots.map_err(LaunchError::io("share the memory for snapshots"))?;
     let rendezvous = Rendezvous::new(number, world_size, RENDEZVOUS_TIMEOUT, Instant::now());
     let server = Server::start(rendezvous, token, sender.clone()).await;
     let server = server.map_err(LaunchError::io("listen on the loopback address"))?;
@@ -113,11 +113,13 @@ pub async fn run(
             plan: job.run_dir.plan(),
             shm_fd: shm.as_raw_fd(),
             progress_fd: progress_fd.as_raw_fd(),
-            resume_from: resume.map(|checkpoint| checkpoint.path.clone()),
+            snapshot_fd: snapshots.as_ref().map(AsRawFd::as_raw_fd),
+            beginning: from.for_ranks(),
             // Ranks inherit it with the rest of our environment.
             shake: None,
         };
-        let spec = spec(&job.worker, &env, &logs, [&shm, &token_fd, &progress_fd]);
+        let inherit = [&shm, &token_fd, &progress_fd].into_iter().chain(&snapshots).cloned().collect();
+        let spec = spec(&job.worker, &env, &logs, inherit);
         let exits = sender.clone();
         let on_exit = move |exit| drop(exits.send(Notice::Supervise(Event::RankExited { rank, exit })));
         match edge.spawner.spawn(spec, on_exit) {
@@ -131,7 +133,7 @@ pub async fn run(
     let pids: Vec<u32> = attempt.processes.iter().map(Process::pid).collect();
     edge.output.event(Moment::Spawned { pids: &pids });
     // The ranks have their own copies now: with the last rank, the memory is gone.
-    drop((shm, token_fd, progress_fd));
+    drop((shm, token_fd, progress_fd, snapshots));
     let outcome = attempt.supervise(&job.plan, edge).await;
     // In whatever session: the next attempt needs the devices.
     descendants::clear().await.map_err(LaunchError::io("end the processes that ranks have left"))?;
@@ -262,10 +264,10 @@ fn shared_memory() -> std::io::Result<Arc<OwnedFd>> {
     Ok(Arc::new(memfd_create("dslaunch-arena", MFdFlags::MFD_CLOEXEC)?))
 }
 
-fn spec(worker: &Path, worker_env: &WorkerEnv, logs: &Path, inherit: [&Arc<OwnedFd>; 3]) -> Spec {
+fn spec(worker: &Path, worker_env: &WorkerEnv, logs: &Path, inherit: Vec<Arc<OwnedFd>>) -> Spec {
     let rank = worker_env.rank;
     // Variables of a job that this launcher itself may run in.
-    let mut env = vec![("DSLAUNCH_RESUME_FROM", None)];
+    let mut env: Vec<_> = Beginning::VARIABLES.map(|name| (name, None)).into();
     env.extend(ServiceEnv::VARIABLES.map(|name| (name, None)));
     env.extend(worker_env.to_vars().into_iter().map(|(name, value)| (name, Some(value))));
     env.push(("MKL_NUM_THREADS", Some(worker_env.threads.to_string().into())));
@@ -275,6 +277,6 @@ fn spec(worker: &Path, worker_env: &WorkerEnv, logs: &Path, inherit: [&Arc<Owned
         env,
         stdout: Sink::File(logs.join(format!("rank-{rank}.out"))),
         stderr: Sink::File(logs.join(format!("rank-{rank}.err"))),
-        inherit: inherit.map(Arc::clone).to_vec(),
+        inherit,
     }
 }

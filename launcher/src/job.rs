@@ -31,9 +31,10 @@ use crate::output::plan_table::{plan_table, plan_table_without_data};
 use crate::output::report::{self, FailureReport, summary};
 use crate::output::terminal::Terminal;
 use crate::restart::{RestartPolicy, Verdict};
-use crate::resume::{self, Wish};
+use crate::resume::{self, StartingPoint, Wish};
 use crate::setup::{Setup, worker_binary};
 use crate::signals::Signals;
+use crate::snapshots::SnapshotMemory;
 use crate::spawn::Spawner;
 use crate::supervise::{Failure, Kind, Outcome};
 use crate::token::random_hex;
@@ -137,26 +138,24 @@ async fn prepare(
         AutoOr::Given(0) => None,
         AutoOr::Given(seconds) => Some(HangLimits::fixed(Duration::from_secs(seconds))),
     };
-    Ok(Job { plan, run_dir, worker, run_id, max_restarts, hang_limits })
+    let snapshots = SnapshotMemory::create(&plan).map_err(LaunchError::io("create the memory for snapshots"))?;
+    Ok(Job { plan, run_dir, worker, run_id, max_restarts, hang_limits, snapshots })
 }
 
 /// Attempt after attempt.
 async fn attempts(job: &Job, beginning: Option<Checkpoint>, edge: &mut Edge<'_>) -> Result<u8, LaunchError> {
     keep_logs_of_earlier_launches(&job.run_dir)?;
     let mut policy = RestartPolicy::new(job.max_restarts);
-    let mut from = beginning.clone();
+    let mut from = StartingPoint::from(beginning.clone());
     loop {
         let number = policy.restarts();
-        let resume_step = start_of(from.as_ref()).step;
+        let resume_step = from.progress().step;
         edge.output.begin_attempt(number, resume_step, job.plan.steps);
         if number > 0 {
             edge.output.event(Moment::Restarted { restarts: number, resumed_step: resume_step });
         }
-        if let Some(Checkpoint { path, .. }) = &from {
-            edge.output.event(Moment::ResumedStep { resumed_step: resume_step, path });
-            edge.output.console().row(&format!("going on from step {resume_step}: {}", path.display()));
-        }
-        let ended = attempt::run(job, number, from.as_ref(), edge).await?;
+        edge.output.resumed(&from);
+        let ended = attempt::run(job, number, &from, edge).await?;
         if let Err(error) = leftovers::remove(&job.run_dir) {
             // The next launch tries again; what the attempt came to is more important.
             edge.output.console().warn(&format!("note: {error}"));
@@ -165,8 +164,9 @@ async fn attempts(job: &Job, beginning: Option<Checkpoint>, edge: &mut Edge<'_>)
             Outcome::Failed { .. } => explain(job, number, ended, edge.output),
             outcome => return Ok(end(job, number, outcome, edge.output)),
         };
-        from = resume::after_failure(&job.run_dir, beginning.as_ref(), edge.output.console())?;
-        let resume_step = start_of(from.as_ref()).step;
+        let snapshots = job.snapshots.as_ref();
+        from = resume::after_failure(&job.run_dir, snapshots, beginning.as_ref(), edge.output.console())?;
+        let resume_step = from.progress().step;
         let (exit_code, reason) = match policy.decide(&cause, resume_step) {
             Verdict::Restart => {
                 let budget = format!("restart {} of {}", policy.restarts(), job.max_restarts);

@@ -43,6 +43,7 @@ pub mod schedulers;
 pub mod service;
 pub mod setup;
 pub mod signals;
+pub mod snapshots;
 pub mod spawn;
 pub mod supervise;
 pub mod sys;

@@ -4,7 +4,8 @@ use std::error::Error;
 use std::path::{Path, PathBuf};
 
 use proto::config::Resume;
-use proto::manifest::{Manifest, ManifestError};
+use proto::env::Beginning;
+use proto::manifest::{Manifest, ManifestError, Progress};
 use proto::model_config::ModelConfig;
 use proto::plan::Plan;
 use proto::run_dir::RunDir;
@@ -13,6 +14,7 @@ use crate::checkpoints::{self, Checkpoint, Found};
 use crate::error::LaunchError;
 use crate::output::console::Console;
 use crate::setup::Setup;
+use crate::snapshots::SnapshotMemory;
 
 /// Where the user wants to begin.
 #[derive(Debug)]
@@ -23,6 +25,43 @@ pub enum Wish {
     Beginning,
     /// Here.
     From(Box<Checkpoint>),
+}
+
+/// Where an attempt begins.
+#[derive(Debug, Clone)]
+pub enum StartingPoint {
+    /// At the first step.
+    Beginning,
+    /// After the step of this checkpoint.
+    Checkpoint(Checkpoint),
+    /// After this step, whose state is in memory.
+    Snapshot(Progress),
+}
+
+impl StartingPoint {
+    /// Where the job stands there.
+    pub fn progress(&self) -> Progress {
+        match self {
+            Self::Beginning => Progress::default(),
+            Self::Checkpoint(checkpoint) => checkpoint.manifest.progress,
+            Self::Snapshot(progress) => *progress,
+        }
+    }
+
+    /// As ranks are told.
+    pub fn for_ranks(&self) -> Beginning {
+        match self {
+            Self::Beginning => Beginning::Start,
+            Self::Checkpoint(checkpoint) => Beginning::Checkpoint(checkpoint.path.clone()),
+            Self::Snapshot(progress) => Beginning::Snapshot(progress.step),
+        }
+    }
+}
+
+impl From<Option<Checkpoint>> for StartingPoint {
+    fn from(checkpoint: Option<Checkpoint>) -> Self {
+        checkpoint.map_or(Self::Beginning, Self::Checkpoint)
+    }
 }
 
 /// There is no checkpoint that the job could go on from as the user wants it.
@@ -118,15 +157,21 @@ impl Wish {
     }
 }
 
-/// The checkpoint that a restart goes on from: the newest of the run, or that which it began from.
+/// Where a restart goes on: the newest of the snapshots in memory, the run's checkpoints, and what the run began from.
 pub fn after_failure(
     run_dir: &RunDir,
+    snapshots: Option<&SnapshotMemory>,
     beginning: Option<&Checkpoint>,
     console: &mut Console,
-) -> Result<Option<Checkpoint>, LaunchError> {
+) -> Result<StartingPoint, LaunchError> {
     let Found { newest, damaged } = find(run_dir, beginning)?;
     warn_of(&damaged, console);
-    Ok(newest)
+    let from_disk = StartingPoint::from(newest);
+    let snapshot = snapshots.map_or(Ok(None), SnapshotMemory::newest);
+    let snapshot = snapshot.map_err(LaunchError::io("read the snapshots in memory"))?;
+    // A snapshot of the same step is as good, and nearer.
+    let is_newer = |snapshot: &Progress| snapshot.step >= from_disk.progress().step;
+    Ok(snapshot.filter(is_newer).map_or(from_disk, StartingPoint::Snapshot))
 }
 
 /// What will not be as it would have been without the interruption. One note each.

@@ -50,10 +50,28 @@ pub struct WorkerEnv {
     pub shm_fd: i32,
     /// Inherited descriptor of the page on which this rank says what it does (`DSLAUNCH_PROGRESS_FD`).
     pub progress_fd: i32,
-    /// Checkpoint to go on from (`DSLAUNCH_RESUME_FROM`); `None` starts from the beginning.
-    pub resume_from: Option<PathBuf>,
+    /// Inherited descriptor of the memory for snapshots (`DSLAUNCH_SNAPSHOT_FD`); `None` takes none.
+    pub snapshot_fd: Option<i32>,
+    /// Where training begins.
+    pub beginning: Beginning,
     /// Seed of random delays that must change nothing (`DSLAUNCH_SHAKE`): for tests. `None`: no delays.
     pub shake: Option<u64>,
+}
+
+/// Where an attempt begins.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Beginning {
+    /// At the first step.
+    Start,
+    /// After the step of this checkpoint (`DSLAUNCH_RESUME_FROM`).
+    Checkpoint(PathBuf),
+    /// After this step, of which every rank has a snapshot in memory (`DSLAUNCH_RESUME_SNAPSHOT`).
+    Snapshot(u64),
+}
+
+impl Beginning {
+    /// The variables of all kinds: an attempt has one of them at most.
+    pub const VARIABLES: [&str; 2] = ["DSLAUNCH_RESUME_FROM", "DSLAUNCH_RESUME_SNAPSHOT"];
 }
 
 /// Whether this process is part of a Slurm job (`SLURM_JOB_ID`).
@@ -138,8 +156,13 @@ impl WorkerEnv {
             ("DSLAUNCH_SHM_FD", self.shm_fd.to_string().into()),
             ("DSLAUNCH_PROGRESS_FD", self.progress_fd.to_string().into()),
         ]);
-        if let Some(path) = &self.resume_from {
-            vars.push(("DSLAUNCH_RESUME_FROM", path.clone().into()));
+        if let Some(fd) = self.snapshot_fd {
+            vars.push(("DSLAUNCH_SNAPSHOT_FD", fd.to_string().into()));
+        }
+        match &self.beginning {
+            Beginning::Start => {}
+            Beginning::Checkpoint(path) => vars.push(("DSLAUNCH_RESUME_FROM", path.clone().into())),
+            Beginning::Snapshot(step) => vars.push(("DSLAUNCH_RESUME_SNAPSHOT", step.to_string().into())),
         }
         if let Some(seed) = self.shake {
             vars.push(("DSLAUNCH_SHAKE", seed.to_string().into()));
@@ -171,8 +194,9 @@ impl WorkerEnv {
             plan: vars.os("DSLAUNCH_PLAN")?.into(),
             shm_fd: vars.number("DSLAUNCH_SHM_FD")?,
             progress_fd: vars.number("DSLAUNCH_PROGRESS_FD")?,
-            resume_from: (vars.lookup)("DSLAUNCH_RESUME_FROM").map(PathBuf::from),
-            shake: (vars.lookup)("DSLAUNCH_SHAKE").map(|_| vars.number("DSLAUNCH_SHAKE")).transpose()?,
+            snapshot_fd: vars.optional_number("DSLAUNCH_SNAPSHOT_FD")?,
+            beginning: vars.beginning()?,
+            shake: vars.optional_number("DSLAUNCH_SHAKE")?,
         })
     }
 }
@@ -188,6 +212,18 @@ impl<F: Fn(&str) -> Option<OsString>> Vars<F> {
 
     fn text(&self, name: &'static str) -> Result<String, EnvError> {
         self.os(name)?.into_string().map_err(|value| EnvError::Invalid { name, value, expected: "valid UTF-8" })
+    }
+
+    fn beginning(&self) -> Result<Beginning, EnvError> {
+        if let Some(step) = self.optional_number("DSLAUNCH_RESUME_SNAPSHOT")? {
+            return Ok(Beginning::Snapshot(step));
+        }
+        let path = (self.lookup)("DSLAUNCH_RESUME_FROM");
+        Ok(path.map_or(Beginning::Start, |path| Beginning::Checkpoint(path.into())))
+    }
+
+    fn optional_number<T: std::str::FromStr>(&self, name: &'static str) -> Result<Option<T>, EnvError> {
+        (self.lookup)(name).map(|_| self.number(name)).transpose()
     }
 
     fn number<T: std::str::FromStr>(&self, name: &'static str) -> Result<T, EnvError> {
@@ -218,14 +254,16 @@ mod tests {
             plan: "/runs/sft/plan.json".into(),
             shm_fd: 8,
             progress_fd: 7,
-            resume_from: Some("/runs/sft/checkpoints/step-00000010".into()),
+            snapshot_fd: Some(6),
+            beginning: Beginning::Checkpoint("/runs/sft/checkpoints/step-00000010".into()),
             shake: Some(7),
         }
     }
 
     #[test]
     fn what_the_launcher_writes_is_what_the_rank_reads() {
-        for env in [example(), WorkerEnv { resume_from: None, shake: None, ..example() }] {
+        let start = WorkerEnv { beginning: Beginning::Start, snapshot_fd: None, shake: None, ..example() };
+        for env in [example(), start, WorkerEnv { beginning: Beginning::Snapshot(12), ..example() }] {
             let vars: HashMap<_, _> = env.to_vars().into_iter().collect();
             assert_eq!(WorkerEnv::read(|name| vars.get(name).cloned()), Ok(env));
         }

@@ -27,6 +27,7 @@ pub mod progress;
 pub mod run_dir;
 pub mod schedule;
 pub mod sharding;
+pub mod snapshot;
 
 /// The gRPC control service, generated from `proto/control.proto`.
 pub mod control {

@@ -50,6 +50,8 @@ pub enum Phase {
     Validate,
     /// A checkpoint is written.
     Checkpoint,
+    /// State is copied to the launcher's memory.
+    Snapshot,
     /// The final model is written.
     Save,
     /// All work is done.
@@ -58,7 +60,7 @@ pub enum Phase {
 
 impl Phase {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Phase; 11] = [
+    pub const ALL: [Phase; 12] = [
         Phase::Start,
         Phase::Load,
         Phase::Forward,
@@ -68,6 +70,7 @@ impl Phase {
         Phase::Between,
         Phase::Validate,
         Phase::Checkpoint,
+        Phase::Snapshot,
         Phase::Save,
         Phase::End,
     ];
@@ -85,6 +88,7 @@ impl fmt::Display for Phase {
             Phase::Between => "between steps",
             Phase::Validate => "validation",
             Phase::Checkpoint => "checkpoint",
+            Phase::Snapshot => "snapshot",
             Phase::Save => "saving the final model",
             Phase::End => "the end",
         })

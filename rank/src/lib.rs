@@ -2,7 +2,7 @@
 //! `comm`.
 //!
 //! In reading order: [`train`] (the step loop), [`engine`] (one step), [`model`] (units with explicit backward),
-//! [`kernels`] (fused element-wise operations), [`data`] (rows as micro-batches), [`checkpoint`] (Hugging Face folders in and out, resume), [`control`] (the
+//! [`kernels`] (fused element-wise operations), [`data`] (rows as micro-batches), [`checkpoint`] (Hugging Face folders in and out, resume), [`snapshot`] (state in the launcher's memory), [`control`] (the
 //! launcher's ear), [`progress`] (what the launcher can see) and [`process`] (what a rank process sets for itself).
 
 pub mod checkpoint;
@@ -17,4 +17,5 @@ pub mod observed;
 pub mod process;
 pub mod progress;
 pub mod shake;
+pub mod snapshot;
 pub mod train;

@@ -25,12 +25,15 @@ pub enum Moment<'a> {
         /// The launcher's version.
         version: &'a str,
     },
-    /// The attempt goes on from this checkpoint.
+    /// The attempt goes on from what an earlier one has left.
     ResumedStep {
-        /// Its step.
+        /// After this step.
         resumed_step: u64,
-        /// Its folder.
-        path: &'a Path,
+        /// `checkpoint`, or `snapshot` in memory.
+        from: &'a str,
+        /// The checkpoint's folder.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        path: Option<&'a Path>,
     },
     /// All ranks' processes run.
     Spawned {

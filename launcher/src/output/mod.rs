@@ -23,7 +23,9 @@ use proto::control::{CheckpointSaved, EvalMetrics, Finished, SkippedStep, StepMe
 use proto::run_dir::RunDir;
 use tokio::sync::watch;
 
+use crate::checkpoints::Checkpoint;
 use crate::guardian;
+use crate::resume::StartingPoint;
 use console::Console;
 use events::{EventLog, Moment};
 use metrics::{EvalRow, MetricsFile, StepRow};
@@ -124,6 +126,22 @@ impl Output {
         self.row_written(rewound, "metrics.jsonl");
         self.status.send_modify(|status| status.begin_attempt(attempt, resume_step, steps));
         self.console.begin_attempt(resume_step, steps);
+    }
+
+    /// The attempt does not begin at the first step.
+    pub fn resumed(&mut self, from: &StartingPoint) {
+        let resumed_step = from.progress().step;
+        match from {
+            StartingPoint::Beginning => {}
+            StartingPoint::Checkpoint(Checkpoint { path, .. }) => {
+                self.event(Moment::ResumedStep { resumed_step, from: "checkpoint", path: Some(path) });
+                self.console.row(&format!("going on from step {resumed_step}: {}", path.display()));
+            }
+            StartingPoint::Snapshot(_) => {
+                self.event(Moment::ResumedStep { resumed_step, from: "snapshot", path: None });
+                self.console.row(&format!("going on from step {resumed_step}, which is in memory"));
+            }
+        }
     }
 
     /// A step is done.

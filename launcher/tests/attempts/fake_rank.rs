@@ -9,7 +9,7 @@ use nix::sys::stat::fstat;
 use proto::control::control_client::ControlClient;
 use proto::control::report_request::Event;
 use proto::control::*;
-use proto::env::WorkerEnv;
+use proto::env::{Beginning, WorkerEnv};
 use proto::manifest::{Contents, FileEntry, Manifest, Progress};
 use proto::plan::Plan;
 use proto::run_dir::RunDir;
@@ -58,8 +58,10 @@ impl Rank {
     async fn train(mut self) {
         let caller = self.caller();
         self.client.register(RegisterRequest { caller, pid: std::process::id() }).await.unwrap();
-        let resumed = self.env.resume_from.as_ref().map(|path| Manifest::load(path).unwrap());
-        let start = resumed.map_or(Progress::default(), |manifest| manifest.progress);
+        let start = match &self.env.beginning {
+            Beginning::Checkpoint(path) => Manifest::load(path).unwrap().progress,
+            Beginning::Start | Beginning::Snapshot(_) => Progress::default(),
+        };
         let resumed_step = start.step;
         self.report(Event::Started(Started { resumed_step })).await;
         for step in resumed_step + 1..=self.plan.steps {

@@ -13,7 +13,7 @@ mod stage;
 use std::ops::Range;
 
 pub use params::model_layout;
-pub use pieces::Piece;
+pub use pieces::{Overlap, Piece, overlaps};
 pub use stage::{num_units, rank_layout};
 
 /// What a unit computes.

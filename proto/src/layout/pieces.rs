@@ -13,6 +13,34 @@ pub struct Piece {
     pub whole: Range<usize>,
 }
 
+/// Elements that are stored somewhere, range after range, and lie in a rank's flat buffer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Overlap {
+    /// Index of the first one in the rank's flat buffer.
+    pub local: usize,
+    /// How many elements are stored before it.
+    pub stored: usize,
+    /// How many there are.
+    pub numel: usize,
+}
+
+/// What stored `ranges` of a whole unit and the pieces of a rank have in common.
+pub fn overlaps(ranges: &[[usize; 2]], pieces: &[Piece]) -> Vec<Overlap> {
+    let mut overlaps = Vec::new();
+    let mut stored = 0;
+    for &[start, end] in ranges {
+        for Piece { local, whole } in pieces {
+            let (from, to) = (start.max(whole.start), end.min(whole.end));
+            if from < to {
+                let (local, stored) = (local + (from - whole.start), stored + (from - start));
+                overlaps.push(Overlap { local, stored, numel: to - from });
+            }
+        }
+        stored += end.saturating_sub(start);
+    }
+    overlaps
+}
+
 impl UnitLayout {
     /// The pieces that lie in `range` of this rank's flat buffer, ascending, without padding. Pieces that continue each
     /// other are one.
@@ -44,5 +72,22 @@ impl UnitLayout {
             }
         }
         pieces
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rank_finds_its_pieces_wherever_they_are_stored() {
+        let pieces = [Piece { local: 0, whole: 10..20 }, Piece { local: 16, whole: 40..50 }];
+        let found = |ranges: &[[usize; 2]]| -> Vec<(usize, usize, usize)> {
+            let overlaps = overlaps(ranges, &pieces).into_iter();
+            overlaps.map(|Overlap { local, stored, numel }| (local, stored, numel)).collect()
+        };
+        assert_eq!(found(&[[0, 100]]), [(0, 10, 10), (16, 40, 10)]);
+        assert_eq!(found(&[[5, 15], [45, 47]]), [(0, 5, 5), (21, 10, 2)]);
+        assert_eq!(found(&[[20, 40]]), []);
     }
 }

@@ -5,6 +5,7 @@ use std::fmt;
 use super::PeakBytes;
 use crate::config::{ActivationCheckpointing, Dtype, ZeroStage};
 use crate::plan::Plan;
+use crate::snapshot::snapshot_bytes;
 
 /// The memory that the ranks of a job have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,6 +30,8 @@ pub struct Shortage {
     pub rank: usize,
     /// What it needs it for.
     pub peak: PeakBytes,
+    /// What all ranks' snapshots take of the host's memory.
+    pub snapshots: u64,
     /// Keys that would help.
     pub keys: Vec<&'static str>,
 }
@@ -47,7 +50,7 @@ impl PeakBytes {
     }
 }
 
-/// What a job needs of `room`, and the rank that needs the most of it.
+/// What a job needs of `room`, its snapshots included, and the rank that needs the most of it.
 pub fn needed(plan: &Plan, room: Room) -> (u64, usize, PeakBytes) {
     let ranks = (0..plan.mesh.world_size()).map(|rank| (rank, PeakBytes::of(plan, plan.mesh.coord(rank))));
     match room {
@@ -58,9 +61,9 @@ pub fn needed(plan: &Plan, room: Room) -> (u64, usize, PeakBytes) {
         }
         Room::Host(_) => {
             // A page that two ranks see is there once.
-            let sum = ranks.map(|(_, peak)| peak.total() - peak.peers).sum();
+            let sum: u64 = ranks.map(|(_, peak)| peak.total() - peak.peers).sum();
             let (rank, peak) = PeakBytes::largest(plan);
-            (sum, rank, peak)
+            (sum + snapshot_bytes(plan), rank, peak)
         }
     }
 }
@@ -72,7 +75,8 @@ pub fn check(plan: &Plan, room: Room) -> Result<(), Box<Shortage>> {
     if needed <= bytes {
         return Ok(());
     }
-    Err(Box::new(Shortage { room, needed, rank, peak, keys: helpful_keys(plan, room, &peak) }))
+    let snapshots = snapshot_bytes(plan);
+    Err(Box::new(Shortage { room, needed, rank, peak, snapshots, keys: helpful_keys(plan, room, &peak) }))
 }
 
 /// Keys that would make a rank with this peak smaller.
@@ -93,21 +97,23 @@ pub fn helpful_keys(plan: &Plan, room: Room, peak: &PeakBytes) -> Vec<&'static s
     add(plan.model.compute_dtype == Dtype::Fp32, "model.dtype = \"bf16\"");
     add(on_gpu, "more ranks with parallel.tensor or parallel.pipeline");
     add(!on_gpu && plan.mesh.world_size() > 1, "fewer ranks");
+    add(!on_gpu && plan.snapshot_every_steps > 0, "restart.snapshot_every_steps = 0");
     keys
 }
 
 impl fmt::Display for Shortage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let gib = |bytes: u64| bytes as f64 / (1u64 << 30) as f64;
-        let Self { room, needed, rank, peak, keys } = self;
+        let Self { room, needed, rank, peak, snapshots, keys } = self;
         match room {
             Room::Gpu(bytes) => {
                 write!(f, "rank {rank} needs {:.1} GiB and a GPU has {:.1} GiB", gib(*needed), gib(*bytes))?
             }
             Room::Host(bytes) => write!(
                 f,
-                "all ranks together need {:.2} GiB of memory and {:.2} GiB are available",
+                "all ranks together need {:.2} GiB of memory, {:.2} GiB of it for snapshots, and {:.2} GiB are available",
                 gib(*needed),
+                gib(*snapshots),
                 gib(*bytes)
             )?,
         }

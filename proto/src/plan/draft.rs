@@ -186,6 +186,7 @@ impl Draft {
                 every_steps: config.checkpoint.every_steps,
                 keep_last: config.checkpoint.keep_last,
             },
+            snapshot_every_steps: config.restart.snapshot_every_steps,
             validation_every_steps: config.validation.every_steps,
             log_every_steps: config.log.every_steps,
         })

@@ -93,18 +93,14 @@ fn ranks_that_do_not_multiply_out_are_refused() {
 #[test]
 fn what_is_not_supported_yet_is_refused_all_at_once() {
     check_refused(
-        "[restart]\nsnapshot_every_steps = 7\n[comm]\nbackend = \"nccl\"\n",
+        "[comm]\nbackend = \"nccl\"\n[validation]\nearly_stopping_patience = 7\n",
         2,
         &[
-            "restart.snapshot_every_steps: not supported yet: restarts load a checkpoint",
             "comm.backend: not supported yet: use \"shm\", or \"auto\", which takes it",
+            "validation.early_stopping_patience: not supported yet: use 0",
         ],
     );
-    for extra in [
-        "[comm]\ncompression = \"int8\"\n",
-        "[restart]\nsnapshot_every_steps = 5\n",
-        "[validation]\nearly_stopping_patience = 3\n",
-    ] {
+    for extra in ["[comm]\ncompression = \"int8\"\n", "[validation]\nearly_stopping_patience = 3\n"] {
         let problems = draft(extra, 2).unwrap_err();
         assert!(problems.len() == 1 && problems[0].contains("not supported yet"), "{extra}: {problems:?}");
     }
@@ -113,8 +109,8 @@ fn what_is_not_supported_yet_is_refused_all_at_once() {
 #[test]
 fn a_default_without_effect_is_noted_when_written_down() {
     assert_eq!(draft("", 1).unwrap().notes(), Vec::<String>::new());
-    assert_eq!(draft("[restart]\nsnapshot_every_steps = 1\n", 1).unwrap().notes().len(), 1);
-    assert_eq!(draft("[restart]\nsnapshot_every_steps = 0\n", 1).unwrap().notes(), Vec::<String>::new());
+    assert_eq!(draft("[zero]\noverlap_comm = true\n", 1).unwrap().notes().len(), 1);
+    assert_eq!(draft("[zero]\noverlap_comm = false\n", 1).unwrap().notes(), Vec::<String>::new());
 }
 
 #[test]

@@ -67,6 +67,8 @@ pub struct Plan {
     pub comm_timeout_seconds: u64,
     /// Saving.
     pub checkpoint: CheckpointPlan,
+    /// Every how many steps ranks keep their state in the launcher's memory; 0 is never.
+    pub snapshot_every_steps: u64,
     /// Every how many steps the validation set is scored; 0 is at the end of each epoch. See [`Plan::validates_after`].
     pub validation_every_steps: u64,
     /// Every how many steps a metrics row is written. The first and the last step always are.
@@ -102,6 +104,11 @@ impl Plan {
     /// Whether a checkpoint is made after step `step` (from 1).
     pub fn saves_after(&self, step: u64) -> bool {
         step.is_multiple_of(self.checkpoint.every_steps)
+    }
+
+    /// Whether ranks keep their state in the launcher's memory after step `step` (from 1).
+    pub fn keeps_after(&self, step: u64) -> bool {
+        self.snapshot_every_steps > 0 && step.is_multiple_of(self.snapshot_every_steps)
     }
 
     /// Whether the validation set is scored after step `step` (from `start.step + 1`): when due, and always after the last.

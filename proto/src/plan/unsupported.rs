@@ -16,7 +16,6 @@ pub(super) fn refused(config: &TrainConfig) -> Vec<Problem> {
     let backend_is_shm = matches!(config.comm.backend, AutoOr::Auto | AutoOr::Given(Backend::Shm));
     refuse(!backend_is_shm, "comm.backend", "use \"shm\", or \"auto\", which takes it");
     refuse(config.comm.compression != Compression::None, "comm.compression", "use \"none\"");
-    refuse(config.restart.snapshot_every_steps > 1, "restart.snapshot_every_steps", "restarts load a checkpoint");
     refuse(config.validation.early_stopping_patience > 0, "validation.early_stopping_patience", "use 0");
     problems
 }
@@ -24,10 +23,6 @@ pub(super) fn refused(config: &TrainConfig) -> Vec<Problem> {
 /// What the user should know about values that have no effect yet.
 pub(super) fn notes(config: &TrainConfig) -> Vec<String> {
     let mut notes = Vec::new();
-    if config.restart.snapshot_every_steps == 1 && config.origins.is_set("restart.snapshot_every_steps") {
-        let place = config.origins.place("restart.snapshot_every_steps");
-        notes.push(format!("{place}: restart.snapshot_every_steps = 1 has no effect yet, restarts load a checkpoint"));
-    }
     if config.zero.offload_params == Offload::Cpu {
         let place = config.origins.place("zero.offload_params");
         notes.push(format!(

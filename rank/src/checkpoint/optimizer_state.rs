@@ -2,11 +2,10 @@
 //! `{unit}.exp_avg_sq`, each fp32, the elements of the unit's ranges one after the other.
 
 use std::borrow::Cow;
-use std::ops::Range;
 use std::path::Path;
 
 use bytemuck::cast_slice;
-use proto::layout::Piece;
+use proto::layout::{Overlap, Piece, overlaps};
 use proto::manifest::UnitRanges;
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, View};
@@ -68,34 +67,17 @@ pub(super) fn read(path: &Path, ranges: &UnitRanges, memory: &mut Memory) -> Res
             parts.push(view.data());
         }
         let [masters, moments] = memory.needed(unit);
-        for (local, file) in shared(ranges, &masters) {
-            memory.load_masters(unit, local, &floats(&parts[0][file]));
+        let values = |part: usize, at: Overlap| floats(&parts[part][at.stored * 4..(at.stored + at.numel) * 4]);
+        for at in overlaps(ranges, &masters) {
+            memory.load_masters(unit, at.local, &values(0, at));
         }
-        for (local, file) in shared(ranges, &moments) {
-            memory.load_moments(unit, local, &floats(&parts[1][file.clone()]), &floats(&parts[2][file]));
+        for at in overlaps(ranges, &moments) {
+            memory.load_moments(unit, at.local, &values(1, at), &values(2, at));
         }
         // A resume needs no more memory than training, whatever the file's size.
         map.release().map_err(reading(path))?;
     }
     Ok(())
-}
-
-/// What the ranges of a file and the pieces of a rank have in common: where it begins in the rank's flat buffer, and its
-/// bytes in the file.
-fn shared(ranges: &[[usize; 2]], pieces: &[Piece]) -> Vec<(usize, Range<usize>)> {
-    let mut shared = Vec::new();
-    let mut written = 0;
-    for &[start, end] in ranges {
-        for Piece { local, whole } in pieces {
-            let (from, to) = (start.max(whole.start), end.min(whole.end));
-            if from < to {
-                let in_file = written + (from - start);
-                shared.push((local + (from - whole.start), in_file * 4..(in_file + to - from) * 4));
-            }
-        }
-        written += end.saturating_sub(start);
-    }
-    shared
 }
 
 /// fp32 values as they lie in a file.
@@ -133,18 +115,5 @@ impl View for Values<'_> {
 
     fn data_len(&self) -> usize {
         self.shape[0] * size_of::<f32>()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_rank_finds_its_pieces_wherever_a_file_has_them() {
-        let pieces = [Piece { local: 0, whole: 10..20 }, Piece { local: 16, whole: 40..50 }];
-        assert_eq!(shared(&[[0, 100]], &pieces), [(0, 40..80), (16, 160..200)]);
-        assert_eq!(shared(&[[5, 15], [45, 47]], &pieces), [(0, 20..40), (21, 40..48)]);
-        assert_eq!(shared(&[[20, 40]], &pieces), []);
     }
 }

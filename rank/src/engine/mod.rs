@@ -119,6 +119,11 @@ impl Engine {
         &mut self.memory
     }
 
+    /// As [`Engine::memory_mut`], to read.
+    pub fn memory(&self) -> &Memory {
+        &self.memory
+    }
+
     /// This rank's groups.
     pub fn groups(&self) -> &Groups {
         self.memory.groups()

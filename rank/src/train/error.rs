@@ -5,6 +5,7 @@ use proto::control::FailureKind;
 use proto::dataset::DatasetError;
 
 use crate::checkpoint::CheckpointError;
+use crate::snapshot::SnapshotError;
 
 /// Why a rank cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -15,6 +16,9 @@ pub enum TrainError {
     /// A model folder or checkpoint cannot be read or written.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+    /// A snapshot in the launcher's memory cannot be written or used.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
     /// Too many steps in a row were not finite. None of their updates was applied.
     #[error(
         "step {step}: loss {loss}, gradient norm {grad_norm}, {in_a_row} steps in a row: training has diverged; lower \
@@ -43,6 +47,10 @@ impl TrainError {
             Self::Checkpoint(CheckpointError::Peer { .. }) => FailureKind::Peer,
             Self::Checkpoint(CheckpointError::Write { .. }) => FailureKind::Environment,
             Self::Checkpoint(_) => FailureKind::Input,
+            Self::Snapshot(SnapshotError::Io { .. }) => FailureKind::Environment,
+            // The next attempt goes on from something else.
+            Self::Snapshot(SnapshotError::Damaged { .. }) => FailureKind::Internal,
+            Self::Snapshot(SnapshotError::Peer { .. }) => FailureKind::Peer,
             Self::Diverged { .. } => FailureKind::Diverged,
             Self::Data(_) => FailureKind::Environment,
         }

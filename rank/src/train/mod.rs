@@ -1,5 +1,6 @@
 //! Training: from a plan and a place in the job to a trained model on disk.
 
+mod beginning;
 mod error;
 mod init;
 mod metrics;
@@ -10,10 +11,11 @@ use std::rc::Rc;
 use comm::{ReduceOp, ShmWorld};
 use proto::control::report_request::Event;
 use proto::control::{CheckpointSaved, Finished, SkippedStep, Started};
-use proto::env::WorkerEnv;
-use proto::manifest::Progress;
+use proto::env::{Beginning, WorkerEnv};
+use proto::manifest::{Manifest, Progress};
 use proto::plan::{Init, Plan};
 use proto::progress::Phase;
+use proto::run_dir::RunDir;
 
 pub use error::TrainError;
 use metrics::Metrics;
@@ -26,6 +28,7 @@ use crate::groups::Groups;
 use crate::process;
 use crate::progress::ProgressLine;
 use crate::shake::Shake;
+use crate::snapshot::Snapshots;
 
 /// What one rank trains with.
 pub struct Trainer {
@@ -34,6 +37,10 @@ pub struct Trainer {
     train: TrainData,
     validation: Option<ValidationData>,
     saver: Saver,
+    /// Where the launcher has memory for them.
+    snapshots: Option<Snapshots>,
+    /// This attempt goes on from a snapshot.
+    from_snapshot: bool,
     progress: Progress,
     /// The step being worked on, from 1; 0 before the first.
     current_step: u64,
@@ -59,21 +66,14 @@ impl Trainer {
             Init::Pretrained => checkpoint::pretrained_dtype(&plan.model.path)?,
             Init::Random => plan.model.disk_dtype,
         };
-        let progress = match (&env.resume_from, plan.model.init) {
-            (Some(path), _) => checkpoint::resume(path, engine.memory_mut())?,
-            (None, Init::Pretrained) => {
-                checkpoint::load_pretrained(&plan.model.path, &plan.model.config, engine.memory_mut())?;
-                Progress::default()
-            }
-            (None, Init::Random) => {
-                init::randomize(engine.memory_mut(), plan.seed, plan.model.config.initializer_range);
-                Progress::default()
-            }
-        };
+        let snapshots = env.snapshot_fd.map(|fd| Snapshots::new(process::inherited_fd(fd), &plan, env.rank));
+        let progress = beginning::load(&env.beginning, (&plan, snapshots.as_ref()), engine.memory_mut())?;
         Ok(Self {
             train: TrainData::open(&plan, groups.coord.dp, progress)?,
             validation: ValidationData::open(&plan, groups.coord.dp)?,
             saver: Saver::new(plan.clone(), &world, groups, disk_dtype)?,
+            snapshots,
+            from_snapshot: matches!(env.beginning, Beginning::Snapshot(_)),
             current_step: progress.step,
             bad_steps: 0,
             unproven_checkpoint: false,
@@ -96,6 +96,10 @@ impl Trainer {
         let mut metrics = Metrics::start();
         if self.is_first {
             control.report(Event::Started(Started { resumed_step: self.progress.step }));
+        }
+        if self.from_snapshot && self.lacks_checkpoint() {
+            self.line.enter(Phase::Checkpoint);
+            self.save_checkpoint(control)?;
         }
         while self.progress.step < self.plan.steps {
             let step = self.progress.step + 1;
@@ -126,6 +130,10 @@ impl Trainer {
                 control.heartbeat(step, "checkpoint");
                 self.line.enter(Phase::Checkpoint);
                 self.save_checkpoint(control)?;
+            }
+            if self.plan.keeps_after(step) && self.bad_steps == 0 {
+                self.line.enter(Phase::Snapshot);
+                self.keep_snapshot(control)?;
             }
         }
         control.heartbeat(self.progress.step, "save");
@@ -223,6 +231,26 @@ impl Trainer {
         control.flush();
         self.saver.begin_checkpoint(self.engine.memory_mut(), self.progress)?;
         Ok(())
+    }
+
+    /// Keeps the state in the launcher's memory. It counts once the launcher has heard of all that this step did: an
+    /// attempt that goes on from here does not report that again.
+    fn keep_snapshot(&self, control: &Control) -> Result<(), TrainError> {
+        let Some(snapshots) = &self.snapshots else { return Ok(()) };
+        let flush = || {
+            if self.is_first {
+                control.flush()
+            }
+        };
+        Ok(snapshots.keep(self.engine.memory(), self.progress, flush)?)
+    }
+
+    /// Whether the newest checkpoint that this launch should have made is not there: a failure came before it was on the
+    /// disk, and the snapshot is newer. Every rank sees the same, for none can make one alone.
+    fn lacks_checkpoint(&self) -> bool {
+        let step = self.progress.step - self.progress.step % self.plan.checkpoint.every_steps;
+        let folder = RunDir::new(self.plan.output_dir.clone()).checkpoint(step);
+        step > self.plan.start.step && !folder.join(Manifest::FILE).exists()
     }
 
     /// Makes a pending checkpoint visible. Every rank calls it after the same step.

@@ -1,0 +1,48 @@
+//! Where an attempt begins: weights from files or drawn, a checkpoint, or a snapshot in memory.
+
+use comm::ReduceOp;
+use proto::env::Beginning;
+use proto::manifest::Progress;
+use proto::plan::{Init, Plan};
+
+use super::error::TrainError;
+use super::init;
+use crate::checkpoint;
+use crate::engine::Memory;
+use crate::snapshot::{SnapshotError, Snapshots};
+
+/// Fills parameters, masters and moments, and says where the run stands. Every rank of the job calls it.
+pub(super) fn load(
+    beginning: &Beginning,
+    (plan, snapshots): (&Plan, Option<&Snapshots>),
+    memory: &mut Memory,
+) -> Result<Progress, TrainError> {
+    match (beginning, plan.model.init) {
+        (Beginning::Checkpoint(path), _) => return Ok(checkpoint::resume(path, memory)?),
+        (Beginning::Snapshot(step), _) => {
+            let snapshots = snapshots.expect("the launcher names a snapshot only where it has some");
+            return from_snapshot(*step, snapshots, memory);
+        }
+        (Beginning::Start, Init::Pretrained) => {
+            checkpoint::load_pretrained(&plan.model.path, &plan.model.config, memory)?;
+        }
+        (Beginning::Start, Init::Random) => {
+            init::randomize(memory, plan.seed, plan.model.config.initializer_range);
+        }
+    }
+    Ok(Progress::default())
+}
+
+/// Each rank checks what it has kept itself; all go on if all can.
+fn from_snapshot(step: u64, snapshots: &Snapshots, memory: &mut Memory) -> Result<Progress, TrainError> {
+    let checked = snapshots.check(step, memory);
+    let mut damaged = [f64::from(u8::from(checked.is_err()))];
+    let agreed = memory.groups().world.all_reduce_scalars(&mut damaged, ReduceOp::Sum);
+    let progress = checked?;
+    agreed?;
+    if damaged[0] > 0.0 {
+        return Err(SnapshotError::Peer { step }.into());
+    }
+    snapshots.load(step, memory)?;
+    Ok(progress)
+}
