@@ -30,7 +30,7 @@ use crate::progress_page::ProgressPage;
 use crate::rendezvous::Rendezvous;
 use crate::resume::StartingPoint;
 use crate::service::{Notice, Server};
-use crate::signals::Signals;
+use crate::signals::{Interrupt, Signals};
 use crate::snapshots::SnapshotMemory;
 use crate::spawn::{Process, Sink, Spawner, Spec};
 use crate::supervise::{Action, Event, OnInterrupt, Outcome, Supervisor};
@@ -40,6 +40,10 @@ use crate::token::Token;
 /// How long ranks may take from their start until all have registered: mostly the loading of libtorch, which a cold
 /// network file system can draw out. A rank that dies is noticed at once; this is for one that hangs.
 const RENDEZVOUS_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// Signals that mean something to the launcher and nothing to a rank: a scheduler sends them to every process of a job.
+const TO_THE_LAUNCHER: [Signal; 5] =
+    [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGUSR2];
 
 /// What does not change from attempt to attempt.
 #[derive(Debug)]
@@ -65,6 +69,8 @@ pub struct Job {
 pub struct Ended {
     /// How it ended.
     pub outcome: Outcome,
+    /// The step after which all ranks have made a checkpoint and ended, because the machine is wanted back.
+    pub preempted_after: Option<u64>,
     /// What each rank did last.
     pub lines: Vec<Line>,
     /// Processes that the kernel has killed meanwhile for lack of memory, on the whole machine.
@@ -93,9 +99,10 @@ pub async fn run(job: &Job, number: u32, from: &StartingPoint, edge: &mut Edge<'
         server,
         notices,
         processes: vec![],
-        supervisor: Supervisor::new(world_size, OnInterrupt::Terminate),
+        supervisor: Supervisor::new(world_size, OnInterrupt::Kill),
         progress,
         hangs: job.hang_limits.map(|limits| HangWatch::new(world_size, limits)),
+        preempted_after: None,
     };
     for rank in 0..world_size {
         let env = WorkerEnv {
@@ -138,7 +145,8 @@ pub async fn run(job: &Job, number: u32, from: &StartingPoint, edge: &mut Edge<'
     // In whatever session: the next attempt needs the devices.
     descendants::clear().await.map_err(LaunchError::io("end the processes that ranks have left"))?;
     let kernel_kills = out_of_memory::kernel_kills().saturating_sub(kernel_kills);
-    Ok(Ended { outcome, lines: attempt.progress.lines(), kernel_kills })
+    let (preempted_after, lines) = (attempt.preempted_after, attempt.progress.lines());
+    Ok(Ended { outcome, preempted_after, lines, kernel_kills })
 }
 
 /// The launcher's own ends: where signals come from, processes are started and rows are written.
@@ -160,6 +168,8 @@ struct Attempt {
     supervisor: Supervisor,
     progress: ProgressPage,
     hangs: Option<HangWatch>,
+    /// See [`Ended::preempted_after`].
+    preempted_after: Option<u64>,
 }
 
 impl Attempt {
@@ -170,6 +180,8 @@ impl Attempt {
         let mut looks = tokio::time::interval(LOOK_INTERVAL);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut last_look = Instant::now();
+        // An earlier attempt may have failed on its way to the checkpoint.
+        let mut preemption = self.preempt(edge.signals);
         loop {
             let event = tokio::select! {
                 notice = self.notices.recv() => {
@@ -177,7 +189,17 @@ impl Attempt {
                 }
                 interrupt = edge.signals.next() => {
                     edge.output.stopping();
-                    Some(Event::Interrupted(interrupt))
+                    match interrupt {
+                        Interrupt::Preempt => {
+                            preemption = self.preempt(edge.signals);
+                            None
+                        }
+                        Interrupt::Interrupt | Interrupt::Terminate => Some(Event::Interrupted(interrupt)),
+                    }
+                }
+                () = preemption.over() => {
+                    edge.output.console().warn("the machine is wanted back now, and the checkpoint is not complete");
+                    Some(Event::Interrupted(Interrupt::Terminate))
                 }
                 () = grace.over() => Some(Event::GraceOver),
                 () = rendezvous.over() => self.server.overdue(),
@@ -201,6 +223,14 @@ impl Attempt {
                 }
             }
         }
+    }
+
+    /// Asks ranks for a checkpoint if the machine is wanted back. The timer goes off when that is.
+    fn preempt(&self, signals: &Signals) -> Timer {
+        signals.deadline().map_or(Timer::off(), |deadline| {
+            self.progress.ask_to_stop();
+            Timer::after(deadline.saturating_duration_since(Instant::now()))
+        })
     }
 
     /// A rank that hangs, if one does.
@@ -228,6 +258,7 @@ impl Attempt {
             Notice::Eval(eval) => output.eval(&eval),
             Notice::Checkpoint(saved) => output.checkpoint(&saved),
             Notice::Finished { rank, report } => {
+                self.preempted_after = report.preempted.then_some(report.step);
                 output.finished(rank, &report);
                 return Some(Event::Finished { rank });
             }
@@ -277,6 +308,7 @@ fn spec(worker: &Path, worker_env: &WorkerEnv, logs: &Path, inherit: Vec<Arc<Own
         env,
         stdout: Sink::File(logs.join(format!("rank-{rank}.out"))),
         stderr: Sink::File(logs.join(format!("rank-{rank}.err"))),
+        ignore: TO_THE_LAUNCHER.to_vec(),
         inherit,
     }
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use proto::config::AutoOr;
-use proto::env::ServiceEnv;
+use proto::env::{SchedulerEnv, ServiceEnv};
 use proto::manifest::Progress;
 use proto::memory::{PeakBytes, Room, helpful_keys};
 use proto::plan::Plan;
@@ -33,7 +33,7 @@ use crate::output::terminal::Terminal;
 use crate::restart::{RestartPolicy, Verdict};
 use crate::resume::{self, StartingPoint, Wish};
 use crate::setup::{Setup, worker_binary};
-use crate::signals::Signals;
+use crate::signals::{Interrupt, Signals};
 use crate::snapshots::SnapshotMemory;
 use crate::spawn::Spawner;
 use crate::supervise::{Failure, Kind, Outcome};
@@ -70,7 +70,8 @@ pub fn train(args: &JobArgs, place: Place, terminal: &Terminal, start: Instant) 
     let worker = worker_binary()?;
     let wish = Wish::of(&setup)?;
     on_runtime(async {
-        let mut signals = Signals::listen().map_err(LaunchError::io("listen for signals"))?;
+        let mut signals = Signals::listen_with_preemption(SchedulerEnv::from_process())
+            .map_err(LaunchError::io("listen for signals"))?;
         let run_dir = setup.run_dir();
         let _lock = RunLock::acquire(run_dir.root())?;
         let output = Output::open(&run_dir, &setup.config.log.sinks, terminal.clone(), start);
@@ -160,6 +161,9 @@ async fn attempts(job: &Job, beginning: Option<Checkpoint>, edge: &mut Edge<'_>)
             // The next launch tries again; what the attempt came to is more important.
             edge.output.console().warn(&format!("note: {error}"));
         }
+        if let (Outcome::Done, Some(step)) = (&ended.outcome, ended.preempted_after) {
+            return Ok(preempted(step, edge.output));
+        }
         let cause = match ended.outcome {
             Outcome::Failed { .. } => explain(job, number, ended, edge.output),
             outcome => return Ok(end(job, number, outcome, edge.output)),
@@ -208,9 +212,17 @@ fn end(job: &Job, restarts: u32, outcome: Outcome, output: &mut Output) -> u8 {
     }
 }
 
+/// The end of a job that has made room, and goes on from its checkpoint when it is started again. Returns the exit code.
+fn preempted(step: u64, output: &mut Output) -> u8 {
+    output.console().clear();
+    output.event(Moment::Preempted { step });
+    output.console().warn(&format!("preempted after step {step}, with a checkpoint: to be started again"));
+    Interrupt::Preempt.exit_code()
+}
+
 /// Tells the user what failed, with the evidence that the rank left behind. Returns the cause.
 fn explain(job: &Job, attempt: u32, ended: Ended, output: &mut Output) -> Failure {
-    let Ended { outcome: Outcome::Failed { mut cause, follow_ons }, lines, kernel_kills } = ended else {
+    let Ended { outcome: Outcome::Failed { mut cause, follow_ons }, lines, kernel_kills, .. } = ended else {
         panic!("an attempt that has not failed needs no explanation");
     };
     let line = lines[cause.rank];

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use memmap2::{MmapOptions, MmapRaw};
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use proto::progress::{CALL, CALL_SINCE, LINE_WORDS, Line, PLACE, PLACE_SINCE, page_bytes};
+use proto::progress::{CALL, CALL_SINCE, LINE_WORDS, Line, PLACE, PLACE_SINCE, STOP, page_bytes, wish_word};
 
 /// The lines of all ranks of an attempt.
 #[derive(Debug)]
@@ -37,13 +37,20 @@ impl ProgressPage {
     /// What `rank` does, or did last.
     pub fn line(&self, rank: usize) -> Line {
         assert!(rank < self.world_size, "rank {rank} of {}", self.world_size);
-        let word = |word: usize| {
-            // SAFETY: the map has `page_bytes` of the ranks, of which this is one, and `word` is below LINE_WORDS; maps
-            // begin at a page, so words are aligned. It lives as long as `self`, and the file's seals keep it as long as
-            // it is. All who touch the page do it through atomics.
-            unsafe { AtomicU64::from_ptr(self.map.as_mut_ptr().cast::<u64>().add(rank * LINE_WORDS + word)) }
-        };
-        Line::from_words([PLACE, PLACE_SINCE, CALL, CALL_SINCE].map(|idx| word(idx).load(Relaxed)))
+        let word = |word: usize| self.word(rank * LINE_WORDS + word).load(Relaxed);
+        Line::from_words([PLACE, PLACE_SINCE, CALL, CALL_SINCE].map(word))
+    }
+
+    /// Ranks are to stop after a step, with a checkpoint: they see it when they next meet.
+    pub fn ask_to_stop(&self) {
+        self.word(wish_word(self.world_size)).store(STOP, Relaxed);
+    }
+
+    fn word(&self, idx: usize) -> &AtomicU64 {
+        assert!(idx * 8 < page_bytes(self.world_size), "word {idx} of a page for {} ranks", self.world_size);
+        // SAFETY: the map has `page_bytes`, and maps begin at a page, so words are aligned. It lives as long as `self`, and
+        // the file's seals keep it as long as it is. All who touch the page do it through atomics.
+        unsafe { AtomicU64::from_ptr(self.map.as_mut_ptr().cast::<u64>().add(idx)) }
     }
 
     /// What every rank does, or did last.

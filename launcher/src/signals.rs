@@ -1,24 +1,43 @@
-//! Signals to the launcher: which ones mean that the user wants the job to stop.
+//! Signals to the launcher: which ones mean that the user wants the job to stop, and which that a scheduler wants the
+//! machine back.
 
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::{Duration, Instant, SystemTime};
 
+use nix::sys::signal::kill;
+use nix::unistd::Pid;
+use proto::env::SchedulerEnv;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// The user wants the job to stop.
+/// How long Slurm leaves a job between SIGTERM and SIGKILL unless its configuration says otherwise (KillWait=30), and a
+/// second less.
+const KILL_WAIT: Duration = Duration::from_secs(29);
+
+/// How long a checkpoint may take where nobody says when the machine is wanted back. Ranks that hang are found sooner.
+const PATIENCE: Duration = Duration::from_secs(3600);
+
+/// The job is to stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Interrupt {
     /// SIGINT: Ctrl-C.
     Interrupt,
     /// SIGTERM, or a terminal that was closed.
     Terminate,
+    /// SIGUSR1, or a scheduler's SIGTERM: after a step, with a checkpoint, to be started again.
+    Preempt,
 }
 
 impl Interrupt {
+    /// All of them.
+    pub const ALL: [Interrupt; 3] = [Interrupt::Interrupt, Interrupt::Terminate, Interrupt::Preempt];
+
     /// The launcher's exit code.
     pub fn exit_code(self) -> u8 {
         match self {
             Interrupt::Interrupt => 130,
             Interrupt::Terminate => 143,
+            Interrupt::Preempt => 75,
         }
     }
 
@@ -27,6 +46,7 @@ impl Interrupt {
         match self {
             Interrupt::Interrupt => nix::sys::signal::Signal::SIGINT,
             Interrupt::Terminate => nix::sys::signal::Signal::SIGTERM,
+            Interrupt::Preempt => nix::sys::signal::Signal::SIGUSR1,
         }
     }
 
@@ -36,23 +56,49 @@ impl Interrupt {
     }
 }
 
-/// The signals that have arrived since [`Signals::listen`].
+/// Whether `dslaunch stop` has asked for the end: then SIGTERM means that, whoever has started the launcher.
+static STOPPED: AtomicBool = AtomicBool::new(false);
+
+/// Stops this process as SIGTERM from its user does: whatever the job waits for, signals are listened for there.
+pub fn stop_this_process() -> io::Result<()> {
+    STOPPED.store(true, Relaxed);
+    Ok(kill(Pid::this(), nix::sys::signal::Signal::SIGTERM)?)
+}
+
+/// The signals that have arrived since they were listened for.
 #[derive(Debug)]
 pub struct Signals {
     interrupt: Signal,
     terminate: Signal,
     /// `None` when SIGHUP was ignored at start: nohup's wish is kept.
     hangup: Option<Signal>,
+    /// `None` where a job cannot be preempted.
+    preempt: Option<Preempt>,
+}
+
+#[derive(Debug)]
+struct Preempt {
+    warning: Signal,
+    scheduler: SchedulerEnv,
+    /// Once the machine is wanted back: when.
+    deadline: Option<Instant>,
 }
 
 impl Signals {
-    /// Takes the signals over from their default, which would end the launcher. Needs a tokio runtime.
+    /// Takes over the signals that end a job from their default, which would end the launcher. Needs a tokio runtime.
     pub fn listen() -> io::Result<Self> {
         Ok(Self {
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,
             hangup: if hangup_is_ignored()? { None } else { Some(signal(SignalKind::hangup())?) },
+            preempt: None,
         })
+    }
+
+    /// The same for a job that can make a checkpoint before it goes. `scheduler`: who has started the launcher.
+    pub fn listen_with_preemption(scheduler: SchedulerEnv) -> io::Result<Self> {
+        let preempt = Preempt { warning: signal(SignalKind::user_defined1())?, scheduler, deadline: None };
+        Ok(Self { preempt: Some(preempt), ..Self::listen()? })
     }
 
     /// Waits for the next one. Cancel safe.
@@ -63,11 +109,49 @@ impl Signals {
                 None => std::future::pending().await,
             }
         };
-        tokio::select! {
+        let warning = async {
+            match &mut self.preempt {
+                Some(preempt) => preempt.warning.recv().await,
+                None => std::future::pending().await,
+            }
+        };
+        let interrupt = tokio::select! {
             _ = self.interrupt.recv() => Interrupt::Interrupt,
-            _ = self.terminate.recv() => Interrupt::Terminate,
             _ = hangup => Interrupt::Terminate,
-        }
+            _ = warning => Interrupt::Preempt,
+            _ = self.terminate.recv() => match &self.preempt {
+                Some(preempt) if preempt.scheduler.terminates_to_preempt() && !STOPPED.load(Relaxed) => {
+                    return self.preempted(nix::sys::signal::Signal::SIGTERM);
+                }
+                _ => Interrupt::Terminate,
+            },
+        };
+        if interrupt == Interrupt::Preempt { self.preempted(interrupt.signal()) } else { interrupt }
+    }
+
+    /// When the machine is wanted back, once that was heard.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.preempt.as_ref()?.deadline
+    }
+
+    /// The first signal sets the deadline. A scheduler sends its signals to every process of a job, so that the same one
+    /// comes twice, by way of the guardian too.
+    fn preempted(&mut self, by: nix::sys::signal::Signal) -> Interrupt {
+        let preempt = self.preempt.as_mut().expect("only heard by a job that can be preempted");
+        let patience = patience(&preempt.scheduler, by, SystemTime::now());
+        preempt.deadline.get_or_insert_with(|| Instant::now() + patience);
+        Interrupt::Preempt
+    }
+}
+
+/// How long a job has from `signal` on. Pure.
+fn patience(scheduler: &SchedulerEnv, signal: nix::sys::signal::Signal, now: SystemTime) -> Duration {
+    match scheduler {
+        SchedulerEnv::Slurm { .. } if signal == nix::sys::signal::Signal::SIGTERM => KILL_WAIT,
+        // At its end the job gets SIGTERM first. A clock that says that it has been killed is wrong.
+        SchedulerEnv::Slurm { job_end: Some(end) } => (*end + KILL_WAIT).duration_since(now).unwrap_or(PATIENCE),
+        // systemd waits as long as it is told that something happens.
+        SchedulerEnv::Slurm { job_end: None } | SchedulerEnv::Systemd | SchedulerEnv::Nobody => PATIENCE,
     }
 }
 
@@ -85,11 +169,26 @@ fn ignores_hangup(status: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nix::sys::signal::Signal;
 
     #[test]
     fn nohup_is_seen() {
         assert!(ignores_hangup("Name:\tdslaunch\nSigIgn:\t0000000000001001\n"));
         assert!(!ignores_hangup("Name:\tdslaunch\nSigIgn:\t0000000000001000\n"));
         assert!(!ignores_hangup(""));
+    }
+
+    #[test]
+    fn a_job_has_until_the_scheduler_kills_it() {
+        let (now, second) = (SystemTime::now(), Duration::from_secs(1));
+        let slurm = |job_end| SchedulerEnv::Slurm { job_end };
+        let ends_in = |left| slurm(Some(now + left));
+        assert_eq!(patience(&ends_in(120 * second), Signal::SIGUSR1, now), 120 * second + KILL_WAIT);
+        assert_eq!(patience(&ends_in(120 * second), Signal::SIGTERM, now), KILL_WAIT, "it is preempted before its end");
+        assert_eq!(patience(&slurm(None), Signal::SIGTERM, now), KILL_WAIT);
+        assert_eq!(patience(&slurm(None), Signal::SIGUSR1, now), PATIENCE);
+        assert_eq!(patience(&slurm(Some(now - 20 * second)), Signal::SIGUSR1, now), 9 * second);
+        assert_eq!(patience(&slurm(Some(now - 60 * second)), Signal::SIGUSR1, now), PATIENCE);
+        assert_eq!(patience(&SchedulerEnv::Systemd, Signal::SIGTERM, now), PATIENCE);
     }
 }

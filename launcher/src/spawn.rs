@@ -45,6 +45,8 @@ pub struct Spec {
     pub stdout: Sink,
     /// Where its standard error goes.
     pub stderr: Sink,
+    /// Signals that it ignores from its start on; all others do what they do by default.
+    pub ignore: Vec<Signal>,
     /// Descriptors it inherits, at the numbers they have here.
     pub inherit: Vec<Arc<OwnedFd>>,
 }
@@ -199,7 +201,7 @@ fn start(spec: &Spec) -> Result<u32, SpawnError> {
         };
     }
     let inherit: Vec<_> = spec.inherit.iter().map(|fd| fd.as_fd()).collect();
-    sys::confine(&mut command, &inherit);
+    sys::confine(&mut command, &inherit, &spec.ignore);
     let mut own = own();
     let child = command.spawn().map_err(SpawnError::new(format!("start {}", spec.program.display())))?;
     own.insert(child.id());
@@ -264,6 +266,7 @@ mod tests {
             env: vec![],
             stdout: Sink::File(dir.join("out")),
             stderr: Sink::File(dir.join("err")),
+            ignore: vec![],
             inherit: vec![],
         }
     }

@@ -27,18 +27,19 @@ pub enum Zombie {
     Reap,
 }
 
-/// Confines the child that `command` starts: it dies with the calling thread, inherits no signal state, and of our
-/// descriptors only `inherit` (at their numbers) besides the three standard ones.
+/// Confines the child that `command` starts: it dies with the calling thread, inherits no signal state but that it ignores
+/// `ignore`, and of our descriptors only `inherit` (at their numbers) besides the three standard ones.
 ///
 /// The calling thread must also be the one that spawns, and must live as long as the child may: the kernel binds the
 /// parent-death signal to the thread.
-pub fn confine(command: &mut Command, inherit: &[BorrowedFd<'_>]) {
+pub fn confine(command: &mut Command, inherit: &[BorrowedFd<'_>], ignore: &[Signal]) {
     let inherit: Vec<RawFd> = inherit.iter().map(AsRawFd::as_raw_fd).collect();
+    let ignore = ignore.to_vec();
     // Sampled before the fork: a child that samples it itself cannot tell that its parent is already gone.
     let parent = std::process::id();
     let before_exec = move || {
         die_with_parent(parent)?;
-        reset_signals();
+        reset_signals(&ignore);
         close_on_exec_all()?;
         for &fd in &inherit {
             keep_on_exec(fd)?;
@@ -65,14 +66,17 @@ fn die_with_parent(parent: u32) -> io::Result<()> {
     Ok(())
 }
 
-/// Every signal does what it does by default, and none is blocked.
-fn reset_signals() {
+/// Every signal does what it does by default, but for those to be ignored, and none is blocked.
+fn reset_signals(ignore: &[Signal]) {
     // SAFETY: `empty` is a valid object of its type before sigemptyset fills it, and lives through both calls. signal
-    // with SIG_DFL installs no handler; it fails harmlessly for numbers that cannot be caught (SIGKILL, SIGSTOP, the
+    // with SIG_DFL or SIG_IGN installs no handler; it fails harmlessly for numbers that cannot be caught (SIGKILL, SIGSTOP, the
     // two of the C library). All are async-signal-safe.
     unsafe {
         for number in 1..=64 {
             libc::signal(number, libc::SIG_DFL);
+        }
+        for &signal in ignore {
+            libc::signal(signal as libc::c_int, libc::SIG_IGN);
         }
         let mut empty: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&mut empty);

@@ -9,7 +9,7 @@ mod torchrun;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 pub use torchrun::{ProgramEnv, TorchrunEnv, program_defaults};
 
@@ -78,6 +78,43 @@ impl Beginning {
 #[allow(clippy::disallowed_methods, reason = "this is where it is read")]
 pub fn in_slurm_job() -> bool {
     std::env::var_os("SLURM_JOB_ID").is_some()
+}
+
+/// Who has started the launcher and may want the machine back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SchedulerEnv {
+    /// Slurm (`SLURM_JOB_ID`).
+    Slurm {
+        /// When the job's time is over (`SLURM_JOB_END_TIME`), if that is known.
+        job_end: Option<SystemTime>,
+    },
+    /// systemd, or who speaks its protocol (`NOTIFY_SOCKET`).
+    Systemd,
+    /// Somebody who does not say.
+    Nobody,
+}
+
+impl SchedulerEnv {
+    /// Reads the variables of this process.
+    #[allow(clippy::disallowed_methods, reason = "this is where it is read")]
+    pub fn from_process() -> Self {
+        Self::read(|name| std::env::var_os(name))
+    }
+
+    /// The pure half of [`SchedulerEnv::from_process`].
+    pub fn read(lookup: impl Fn(&str) -> Option<OsString>) -> Self {
+        if lookup("SLURM_JOB_ID").is_some() {
+            let seconds = lookup("SLURM_JOB_END_TIME").and_then(|time| time.to_str()?.parse::<u64>().ok());
+            let job_end = seconds.and_then(|seconds| SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds)));
+            return Self::Slurm { job_end };
+        }
+        if lookup("NOTIFY_SOCKET").is_some_and(|address| !address.is_empty()) { Self::Systemd } else { Self::Nobody }
+    }
+
+    /// Whether SIGTERM is a scheduler's word, which comes before SIGKILL and leaves time for a checkpoint.
+    pub fn terminates_to_preempt(self) -> bool {
+        self != Self::Nobody
+    }
 }
 
 /// What a service manager (systemd) tells the launcher that it has started.
@@ -267,6 +304,19 @@ mod tests {
             let vars: HashMap<_, _> = env.to_vars().into_iter().collect();
             assert_eq!(WorkerEnv::read(|name| vars.get(name).cloned()), Ok(env));
         }
+    }
+
+    #[test]
+    fn a_scheduler_is_known_by_its_variables() {
+        let read = |vars: &[(&str, &str)]| {
+            SchedulerEnv::read(|name| vars.iter().find(|var| var.0 == name).map(|var| OsString::from(var.1)))
+        };
+        let end = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
+        let slurm = [("SLURM_JOB_ID", "7"), ("SLURM_JOB_END_TIME", "1800000000"), ("NOTIFY_SOCKET", "/run/x")];
+        assert_eq!(read(&slurm), SchedulerEnv::Slurm { job_end: Some(end) });
+        assert_eq!(read(&[("SLURM_JOB_ID", "7"), ("SLURM_JOB_END_TIME", "?")]), SchedulerEnv::Slurm { job_end: None });
+        assert_eq!(read(&[("NOTIFY_SOCKET", "@x")]), SchedulerEnv::Systemd);
+        assert_eq!(read(&[("NOTIFY_SOCKET", "")]), SchedulerEnv::Nobody);
     }
 
     #[test]

@@ -8,6 +8,8 @@
 //! word 2  call        calls so far, kind, inside or not
 //! word 3  call since  nanoseconds, CLOCK_MONOTONIC
 //! ```
+//!
+//! Behind the ranks' lines is the launcher's, whose first word ([`wish_word`]) is what it wishes of all ranks.
 
 use std::fmt;
 
@@ -16,8 +18,16 @@ pub const LINE_WORDS: usize = 8;
 
 /// Bytes of the page of a job with so many ranks on this machine.
 pub fn page_bytes(world_size: usize) -> usize {
-    world_size * LINE_WORDS * 8
+    (world_size + 1) * LINE_WORDS * 8
 }
+
+/// Word of the page, not of a line, that holds what the launcher wishes: 0, or [`STOP`].
+pub fn wish_word(world_size: usize) -> usize {
+    world_size * LINE_WORDS
+}
+
+/// The launcher's wish that ranks stop after a step that they agree on, with a checkpoint.
+pub const STOP: u64 = 1;
 
 /// Word of a line that holds the [`Place`].
 pub const PLACE: usize = 0;

@@ -11,13 +11,16 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use memmap2::{MmapOptions, MmapRaw};
 use nix::time::{ClockId, clock_gettime};
-use proto::progress::{CALL, CALL_SINCE, Call, CallKind, LINE_WORDS, PLACE, PLACE_SINCE, Phase, Place, page_bytes};
+use proto::progress::{
+    CALL, CALL_SINCE, Call, CallKind, LINE_WORDS, PLACE, PLACE_SINCE, Phase, Place, STOP, page_bytes, wish_word,
+};
 
 /// This rank's line. Clones write the same line; the main thread alone does.
 #[derive(Clone)]
 pub struct ProgressLine {
     page: Rc<MmapRaw>,
     local_rank: usize,
+    local_world_size: usize,
     place: Rc<Cell<Place>>,
     num_calls: Rc<Cell<u64>>,
 }
@@ -27,7 +30,8 @@ impl ProgressLine {
     pub fn map(fd: impl AsFd, local_rank: usize, local_world_size: usize) -> io::Result<Self> {
         assert!(local_rank < local_world_size, "local rank {local_rank} of {local_world_size}");
         let page = MmapOptions::new().len(page_bytes(local_world_size)).map_raw(fd.as_fd().as_raw_fd())?;
-        Ok(Self { page: Rc::new(page), local_rank, place: Rc::new(Cell::new(Place::START)), num_calls: Rc::default() })
+        let place = Rc::new(Cell::new(Place::START));
+        Ok(Self { page: Rc::new(page), local_rank, local_world_size, place, num_calls: Rc::default() })
     }
 
     /// Works on `step` from now on.
@@ -55,22 +59,32 @@ impl ProgressLine {
         result
     }
 
+    /// Whether the launcher wishes that the job stops. Ranks see it at different times: they agree before they act.
+    pub fn is_asked_to_stop(&self) -> bool {
+        self.word(wish_word(self.local_world_size)).load(Relaxed) == STOP
+    }
+
     fn set(&self, place: Place) {
         self.place.set(place);
-        self.word(PLACE).store(place.to_word(), Relaxed);
-        self.word(PLACE_SINCE).store(now(), Relaxed);
+        self.own_word(PLACE).store(place.to_word(), Relaxed);
+        self.own_word(PLACE_SINCE).store(now(), Relaxed);
     }
 
     fn set_call(&self, call: Call) {
-        self.word(CALL).store(call.to_word(), Relaxed);
-        self.word(CALL_SINCE).store(now(), Relaxed);
+        self.own_word(CALL).store(call.to_word(), Relaxed);
+        self.own_word(CALL_SINCE).store(now(), Relaxed);
     }
 
-    fn word(&self, word: usize) -> &AtomicU64 {
-        // SAFETY: the page has `page_bytes` of the ranks, of which `map` checked that this is one, and `word` is one of the
-        // line's; maps begin at a page, so words are aligned. It lives as long as `self`. All who touch the page, here and
-        // in the launcher, do it through atomics.
-        unsafe { AtomicU64::from_ptr(self.page.as_mut_ptr().cast::<u64>().add(self.local_rank * LINE_WORDS + word)) }
+    fn own_word(&self, word: usize) -> &AtomicU64 {
+        self.word(self.local_rank * LINE_WORDS + word)
+    }
+
+    fn word(&self, idx: usize) -> &AtomicU64 {
+        debug_assert!(idx * 8 < page_bytes(self.local_world_size));
+        // SAFETY: the page has `page_bytes`: `idx` is a word of a line, that of this rank, which `map` has checked, or the
+        // launcher's behind them; maps begin at a page, so words are aligned. It lives as long as `self`. All who touch
+        // the page, here and in the launcher, do it through atomics.
+        unsafe { AtomicU64::from_ptr(self.page.as_mut_ptr().cast::<u64>().add(idx)) }
     }
 }
 
@@ -108,6 +122,9 @@ mod tests {
         assert_eq!(inside.call, Call { number: 1, kind: CallKind::AllGather, is_inside: true });
         assert!(inside.place_since >= before && inside.call_since >= inside.place_since);
         assert!(!line(&file, 1).call.is_inside);
+        assert!(!progress.is_asked_to_stop());
+        file.write_all_at(&STOP.to_ne_bytes(), (wish_word(3) * 8) as u64).unwrap();
+        assert!(progress.is_asked_to_stop());
         assert_eq!((line(&file, 0).last_change(), line(&file, 2).last_change()), (0, 0));
     }
 }

@@ -69,11 +69,11 @@ fn ended(events: &str, metrics: &str, steps: u64) -> JobStatus {
             "done" => (State::Done, Some(0)),
             "failed" => (State::Failed, last.exit_code.or(Some(1))),
             "interrupted" => {
-                let interrupt = [Interrupt::Interrupt, Interrupt::Terminate]
-                    .into_iter()
-                    .find(|interrupt| last.signal.as_deref() == Some(interrupt.name()));
+                let interrupt =
+                    Interrupt::ALL.into_iter().find(|interrupt| last.signal.as_deref() == Some(interrupt.name()));
                 (State::Interrupted, interrupt.map(Interrupt::exit_code))
             }
+            "preempted" => (State::Preempted, Some(Interrupt::Preempt.exit_code())),
             _ => (State::Died, None),
         };
         status.reason = last.reason.clone().or_else(|| last.signal.clone());
@@ -135,6 +135,8 @@ mod tests {
         assert_eq!((done.state, done.exit_code), (State::Done, Some(0)));
         let stopped = after("{\"ms\":3.0,\"attempt\":0,\"event\":\"interrupted\",\"signal\":\"SIGTERM\"}\n");
         assert_eq!((stopped.state, stopped.exit_code), (State::Interrupted, Some(143)));
+        let preempted = after("{\"ms\":3.0,\"attempt\":0,\"event\":\"preempted\",\"step\":4}\n");
+        assert_eq!((preempted.state, preempted.exit_code), (State::Preempted, Some(75)));
         let killed = after("{\"ms\":3.0,\"attempt\":0,\"event\":\"started\",\"resumed_step\":0}\n{\"ms\":4.0,\"att");
         assert_eq!((killed.state, killed.exit_code), (State::Died, None));
         assert_eq!(ended("", "", 0), JobStatus::new(State::Died, None));

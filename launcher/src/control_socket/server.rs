@@ -7,8 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::{Pid, geteuid};
+use nix::unistd::geteuid;
 use proto::run_dir::RunDir;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
@@ -21,6 +20,7 @@ use super::protocol::{REQUEST_BYTES, Reply, Request};
 use crate::output::Output;
 use crate::output::console::Shown;
 use crate::output::status::JobStatus;
+use crate::signals;
 
 /// Connections at a time. Whoever comes after them waits in the socket's queue.
 const CONNECTIONS: usize = 32;
@@ -123,8 +123,7 @@ async fn answer(stream: UnixStream, source: Source) -> io::Result<()> {
         Some(Request::Status) => client.write(Reply::Status(source.now())).await,
         Some(Request::Stop) => {
             client.write(Reply::Stopping).await?;
-            // The very signal that the user could have sent: whatever the job waits for, it is listened for there.
-            kill(Pid::this(), Signal::SIGTERM)?;
+            signals::stop_this_process()?;
             // On its own: the end of the job does not wait for those who wait for it.
             tokio::spawn(client.wait_for_the_end());
             Ok(())

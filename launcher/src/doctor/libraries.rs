@@ -76,6 +76,7 @@ fn loader_trace(program: &Path) -> Result<String, LaunchError> {
     let mut output = kept().map_err(|errno| LaunchError::io("keep output in memory")(errno.into()))?;
     let to = PathBuf::from(format!("/proc/self/fd/{}", output.as_raw_fd()));
     let spec = Spec {
+        ignore: vec![],
         program: program.to_owned(),
         args: vec![],
         env: vec![("LD_TRACE_LOADED_OBJECTS", Some("1".into()))],

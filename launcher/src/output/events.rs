@@ -104,6 +104,11 @@ pub enum Moment<'a> {
         /// How.
         signal: &'a str,
     },
+    /// The machine was wanted back: ranks have made a checkpoint and ended.
+    Preempted {
+        /// After this step.
+        step: u64,
+    },
     /// The launcher gives up.
     Failed {
         /// With this code.

@@ -15,7 +15,8 @@ use super::units;
 /// Preparing ──> Starting ──> Training ──> Done
 ///     │            ^            │
 ///     │            └── Failing <┤ (a restart)        any ──> Stopping ──> Interrupted
-///     └───────────────────┴─────┴──> Failed          any ──> Died (nobody wrote down how)
+///     └───────────────────┴─────┴──> Failed          any ──> Stopping ──> Preempted
+///                                                    any ──> Died (nobody wrote down how)
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -38,6 +39,8 @@ pub enum State {
     Failed,
     /// The user stopped it.
     Interrupted,
+    /// It has made room, with a checkpoint.
+    Preempted,
     /// It ended without a word: it was killed, or the machine went down.
     Died,
 }
@@ -48,7 +51,7 @@ impl State {
         match self {
             State::Preparing | State::Starting | State::Training | State::Failing | State::Stopping => true,
             State::Silent => true,
-            State::Done | State::Failed | State::Interrupted | State::Died => false,
+            State::Done | State::Failed | State::Interrupted | State::Preempted | State::Died => false,
         }
     }
 
@@ -64,6 +67,7 @@ impl State {
             State::Done => "done",
             State::Failed => "failed",
             State::Interrupted => "stopped by the user",
+            State::Preempted => "preempted, with a checkpoint, to be started again",
             State::Died => "not running; it ended without saying how",
         }
     }
@@ -145,6 +149,7 @@ impl JobStatus {
             }
             Moment::Done { .. } => State::Done,
             Moment::Interrupted { .. } => State::Interrupted,
+            Moment::Preempted { .. } => State::Preempted,
             Moment::Failed { .. } => State::Failed,
             Moment::Start { .. }
             | Moment::ResumedStep { .. }

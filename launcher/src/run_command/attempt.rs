@@ -169,6 +169,7 @@ fn spec(job: &Job, attempt: u32, rank: usize, master_port: u16, logs: &AttemptLo
         env: vars.into_iter().chain(job.defaults.clone()).map(|(name, value)| (name, Some(value))).collect(),
         stdout: sink(Stream::Out),
         stderr: sink(Stream::Err),
+        ignore: vec![],
         inherit: vec![],
     }
 }

@@ -6,16 +6,16 @@ use nix::sys::signal::Signal;
 
 use crate::signals::Interrupt;
 
-/// From SIGTERM to SIGKILL where nobody has anything to save.
-const TERMINATE_GRACE: Duration = Duration::from_secs(1);
+/// How long SIGKILL takes before it is worth looking again.
+const KILL_GRACE: Duration = Duration::from_secs(1);
 /// From the signal to SIGKILL where a program may want to save something: torchrun's.
 const FORWARD_GRACE: Duration = Duration::from_secs(30);
 
 /// How ranks are asked to stop when the user wants the job to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OnInterrupt {
-    /// By SIGTERM: our own ranks.
-    Terminate,
+    /// By SIGKILL: our own ranks, which have nothing to save. Other signals mean something to the launcher, not to them.
+    Kill,
     /// By the signal that the launcher got: any program.
     Forward,
 }
@@ -24,7 +24,7 @@ impl OnInterrupt {
     /// What they are sent.
     pub fn signal(self, interrupt: Interrupt) -> Signal {
         match self {
-            OnInterrupt::Terminate => Signal::SIGTERM,
+            OnInterrupt::Kill => Signal::SIGKILL,
             OnInterrupt::Forward => interrupt.signal(),
         }
     }
@@ -32,7 +32,7 @@ impl OnInterrupt {
     /// How long they have from then on.
     pub fn grace(self) -> Duration {
         match self {
-            OnInterrupt::Terminate => TERMINATE_GRACE,
+            OnInterrupt::Kill => KILL_GRACE,
             OnInterrupt::Forward => FORWARD_GRACE,
         }
     }

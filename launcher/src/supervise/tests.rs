@@ -23,10 +23,6 @@ fn detected(rank: usize, cause: &str) -> Action {
     Action::FailureDetected { rank, cause: cause.into() }
 }
 
-fn term(ranks: &[usize]) -> Action {
-    Action::Signal { ranks: ranks.to_vec(), signal: Signal::SIGTERM }
-}
-
 fn kill(ranks: &[usize]) -> Action {
     Action::Signal { ranks: ranks.to_vec(), signal: Signal::SIGKILL }
 }
@@ -37,7 +33,7 @@ fn grace(duration: Duration) -> Action {
 
 /// Feeds the events in order and compares what is done after each.
 fn check(world_size: usize, steps: &[(Event, &[Action])]) {
-    let mut supervisor = Supervisor::new(world_size, OnInterrupt::Terminate);
+    let mut supervisor = Supervisor::new(world_size, OnInterrupt::Kill);
     for (at, (event, actions)) in steps.iter().enumerate() {
         assert_eq!(supervisor.handle(event.clone()), *actions, "after event {at}: {event:?}");
     }
@@ -45,7 +41,7 @@ fn check(world_size: usize, steps: &[(Event, &[Action])]) {
 
 /// Feeds the events in order and returns the outcome of the last.
 fn outcome(world_size: usize, events: &[Event]) -> Outcome {
-    let mut supervisor = Supervisor::new(world_size, OnInterrupt::Terminate);
+    let mut supervisor = Supervisor::new(world_size, OnInterrupt::Kill);
     let mut actions: Vec<_> = events.iter().flat_map(|event| supervisor.handle(event.clone())).collect();
     match actions.pop() {
         Some(Action::Ended(outcome)) => outcome,
@@ -126,7 +122,7 @@ fn a_report_and_the_exit_after_it_are_one_failure() {
     assert_eq!(outcome, Outcome::Failed { cause, follow_ons: vec![] });
     // A rank that spoke and then did not leave did not die of what we did about it.
     let killed = [reported(0, Kind::Internal, "boom"), Event::GraceOver, exited(0, SIGKILL)];
-    let mut supervisor = Supervisor::new(1, OnInterrupt::Terminate);
+    let mut supervisor = Supervisor::new(1, OnInterrupt::Kill);
     let last = killed.into_iter().flat_map(|event| supervisor.handle(event)).last();
     assert!(matches!(last, Some(Action::Ended(Outcome::Failed { cause, .. })) if cause.exit.is_none()));
 }
@@ -159,7 +155,7 @@ fn a_peer_report_without_another_cause_stops_the_job_after_a_while() {
         ],
     );
     let all_blame = [reported(0, Kind::Peer, "rank 1 hangs"), reported(1, Kind::Peer, "rank 0 hangs")];
-    let mut supervisor = Supervisor::new(2, OnInterrupt::Terminate);
+    let mut supervisor = Supervisor::new(2, OnInterrupt::Kill);
     let actions: Vec<_> = all_blame.into_iter().flat_map(|event| supervisor.handle(event)).collect();
     assert_eq!(actions.last(), Some(&grace(FAILURE_GRACE)), "nobody is left to say more");
 }
@@ -227,13 +223,13 @@ fn ranks_that_do_not_register_are_the_cause() {
 }
 
 #[test]
-fn an_interrupt_stops_everything_and_a_second_one_kills_at_once() {
+fn an_interrupt_kills_ranks_that_have_nothing_to_save() {
     check(
         2,
         &[
-            (INTERRUPT, &[term(&[0, 1]), grace(OnInterrupt::Terminate.grace())]),
-            (exited(0, SIGTERM), &[]),
-            (INTERRUPT, &[kill(&[1]), grace(KILL_DEADLINE)]),
+            (INTERRUPT, &[kill(&[0, 1]), grace(OnInterrupt::Kill.grace())]),
+            (exited(0, SIGKILL), &[]),
+            (INTERRUPT, &[grace(KILL_DEADLINE)]),
             (INTERRUPT, &[]),
             (exited(1, SIGKILL), &[Action::Ended(Outcome::Interrupted(Interrupt::Interrupt))]),
         ],
@@ -256,7 +252,7 @@ fn an_interrupt_during_a_failure_ends_the_job_as_interrupted() {
         2,
         &[
             (reported(0, Kind::Peer, "x"), &[detected(0, "x"), grace(SUSPECT_GRACE)]),
-            (INTERRUPT, &[term(&[1]), grace(OnInterrupt::Terminate.grace())]),
+            (INTERRUPT, &[kill(&[1]), grace(OnInterrupt::Kill.grace())]),
         ],
     );
 }
@@ -275,7 +271,7 @@ fn a_rank_that_sigkill_does_not_end_is_given_up() {
 
 #[test]
 fn the_step_is_the_last_one_heard_of() {
-    let mut supervisor = Supervisor::new(2, OnInterrupt::Terminate);
+    let mut supervisor = Supervisor::new(2, OnInterrupt::Kill);
     supervisor.handle(Event::Heartbeat { rank: 1, step: 17 });
     supervisor.handle(exited(1, SIGSEGV));
     let ended = supervisor.handle(exited(0, SIGTERM));
@@ -286,7 +282,7 @@ fn the_step_is_the_last_one_heard_of() {
 #[test]
 fn last_words_do_not_take_a_step_back() {
     for (heartbeat, step) in [(4, 5), (17, 17)] {
-        let mut supervisor = Supervisor::new(1, OnInterrupt::Terminate);
+        let mut supervisor = Supervisor::new(1, OnInterrupt::Kill);
         supervisor.handle(Event::Heartbeat { rank: 0, step: heartbeat });
         supervisor.handle(reported(0, Kind::Internal, "boom"));
         let ended = supervisor.handle(exited(0, Exit::Code(1)));
@@ -308,7 +304,7 @@ fn every_sequence_keeps_the_invariants() {
         alphabet.push(Event::Finished { rank });
     }
     let mut ended = 0;
-    let mut open = vec![(Watched::default(), Supervisor::new(2, OnInterrupt::Terminate))];
+    let mut open = vec![(Watched::default(), Supervisor::new(2, OnInterrupt::Kill))];
     for _ in 0..5 {
         let mut next = vec![];
         for (watched, supervisor) in open {

@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 
 use nix::sys::signal::{Signal, raise};
 use nix::sys::stat::fstat;
@@ -12,6 +13,7 @@ use proto::control::*;
 use proto::env::{Beginning, WorkerEnv};
 use proto::manifest::{Contents, FileEntry, Manifest, Progress};
 use proto::plan::Plan;
+use proto::progress::{STOP, wish_word};
 use proto::run_dir::RunDir;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
@@ -68,6 +70,10 @@ impl Rank {
             self.client.heartbeat(HeartbeatRequest { caller, step, phase: "reduce".into() }).await.unwrap();
             eprintln!("rank {} begins step {step}", self.env.rank);
             self.fail(step).await;
+            if self.is_asked_to_stop() {
+                self.save(Progress { step, rows: step * self.plan.batch.global_batch_size, label_tokens: 0 }).await;
+                return self.finish(step, true).await;
+            }
             self.meet(format!("step {step}")).await;
             let metrics =
                 StepMetrics { step, loss: 3.0 / step as f64, logged: self.plan.logs(step), ..Default::default() };
@@ -78,12 +84,22 @@ impl Rank {
             }
             self.meet("saved".into()).await;
         }
-        let finished = Event::Finished(Finished {
-            step: self.plan.steps,
-            peak_memory_bytes: 1 << 20,
-            baseline_memory_bytes: 1 << 19,
-        });
-        self.client.report(ReportRequest { caller, event: Some(finished) }).await.unwrap();
+        self.finish(self.plan.steps, false).await;
+    }
+
+    async fn finish(&mut self, step: u64, preempted: bool) {
+        let (peak_memory_bytes, baseline_memory_bytes) = (1 << 20, 1 << 19);
+        let finished = Finished { step, peak_memory_bytes, baseline_memory_bytes, preempted };
+        let request = ReportRequest { caller: self.caller(), event: Some(Event::Finished(finished)) };
+        self.client.report(request).await.unwrap();
+    }
+
+    /// What the launcher's word on the progress page says.
+    fn is_asked_to_stop(&self) -> bool {
+        let page = fs::File::open(format!("/proc/self/fd/{}", self.env.progress_fd)).unwrap();
+        let mut word = [0; 8];
+        page.read_exact_at(&mut word, (wish_word(self.env.world_size) * 8) as u64).unwrap();
+        u64::from_ne_bytes(word) == STOP
     }
 
     /// Does what FAKE_RANK says: `FAULT rank R at STEP in attempt A`; a part that is missing fits every rank, attempt.
@@ -101,6 +117,11 @@ impl Rank {
             "kill" if me => raise(Signal::SIGKILL).unwrap(),
             "exit" if me => std::process::exit(0),
             "hang" => std::future::pending().await,
+            "wait" => {
+                while !self.is_asked_to_stop() {
+                    tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+                }
+            }
             "deaf" => {
                 // The only way to ignore a signal without unsafe: block it.
                 nix::sys::signal::SigSet::all().thread_block().unwrap();

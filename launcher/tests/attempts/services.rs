@@ -16,7 +16,7 @@ pub const CHECKS: [(&str, fn()); 3] = [
 ];
 
 fn the_service_manager_hears_of_training_and_of_the_stop() {
-    let run = Run::new("hang at 3");
+    let run = Run::new("wait at 3");
     let address = run.beside("notify.sock");
     let manager = UnixDatagram::bind(&address).unwrap();
     manager.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
@@ -37,7 +37,8 @@ fn the_service_manager_hears_of_training_and_of_the_stop() {
         assert!(environment.contains("RANK=") && !environment.contains("NOTIFY_SOCKET"), "ranks speak for nobody");
     }
     let end = launch.stop(Signal::SIGTERM);
-    assert_eq!(end.code, 143, "{end:?}");
+    assert_eq!(end.code, 75, "{end:?}");
+    assert_eq!(run.events().last().unwrap(), "preempted");
     let stop = std::iter::repeat_with(next).find(|message| message.contains("STOPPING=1")).unwrap();
     assert!(stop.contains("\nEXTEND_TIMEOUT_USEC="), "{stop}");
 }

@@ -106,8 +106,8 @@ impl Trainer {
             self.current_step = step;
             self.line.begin_step(step);
             control.heartbeat(step, "train");
-            let (outcome, is_settled) = self.train_step(step)?;
-            if is_settled {
+            let StepEnd { outcome, checkpoint_is_settled, is_asked_to_stop } = self.train_step(step)?;
+            if checkpoint_is_settled {
                 self.publish(control)?;
             }
             if outcome.is_finite() {
@@ -125,11 +125,16 @@ impl Trainer {
                 self.line.enter(Phase::Validate);
                 self.validate(step, control)?;
             }
+            let stops = is_asked_to_stop && step < self.plan.steps;
             // After a bad step the weights themselves may be the reason: they must not replace sound ones.
-            if self.plan.saves_after(step) && self.bad_steps == 0 {
+            if (self.plan.saves_after(step) || stops) && self.bad_steps == 0 {
                 control.heartbeat(step, "checkpoint");
                 self.line.enter(Phase::Checkpoint);
                 self.save_checkpoint(control)?;
+                if stops {
+                    self.publish(control)?;
+                    return self.finish(End::Preempted, control);
+                }
             }
             if self.plan.keeps_after(step) && self.bad_steps == 0 {
                 self.line.enter(Phase::Snapshot);
@@ -143,26 +148,35 @@ impl Trainer {
         if self.bad_steps == 0 {
             self.prune()?;
         }
+        self.finish(End::Done, control)
+    }
+
+    /// The last that the launcher hears.
+    fn finish(&self, end: End, control: &Control) -> Result<(), TrainError> {
         self.line.enter(Phase::End);
-        let (step, peak_memory_bytes) = (self.progress.step, process::peak_memory_bytes());
-        let baseline_memory_bytes = self.baseline_memory_bytes;
-        control.report(Event::Finished(Finished { step, peak_memory_bytes, baseline_memory_bytes }));
+        control.report(Event::Finished(Finished {
+            step: self.progress.step,
+            peak_memory_bytes: process::peak_memory_bytes(),
+            baseline_memory_bytes: self.baseline_memory_bytes,
+            preempted: end == End::Preempted,
+        }));
         Ok(())
     }
 
-    /// One optimizer step. `step` counts from 1. Where loss or gradient norm is not finite, nothing is updated. Says too
-    /// whether a pending checkpoint is on the disk, on every rank: the ranks tell each other with the loss.
-    fn train_step(&mut self, step: u64) -> Result<(StepOutcome, bool), TrainError> {
+    /// One optimizer step. `step` counts from 1. Where loss or gradient norm is not finite, nothing is updated.
+    fn train_step(&mut self, step: u64) -> Result<StepEnd, TrainError> {
         let num_labels = self.train.num_labels(step - 1);
         let scale = 1.0 / num_labels.max(1) as f64;
         let micro_batch = |idx| self.train.micro_batch(step - 1, idx);
         let passes = self.engine.forward_backward(micro_batch, scale)?;
         let world = &self.engine.groups().world;
         let busy_seconds = passes.seconds - passes.waited_seconds;
-        let mut sums = [passes.loss, busy_seconds, f64::from(u8::from(self.saver.is_settled()))];
+        let flag = |flag: bool| f64::from(u8::from(flag));
+        // With the loss ranks tell each other what all have to do after the same step.
+        let mut sums = [passes.loss, busy_seconds, flag(self.saver.is_settled()), flag(self.line.is_asked_to_stop())];
         world.all_reduce_scalars(&mut sums, ReduceOp::Sum)?;
-        let [loss, busy_seconds, settled] = sums;
-        let is_settled = settled == world.size() as f64;
+        let [loss, busy_seconds, settled, asked_to_stop] = sums;
+        let checkpoint_is_settled = settled == world.size() as f64;
         let pipeline_bubble = self.pipeline_bubble(busy_seconds, passes.seconds)?;
         self.engine.reduce_gradients()?;
         let grad_norm = self.engine.grad_norm()?;
@@ -187,7 +201,7 @@ impl Trainer {
             rows: self.progress.rows + self.plan.batch.global_batch_size,
             label_tokens: self.progress.label_tokens + num_labels,
         };
-        Ok((outcome, is_settled))
+        Ok(StepEnd { outcome, checkpoint_is_settled, is_asked_to_stop: asked_to_stop > 0.0 })
     }
 
     /// The part of the stages' time, until the last of them is done, in which they waited for each other. `busy_seconds`: of
@@ -267,6 +281,24 @@ impl Trainer {
 
 /// Samples that are named when a step is skipped.
 const REPORTED_SAMPLES_MAX: usize = 1000;
+
+/// Why a rank stops.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// All steps are done.
+    Done,
+    /// The machine is wanted back.
+    Preempted,
+}
+
+/// What every rank knows after a step, the same on all.
+struct StepEnd {
+    outcome: StepOutcome,
+    /// A checkpoint is pending and on the disk.
+    checkpoint_is_settled: bool,
+    /// The launcher wishes that the job stops.
+    is_asked_to_stop: bool,
+}
 
 /// What one step did.
 struct StepOutcome {
