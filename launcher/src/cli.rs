@@ -11,8 +11,8 @@ use crate::run_command::{CommandForm, RunArgs, RunFlags};
 #[derive(Debug, Parser)]
 #[command(name = "dslaunch", version, args_conflicts_with_subcommands = true, arg_required_else_help = true)]
 #[command(after_help = "Exit codes: 0 done; 1 a rank failed and the restart budget is used up; 2 bad usage or bad \
-                        train.toml;\n3 the environment cannot run this plan; 75 preempted, to be started again; 130, 143 stopped by \
-                        SIGINT, SIGTERM")]
+                        train.toml;\n3 the environment cannot run this plan; 75 preempted, to be started again;\n130, 143 \
+                        stopped by SIGINT, SIGTERM")]
 pub struct Cli {
     #[command(subcommand)]
     command: Option<Command>,

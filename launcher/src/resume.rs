@@ -33,7 +33,7 @@ pub enum StartingPoint {
     /// At the first step.
     Beginning,
     /// After the step of this checkpoint.
-    Checkpoint(Checkpoint),
+    Checkpoint(Box<Checkpoint>),
     /// After this step, whose state is in memory.
     Snapshot(Progress),
 }
@@ -60,7 +60,7 @@ impl StartingPoint {
 
 impl From<Option<Checkpoint>> for StartingPoint {
     fn from(checkpoint: Option<Checkpoint>) -> Self {
-        checkpoint.map_or(Self::Beginning, Self::Checkpoint)
+        checkpoint.map_or(Self::Beginning, |checkpoint| Self::Checkpoint(Box::new(checkpoint)))
     }
 }
 

@@ -23,7 +23,6 @@ use proto::control::{CheckpointSaved, EvalMetrics, Finished, SkippedStep, StepMe
 use proto::run_dir::RunDir;
 use tokio::sync::watch;
 
-use crate::checkpoints::Checkpoint;
 use crate::guardian;
 use crate::resume::StartingPoint;
 use console::Console;
@@ -133,7 +132,8 @@ impl Output {
         let resumed_step = from.progress().step;
         match from {
             StartingPoint::Beginning => {}
-            StartingPoint::Checkpoint(Checkpoint { path, .. }) => {
+            StartingPoint::Checkpoint(checkpoint) => {
+                let path = &checkpoint.path;
                 self.event(Moment::ResumedStep { resumed_step, from: "checkpoint", path: Some(path) });
                 self.console.row(&format!("going on from step {resumed_step}: {}", path.display()));
             }
