@@ -87,7 +87,7 @@ fn between_snapshots_no_more_is_lost_than_was_agreed() {
     send(running.ranks()[1], Signal::SIGKILL);
     let finished = running.wait();
     let resumed = resumed(&finished.run);
-    assert!(resumed.len() == 1 && resumed[0].0 >= 91 && resumed[0].0 % 7 == 0, "{resumed:?}");
+    assert!(resumed.len() == 1 && resumed[0].0 >= 91 && resumed[0].0.is_multiple_of(7), "{resumed:?}");
     assert_same_result("every 7 steps", &finished, &quiet);
 }
 
