@@ -212,7 +212,8 @@ impl Attempt {
             for action in event.map_or(vec![], |event| self.supervisor.handle(event)) {
                 match action {
                     Action::FailureDetected { rank, cause } => {
-                        edge.output.event(Moment::FailureDetected { rank, cause: &cause });
+                        let silent_ms = self.progress.silent(rank).as_secs_f64() * 1e3;
+                        edge.output.event(Moment::FailureDetected { rank, cause: &cause, silent_ms });
                     }
                     Action::Signal { ranks, signal } => ranks.into_iter().for_each(|rank| self.signal(rank, signal)),
                     Action::StartGrace(duration) => grace = Timer::after(duration),
@@ -252,6 +253,7 @@ impl Attempt {
                 }
                 return Some(event);
             }
+            Notice::Assembled => output.event(Moment::Rendezvous),
             Notice::Started(started) => output.event(Moment::Started { resumed_step: started.resumed_step }),
             Notice::Step(step) => output.step(&step),
             Notice::Skipped(skipped) => output.skipped(&skipped),

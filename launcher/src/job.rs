@@ -37,6 +37,7 @@ use crate::signals::{Interrupt, Signals};
 use crate::snapshots::SnapshotMemory;
 use crate::spawn::Spawner;
 use crate::supervise::{Failure, Kind, Outcome};
+use crate::timer::Timer;
 use crate::token::random_hex;
 
 /// `dslaunch plan`: prints the resolved plan. Prepares the data; starts no rank. Returns the exit code.
@@ -172,10 +173,16 @@ async fn attempts(job: &Job, beginning: Option<Checkpoint>, edge: &mut Edge<'_>)
         from = resume::after_failure(&job.run_dir, snapshots, beginning.as_ref(), edge.output.console())?;
         let resume_step = from.progress().step;
         let (exit_code, reason) = match policy.decide(&cause, resume_step) {
-            Verdict::Restart => {
+            Verdict::Restart { after } => {
                 let budget = format!("restart {} of {}", policy.restarts(), job.max_restarts);
-                edge.output.console().warn(&format!("starting all ranks again from step {resume_step} ({budget})"));
-                continue;
+                let when = if after.is_zero() { String::new() } else { format!(" in {} s", after.as_secs()) };
+                edge.output
+                    .console()
+                    .warn(&format!("starting all ranks again from step {resume_step}{when} ({budget})"));
+                match back_off(after, edge).await {
+                    Some(interrupt) => return Ok(end(job, number, Outcome::Interrupted(interrupt), edge.output)),
+                    None => continue,
+                }
             }
             Verdict::Input => (2, "not started again: a restart cannot help against wrong input".to_owned()),
             Verdict::Environment => (3, "not started again: a restart cannot help in this environment".to_owned()),
@@ -184,6 +191,21 @@ async fn attempts(job: &Job, beginning: Option<Checkpoint>, edge: &mut Edge<'_>)
         edge.output.event(Moment::Failed { exit_code, reason: &reason });
         edge.output.console().warn(&reason);
         return Ok(exit_code);
+    }
+}
+
+/// Waits before a restart. Returns the user's wish to stop, if that comes first.
+async fn back_off(pause: Duration, edge: &mut Edge<'_>) -> Option<Interrupt> {
+    let mut pause = Timer::after(pause);
+    tokio::select! {
+        // Signals second: what came meanwhile is heard by the next attempt.
+        biased;
+        () = pause.over() => None,
+        interrupt = edge.signals.next() => match interrupt {
+            // Ranks have to be there to make a checkpoint.
+            Interrupt::Preempt => None,
+            Interrupt::Interrupt | Interrupt::Terminate => Some(interrupt),
+        },
     }
 }
 
@@ -205,7 +227,7 @@ fn end(job: &Job, restarts: u32, outcome: Outcome, output: &mut Output) -> u8 {
         }
         Outcome::Done | Outcome::Failed { .. } => {
             output.done(job.plan.steps);
-            let text = summary(&job.plan, &job.run_dir, output.latest(), output.elapsed(), restarts);
+            let text = summary(&job.plan, &job.run_dir, output.latest(), output.goodput(), restarts);
             output.console().say(&text);
             0
         }

@@ -8,10 +8,12 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
 
 use memmap2::{MmapOptions, MmapRaw};
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::time::{ClockId, clock_gettime};
 use proto::progress::{CALL, CALL_SINCE, LINE_WORDS, Line, PLACE, PLACE_SINCE, STOP, page_bytes, wish_word};
 
 /// The lines of all ranks of an attempt.
@@ -39,6 +41,15 @@ impl ProgressPage {
         assert!(rank < self.world_size, "rank {rank} of {}", self.world_size);
         let word = |word: usize| self.word(rank * LINE_WORDS + word).load(Relaxed);
         Line::from_words([PLACE, PLACE_SINCE, CALL, CALL_SINCE].map(word))
+    }
+
+    /// How long ago `rank` gave its last sign of life; nothing if it has not given any.
+    pub fn silent(&self, rank: usize) -> Duration {
+        let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);
+        match self.line(rank).last_change() {
+            0 => Duration::ZERO,
+            last => now.saturating_sub(Duration::from_nanos(last)),
+        }
     }
 
     /// Ranks are to stop after a step, with a checkpoint: they see it when they next meet.

@@ -3,7 +3,11 @@
 //! Owns the restart budget and the memory of the last failure. It does not know how ranks are stopped or started.
 //!
 //! - RST-1 What a restart cannot help (the user's files, the machine) is not restarted.
-//! - RST-2 The same failure at the same step twice in a row, without a checkpoint in between, is not tried a third time.
+//! - RST-2 The same failure at the same step twice in a row, without anything kept in between, is not tried a third time.
+//! - RST-3 A restart comes at once if the attempt before it got on. Others wait, twice as long each time: whatever is wrong
+//!   with the machine may pass.
+
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
@@ -42,11 +46,18 @@ impl Budget {
     }
 }
 
+/// The wait before the second restart from the same step.
+const BACK_OFF: Duration = Duration::from_secs(1);
+/// The longest wait.
+const BACK_OFF_MAX: Duration = Duration::from_secs(60);
+
 /// The restart policy of a training job.
 #[derive(Debug)]
 pub struct RestartPolicy {
     budget: Budget,
     last: Option<Signature>,
+    /// The step that the latest restart went on from, and how many have in a row.
+    stuck_at: Option<(u64, u32)>,
 }
 
 /// What makes two failures the same one.
@@ -54,7 +65,7 @@ pub struct RestartPolicy {
 struct Signature {
     step: u64,
     summary: String,
-    /// The step of the checkpoint that a restart goes on from.
+    /// The step that a restart goes on from.
     resume_step: u64,
 }
 
@@ -62,7 +73,10 @@ struct Signature {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
     /// Start again.
-    Restart,
+    Restart {
+        /// After this time.
+        after: Duration,
+    },
     /// The user's files are wrong (exit code 2).
     Input,
     /// The machine cannot do it (exit code 3).
@@ -74,7 +88,7 @@ pub enum Verdict {
 impl RestartPolicy {
     /// A fresh budget.
     pub fn new(max_restarts: u32) -> Self {
-        Self { budget: Budget::new("restart.max_restarts", max_restarts), last: None }
+        Self { budget: Budget::new("restart.max_restarts", max_restarts), last: None, stuck_at: None }
     }
 
     /// Restarts so far.
@@ -82,8 +96,8 @@ impl RestartPolicy {
         self.budget.used()
     }
 
-    /// Decides after a failure, and counts the restart if it is one. `resume_step` is the step of the checkpoint that a
-    /// restart would go on from, 0 if there is none.
+    /// Decides after a failure, and counts the restart if it is one. `resume_step` is the step that a restart would go on
+    /// from, 0 for the beginning.
     pub fn decide(&mut self, cause: &Failure, resume_step: u64) -> Verdict {
         match cause.kind {
             Kind::Input => return Verdict::Input,
@@ -98,7 +112,23 @@ impl RestartPolicy {
             return Verdict::GiveUp(format!("the same failure {place} twice in a row: another restart would not help"));
         }
         self.last = signature;
-        self.budget.spend().map_or_else(Verdict::GiveUp, |()| Verdict::Restart)
+        match self.budget.spend() {
+            Ok(()) => Verdict::Restart { after: self.back_off(resume_step) },
+            Err(reason) => Verdict::GiveUp(reason),
+        }
+    }
+
+    /// RST-3.
+    fn back_off(&mut self, resume_step: u64) -> Duration {
+        let in_a_row = match self.stuck_at {
+            Some((step, in_a_row)) if step == resume_step => in_a_row + 1,
+            _ => 0,
+        };
+        self.stuck_at = Some((resume_step, in_a_row));
+        match in_a_row {
+            0 => Duration::ZERO,
+            _ => BACK_OFF.saturating_mul(1 << (in_a_row - 1).min(16)).min(BACK_OFF_MAX),
+        }
     }
 }
 
@@ -130,8 +160,12 @@ mod tests {
         let mut policy = RestartPolicy::new(max_restarts);
         let verdicts: Vec<_> = failures.iter().map(|(cause, resume_step)| policy.decide(cause, *resume_step)).collect();
         let (end, before) = verdicts.split_last().unwrap();
-        assert!(before.iter().all(|verdict| *verdict == Verdict::Restart), "{verdicts:?}");
+        assert!(before.iter().all(|verdict| matches!(verdict, Verdict::Restart { .. })), "{verdicts:?}");
         assert_eq!(*end, last);
+    }
+
+    fn restart_after(seconds: u64) -> Verdict {
+        Verdict::Restart { after: Duration::from_secs(seconds) }
     }
 
     fn gives_up(reason: &str) -> Verdict {
@@ -150,8 +184,8 @@ mod tests {
         check(0, &[(died(libc::SIGKILL), 0)], gives_up("restart.max_restarts = 0 allows no restart"));
         let reason = gives_up("the restart budget is used up (restart.max_restarts = 2)");
         check(2, &[(died(libc::SIGKILL), 0), (died(libc::SIGKILL), 0), (died(libc::SIGKILL), 0)], reason);
-        check(1, &[(failure(Kind::Peer, 3, "rank 1 hangs"), 0)], Verdict::Restart);
-        check(1, &[(failure(Kind::Missing, 0, "rendezvous"), 0)], Verdict::Restart);
+        check(1, &[(failure(Kind::Peer, 3, "rank 1 hangs"), 0)], restart_after(0));
+        check(1, &[(failure(Kind::Missing, 0, "rendezvous"), 0)], restart_after(0));
     }
 
     #[test]
@@ -163,10 +197,26 @@ mod tests {
             gives_up("the same failure before the first step twice in a row: another restart would not help");
         check(9, &[(boom(0), 0), (boom(0), 0)], at_start);
         // Another step, another message, a new checkpoint, or something else in between: go on.
-        check(9, &[(boom(5), 0), (boom(6), 0)], Verdict::Restart);
-        check(9, &[(boom(5), 0), (failure(Kind::Internal, 5, "bang"), 0)], Verdict::Restart);
-        check(9, &[(boom(5), 0), (boom(5), 4)], Verdict::Restart);
-        check(9, &[(boom(5), 0), (boom(6), 0), (boom(5), 0)], Verdict::Restart);
+        check(9, &[(boom(5), 0), (boom(6), 0)], restart_after(1));
+        check(9, &[(boom(5), 0), (failure(Kind::Internal, 5, "bang"), 0)], restart_after(1));
+        check(9, &[(boom(5), 0), (boom(5), 4)], restart_after(0));
+        check(9, &[(boom(5), 0), (boom(6), 0), (boom(5), 0)], restart_after(2));
         check(9, &[(died(libc::SIGSEGV), 0), (died(libc::SIGSEGV), 0)], at_five);
+    }
+
+    #[test]
+    fn restarts_that_get_nowhere_come_later_and_later() {
+        let mut policy = RestartPolicy::new(100);
+        let mut after = |resume_step| match policy.decide(&died(libc::SIGKILL), resume_step) {
+            Verdict::Restart { after } => after.as_secs(),
+            other => panic!("{other:?}"),
+        };
+        let waits: Vec<u64> = (0..9).map(|_| after(7)).collect();
+        assert_eq!(waits, [0, 1, 2, 4, 8, 16, 32, 60, 60]);
+        assert_eq!(
+            [after(8), after(9), after(9), after(10)],
+            [0, 0, 1, 0],
+            "an attempt that got on is no reason to wait"
+        );
     }
 }

@@ -28,6 +28,8 @@ use crate::token::Token;
 pub enum Notice {
     /// For the supervisor.
     Supervise(Event),
+    /// All ranks have registered.
+    Assembled,
     /// The model is loaded; the first step comes next.
     Started(control::Started),
     /// A step is done.
@@ -196,6 +198,10 @@ impl Control for Service {
     ) -> Result<Response<control::RegisterReply>, Status> {
         let control::RegisterRequest { caller, pid } = request.into_inner();
         self.ask(caller, Call::Register { pid }).await?;
+        // All are answered at once: one of them is told of.
+        if caller.is_some_and(|caller| caller.rank == 0) {
+            self.tell(Notice::Assembled);
+        }
         let world_size = lock(&self.desk).rendezvous.world_size() as u32;
         Ok(Response::new(control::RegisterReply { world_size }))
     }

@@ -10,6 +10,7 @@ use std::time::{Instant, SystemTime};
 
 use serde::Serialize;
 
+use super::timeline::Recovery;
 use crate::guardian;
 
 /// What happened.
@@ -40,6 +41,8 @@ pub enum Moment<'a> {
         /// Their process ids, by rank.
         pids: &'a [u32],
     },
+    /// All ranks have registered.
+    Rendezvous,
     /// Training begins, so ranks say.
     Started {
         /// Steps done before; 0 at the beginning.
@@ -73,6 +76,8 @@ pub enum Moment<'a> {
         rank: usize,
         /// How.
         cause: &'a str,
+        /// Since the rank's last sign of life.
+        silent_ms: f64,
     },
     /// No rank of the attempt is left.
     Stopped {
@@ -90,6 +95,8 @@ pub enum Moment<'a> {
         /// Steps that need not be run again.
         resumed_step: u64,
     },
+    /// Training is where it was before a failure.
+    Recovered(Recovery),
     /// Training is complete.
     Done {
         /// Steps of the whole run.
@@ -98,6 +105,8 @@ pub enum Moment<'a> {
         peak_memory_bytes: Vec<u64>,
         /// The same before the model's memory was allocated.
         baseline_memory_bytes: Vec<u64>,
+        /// The part of all time that was spent on steps that count.
+        goodput: f64,
     },
     /// The user stopped it.
     Interrupted {
@@ -178,7 +187,7 @@ mod tests {
             let mut log = EventLog::open(&path, Instant::now()).unwrap();
             log.write(Moment::start()).unwrap();
             log.set_attempt(1);
-            log.write(Moment::FailureDetected { rank: 2, cause: "killed by SIGKILL" }).unwrap();
+            log.write(Moment::FailureDetected { rank: 2, cause: "killed by SIGKILL", silent_ms: 1.5 }).unwrap();
         }
         let text = std::fs::read_to_string(path).unwrap();
         let rows: Vec<serde_json::Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();

@@ -11,6 +11,7 @@ pub mod report;
 mod screen;
 pub mod status;
 pub mod terminal;
+pub mod timeline;
 pub mod units;
 
 use std::collections::BTreeMap;
@@ -30,6 +31,7 @@ use events::{EventLog, Moment};
 use metrics::{EvalRow, MetricsFile, StepRow};
 use status::{JobStatus, State};
 use terminal::Terminal;
+use timeline::{Goodput, Recovery, Timeline};
 
 use crate::notify::Notifier;
 
@@ -40,6 +42,7 @@ pub struct Output {
     /// `None` without the jsonl sink.
     metrics: Option<MetricsFile>,
     events: EventLog,
+    timeline: Timeline,
     start: Instant,
     /// Rows that could not be written.
     lost_rows: u64,
@@ -73,6 +76,7 @@ impl Output {
             console: Console::new(terminal, sinks.contains(&Sink::Console)),
             metrics: sinks.contains(&Sink::Jsonl).then(|| MetricsFile::new(run_dir.metrics())),
             events: EventLog::open(&run_dir.events(), start)?,
+            timeline: Timeline::new(start),
             start,
             lost_rows: 0,
             latest: Latest::default(),
@@ -105,7 +109,7 @@ impl Output {
     pub fn event(&mut self, moment: Moment<'_>) {
         self.status.send_modify(|status| status.event(&moment));
         self.notifier.tell(|service, now| match &moment {
-            Moment::FailureDetected { rank, cause } => service.status(&format!("rank {rank} failed: {cause}"), now),
+            Moment::FailureDetected { rank, cause, .. } => service.status(&format!("rank {rank} failed: {cause}"), now),
             Moment::Failed { reason, .. } => service.status(&format!("failed: {reason}"), now),
             Moment::Spawned { .. } | Moment::Started { .. } | Moment::SkippedStep { .. } => service.progress(now),
             Moment::Checkpoint { seconds, .. } => {
@@ -113,8 +117,18 @@ impl Output {
             }
             _ => String::new(),
         });
+        let recovery = self.timeline.event(&moment, Instant::now());
         let written = self.events.write(moment);
         self.row_written(written, "events.jsonl");
+        self.recovered(recovery);
+    }
+
+    /// A recovery is over, if there was one.
+    fn recovered(&mut self, recovery: Option<Recovery>) {
+        if let Some(recovery) = recovery {
+            self.console.row(&report::recovery(&recovery));
+            self.event(Moment::Recovered(recovery));
+        }
     }
 
     /// An attempt begins: its events carry its number, and rows of steps after `resume_step`, which will be run again,
@@ -146,6 +160,8 @@ impl Output {
 
     /// A step is done.
     pub fn step(&mut self, step: &StepMetrics) {
+        let recovery = self.timeline.step(step.step, Instant::now());
+        self.recovered(recovery);
         self.latest.loss = Some(step.loss);
         self.latest.tokens = step.tokens;
         self.status.send_modify(|status| status.step(step));
@@ -196,7 +212,14 @@ impl Output {
     /// Training is complete.
     pub fn done(&mut self, steps: u64) {
         let (peak_memory_bytes, baseline_memory_bytes) = self.latest.memory.values().copied().unzip();
-        self.event(Moment::Done { steps, peak_memory_bytes, baseline_memory_bytes });
+        // As it will be once the end itself is told.
+        let goodput = self.timeline.at_the_end(Instant::now()).fraction();
+        self.event(Moment::Done { steps, peak_memory_bytes, baseline_memory_bytes, goodput });
+    }
+
+    /// Where the time went.
+    pub fn goodput(&self) -> Goodput {
+        self.timeline.goodput(Instant::now())
     }
 
     /// The latest of what ranks reported.

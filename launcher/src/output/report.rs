@@ -11,12 +11,13 @@ use proto::plan::Plan;
 use proto::progress::Place;
 use proto::run_dir::RunDir;
 
+use super::timeline::{Goodput, Recovery};
 use super::{Latest, units};
 use crate::hang::Hang;
 use crate::supervise::{Failure, Kind};
 
 /// Lines of a rank's standard error that a report quotes.
-const TAIL_LINES: usize = 20;
+const TAIL_LINES: usize = 50;
 /// How much of the file is looked at for them.
 const TAIL_BYTES: u64 = 64 * 1024;
 /// Longest quoted line, in characters.
@@ -140,8 +141,26 @@ pub fn recognise_loader_failure(cause: &mut Failure, tail: &[String]) {
     }
 }
 
+/// How long a recovery took, and on what.
+pub fn recovery(recovery: &Recovery) -> String {
+    let Recovery { replayed_steps, total_ms, .. } = *recovery;
+    let parts = [
+        ("detect", recovery.detect_ms),
+        ("stop", recovery.stop_ms),
+        ("wait", recovery.wait_ms),
+        ("spawn", recovery.spawn_ms),
+        ("rendezvous", recovery.rendezvous_ms),
+        ("load", recovery.load_ms),
+        ("replay", recovery.replay_ms),
+    ];
+    let parts: Vec<_> = parts.iter().map(|(name, ms)| format!("{name} {ms:.0}")).collect();
+    let again = units::plural(replayed_steps, "step");
+    format!("recovered in {total_ms:.0} ms ({} ms), {again} made again", parts.join(", "))
+}
+
 /// What is said when training is complete.
-pub fn summary(plan: &Plan, run_dir: &RunDir, latest: &Latest, elapsed: Duration, restarts: u32) -> String {
+pub fn summary(plan: &Plan, run_dir: &RunDir, latest: &Latest, goodput: Goodput, restarts: u32) -> String {
+    let elapsed = goodput.elapsed;
     let mut text = match plan.start.step {
         at if at >= plan.steps => {
             format!("{}: already at step {at} of {}, nothing left to train", plan.name, plan.steps)
@@ -156,6 +175,14 @@ pub fn summary(plan: &Plan, run_dir: &RunDir, latest: &Latest, elapsed: Duration
     }
     if let Some(loss) = latest.eval_loss {
         text += &format!("\n  eval    {loss:.4}");
+    }
+    if plan.start.step < plan.steps {
+        let recovering = match goodput.recovering {
+            Duration::ZERO => String::new(),
+            recovering => format!(", {} recovering from failures", units::duration(recovering)),
+        };
+        let (percent, steps) = (goodput.fraction() * 100.0, units::duration(goodput.steps));
+        text += &format!("\n  goodput {percent:.1} %: {steps} on steps{recovering}");
     }
     if let Some((rank, (peak, baseline))) = latest.memory.iter().max_by_key(|(_, memory)| memory.0) {
         let predicted = PeakBytes::of(plan, plan.mesh.coord(*rank)).total() + baseline;
@@ -215,7 +242,7 @@ mod tests {
         assert_eq!(lines_of(b"a\x1b[31mb\xff\n\tc"), ["a[31mb\u{fffd}", "\tc"]);
         let long: String = (0..10_000).map(|n| format!("line {n}\n")).collect();
         let lines = lines_of(long.as_bytes());
-        assert_eq!((lines.len(), lines[0].as_str(), lines[19].as_str()), (20, "line 9980", "line 9999"));
+        assert_eq!((lines.len(), lines[0].as_str(), lines[49].as_str()), (50, "line 9950", "line 9999"));
         assert_eq!(lines_of(&[b'x'; 100_000])[0].len(), LINE_CHARS);
     }
 
@@ -237,8 +264,11 @@ mod tests {
             let data = PreparedData { path: "/d".into(), rows: 320, tokens: 1000, longest_row: 64 };
             let start = Progress { step, ..Progress::default() };
             let plan = draft.with_data(data, None, start).unwrap();
-            let text = summary(&plan, &RunDir::new("/run"), &Latest::default(), Duration::from_secs(2), 0);
-            assert_eq!(text, format!("{first_line}\n  model   /run/final"));
+            let second = Duration::from_secs(1);
+            let goodput = Goodput { steps: second, recovering: second / 2, elapsed: 2 * second };
+            let text = summary(&plan, &RunDir::new("/run"), &Latest::default(), goodput, 0);
+            let spent = if step < 10 { "\n  goodput 50.0 %: 1.0s on steps, 0.5s recovering from failures" } else { "" };
+            assert_eq!(text, format!("{first_line}{spent}\n  model   /run/final"));
         }
     }
 

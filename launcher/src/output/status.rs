@@ -155,6 +155,8 @@ impl JobStatus {
             | Moment::ResumedStep { .. }
             | Moment::SkippedStep { .. }
             | Moment::Checkpoint { .. }
+            | Moment::Rendezvous
+            | Moment::Recovered(_)
             | Moment::Restarted { .. } => self.state,
         };
     }
@@ -220,13 +222,13 @@ mod tests {
         check(Moment::start(), State::Preparing);
         check(Moment::Spawned { pids: &[8, 9] }, State::Starting);
         check(Moment::Started { resumed_step: 0 }, State::Training);
-        check(Moment::FailureDetected { rank: 1, cause: "" }, State::Failing);
+        check(Moment::FailureDetected { rank: 1, cause: "", silent_ms: 0.0 }, State::Failing);
         check(Moment::Stopped { rank: 1, cause: "", step: 3 }, State::Failing);
         check(Moment::Spawned { pids: &[10, 11] }, State::Starting);
         check(Moment::Started { resumed_step: 2 }, State::Training);
         check(Moment::Failed { exit_code: 1, reason: "" }, State::Failed);
         status.state = State::Stopping;
-        status.event(&Moment::FailureDetected { rank: 1, cause: "" });
+        status.event(&Moment::FailureDetected { rank: 1, cause: "", silent_ms: 0.0 });
         assert_eq!(status.state, State::Stopping, "the user's wish is what is shown");
     }
 

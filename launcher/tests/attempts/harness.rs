@@ -176,6 +176,11 @@ impl Run {
         rows(&self.path("events.jsonl")).iter().map(|row| row["event"].as_str().unwrap().to_owned()).collect()
     }
 
+    /// All rows of events.jsonl.
+    pub fn rows(&self) -> Vec<Value> {
+        rows(&self.path("events.jsonl"))
+    }
+
     /// The last event of this name.
     pub fn event(&self, name: &str) -> Value {
         let events = rows(&self.path("events.jsonl"));
