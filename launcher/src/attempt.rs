@@ -26,13 +26,14 @@ use crate::out_of_memory;
 use crate::output::Output;
 use crate::output::events::Moment;
 use crate::output::report;
-use crate::progress_page::ProgressPage;
+use crate::progress_page::{self, ProgressPage};
 use crate::rendezvous::Rendezvous;
 use crate::resume::StartingPoint;
 use crate::service::{Notice, Server};
 use crate::signals::{Interrupt, Signals};
 use crate::snapshots::SnapshotMemory;
 use crate::spawn::{Process, Sink, Spawner, Spec};
+use crate::straggler::StragglerWatch;
 use crate::supervise::{Action, Event, OnInterrupt, Outcome, Supervisor};
 use crate::timer::Timer;
 use crate::token::Token;
@@ -102,6 +103,7 @@ pub async fn run(job: &Job, number: u32, from: &StartingPoint, edge: &mut Edge<'
         supervisor: Supervisor::new(world_size, OnInterrupt::Kill),
         progress,
         hangs: job.hang_limits.map(|limits| HangWatch::new(world_size, limits)),
+        stragglers: StragglerWatch::new(job.plan.mesh),
         preempted_after: None,
     };
     for rank in 0..world_size {
@@ -168,6 +170,7 @@ struct Attempt {
     supervisor: Supervisor,
     progress: ProgressPage,
     hangs: Option<HangWatch>,
+    stragglers: StragglerWatch,
     /// See [`Ended::preempted_after`].
     preempted_after: Option<u64>,
 }
@@ -206,6 +209,9 @@ impl Attempt {
                 _ = looks.tick() => {
                     let passed = last_look.elapsed();
                     last_look = Instant::now();
+                    if let Some(straggler) = self.stragglers.look(&self.progress.lines(), progress_page::now()) {
+                        edge.output.straggler(&straggler);
+                    }
                     self.hang(plan, passed)
                 }
             };

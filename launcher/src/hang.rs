@@ -13,7 +13,7 @@ use std::fmt;
 use std::fs;
 use std::time::Duration;
 
-use proto::progress::{Line, Phase, Place};
+use proto::progress::{Line, Phase, Place, USED_WORDS};
 
 /// How often lines are looked at.
 pub const LOOK_INTERVAL: Duration = Duration::from_millis(100);
@@ -123,7 +123,7 @@ struct Seen {
 impl HangWatch {
     /// For an attempt whose ranks have written nothing yet.
     pub fn new(world_size: usize, limits: HangLimits) -> Self {
-        let seen = Seen { line: Line::from_words([0; 4]), still: Duration::ZERO };
+        let seen = Seen { line: Line::from_words([0; USED_WORDS]), still: Duration::ZERO };
         Self { limits, ranks: vec![seen; world_size], longest: HashMap::new() }
     }
 
@@ -199,6 +199,7 @@ mod tests {
             place_since: change,
             call: Call { number: change, kind: CallKind::AllGather, is_inside },
             call_since: change,
+            waited: 0,
         }
     }
 

@@ -2,7 +2,7 @@
 //!
 //! In reading order: [`cli`] (what the user typed), [`job`] (the story), [`setup`] (train.toml to plan), [`attempt`] (one
 //! run of all ranks), then what it is made of: [`spawn`] (processes), [`service`] and [`rendezvous`] (how ranks find each
-//! other), [`supervise`] and [`restart`] (what to do when one fails), [`guardian`] (nothing outlives a job), [`output`] (what
+//! other), [`supervise`] and [`restart`] (what to do when one fails), [`hang`] and [`straggler`] (who does not get on), [`guardian`] (nothing outlives a job), [`output`] (what
 //! the user sees), [`control_socket`] (how a running job is asked, stopped and followed), [`detach`] (jobs in the
 //! background) and [`notify`] (what systemd is told). Beside jobs: [`run_command`] (any program as ranks),
 //! [`checkpoint_command`] (looks at checkpoints), [`deepspeed`] (maps a DeepSpeed config to a train.toml), [`schedulers`]
@@ -45,6 +45,7 @@ pub mod setup;
 pub mod signals;
 pub mod snapshots;
 pub mod spawn;
+pub mod straggler;
 pub mod supervise;
 pub mod sys;
 pub mod timer;

@@ -14,7 +14,7 @@ use memmap2::{MmapOptions, MmapRaw};
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::time::{ClockId, clock_gettime};
-use proto::progress::{CALL, CALL_SINCE, LINE_WORDS, Line, PLACE, PLACE_SINCE, STOP, page_bytes, wish_word};
+use proto::progress::{CALL, CALL_SINCE, LINE_WORDS, Line, PLACE, PLACE_SINCE, STOP, WAITED, page_bytes, wish_word};
 
 /// The lines of all ranks of an attempt.
 #[derive(Debug)]
@@ -40,15 +40,14 @@ impl ProgressPage {
     pub fn line(&self, rank: usize) -> Line {
         assert!(rank < self.world_size, "rank {rank} of {}", self.world_size);
         let word = |word: usize| self.word(rank * LINE_WORDS + word).load(Relaxed);
-        Line::from_words([PLACE, PLACE_SINCE, CALL, CALL_SINCE].map(word))
+        Line::from_words([PLACE, PLACE_SINCE, CALL, CALL_SINCE, WAITED].map(word))
     }
 
     /// How long ago `rank` gave its last sign of life; nothing if it has not given any.
     pub fn silent(&self, rank: usize) -> Duration {
-        let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);
         match self.line(rank).last_change() {
             0 => Duration::ZERO,
-            last => now.saturating_sub(Duration::from_nanos(last)),
+            last => Duration::from_nanos(now().saturating_sub(last)),
         }
     }
 
@@ -70,6 +69,12 @@ impl ProgressPage {
     }
 }
 
+/// Nanoseconds of CLOCK_MONOTONIC, by which ranks say since when they do what they do.
+pub fn now() -> u64 {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);
+    u64::try_from(now.as_nanos()).unwrap_or(u64::MAX)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -83,10 +88,10 @@ mod tests {
         let rank = File::from(fd.try_clone().unwrap());
         let place = Place { step: 5, phase: Phase::Update, unit: None };
         let call = Call { number: 9, kind: CallKind::Recv, is_inside: true };
-        for (idx, word) in [place.to_word(), 100, call.to_word(), 200].into_iter().enumerate() {
+        for (idx, word) in [place.to_word(), 100, call.to_word(), 200, 300].into_iter().enumerate() {
             rank.write_all_at(&word.to_ne_bytes(), ((LINE_WORDS + idx) * 8) as u64).unwrap();
         }
-        assert_eq!(page.lines()[1], Line { place, place_since: 100, call, call_since: 200 });
+        assert_eq!(page.lines()[1], Line { place, place_since: 100, call, call_since: 200, waited: 300 });
         assert_eq!(page.line(1).last_change(), 200);
         assert_eq!(page.line(0).last_change(), 0);
     }

@@ -7,6 +7,7 @@
 //! word 1  place since nanoseconds, CLOCK_MONOTONIC
 //! word 2  call        calls so far, kind, inside or not
 //! word 3  call since  nanoseconds, CLOCK_MONOTONIC
+//! word 4  waited      nanoseconds in calls that are over
 //! ```
 //!
 //! Behind the ranks' lines is the launcher's, whose first word ([`wish_word`]) is what it wishes of all ranks.
@@ -37,6 +38,10 @@ pub const PLACE_SINCE: usize = 1;
 pub const CALL: usize = 2;
 /// Word of a line that holds when the call last changed.
 pub const CALL_SINCE: usize = 3;
+/// Word of a line that holds the time spent in calls.
+pub const WAITED: usize = 4;
+/// Words of a line that mean something.
+pub const USED_WORDS: usize = 5;
 
 /// What kind of work a rank does. A line that nobody has written yet says `Start`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -219,17 +224,25 @@ pub struct Line {
     pub call: Call,
     /// Since when it is in it, or out of it again.
     pub call_since: u64,
+    /// Nanoseconds that it has spent in exchanges before.
+    pub waited: u64,
 }
 
 impl Line {
     /// From the first words of a line.
-    pub fn from_words(words: [u64; 4]) -> Self {
+    pub fn from_words(words: [u64; USED_WORDS]) -> Self {
         Self {
             place: Place::from_word(words[PLACE]),
             place_since: words[PLACE_SINCE],
             call: Call::from_word(words[CALL]),
             call_since: words[CALL_SINCE],
+            waited: words[WAITED],
         }
+    }
+
+    /// Nanoseconds that it has spent in exchanges by `now`.
+    pub fn waited_by(&self, now: u64) -> u64 {
+        self.waited.saturating_add(if self.call.is_inside { now.saturating_sub(self.call_since) } else { 0 })
     }
 
     /// When the rank last gave a sign of life.
@@ -269,7 +282,8 @@ mod tests {
 
     #[test]
     fn nonsense_is_read_without_harm() {
-        let line = Line::from_words([u64::MAX; 4]);
+        let line = Line::from_words([u64::MAX; USED_WORDS]);
         assert_eq!((line.place.phase, line.call.kind), (Phase::Start, CallKind::Barrier));
+        assert!(Line { call_since: 9, waited: 5, ..line }.waited_by(3) == 5, "a clock that goes back");
     }
 }

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use memmap2::{MmapOptions, MmapRaw};
 use nix::time::{ClockId, clock_gettime};
 use proto::progress::{
-    CALL, CALL_SINCE, Call, CallKind, LINE_WORDS, PLACE, PLACE_SINCE, Phase, Place, STOP, page_bytes, wish_word,
+    CALL, CALL_SINCE, Call, CallKind, LINE_WORDS, PLACE, PLACE_SINCE, Phase, Place, STOP, WAITED, page_bytes, wish_word,
 };
 
 /// This rank's line. Clones write the same line; the main thread alone does.
@@ -54,8 +54,11 @@ impl ProgressLine {
         let number = self.num_calls.get() + 1;
         self.num_calls.set(number);
         self.set_call(Call { number, kind, is_inside: true });
+        let since = self.own_word(CALL_SINCE).load(Relaxed);
         let result = call();
         self.set_call(Call { number, kind, is_inside: false });
+        let waited = self.own_word(CALL_SINCE).load(Relaxed) - since;
+        self.own_word(WAITED).fetch_add(waited, Relaxed);
         result
     }
 
@@ -103,10 +106,10 @@ mod tests {
     use std::os::unix::fs::FileExt;
 
     fn line(file: &File, rank: usize) -> Line {
-        let mut bytes = [0; 32];
+        let mut bytes = [0; 40];
         file.read_exact_at(&mut bytes, (rank * LINE_WORDS * 8) as u64).unwrap();
         let word = |idx: usize| u64::from_ne_bytes(bytes[idx * 8..][..8].try_into().unwrap());
-        Line::from_words([word(0), word(1), word(2), word(3)])
+        Line::from_words([word(0), word(1), word(2), word(3), word(4)])
     }
 
     #[test]
@@ -121,7 +124,9 @@ mod tests {
         assert_eq!(inside.place, Place { step: 7, phase: Phase::Backward, unit: Some(4) });
         assert_eq!(inside.call, Call { number: 1, kind: CallKind::AllGather, is_inside: true });
         assert!(inside.place_since >= before && inside.call_since >= inside.place_since);
-        assert!(!line(&file, 1).call.is_inside);
+        let after = line(&file, 1);
+        assert!(!after.call.is_inside);
+        assert_eq!(after.waited, after.call_since - inside.call_since);
         assert!(!progress.is_asked_to_stop());
         file.write_all_at(&STOP.to_ne_bytes(), (wish_word(3) * 8) as u64).unwrap();
         assert!(progress.is_asked_to_stop());

@@ -61,6 +61,15 @@ pub enum Moment<'a> {
         /// The samples that it was made of, as `file:line`.
         samples: &'a [String],
     },
+    /// A rank is slower than those that do the same.
+    Straggler {
+        /// The rank.
+        rank: usize,
+        /// How many times as long as the others it computes.
+        factor: f64,
+        /// The step by which that was seen.
+        step: u64,
+    },
     /// A checkpoint is complete.
     Checkpoint {
         /// The steps it was made after.

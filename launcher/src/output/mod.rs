@@ -26,6 +26,7 @@ use tokio::sync::watch;
 
 use crate::guardian;
 use crate::resume::StartingPoint;
+use crate::straggler::Straggler;
 use console::Console;
 use events::{EventLog, Moment};
 use metrics::{EvalRow, MetricsFile, StepRow};
@@ -171,6 +172,14 @@ impl Output {
             self.metrics_row(|metrics| metrics.write(&StepRow::from(step)));
         }
         self.console.step(step);
+    }
+
+    /// A rank is slower than the others.
+    pub fn straggler(&mut self, straggler: &Straggler) {
+        let Straggler { rank, factor, step } = *straggler;
+        self.event(Moment::Straggler { rank, factor, step });
+        self.console
+            .row(&format!("step {step}: the others wait for rank {rank}, which takes {factor:.2} times as long"));
     }
 
     /// A step was not finite, and its update was not applied.

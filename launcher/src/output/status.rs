@@ -156,6 +156,7 @@ impl JobStatus {
             | Moment::SkippedStep { .. }
             | Moment::Checkpoint { .. }
             | Moment::Rendezvous
+            | Moment::Straggler { .. }
             | Moment::Recovered(_)
             | Moment::Restarted { .. } => self.state,
         };

@@ -130,6 +130,7 @@ impl Timeline {
             Moment::Start { .. }
             | Moment::ResumedStep { .. }
             | Moment::SkippedStep { .. }
+            | Moment::Straggler { .. }
             | Moment::Checkpoint { .. }
             | Moment::Recovered(_)
             | Moment::Interrupted { .. }

@@ -62,7 +62,10 @@ fn a_run_without_faults_is_done() {
     let end = run.launch(&[]).end();
     assert_eq!(end.code, 0, "{end:?}");
     assert_eq!(run.steps(), [1, 2, 3, 4, 5, 6]);
-    assert_eq!(run.events(), ["start", "spawned", "rendezvous", "started", "checkpoint", "checkpoint", "checkpoint", "done"]);
+    assert_eq!(
+        run.events(),
+        ["start", "spawned", "rendezvous", "started", "checkpoint", "checkpoint", "checkpoint", "done"]
+    );
     assert!(end.stdout.contains("step 6/6  loss 0.5000"), "{end:?}");
     assert!(end.stdout.contains("done, 6 steps"), "{end:?}");
     assert!(run.path("plan.json").is_file() && run.path("logs/attempt-0/rank-1.err").is_file());
