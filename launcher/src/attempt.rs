@@ -38,8 +38,9 @@ use crate::supervise::{Action, Event, OnInterrupt, Outcome, Supervisor};
 use crate::timer::Timer;
 use crate::token::Token;
 
-/// How long ranks may take from their start until all have registered: mostly the loading of libtorch, which a cold
-/// network file system can draw out. A rank that dies is noticed at once; this is for one that hangs.
+/// How long ranks may take at most from their start until all have registered: mostly the loading of libtorch, which a cold
+/// network file system can draw out. A rank that dies is noticed at once; this is for one that hangs. Where ranks wait for
+/// each other more briefly, they do here too.
 const RENDEZVOUS_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// Signals that mean something to the launcher and nothing to a rank: a scheduler sends them to every process of a job.
@@ -90,7 +91,8 @@ pub async fn run(job: &Job, number: u32, from: &StartingPoint, edge: &mut Edge<'
     let (progress, progress_fd) = page;
     let snapshots = job.snapshots.as_ref().map(SnapshotMemory::fd).transpose();
     let snapshots = snapshots.map_err(LaunchError::io("share the memory for snapshots"))?;
-    let rendezvous = Rendezvous::new(number, world_size, RENDEZVOUS_TIMEOUT, Instant::now());
+    let rendezvous_timeout = RENDEZVOUS_TIMEOUT.min(Duration::from_secs(job.plan.comm_timeout_seconds));
+    let rendezvous = Rendezvous::new(number, world_size, rendezvous_timeout, Instant::now());
     let server = Server::start(rendezvous, token, sender.clone()).await;
     let server = server.map_err(LaunchError::io("listen on the loopback address"))?;
     let logs = job.run_dir.attempt_logs(number);
@@ -103,6 +105,7 @@ pub async fn run(job: &Job, number: u32, from: &StartingPoint, edge: &mut Edge<'
         supervisor: Supervisor::new(world_size, OnInterrupt::Kill),
         progress,
         hangs: job.hang_limits.map(|limits| HangWatch::new(world_size, limits)),
+        rendezvous_timeout,
         stragglers: StragglerWatch::new(job.plan.mesh),
         preempted_after: None,
     };
@@ -118,14 +121,15 @@ pub async fn run(job: &Job, number: u32, from: &StartingPoint, edge: &mut Edge<'
             threads: job.plan.threads_per_rank,
             coordinator: attempt.server.address(),
             token_file: format!("/proc/self/fd/{}", token_fd.as_raw_fd()).into(),
-            rendezvous_timeout: RENDEZVOUS_TIMEOUT,
+            rendezvous_timeout,
             plan: job.run_dir.plan(),
             shm_fd: shm.as_raw_fd(),
             progress_fd: progress_fd.as_raw_fd(),
             snapshot_fd: snapshots.as_ref().map(AsRawFd::as_raw_fd),
             beginning: from.for_ranks(),
-            // Ranks inherit it with the rest of our environment.
+            // Ranks inherit these with the rest of our environment.
             shake: None,
+            fault: None,
         };
         let inherit = [&shm, &token_fd, &progress_fd].into_iter().chain(&snapshots).cloned().collect();
         let spec = spec(&job.worker, &env, &logs, inherit);
@@ -169,6 +173,7 @@ struct Attempt {
     processes: Vec<Process>,
     supervisor: Supervisor,
     progress: ProgressPage,
+    rendezvous_timeout: Duration,
     hangs: Option<HangWatch>,
     stragglers: StragglerWatch,
     /// See [`Ended::preempted_after`].
@@ -179,7 +184,7 @@ impl Attempt {
     /// The event loop.
     async fn supervise(&mut self, plan: &Plan, edge: &mut Edge<'_>) -> Outcome {
         let mut grace = Timer::off();
-        let mut rendezvous = Timer::after(RENDEZVOUS_TIMEOUT);
+        let mut rendezvous = Timer::after(self.rendezvous_timeout);
         let mut looks = tokio::time::interval(LOOK_INTERVAL);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut last_look = Instant::now();

@@ -171,8 +171,10 @@ impl HangWatch {
 
     /// HNG-3.
     fn limit(&self, place: Place) -> Duration {
-        let waits_for_disk =
-            matches!(place.phase, Phase::Start | Phase::Load | Phase::Validate | Phase::Checkpoint | Phase::Save);
+        let waits_for_disk = matches!(
+            place.phase,
+            Phase::Start | Phase::Rendezvous | Phase::Load | Phase::Validate | Phase::Checkpoint | Phase::Save
+        );
         match self.longest.get(&key(place)) {
             Some(&longest) if !waits_for_disk => {
                 (FACTOR * longest).clamp(self.limits.floor, self.limits.unlearned.max(self.limits.floor))

@@ -66,7 +66,8 @@ impl Server {
     ) -> io::Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let address = listener.local_addr()?;
-        let desk = Arc::new(Mutex::new(Desk { rendezvous, tickets: 0, waiting: HashMap::new() }));
+        let desk =
+            Arc::new(Mutex::new(Desk { rendezvous, tickets: 0, waiting: HashMap::new(), reports: HashMap::new() }));
         let service = ControlServer::with_interceptor(Service { desk: desk.clone(), notices }, TokenCheck(token));
         let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
         let serve = tonic::transport::Server::builder().serve_with_incoming(service, incoming);
@@ -112,6 +113,8 @@ struct Desk {
     tickets: Ticket,
     /// Calls that have not been answered. A caller that has hung up is answered into the void.
     waiting: HashMap<Ticket, oneshot::Sender<Reply>>,
+    /// The number of each rank's latest report.
+    reports: HashMap<usize, u64>,
 }
 
 impl Desk {
@@ -122,6 +125,14 @@ impl Desk {
         let replies = self.rendezvous.call(self.tickets, caller, call, Instant::now());
         self.send(replies);
         reply
+    }
+
+    /// Whether this report of `rank` has not come before.
+    fn is_new(&mut self, rank: usize, number: u64) -> bool {
+        let latest = self.reports.entry(rank).or_default();
+        let is_new = number == 0 || number > *latest;
+        *latest = number.max(*latest);
+        is_new
     }
 
     fn overdue(&self) -> Option<Event> {
@@ -246,8 +257,11 @@ impl Control for Service {
     }
 
     async fn report(&self, request: Request<control::ReportRequest>) -> Result<Response<control::ReportReply>, Status> {
-        let control::ReportRequest { caller, event } = request.into_inner();
+        let control::ReportRequest { caller, event, number } = request.into_inner();
         let rank = self.rank(caller)?;
+        if !lock(&self.desk).is_new(rank, number) {
+            return Ok(Response::new(control::ReportReply {}));
+        }
         self.tell(match event {
             Some(report_request::Event::Started(started)) => Notice::Started(started),
             Some(report_request::Event::Step(step)) => Notice::Step(step),
@@ -418,7 +432,10 @@ mod tests {
         let mut client = job.rank().await;
         let step = control::StepMetrics { step: 1, loss: 2.5, logged: true, ..Default::default() };
         let event = Some(report_request::Event::Step(step));
-        client.report(control::ReportRequest { caller: caller(2, 0), event }).await.unwrap();
+        for number in [1, 1] {
+            let request = control::ReportRequest { caller: caller(2, 0), event: event.clone(), number };
+            client.report(request).await.unwrap();
+        }
         client
             .heartbeat(control::HeartbeatRequest { caller: caller(2, 0), step: 2, phase: "load".into() })
             .await

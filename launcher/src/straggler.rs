@@ -61,7 +61,9 @@ impl StragglerWatch {
     pub fn look(&mut self, lines: &[Line], now: u64) -> Option<Straggler> {
         let step = lines.iter().map(|line| line.place.step).min().unwrap_or(0);
         let alike = |line: &Line| {
-            !matches!(line.place.phase, Phase::Start | Phase::Load | Phase::Validate | Phase::Checkpoint | Phase::Save)
+            let computes =
+                [Phase::Forward, Phase::Backward, Phase::Reduce, Phase::Update, Phase::Between, Phase::Snapshot];
+            computes.contains(&line.place.phase)
         };
         if step == 0 || !lines.iter().all(alike) {
             // Ranks have different things to do there.

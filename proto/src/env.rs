@@ -56,6 +56,9 @@ pub struct WorkerEnv {
     pub beginning: Beginning,
     /// Seed of random delays that must change nothing (`DSLAUNCH_SHAKE`): for tests. `None`: no delays.
     pub shake: Option<u64>,
+    /// Faults that ranks are to suffer (`DSLAUNCH_FAULT`), as [`crate::fault`] has them: for tests, and for whoever wants to
+    /// see what becomes of a job.
+    pub fault: Option<String>,
 }
 
 /// Where an attempt begins.
@@ -204,6 +207,9 @@ impl WorkerEnv {
         if let Some(seed) = self.shake {
             vars.push(("DSLAUNCH_SHAKE", seed.to_string().into()));
         }
+        if let Some(fault) = &self.fault {
+            vars.push(("DSLAUNCH_FAULT", fault.into()));
+        }
         vars
     }
 
@@ -234,6 +240,7 @@ impl WorkerEnv {
             snapshot_fd: vars.optional_number("DSLAUNCH_SNAPSHOT_FD")?,
             beginning: vars.beginning()?,
             shake: vars.optional_number("DSLAUNCH_SHAKE")?,
+            fault: (vars.lookup)("DSLAUNCH_FAULT").map(|_| vars.text("DSLAUNCH_FAULT")).transpose()?,
         })
     }
 }
@@ -294,12 +301,13 @@ mod tests {
             snapshot_fd: Some(6),
             beginning: Beginning::Checkpoint("/runs/sft/checkpoints/step-00000010".into()),
             shake: Some(7),
+            fault: Some("kill rank=1".into()),
         }
     }
 
     #[test]
     fn what_the_launcher_writes_is_what_the_rank_reads() {
-        let start = WorkerEnv { beginning: Beginning::Start, snapshot_fd: None, shake: None, ..example() };
+        let start = WorkerEnv { beginning: Beginning::Start, snapshot_fd: None, shake: None, fault: None, ..example() };
         for env in [example(), start, WorkerEnv { beginning: Beginning::Snapshot(12), ..example() }] {
             let vars: HashMap<_, _> = env.to_vars().into_iter().collect();
             assert_eq!(WorkerEnv::read(|name| vars.get(name).cloned()), Ok(env));

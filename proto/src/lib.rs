@@ -6,7 +6,7 @@
 //! (which parameters a unit owns), [`sharding`] (ZeRO: who keeps what), [`memory`] (how much that is),
 //! [`dataset`] (prepared training data on disk), [`run_dir`] (where everything of a run lies),
 //! [`manifest`] (what a checkpoint holds), [`mod@env`] (worker
-//! environment), [`progress`] (what each rank is doing) and [`control`] (the gRPC service).
+//! environment), [`progress`] (what each rank is doing), [`fault`] (faults on purpose), [`snapshot`] (state in memory) and [`control`] (the gRPC service).
 //!
 //! **Invariant:** no tensors, no libtorch, no NCCL here: the launcher must start, and explain itself, on a
 //! machine without them.
@@ -16,6 +16,7 @@
 pub mod config;
 pub mod dataset;
 pub mod env;
+pub mod fault;
 pub mod layout;
 pub mod manifest;
 pub mod memory;

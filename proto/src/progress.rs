@@ -49,6 +49,8 @@ pub const USED_WORDS: usize = 5;
 pub enum Phase {
     /// From its start until it has joined the others.
     Start,
+    /// It registers, and waits for the others.
+    Rendezvous,
     /// Buffers are allocated and weights read.
     Load,
     /// The forward pass.
@@ -75,8 +77,9 @@ pub enum Phase {
 
 impl Phase {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Phase; 12] = [
+    pub const ALL: [Phase; 13] = [
         Phase::Start,
+        Phase::Rendezvous,
         Phase::Load,
         Phase::Forward,
         Phase::Backward,
@@ -89,12 +92,32 @@ impl Phase {
         Phase::Save,
         Phase::End,
     ];
+
+    /// Its name in one word, as faults are written.
+    pub fn word(self) -> &'static str {
+        match self {
+            Phase::Start => "start",
+            Phase::Rendezvous => "rendezvous",
+            Phase::Load => "load",
+            Phase::Forward => "forward",
+            Phase::Backward => "backward",
+            Phase::Reduce => "reduce",
+            Phase::Update => "update",
+            Phase::Between => "between",
+            Phase::Validate => "validate",
+            Phase::Checkpoint => "checkpoint",
+            Phase::Snapshot => "snapshot",
+            Phase::Save => "save",
+            Phase::End => "end",
+        }
+    }
 }
 
 impl fmt::Display for Phase {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Phase::Start => "starting",
+            Phase::Rendezvous => "rendezvous",
             Phase::Load => "loading",
             Phase::Forward => "forward pass",
             Phase::Backward => "backward pass",

@@ -1,8 +1,10 @@
 //! The rank's side of the control service, on a thread of its own: the only tokio in the rank. The main thread hands it
 //! messages through a channel and never waits for the network, except to register and to say its last words.
 
+use std::cell::Cell;
 use std::fs;
 use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -14,10 +16,16 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Request, Status};
+use tonic::{Code, Request, Status};
 
 /// Longest wait for the launcher to take one message. It is on the same machine: it answers or it is gone.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Longest wait for all messages before this moment: longer than one takes with all its tries.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(60);
+/// Between the tries to deliver a message over a connection that breaks.
+const RETRY_PAUSES: [Duration; 4] =
+    [Duration::from_millis(1), Duration::from_millis(10), Duration::from_millis(100), Duration::from_millis(500)];
 
 /// The launcher cannot be reached, or refuses this rank.
 #[derive(Debug, thiserror::Error)]
@@ -41,6 +49,12 @@ pub enum ControlError {
         /// Why not.
         source: tonic::transport::Error,
     },
+    /// The launcher does not take what this rank has to say, however often it tries.
+    #[error("the connection to the launcher is lost: {message}")]
+    Lost {
+        /// How the last try ended.
+        message: String,
+    },
     /// The launcher refused the registration, or other ranks did not come.
     #[error("the launcher refused rank {rank}: {message}")]
     Refused {
@@ -56,6 +70,10 @@ pub struct Control {
     queue: Option<UnboundedSender<Message>>,
     thread: Option<JoinHandle<()>>,
     caller: Caller,
+    /// Number of the latest report.
+    reports: Cell<u64>,
+    /// Set once, when a message could not be delivered.
+    lost: Arc<OnceLock<String>>,
 }
 
 enum Message {
@@ -77,6 +95,8 @@ impl Control {
         let (queue, messages) = unbounded_channel();
         let (registered, wait) = std::sync::mpsc::channel();
         let (address, timeout) = (env.coordinator.clone(), env.rendezvous_timeout);
+        let lost = Arc::new(OnceLock::new());
+        let tell_lost = lost.clone();
         let thread = std::thread::Builder::new().name("control".into()).spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             let runtime = runtime.expect("the kernel grants an epoll descriptor");
@@ -84,7 +104,7 @@ impl Control {
                 match connect(&address, token, caller, timeout).await {
                     Ok(client) => {
                         let _ = registered.send(Ok(()));
-                        forward(client, messages).await;
+                        forward(client, messages, &tell_lost).await;
                     }
                     Err(err) => drop(registered.send(Err(err))),
                 }
@@ -92,7 +112,7 @@ impl Control {
         });
         let thread = thread.expect("the kernel grants a thread");
         wait.recv().expect("the control thread answers before it ends")?;
-        Ok(Self { queue: Some(queue), thread: Some(thread), caller })
+        Ok(Self { queue: Some(queue), thread: Some(thread), caller, reports: Cell::new(0), lost })
     }
 
     /// Says which step (from 1) the rank works on, and in which phase.
@@ -102,15 +122,25 @@ impl Control {
 
     /// Tells the launcher something that its users see.
     pub fn report(&self, event: Event) {
-        self.send(Message::Report(ReportRequest { caller: Some(self.caller), event: Some(event) }));
+        let number = self.reports.get() + 1;
+        self.reports.set(number);
+        self.send(Message::Report(ReportRequest { caller: Some(self.caller), event: Some(event), number }));
     }
 
-    /// Returns when the launcher has taken all that was reported, or cannot be reached.
-    pub fn flush(&self) {
+    /// Whether the launcher has got everything so far that has had time to arrive. A rank that it cannot hear must not go
+    /// on.
+    pub fn check(&self) -> Result<(), ControlError> {
+        self.lost.get().map_or(Ok(()), |message| Err(ControlError::Lost { message: message.clone() }))
+    }
+
+    /// Returns when the launcher has taken all that was reported.
+    pub fn flush(&self) -> Result<(), ControlError> {
         let (taken, wait) = std::sync::mpsc::channel();
         self.send(Message::Flush(taken));
-        // An error means that the line is gone, and this process with it in a moment.
-        let _ = wait.recv_timeout(CALL_TIMEOUT);
+        if wait.recv_timeout(FLUSH_TIMEOUT).is_err() {
+            return Err(ControlError::Lost { message: format!("no answer within {FLUSH_TIMEOUT:?}") });
+        }
+        self.check()
     }
 
     /// The last words of this rank; returns when the launcher has them, or cannot be reached.
@@ -170,25 +200,52 @@ async fn connect(
     Ok(client)
 }
 
-/// Sends messages in order until the queue closes. A message that cannot be delivered is lost on purpose: when the
-/// launcher is gone there is nobody left to tell.
-async fn forward(mut client: Client, mut messages: UnboundedReceiver<Message>) {
+/// Sends messages in order until the queue closes. Once one cannot be delivered, none after it is: the main thread sees it
+/// in `lost` and ends.
+async fn forward(mut client: Client, mut messages: UnboundedReceiver<Message>, lost: &OnceLock<String>) {
     while let Some(message) = messages.recv().await {
         let delivered = match message {
-            Message::Heartbeat(request) => client.heartbeat(timed(request)).await.map(drop),
-            Message::Report(request) => client.report(timed(request)).await.map(drop),
+            Message::Flush(taken) => {
+                let _ = taken.send(());
+                continue;
+            }
             Message::Failed(request, taken) => {
-                let delivered = client.failed(timed(request)).await.map(drop);
+                let delivered =
+                    deliver(&mut client, request, async |client, request| client.failed(request).await).await;
                 let _ = taken.send(());
                 delivered
             }
-            Message::Flush(taken) => {
-                let _ = taken.send(());
-                Ok(())
+            _ if lost.get().is_some() => continue,
+            Message::Heartbeat(request) => {
+                deliver(&mut client, request, async |client, request| client.heartbeat(request).await).await
+            }
+            Message::Report(request) => {
+                deliver(&mut client, request, async |client, request| client.report(request).await).await
             }
         };
         if let Err(status) = delivered {
             eprintln!("dslaunch-rank: the launcher did not take a message: {}", status.message());
+            // The first is what counts.
+            let _ = lost.set(status.message().to_owned());
+        }
+    }
+}
+
+/// Makes a call, again over a new connection if the old one breaks. The launcher knows by their numbers which reports it has
+/// got; other messages may come twice.
+async fn deliver<M: Clone, R>(
+    client: &mut Client,
+    message: M,
+    call: impl AsyncFn(&mut Client, Request<M>) -> Result<R, Status>,
+) -> Result<(), Status> {
+    let mut pauses = RETRY_PAUSES.iter();
+    loop {
+        let Err(status) = call(client, timed(message.clone())).await else { return Ok(()) };
+        // The launcher's own refusals are final.
+        let is_broken = matches!(status.code(), Code::Unavailable | Code::Unknown | Code::Cancelled | Code::Internal);
+        match pauses.next() {
+            Some(&pause) if is_broken => tokio::time::sleep(pause).await,
+            _ => return Err(status),
         }
     }
 }

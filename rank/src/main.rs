@@ -4,13 +4,15 @@ use std::process::ExitCode;
 use std::rc::Rc;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use comm::{ShmOptions, ShmWorld};
 use proto::env::WorkerEnv;
+use proto::fault::Fault;
 use proto::memory::arena_bytes;
 use proto::plan::Plan;
-use proto::progress::Phase;
+use proto::progress::{CallKind, Phase};
 use rank::control::Control;
+use rank::fault::Faults;
 use rank::process;
 use rank::progress::ProgressLine;
 use rank::train::{TrainError, Trainer};
@@ -28,11 +30,17 @@ fn main() -> ExitCode {
 fn run() -> anyhow::Result<ExitCode> {
     let env = WorkerEnv::from_process()?;
     process::set_up(env.threads);
+    let faults = Fault::parse_all(env.fault.as_deref().unwrap_or_default());
+    let faults = faults.map_err(|error| anyhow!("DSLAUNCH_FAULT: {error}"))?;
+    let faults = Faults::new(&faults, env.rank, env.attempt);
+    let page = process::inherited_fd(env.progress_fd);
+    let progress =
+        ProgressLine::map(page, env.local_rank, env.local_world_size, faults).context("the progress page")?;
+    progress.enter(Phase::Start);
     let text = std::fs::read(&env.plan).with_context(|| format!("{}: cannot be read", env.plan.display()))?;
     let plan: Plan = serde_json::from_slice(&text).with_context(|| format!("{}: damaged", env.plan.display()))?;
-    let page = process::inherited_fd(env.progress_fd);
-    let progress = ProgressLine::map(page, env.local_rank, env.local_world_size).context("the progress page")?;
-    let control = Control::register(&env)?;
+    progress.enter(Phase::Rendezvous);
+    let control = progress.exchange(CallKind::Barrier, || Control::register(&env))?;
     control.heartbeat(0, "load");
     let mut step = 0;
     match train(plan, &env, (&control, &progress), &mut step) {

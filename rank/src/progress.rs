@@ -15,6 +15,8 @@ use proto::progress::{
     CALL, CALL_SINCE, Call, CallKind, LINE_WORDS, PLACE, PLACE_SINCE, Phase, Place, STOP, WAITED, page_bytes, wish_word,
 };
 
+use crate::fault::Faults;
+
 /// This rank's line. Clones write the same line; the main thread alone does.
 #[derive(Clone)]
 pub struct ProgressLine {
@@ -23,15 +25,18 @@ pub struct ProgressLine {
     local_world_size: usize,
     place: Rc<Cell<Place>>,
     num_calls: Rc<Cell<u64>>,
+    faults: Rc<Faults>,
 }
 
 impl ProgressLine {
     /// Maps the page behind `fd`, which the launcher made for `local_world_size` ranks.
-    pub fn map(fd: impl AsFd, local_rank: usize, local_world_size: usize) -> io::Result<Self> {
+    /// Where the line comes to a place that `faults` name, they strike.
+    pub fn map(fd: impl AsFd, local_rank: usize, local_world_size: usize, faults: Faults) -> io::Result<Self> {
         assert!(local_rank < local_world_size, "local rank {local_rank} of {local_world_size}");
         let page = MmapOptions::new().len(page_bytes(local_world_size)).map_raw(fd.as_fd().as_raw_fd())?;
         let place = Rc::new(Cell::new(Place::START));
-        Ok(Self { page: Rc::new(page), local_rank, local_world_size, place, num_calls: Rc::default() })
+        let (page, faults) = (Rc::new(page), Rc::new(faults));
+        Ok(Self { page, local_rank, local_world_size, place, num_calls: Rc::default(), faults })
     }
 
     /// Works on `step` from now on.
@@ -55,6 +60,7 @@ impl ProgressLine {
         self.num_calls.set(number);
         self.set_call(Call { number, kind, is_inside: true });
         let since = self.own_word(CALL_SINCE).load(Relaxed);
+        self.faults.strike_inside(self.place.get());
         let result = call();
         self.set_call(Call { number, kind, is_inside: false });
         let waited = self.own_word(CALL_SINCE).load(Relaxed) - since;
@@ -71,6 +77,7 @@ impl ProgressLine {
         self.place.set(place);
         self.own_word(PLACE).store(place.to_word(), Relaxed);
         self.own_word(PLACE_SINCE).store(now(), Relaxed);
+        self.faults.strike(place);
     }
 
     fn set_call(&self, call: Call) {
@@ -116,7 +123,7 @@ mod tests {
     fn a_line_says_what_its_rank_does_and_leaves_others_alone() {
         let file = File::from(memfd_create("test", MFdFlags::MFD_CLOEXEC).unwrap());
         file.set_len(page_bytes(3) as u64).unwrap();
-        let progress = ProgressLine::map(&file, 1, 3).unwrap();
+        let progress = ProgressLine::map(&file, 1, 3, Faults::new(&[], 1, 0)).unwrap();
         let before = now();
         progress.begin_step(7);
         progress.enter_unit(Phase::Backward, 4);

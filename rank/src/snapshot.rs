@@ -12,10 +12,12 @@ use bytemuck::{cast_slice, cast_slice_mut};
 use proto::layout::{Piece, overlaps};
 use proto::manifest::Progress;
 use proto::plan::Plan;
+use proto::progress::Phase;
 use proto::snapshot::{Header, PARTS, Region, SLOTS, SnapshotLayout};
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::engine::Memory;
+use crate::progress::ProgressLine;
 
 /// Elements that are hashed and copied at a time, so that the second finds them in the cache.
 const CHUNK_NUMEL: usize = 1 << 15;
@@ -56,22 +58,45 @@ pub struct Snapshots {
     rank: usize,
 }
 
+/// A snapshot that is whole and does not count yet.
+#[must_use]
+pub struct Unsealed<'a> {
+    snapshots: &'a Snapshots,
+    slot: usize,
+    header: Header,
+}
+
+impl Unsealed<'_> {
+    /// From now on it counts.
+    pub fn seal(self) -> Result<(), SnapshotError> {
+        let Self { snapshots, slot, header } = self;
+        let sealed = snapshots.memory.write_all_at(&header.to_bytes(), snapshots.own().header(slot));
+        sealed.map_err(|source| SnapshotError::Io { step: header.progress.step, what: "written", source })
+    }
+}
+
 impl Snapshots {
     /// `memory`: what the launcher made for a job that follows `plan`.
     pub fn new(memory: OwnedFd, plan: &Plan, rank: usize) -> Self {
         Self { memory: File::from(memory), layout: SnapshotLayout::of(plan), rank }
     }
 
-    /// Keeps this rank's part of the state after `progress.step`, in place of the older of the two snapshots it has.
-    /// `before_sealed` comes when everything is copied and does not count yet.
-    pub fn keep(&self, memory: &Memory, progress: Progress, before_sealed: impl FnOnce()) -> Result<(), SnapshotError> {
+    /// Copies this rank's part of the state after `progress.step`, in place of the older of the two snapshots it has. It counts
+    /// once it is sealed.
+    pub fn copy(
+        &self,
+        memory: &Memory,
+        progress: Progress,
+        line: &ProgressLine,
+    ) -> Result<Unsealed<'_>, SnapshotError> {
         let region = self.own();
-        let written = || {
+        let copied = || {
             let slot = self.older_slot()?;
             // SNP-1.
             self.memory.write_all_at(&Header::ERASED, region.header(slot))?;
             let mut hash = Xxh3::new();
             for (unit, pieces) in saved(memory) {
+                line.enter_unit(Phase::Snapshot, unit);
                 for part in 0..PARTS {
                     let mut at = region.part(slot, &memory.layout(unit).name, part);
                     for Piece { local, whole } in &pieces {
@@ -84,11 +109,9 @@ impl Snapshots {
                     }
                 }
             }
-            before_sealed();
-            let header = Header { progress, checksum: hash.digest() };
-            self.memory.write_all_at(&header.to_bytes(), region.header(slot))
+            Ok(Unsealed { snapshots: self, slot, header: Header { progress, checksum: hash.digest() } })
         };
-        written().map_err(|source| SnapshotError::Io { step: progress.step, what: "written", source })
+        copied().map_err(|source| SnapshotError::Io { step: progress.step, what: "written", source })
     }
 
     /// This rank's part of the snapshot of `step` holds what was written: where the run stood. A damaged one is taken out

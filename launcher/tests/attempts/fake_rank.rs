@@ -90,7 +90,7 @@ impl Rank {
     async fn finish(&mut self, step: u64, preempted: bool) {
         let (peak_memory_bytes, baseline_memory_bytes) = (1 << 20, 1 << 19);
         let finished = Finished { step, peak_memory_bytes, baseline_memory_bytes, preempted };
-        let request = ReportRequest { caller: self.caller(), event: Some(Event::Finished(finished)) };
+        let request = ReportRequest { caller: self.caller(), event: Some(Event::Finished(finished)), number: 0 };
         self.client.report(request).await.unwrap();
     }
 
@@ -185,7 +185,7 @@ impl Rank {
     async fn report(&mut self, event: Event) {
         if self.env.rank == 0 {
             let caller = self.caller();
-            self.client.report(ReportRequest { caller, event: Some(event) }).await.unwrap();
+            self.client.report(ReportRequest { caller, event: Some(event), number: 0 }).await.unwrap();
         }
     }
 

@@ -5,6 +5,7 @@ use proto::control::FailureKind;
 use proto::dataset::DatasetError;
 
 use crate::checkpoint::CheckpointError;
+use crate::control::ControlError;
 use crate::snapshot::SnapshotError;
 
 /// Why a rank cannot go on.
@@ -16,6 +17,9 @@ pub enum TrainError {
     /// A model folder or checkpoint cannot be read or written.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+    /// The launcher is out of reach.
+    #[error(transparent)]
+    Control(#[from] ControlError),
     /// A snapshot in the launcher's memory cannot be written or used.
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),
@@ -47,6 +51,7 @@ impl TrainError {
             Self::Checkpoint(CheckpointError::Peer { .. }) => FailureKind::Peer,
             Self::Checkpoint(CheckpointError::Write { .. }) => FailureKind::Environment,
             Self::Checkpoint(_) => FailureKind::Input,
+            Self::Control(_) => FailureKind::Internal,
             Self::Snapshot(SnapshotError::Io { .. }) => FailureKind::Environment,
             // The next attempt goes on from something else.
             Self::Snapshot(SnapshotError::Damaged { .. }) => FailureKind::Internal,

@@ -105,6 +105,7 @@ impl Trainer {
             let step = self.progress.step + 1;
             self.current_step = step;
             self.line.begin_step(step);
+            control.check()?;
             control.heartbeat(step, "train");
             let StepEnd { outcome, checkpoint_is_settled, is_asked_to_stop } = self.train_step(step)?;
             if checkpoint_is_settled {
@@ -137,7 +138,6 @@ impl Trainer {
                 }
             }
             if self.plan.keeps_after(step) && self.bad_steps == 0 {
-                self.line.enter(Phase::Snapshot);
                 self.keep_snapshot(control)?;
             }
         }
@@ -242,7 +242,7 @@ impl Trainer {
     fn save_checkpoint(&mut self, control: &Control) -> Result<(), TrainError> {
         self.publish(control)?;
         // A run that goes on from this checkpoint does not report the steps before it again.
-        control.flush();
+        control.flush()?;
         self.saver.begin_checkpoint(self.engine.memory_mut(), self.progress)?;
         Ok(())
     }
@@ -251,12 +251,11 @@ impl Trainer {
     /// attempt that goes on from here does not report that again.
     fn keep_snapshot(&self, control: &Control) -> Result<(), TrainError> {
         let Some(snapshots) = &self.snapshots else { return Ok(()) };
-        let flush = || {
-            if self.is_first {
-                control.flush()
-            }
-        };
-        Ok(snapshots.keep(self.engine.memory(), self.progress, flush)?)
+        let copied = snapshots.copy(self.engine.memory(), self.progress, &self.line)?;
+        if self.is_first {
+            control.flush()?;
+        }
+        Ok(copied.seal()?)
     }
 
     /// Whether the newest checkpoint that this launch should have made is not there: a failure came before it was on the
