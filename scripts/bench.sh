@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # Benchmarks that fail below their targets. `train` compares dslaunch's tokens/s, time to the first step and peak memory with
-# torchrun and transformers; `engine` compares every layout of the engine with FSDP2 and DeepSpeed. Options: scripts/bench.sh train --help
+# torchrun and transformers; `engine` compares every layout of the engine with FSDP2 and DeepSpeed; `launch` measures the launcher
+# beside torchrun. Options: scripts/bench.sh train --help
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 case "${1:-}" in
-    train | engine) name=$1 ;;
-    *) echo "usage: scripts/bench.sh train|engine [options]" >&2; exit 2 ;;
+    train | engine | launch) name=$1 ;;
+    *) echo "usage: scripts/bench.sh train|engine|launch [options]" >&2; exit 2 ;;
 esac
 shift
 scripts/setup.sh --dev
@@ -14,5 +15,9 @@ scripts/setup.sh --dev
 if [ "$name" = engine ] && ! .venv/bin/python -c 'import importlib.metadata; importlib.metadata.version("deepspeed")' 2>/dev/null; then
     .venv/bin/python -m pip install --quiet --disable-pip-version-check wheel==0.48.0
     .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-build-isolation -r scripts/requirements-bench.txt
+fi
+if [ "$name" = launch ]; then
+    cargo build --release --locked --workspace --examples
+    [ -e runs/quickstart-data ] || .venv/bin/python examples/quickstart/make_corpus.py --out runs/quickstart-data
 fi
 exec .venv/bin/python "scripts/peers/bench_$name.py" "$@"

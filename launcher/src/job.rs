@@ -31,7 +31,7 @@ use crate::output::plan_table::{plan_table, plan_table_without_data};
 use crate::output::report::{self, FailureReport, summary};
 use crate::output::terminal::Terminal;
 use crate::restart::{RestartPolicy, Verdict};
-use crate::resume::{self, StartingPoint, Wish};
+use crate::resume::{self, Resumable, StartingPoint, Wish};
 use crate::setup::{Setup, worker_binary};
 use crate::signals::{Interrupt, Signals};
 use crate::snapshots::SnapshotMemory;
@@ -149,6 +149,7 @@ async fn attempts(job: &Job, beginning: Option<Checkpoint>, edge: &mut Edge<'_>)
     keep_logs_of_earlier_launches(&job.run_dir)?;
     let mut policy = RestartPolicy::new(job.max_restarts);
     let mut from = StartingPoint::from(beginning.clone());
+    let mut passed_over = vec![];
     loop {
         let number = policy.restarts();
         let resume_step = from.progress().step;
@@ -169,8 +170,12 @@ async fn attempts(job: &Job, beginning: Option<Checkpoint>, edge: &mut Edge<'_>)
             Outcome::Failed { .. } => explain(job, number, ended, edge.output),
             outcome => return Ok(end(job, number, outcome, edge.output)),
         };
-        let snapshots = job.snapshots.as_ref();
-        from = resume::after_failure(&job.run_dir, snapshots, beginning.as_ref(), edge.output.console())?;
+        if let (Kind::Damaged, StartingPoint::Checkpoint(checkpoint)) = (cause.kind, &from) {
+            passed_over.push(checkpoint.path.clone());
+        }
+        let (run_dir, snapshots) = (&job.run_dir, job.snapshots.as_ref());
+        let resumable = Resumable { run_dir, snapshots, beginning: beginning.as_ref(), passed_over: &passed_over };
+        from = resume::after_failure(&resumable, edge.output.console())?;
         let resume_step = from.progress().step;
         let (exit_code, reason) = match policy.decide(&cause, resume_step) {
             Verdict::Restart { after } => {

@@ -93,7 +93,7 @@ impl Service {
     }
 
     fn extension(&self) -> String {
-        let extension = STOP_EXTENSION.max(self.checkpoint * 2);
+        let extension = STOP_EXTENSION.max(self.checkpoint.saturating_mul(2));
         format!("EXTEND_TIMEOUT_USEC={}\n", extension.as_micros())
     }
 }

@@ -42,7 +42,8 @@ impl Faults {
 fn suffer(kind: FaultKind) {
     let signalled = match kind {
         FaultKind::Kill => raise(Signal::SIGKILL),
-        FaultKind::Segv => raise(Signal::SIGSEGV),
+        // The first only takes Rust's own handler away, which looks for stack overflows.
+        FaultKind::Segv => raise(Signal::SIGSEGV).and_then(|()| raise(Signal::SIGSEGV)),
         FaultKind::Abort => raise(Signal::SIGABRT),
         FaultKind::Stop => raise(Signal::SIGSTOP),
         FaultKind::Term => raise(Signal::SIGTERM),

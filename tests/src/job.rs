@@ -4,6 +4,8 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
+use std::sync::mpsc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -153,6 +155,19 @@ impl Running {
     /// Sends `signal` to the launcher.
     pub fn signal(&self, signal: Signal) {
         send(self.pid(), signal);
+    }
+
+    /// Waits for the end, but not for longer than `limit`: `None`, and the launcher and its guardian are killed.
+    pub fn wait_within(self, limit: Duration) -> Option<Finished> {
+        let pid = self.pid();
+        let (sender, finished) = mpsc::channel();
+        let waiter = thread::spawn(move || sender.send(self.wait()));
+        let finished = finished.recv_timeout(limit).ok();
+        if finished.is_none() {
+            send(pid, Signal::SIGKILL);
+        }
+        let _ = waiter.join().expect("the waiter lives");
+        finished
     }
 
     /// Waits for the end.

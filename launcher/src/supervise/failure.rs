@@ -17,6 +17,8 @@ pub enum Kind {
     Internal,
     /// The rank said: training has diverged.
     Diverged,
+    /// The rank said: the checkpoint that it was to go on from is damaged.
+    Damaged,
     /// It said nothing and ended.
     Died,
     /// It was started and never registered.
@@ -32,6 +34,7 @@ impl From<FailureKind> for Kind {
             FailureKind::Environment => Kind::Environment,
             FailureKind::Peer => Kind::Peer,
             FailureKind::Diverged => Kind::Diverged,
+            FailureKind::Damaged => Kind::Damaged,
             FailureKind::Internal | FailureKind::Unspecified => Kind::Internal,
         }
     }

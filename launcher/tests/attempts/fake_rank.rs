@@ -127,6 +127,7 @@ impl Rank {
                 nix::sys::signal::SigSet::all().thread_block().unwrap();
                 std::future::pending().await
             }
+            "nonsense" if me => self.nonsense().await,
             "report" if me => self.last_words().await,
             "echo" if self.env.rank == 0 => {
                 self.fault = "report peer".into();
@@ -140,6 +141,25 @@ impl Rank {
             }
             _ => {}
         }
+    }
+
+    /// What no rank would say, in words that the launcher takes.
+    async fn nonsense(&mut self) {
+        let text = || "\u{1b}[2J\r\n\u{202e}/".repeat(2_000);
+        for number in [0.0, f64::NAN, f64::INFINITY, -1.0, f64::MAX, 1.8e19] {
+            let (loss, grad_norm, step) = (number, number, u64::MAX);
+            let rates = StepMetrics { tokens_per_second: number, step_seconds: number, ..Default::default() };
+            for event in [
+                Event::Step(StepMetrics { step, loss, grad_norm, tokens: step, logged: false, ..rates }),
+                Event::Skipped(SkippedStep { step, loss, grad_norm, in_a_row: step, samples: vec![text(); 20] }),
+                Event::Eval(EvalMetrics { step, eval_loss: loss, label_tokens: step }),
+                Event::Checkpoint(CheckpointSaved { step, path: text(), seconds: number }),
+            ] {
+                self.report(event).await;
+            }
+        }
+        let heartbeat = HeartbeatRequest { caller: self.caller(), step: u64::MAX, phase: text() };
+        self.client.heartbeat(heartbeat).await.unwrap();
     }
 
     /// `report KIND`: the kind is also the message.

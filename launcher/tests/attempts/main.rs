@@ -45,6 +45,7 @@ fn main() {
         ("an_environment_that_cannot_is_not_restarted", an_environment_that_cannot_is_not_restarted),
         ("a_peers_echo_is_not_the_cause", a_peers_echo_is_not_the_cause),
         ("an_exit_without_the_work_done_is_a_failure", an_exit_without_the_work_done_is_a_failure),
+        ("a_rank_that_talks_nonsense_harms_nothing", a_rank_that_talks_nonsense_harms_nothing),
         ("signals_stop_everything_in_time", signals_stop_everything_in_time),
         ("a_run_directory_in_use_is_refused", a_run_directory_in_use_is_refused),
         ("mistakes_cost_nothing", mistakes_cost_nothing),
@@ -295,6 +296,19 @@ fn an_exit_without_the_work_done_is_a_failure() {
     let end = Run::new("exit 0 rank 1 at 2").launch(&["--set", "restart.max_restarts=0"]).end();
     assert_eq!(end.code, 1, "{end:?}");
     assert!(end.stderr.contains("exited with code 0 before its work was done"), "{end:?}");
+}
+
+fn a_rank_that_talks_nonsense_harms_nothing() {
+    let run = Run::new("nonsense rank 0 at 3");
+    let address = run.beside("notify.sock");
+    // Somebody to be told of it all.
+    let _manager = std::os::unix::net::UnixDatagram::bind(&address).unwrap();
+    let env = [("NOTIFY_SOCKET", address.to_str().unwrap()), ("WATCHDOG_USEC", "1000")];
+    let end = run.start_with(&["--nproc", "2", "train.toml"], "nonsense", &env).end();
+    assert_eq!(end.code, 0, "{end:?}");
+    assert!(!end.stdout.contains('\u{1b}') && !end.stderr.contains('\u{1b}'), "no rank writes to the terminal");
+    let last = run.steps().last().copied();
+    assert_eq!(last, Some(6));
 }
 
 fn signals_stop_everything_in_time() {

@@ -111,11 +111,13 @@ impl Plan {
         self.snapshot_every_steps > 0 && step.is_multiple_of(self.snapshot_every_steps)
     }
 
-    /// Whether the validation set is scored after step `step` (from `start.step + 1`): when due, and always after the last.
+    /// Whether the validation set is scored after step `step` (from 1): when due, and always after the last. A restart may go
+    /// on from before `start`.
     pub fn validates_after(&self, step: u64) -> bool {
         let epoch = |step: u64| {
-            let taken = u128::from(step.saturating_sub(self.start.step)) * u128::from(self.batch.global_batch_size);
-            (u128::from(self.start.rows) + taken) / u128::from(self.data.train_rows)
+            let steps = i128::from(step) - i128::from(self.start.step);
+            let rows = i128::from(self.start.rows) + steps * i128::from(self.batch.global_batch_size);
+            rows.div_euclid(i128::from(self.data.train_rows))
         };
         let due = match self.validation_every_steps {
             0 => epoch(step) > epoch(step - 1),

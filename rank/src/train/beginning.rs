@@ -18,7 +18,7 @@ pub(super) fn load(
     memory: &mut Memory,
 ) -> Result<Progress, TrainError> {
     match (beginning, plan.model.init) {
-        (Beginning::Checkpoint(path), _) => return Ok(checkpoint::resume(path, memory)?),
+        (Beginning::Checkpoint(path), _) => return checkpoint::resume(path, memory).map_err(TrainError::Resume),
         (Beginning::Snapshot(step), _) => {
             let snapshots = snapshots.expect("the launcher names a snapshot only where it has some");
             return from_snapshot(*step, snapshots, memory);

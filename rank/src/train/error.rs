@@ -17,6 +17,9 @@ pub enum TrainError {
     /// A model folder or checkpoint cannot be read or written.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+    /// The checkpoint that training goes on from cannot be used.
+    #[error(transparent)]
+    Resume(CheckpointError),
     /// The launcher is out of reach.
     #[error(transparent)]
     Control(#[from] ControlError),
@@ -47,10 +50,16 @@ impl TrainError {
     /// What the launcher should make of it: whether a restart can help, and whether this is a cause or a consequence.
     pub fn kind(&self) -> FailureKind {
         match self {
-            Self::Comm(err) | Self::Checkpoint(CheckpointError::Comm(err)) => comm_kind(err),
-            Self::Checkpoint(CheckpointError::Peer { .. }) => FailureKind::Peer,
-            Self::Checkpoint(CheckpointError::Write { .. }) => FailureKind::Environment,
-            Self::Checkpoint(_) => FailureKind::Input,
+            Self::Comm(err) => comm_kind(err),
+            Self::Resume(
+                CheckpointError::Damaged { .. } | CheckpointError::Manifest(_) | CheckpointError::Read { .. },
+            ) => FailureKind::Damaged,
+            Self::Checkpoint(err) | Self::Resume(err) => match err {
+                CheckpointError::Comm(err) => comm_kind(err),
+                CheckpointError::Peer { .. } => FailureKind::Peer,
+                CheckpointError::Write { .. } => FailureKind::Environment,
+                _ => FailureKind::Input,
+            },
             Self::Control(_) => FailureKind::Internal,
             Self::Snapshot(SnapshotError::Io { .. }) => FailureKind::Environment,
             // The next attempt goes on from something else.

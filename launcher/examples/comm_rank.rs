@@ -1,0 +1,49 @@
+//! A rank without a model, for `scripts/bench.sh launch`: it registers, meets the others in a first all-reduce, tells the
+//! launcher that it has, and waits. What is measured with it is the launcher and `comm`, not the loading of libtorch.
+
+use std::fs;
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::time::Duration;
+
+use comm::{Collective, ReduceOp, ShmOptions, ShmWorld};
+use proto::control::control_client::ControlClient;
+use proto::control::report_request::Event;
+use proto::control::{Caller, RegisterRequest, ReportRequest, Started, TOKEN_KEY};
+use proto::env::WorkerEnv;
+use tonic::Request;
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::transport::Endpoint;
+
+const TIMEOUT: Duration = Duration::from_secs(60);
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let env = WorkerEnv::from_process()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let token: MetadataValue<Ascii> = fs::read_to_string(&env.token_file)?.parse()?;
+    let add_token = move |mut request: Request<()>| {
+        request.metadata_mut().insert(TOKEN_KEY, token.clone());
+        Ok(request)
+    };
+    let caller = Some(Caller { attempt: env.attempt, rank: env.rank as u32 });
+    let mut client = runtime.block_on(async {
+        let channel = Endpoint::from_shared(format!("http://{}", env.coordinator))?.connect().await?;
+        let mut client = ControlClient::with_interceptor(channel, add_token);
+        client.register(RegisterRequest { caller, pid: std::process::id() }).await?;
+        Ok::<_, Box<dyn std::error::Error>>(client)
+    })?;
+    #[allow(unsafe_code, reason = "a descriptor that the launcher hands down")]
+    // SAFETY: the launcher opened it for this process alone, and nothing else here closes it.
+    let fd = unsafe { OwnedFd::from_raw_fd(env.shm_fd) };
+    let options = ShmOptions { rank: env.rank, world_size: env.world_size, fd, arena_bytes: 1 << 16, timeout: TIMEOUT };
+    let world = ShmWorld::join(options)?;
+    let mut ranks = [1.0];
+    world.world().all_reduce_scalars(&mut ranks, ReduceOp::Sum)?;
+    assert_eq!(ranks[0], env.world_size as f64);
+    if env.rank == 0 {
+        let event = Some(Event::Started(Started { resumed_step: 0 }));
+        runtime.block_on(client.report(ReportRequest { caller, event, number: 1 }))?;
+    }
+    loop {
+        std::thread::park();
+    }
+}

@@ -1,0 +1,267 @@
+//! Whatever bytes come to the control service, from whoever has the token or has not: the launcher answers, and lives.
+//!
+//! A fuzz target without a fuzzer: messages are real ones, mutated by a generator whose seed is printed, sent as they are. The
+//! number of messages can be raised: `cargo test --release --workspace --test service_fuzz -- --nocapture` with
+//! `MESSAGES` below, or many seeds in [`SEEDS`].
+
+use std::time::{Duration, Instant};
+
+use launcher::rendezvous::Rendezvous;
+use launcher::service::{Notice, Server};
+use launcher::supervise::{Event, OnInterrupt, Supervisor};
+use launcher::token::Token;
+use proto::control::report_request::Event as Report;
+use proto::control::{
+    BarrierRequest, Caller, CheckpointSaved, EvalMetrics, FailedRequest, Finished, GetKeyRequest, HeartbeatRequest,
+    PutKeyRequest, RegisterRequest, ReportRequest, SkippedStep, Started, StepMetrics, TOKEN_KEY,
+};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+use tonic::client::Grpc;
+use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
+use tonic::codegen::http::uri::PathAndQuery;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Request, Status};
+
+/// Messages of a seed.
+const MESSAGES: usize = 4000;
+/// Generators.
+const SEEDS: [u64; 3] = [1, 2, 3];
+/// Longest wait for one answer; waits that the service itself ends take less.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Marsaglia's xorshift.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    fn below(&mut self, bound: usize) -> usize {
+        (self.next() % bound as u64) as usize
+    }
+
+    /// A number that is likely to be at an edge.
+    fn number(&mut self) -> u64 {
+        [0, 1, 2, 7, u64::from(u32::MAX), u64::MAX, i64::MAX as u64, self.next()][self.below(8)]
+    }
+
+    fn float(&mut self) -> f64 {
+        [0.0, -0.0, 1.5, f64::NAN, f64::INFINITY, f64::NEG_INFINITY, f64::MAX, f64::from_bits(self.next())]
+            [self.below(8)]
+    }
+
+    fn text(&mut self) -> String {
+        let text = ["", "a", "\u{1b}[2J\r\n", "\u{202e}", "{\"ms\":1}\n", "/"][self.below(6)];
+        text.repeat([1, 1, 1, 1000][self.below(4)])
+    }
+}
+
+/// Bytes as they are.
+#[derive(Clone, Default)]
+struct Raw;
+
+impl Codec for Raw {
+    type Encode = Vec<u8>;
+    type Decode = Vec<u8>;
+    type Encoder = Raw;
+    type Decoder = Raw;
+
+    fn encoder(&mut self) -> Raw {
+        Raw
+    }
+
+    fn decoder(&mut self) -> Raw {
+        Raw
+    }
+}
+
+impl Encoder for Raw {
+    type Item = Vec<u8>;
+    type Error = Status;
+
+    fn encode(&mut self, item: Vec<u8>, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        tonic::codegen::Bytes::from(item).iter().for_each(|&byte| bytes_put(buffer, byte));
+        Ok(())
+    }
+}
+
+fn bytes_put(buffer: &mut EncodeBuf<'_>, byte: u8) {
+    use prost::bytes::BufMut;
+    buffer.put_u8(byte);
+}
+
+impl Decoder for Raw {
+    type Item = Vec<u8>;
+    type Error = Status;
+
+    fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<Vec<u8>>, Status> {
+        use prost::bytes::Buf;
+        let mut bytes = vec![0; buffer.remaining()];
+        buffer.copy_to_slice(&mut bytes);
+        Ok(Some(bytes))
+    }
+}
+
+/// A method and a message that it takes, with values from the edges.
+fn message(random: &mut Random) -> (&'static str, Vec<u8>) {
+    use prost::Message;
+    let caller = Some(Caller {
+        attempt: [0, 0, 0, 1, u32::MAX][random.below(5)],
+        rank: [0, 1, 1, 2, u32::MAX][random.below(5)],
+    });
+    let (step, number) = (random.number(), random.number());
+    match random.below(7) {
+        0 => ("Register", RegisterRequest { caller, pid: number as u32 }.encode_to_vec()),
+        // Short waits: there is nobody to meet.
+        1 => ("Barrier", BarrierRequest { caller, name: random.text(), timeout_ms: number % 3 }.encode_to_vec()),
+        2 => ("PutKey", PutKeyRequest { caller, key: random.text(), value: random.text().into() }.encode_to_vec()),
+        3 => ("GetKey", GetKeyRequest { caller, key: random.text(), timeout_ms: number % 3 }.encode_to_vec()),
+        4 => ("Heartbeat", HeartbeatRequest { caller, step, phase: random.text() }.encode_to_vec()),
+        5 => {
+            let kind = number as i32;
+            ("Failed", FailedRequest { caller, kind, step, message: random.text() }.encode_to_vec())
+        }
+        _ => ("Report", ReportRequest { caller, event: report(random, step), number }.encode_to_vec()),
+    }
+}
+
+fn report(random: &mut Random, step: u64) -> Option<Report> {
+    let (loss, grad_norm) = (random.float(), random.float());
+    Some(match random.below(7) {
+        0 => Report::Started(Started { resumed_step: step }),
+        1 => Report::Step(StepMetrics { step, loss, grad_norm, tokens: step, logged: true, ..Default::default() }),
+        2 => Report::Eval(EvalMetrics { step, eval_loss: loss, label_tokens: step }),
+        3 => Report::Checkpoint(CheckpointSaved { step, path: random.text(), seconds: loss }),
+        4 => Report::Finished(Finished { step, peak_memory_bytes: step, ..Default::default() }),
+        5 => Report::Skipped(SkippedStep { step, loss, grad_norm, in_a_row: step, samples: vec![random.text(); 3] }),
+        _ => return None,
+    })
+}
+
+/// Half of the messages are no longer what they were.
+fn mutate(random: &mut Random, mut bytes: Vec<u8>) -> Vec<u8> {
+    match random.below(10) {
+        0 => bytes.truncate(random.below(bytes.len() + 1)),
+        1 => (0..1 + random.below(8)).for_each(|_| {
+            if !bytes.is_empty() {
+                let at = random.below(bytes.len());
+                bytes[at] ^= 1 << random.below(8);
+            }
+        }),
+        2 => bytes.splice(0..0, [0xff; 10]).for_each(drop),
+        3 => bytes.extend_from_within(..),
+        4 => bytes = (0..random.below(200)).map(|_| random.next() as u8).collect(),
+        _ => {}
+    }
+    bytes
+}
+
+struct Client {
+    grpc: Grpc<Channel>,
+    token: Option<String>,
+}
+
+impl Client {
+    async fn call(&mut self, method: &str, bytes: Vec<u8>) -> Result<Vec<u8>, Status> {
+        self.grpc.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
+        let mut request = Request::new(bytes);
+        if let Some(token) = &self.token {
+            request.metadata_mut().insert(TOKEN_KEY, token.parse().unwrap());
+        }
+        let path = PathAndQuery::try_from(format!("/dslaunch.control.v1.Control/{method}")).unwrap();
+        let answer = tokio::time::timeout(PATIENCE, self.grpc.unary(request, path, Raw)).await;
+        answer.expect("every call is answered").map(tonic::Response::into_inner)
+    }
+}
+
+async fn client(server: &Server, token: Option<&Token>) -> Client {
+    let endpoint = Endpoint::from_shared(format!("http://{}", server.address())).unwrap();
+    let grpc = Grpc::new(endpoint.connect().await.unwrap());
+    Client { grpc, token: token.map(|token| token.expose().to_owned()) }
+}
+
+async fn server(token: &Token) -> (Server, mpsc::UnboundedReceiver<Notice>) {
+    let (sender, notices) = mpsc::unbounded_channel();
+    let rendezvous = Rendezvous::new(0, 2, Duration::from_millis(50), Instant::now());
+    (Server::start(rendezvous, token.clone(), sender).await.unwrap(), notices)
+}
+
+#[tokio::test]
+async fn no_message_harms_the_launcher() {
+    for seed in SEEDS {
+        println!("seed {seed}");
+        let (token, mut random) = (Token::random().unwrap(), Random(seed));
+        let (server, mut notices) = server(&token).await;
+        let mut rank = client(&server, Some(&token)).await;
+        let mut supervisor = Supervisor::new(2, OnInterrupt::Kill);
+        let mut refused = 0;
+        for _ in 0..MESSAGES {
+            let (method, bytes) = message(&mut random);
+            let bytes = mutate(&mut random, bytes);
+            if let Err(status) = rank.call(method, bytes).await {
+                refused += 1;
+                assert!(!matches!(status.code(), Code::Unavailable | Code::Unknown), "{method}: {status:?}");
+            }
+            while let Ok(notice) = notices.try_recv() {
+                // What is the supervisor's business is about a rank that there is.
+                if let Notice::Supervise(event) = notice {
+                    supervisor.handle(event);
+                }
+            }
+        }
+        assert!(refused > MESSAGES / 10 && refused < MESSAGES, "both kinds are played: {refused} refused");
+        // It still does what it is for.
+        let heartbeat =
+            HeartbeatRequest { caller: Some(Caller { attempt: 0, rank: 1 }), step: 5, phase: String::new() };
+        rank.call("Heartbeat", prost::Message::encode_to_vec(&heartbeat)).await.unwrap();
+        assert_eq!(notices.recv().await, Some(Notice::Supervise(Event::Heartbeat { rank: 1, step: 5 })));
+    }
+}
+
+#[tokio::test]
+async fn without_the_token_nothing_is_even_read() {
+    let (token, mut random) = (Token::random().unwrap(), Random(4));
+    let (server, mut notices) = server(&token).await;
+    // Two at once, neither with the right one.
+    let wrong = Token::random().unwrap();
+    let mut strangers = [client(&server, None).await, client(&server, Some(&wrong)).await];
+    for _ in 0..500 {
+        let (method, bytes) = message(&mut random);
+        let bytes = mutate(&mut random, bytes);
+        let [first, second] = &mut strangers;
+        let (first, second) = tokio::join!(first.call(method, bytes.clone()), second.call(method, bytes));
+        for answer in [first, second] {
+            assert_eq!(answer.unwrap_err().code(), Code::Unauthenticated);
+        }
+    }
+    assert!(notices.try_recv().is_err(), "the job has heard of nothing");
+}
+
+#[tokio::test]
+async fn what_is_not_even_http_harms_nothing() {
+    let token = Token::random().unwrap();
+    let (server, mut notices) = server(&token).await;
+    let mut random = Random(5);
+    let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+    for _ in 0..200 {
+        let mut stream = TcpStream::connect(server.address()).await.unwrap();
+        let garbage: Vec<u8> = (0..random.below(400)).map(|_| random.next() as u8).collect();
+        let bytes = if random.below(2) == 0 { [preface.clone(), garbage].concat() } else { garbage };
+        // It may be closed while we still write.
+        let _ = stream.write_all(&bytes).await;
+        let _ = stream.shutdown().await;
+        let mut answer = vec![];
+        let read = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut answer)).await;
+        let _ = read.expect("the connection is closed");
+    }
+    assert!(notices.try_recv().is_err());
+    let heartbeat = HeartbeatRequest { caller: Some(Caller { attempt: 0, rank: 1 }), step: 5, phase: String::new() };
+    let mut rank = client(&server, Some(&token)).await;
+    rank.call("Heartbeat", prost::Message::encode_to_vec(&heartbeat)).await.unwrap();
+}
