@@ -187,7 +187,8 @@ impl Output {
         let SkippedStep { step, loss, grad_norm, in_a_row, samples } = skipped;
         let (step, loss, grad_norm, in_a_row) = (*step, *loss, *grad_norm, *in_a_row);
         self.event(Moment::SkippedStep { step, loss, grad_norm, in_a_row, samples });
-        let named = samples.iter().take(NAMED_SAMPLES).cloned().collect::<Vec<_>>().join(", ");
+        let named = samples.iter().take(NAMED_SAMPLES).map(|sample| units::printable(sample)).collect::<Vec<_>>();
+        let named = named.join(", ");
         let more = if samples.len() > NAMED_SAMPLES { ", ... (all in events.jsonl)" } else { "" };
         self.console
             .warn(&format!("step {step}: loss {loss}, gradient norm {grad_norm}: not applied; made of {named}{more}"));
@@ -204,7 +205,8 @@ impl Output {
     /// A checkpoint is complete.
     pub fn checkpoint(&mut self, saved: &CheckpointSaved) {
         self.event(Moment::Checkpoint { step: saved.step, path: Path::new(&saved.path), seconds: saved.seconds });
-        self.console.row(&format!("step {}: checkpoint in {} ({:.1} s)", saved.step, saved.path, saved.seconds));
+        let path = units::printable(&saved.path);
+        self.console.row(&format!("step {}: checkpoint in {path} ({:.1} s)", saved.step, saved.seconds));
     }
 
     /// The user wants the job to stop.
