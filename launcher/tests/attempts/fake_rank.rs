@@ -70,6 +70,7 @@ impl Rank {
             self.client.heartbeat(HeartbeatRequest { caller, step, phase: "reduce".into() }).await.unwrap();
             eprintln!("rank {} begins step {step}", self.env.rank);
             self.fail(step).await;
+            self.fall_often(step - resumed_step).await;
             if self.is_asked_to_stop() {
                 self.save(Progress { step, rows: step * self.plan.batch.global_batch_size, label_tokens: 0 }).await;
                 return self.finish(step, true).await;
@@ -117,11 +118,7 @@ impl Rank {
             "kill" if me => raise(Signal::SIGKILL).unwrap(),
             "exit" if me => std::process::exit(0),
             "hang" => std::future::pending().await,
-            "wait" => {
-                while !self.is_asked_to_stop() {
-                    tokio::time::sleep(std::time::Duration::from_millis(1)).await;
-                }
-            }
+            "wait" => self.wait_for_the_wish().await,
             "deaf" => {
                 // The only way to ignore a signal without unsafe: block it.
                 nix::sys::signal::SigSet::all().thread_block().unwrap();
@@ -140,6 +137,22 @@ impl Rank {
                 raise(Signal::SIGKILL).unwrap();
             }
             _ => {}
+        }
+    }
+
+    /// `restarts N`: makes a step in each of N attempts and dies in the next, then waits.
+    async fn fall_often(&mut self, nth: u64) {
+        let Some(restarts) = self.fault.strip_prefix("restarts ") else { return };
+        match self.env.attempt < restarts.parse().unwrap() {
+            true if nth == 2 && self.env.rank == 1 => raise(Signal::SIGKILL).unwrap(),
+            true => {}
+            false => self.wait_for_the_wish().await,
+        }
+    }
+
+    async fn wait_for_the_wish(&self) {
+        while !self.is_asked_to_stop() {
+            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
         }
     }
 

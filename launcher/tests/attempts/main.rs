@@ -7,6 +7,7 @@
 mod control;
 mod fake_rank;
 mod harness;
+mod leaks;
 mod services;
 
 use std::fs;
@@ -55,6 +56,7 @@ fn main() {
     ];
     checks.extend(control::CHECKS);
     checks.extend(services::CHECKS);
+    checks.push(leaks::CHECK);
     check_all(&checks);
 }
 
