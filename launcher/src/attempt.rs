@@ -19,7 +19,7 @@ use proto::run_dir::RunDir;
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 
-use crate::descendants;
+use crate::cgroup::AttemptGroup;
 use crate::error::LaunchError;
 use crate::hang::{HangLimits, HangWatch, LOOK_INTERVAL, ProcessState};
 use crate::out_of_memory;
@@ -98,6 +98,7 @@ pub async fn run(job: &Job, number: u32, from: &StartingPoint, edge: &mut Edge<'
     let logs = job.run_dir.attempt_logs(number);
     fs::create_dir_all(&logs).map_err(LaunchError::io(format!("create {}", logs.display())))?;
 
+    let group = AttemptGroup::create(number);
     let mut attempt = Attempt {
         server,
         notices,
@@ -132,7 +133,7 @@ pub async fn run(job: &Job, number: u32, from: &StartingPoint, edge: &mut Edge<'
             fault: None,
         };
         let inherit = [&shm, &token_fd, &progress_fd].into_iter().chain(&snapshots).cloned().collect();
-        let spec = spec(&job.worker, &env, &logs, inherit);
+        let spec = Spec { cgroup: group.procs(), ..spec(&job.worker, &env, &logs, inherit) };
         let exits = sender.clone();
         let on_exit = move |exit| drop(exits.send(Notice::Supervise(Event::RankExited { rank, exit })));
         match edge.spawner.spawn(spec, on_exit) {
@@ -149,7 +150,7 @@ pub async fn run(job: &Job, number: u32, from: &StartingPoint, edge: &mut Edge<'
     drop((shm, token_fd, progress_fd, snapshots));
     let outcome = attempt.supervise(&job.plan, edge).await;
     // In whatever session: the next attempt needs the devices.
-    descendants::clear().await.map_err(LaunchError::io("end the processes that ranks have left"))?;
+    group.clear().await.map_err(LaunchError::io("end the processes that ranks have left"))?;
     let kernel_kills = out_of_memory::kernel_kills().saturating_sub(kernel_kills);
     let (preempted_after, lines) = (attempt.preempted_after, attempt.progress.lines());
     Ok(Ended { outcome, preempted_after, lines, kernel_kills })
@@ -322,6 +323,7 @@ fn spec(worker: &Path, worker_env: &WorkerEnv, logs: &Path, inherit: Vec<Arc<Own
         stdout: Sink::File(logs.join(format!("rank-{rank}.out"))),
         stderr: Sink::File(logs.join(format!("rank-{rank}.err"))),
         ignore: TO_THE_LAUNCHER.to_vec(),
+        cgroup: None,
         inherit,
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! In reading order: [`cli`] (what the user typed), [`job`] (the story), [`setup`] (train.toml to plan), [`attempt`] (one
 //! run of all ranks), then what it is made of: [`spawn`] (processes), [`service`] and [`rendezvous`] (how ranks find each
-//! other), [`supervise`] and [`restart`] (what to do when one fails), [`hang`] and [`straggler`] (who does not get on), [`guardian`] (nothing outlives a job), [`output`] (what
+//! other), [`supervise`] and [`restart`] (what to do when one fails), [`hang`] and [`straggler`] (who does not get on), [`guardian`], [`descendants`] and [`cgroup`] (nothing outlives a job), [`output`] (what
 //! the user sees), [`control_socket`] (how a running job is asked, stopped and followed), [`detach`] (jobs in the
 //! background) and [`notify`] (what systemd is told). Beside jobs: [`run_command`] (any program as ranks),
 //! [`checkpoint_command`] (looks at checkpoints), [`deepspeed`] (maps a DeepSpeed config to a train.toml), [`schedulers`]
@@ -12,6 +12,7 @@
 //! libtorch: it must start, and explain itself, without it.
 
 pub mod attempt;
+pub mod cgroup;
 pub mod checkpoint_command;
 pub mod checkpoints;
 pub mod cli;

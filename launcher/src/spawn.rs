@@ -30,7 +30,7 @@ use nix::unistd::Pid;
 
 use crate::descendants;
 use crate::exit::Exit;
-use crate::sys::{self, Zombie};
+use crate::sys::{self, Confinement, Zombie};
 
 /// One process to start.
 #[derive(Debug, Clone)]
@@ -47,6 +47,8 @@ pub struct Spec {
     pub stderr: Sink,
     /// Signals that it ignores from its start on; all others do what they do by default.
     pub ignore: Vec<Signal>,
+    /// The control group that it enters before it runs, by the group's cgroup.procs.
+    pub cgroup: Option<Arc<OwnedFd>>,
     /// Descriptors it inherits, at the numbers they have here.
     pub inherit: Vec<Arc<OwnedFd>>,
 }
@@ -201,7 +203,7 @@ fn start(spec: &Spec) -> Result<u32, SpawnError> {
         };
     }
     let inherit: Vec<_> = spec.inherit.iter().map(|fd| fd.as_fd()).collect();
-    sys::confine(&mut command, &inherit, &spec.ignore);
+    sys::confine(&mut command, Confinement { inherit: &inherit, ignore: &spec.ignore, cgroup: spec.cgroup.as_deref() });
     let mut own = own();
     let child = command.spawn().map_err(SpawnError::new(format!("start {}", spec.program.display())))?;
     own.insert(child.id());
@@ -267,6 +269,7 @@ mod tests {
             stdout: Sink::File(dir.join("out")),
             stderr: Sink::File(dir.join("err")),
             ignore: vec![],
+            cgroup: None,
             inherit: vec![],
         }
     }

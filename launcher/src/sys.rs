@@ -27,18 +27,32 @@ pub enum Zombie {
     Reap,
 }
 
-/// Confines the child that `command` starts: it dies with the calling thread, inherits no signal state but that it ignores
-/// `ignore`, and of our descriptors only `inherit` (at their numbers) besides the three standard ones.
+/// What a child gets and where it lives.
+#[derive(Debug, Clone, Copy)]
+pub struct Confinement<'a> {
+    /// Descriptors that it inherits, at their numbers, besides the three standard ones.
+    pub inherit: &'a [BorrowedFd<'a>],
+    /// Signals that it ignores; all others do what they do by default.
+    pub ignore: &'a [Signal],
+    /// The cgroup.procs of the control group that it enters.
+    pub cgroup: Option<&'a OwnedFd>,
+}
+
+/// Confines the child that `command` starts: it dies with the calling thread, and inherits nothing of our signals and
+/// descriptors but what `confinement` says.
 ///
 /// The calling thread must also be the one that spawns, and must live as long as the child may: the kernel binds the
 /// parent-death signal to the thread.
-pub fn confine(command: &mut Command, inherit: &[BorrowedFd<'_>], ignore: &[Signal]) {
+pub fn confine(command: &mut Command, confinement: Confinement<'_>) {
+    let Confinement { inherit, ignore, cgroup } = confinement;
     let inherit: Vec<RawFd> = inherit.iter().map(AsRawFd::as_raw_fd).collect();
+    let cgroup = cgroup.map(AsRawFd::as_raw_fd);
     let ignore = ignore.to_vec();
     // Sampled before the fork: a child that samples it itself cannot tell that its parent is already gone.
     let parent = std::process::id();
     let before_exec = move || {
         die_with_parent(parent)?;
+        cgroup.map_or(Ok(()), enter_cgroup)?;
         reset_signals(&ignore);
         close_on_exec_all()?;
         for &fd in &inherit {
@@ -64,6 +78,15 @@ fn die_with_parent(parent: u32) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Enters the control group whose cgroup.procs is `procs`.
+fn enter_cgroup(procs: RawFd) -> io::Result<()> {
+    // SAFETY: write reads one byte of a constant. It is async-signal-safe.
+    match unsafe { libc::write(procs, c"0".as_ptr().cast(), 1) } {
+        1 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 /// Every signal does what it does by default, but for those to be ignored, and none is blocked.

@@ -19,6 +19,12 @@ pub fn variable(name: &str) -> Option<OsString> {
     std::env::var_os(name)
 }
 
+/// Whether the user wants attempts without control groups of their own (`DSLAUNCH_CGROUP=off`).
+#[allow(clippy::disallowed_methods, reason = "this is where it is read")]
+pub fn without_cgroups() -> bool {
+    std::env::var_os("DSLAUNCH_CGROUP").is_some_and(|value| value == "off")
+}
+
 /// What one rank process is told about its job and its place in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WorkerEnv {

@@ -28,6 +28,14 @@ const WORKER: &str = "\
     sh -c 'kill -STOP $$; exec sleep 1000' & \
     echo $$; exec sleep 1000";
 
+/// Whether attempts may have control groups.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Cgroups {
+    /// Where the machine lets them.
+    With,
+    Without,
+}
+
 /// A run of [`WORKER`]s.
 struct Run {
     child: Child,
@@ -36,8 +44,11 @@ struct Run {
 }
 
 impl Run {
-    fn start(num_workers: usize) -> Self {
+    fn start(num_workers: usize, cgroups: Cgroups) -> Self {
         let mut command = Command::new(program("dslaunch"));
+        if cgroups == Cgroups::Without {
+            command.env("DSLAUNCH_CGROUP", "off");
+        }
         command.args(["run", "--nproc-per-node", &num_workers.to_string(), "--", "/bin/sh", "-c", WORKER]);
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
@@ -71,12 +82,12 @@ impl Run {
 }
 
 /// Kills `victim` of a run again and again; the longest that anything lived on.
-fn check(what: &str, victim: impl Fn(&Run, usize) -> u32, code: Option<i32>) {
+fn check(what: &str, cgroups: Cgroups, victim: impl Fn(&Run, usize) -> u32, code: Option<i32>) {
     // Same program, same user, same session.
     let decoys: Vec<Child> = (0..3).map(|_| Command::new("sleep").arg("1000").spawn().unwrap()).collect();
     let mut times: Vec<Duration> = (0..TRIALS)
         .map(|trial| {
-            let run = Run::start(2);
+            let run = Run::start(2, cgroups);
             assert_ne!(run.launcher(), run.guardian());
             send(victim(&run, trial), Signal::SIGKILL);
             let (time, status) = run.end();
@@ -102,15 +113,67 @@ fn check(what: &str, victim: impl Fn(&Run, usize) -> u32, code: Option<i32>) {
 
 #[test]
 fn nothing_outlives_a_killed_guardian() {
-    check("the guardian", |run, _| run.guardian(), None);
+    check("the guardian", Cgroups::With, |run, _| run.guardian(), None);
 }
 
 #[test]
 fn nothing_outlives_a_killed_launcher() {
-    check("the launcher", |run, _| run.launcher(), Some(128 + 9));
+    check("the launcher", Cgroups::With, |run, _| run.launcher(), Some(128 + 9));
 }
 
 #[test]
 fn nothing_outlives_a_killed_rank() {
-    check("a rank", |run, trial| run.workers[trial % 2], Some(128 + 9));
+    check("a rank", Cgroups::With, |run, trial| run.workers[trial % 2], Some(128 + 9));
+}
+
+#[test]
+fn without_control_groups_it_is_the_same() {
+    check("the guardian", Cgroups::Without, |run, _| run.guardian(), None);
+    check("the launcher", Cgroups::Without, |run, _| run.launcher(), Some(128 + 9));
+    check("a rank", Cgroups::Without, |run, trial| run.workers[trial % 2], Some(128 + 9));
+}
+
+/// The v2 control group of a process, as the kernel names it.
+fn cgroup(pid: u32) -> String {
+    let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+    groups.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or_default().to_owned()
+}
+
+#[test]
+fn control_groups_are_used_where_they_can_be_and_leave_nothing() {
+    let run = Run::start(2, Cgroups::With);
+    let (guardian, group) = (run.guardian(), cgroup(run.workers[0]));
+    if !group.ends_with(&format!("dslaunch-{guardian}/attempt-0")) {
+        println!("SKIPPED control_groups_are_used_where_they_can_be: no control group (v2) can be made here");
+        send(guardian, Signal::SIGKILL);
+        run.end();
+        return;
+    }
+    assert_eq!(cgroup(run.workers[1]), group);
+    assert!(!cgroup(run.launcher()).contains("dslaunch-"), "the launcher itself stays where it was");
+    let folders = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"].map(|mount| format!("{mount}{group}"));
+    let is_there = || folders.iter().any(|folder| fs::exists(folder).unwrap());
+    assert!(is_there());
+    for victim in ["launcher", "guardian", "rank"] {
+        let run = Run::start(1, Cgroups::With);
+        let pid = match victim {
+            "launcher" => run.launcher(),
+            "guardian" => run.guardian(),
+            _ => run.workers[0],
+        };
+        let job = format!("dslaunch-{}", run.guardian());
+        send(pid, Signal::SIGKILL);
+        run.end();
+        let start = Instant::now();
+        // The last process removes it after its output is closed.
+        while fs::exists(format!("/sys/fs/cgroup/{job}")).unwrap()
+            || fs::exists(format!("/sys/fs/cgroup/unified/{job}")).unwrap()
+        {
+            assert!(start.elapsed() < LIMIT, "{victim} killed: {job} is left");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+    send(run.workers[0], Signal::SIGKILL);
+    run.end();
+    assert!(!is_there());
 }

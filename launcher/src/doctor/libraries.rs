@@ -77,6 +77,7 @@ fn loader_trace(program: &Path) -> Result<String, LaunchError> {
     let to = PathBuf::from(format!("/proc/self/fd/{}", output.as_raw_fd()));
     let spec = Spec {
         ignore: vec![],
+        cgroup: None,
         program: program.to_owned(),
         args: vec![],
         env: vec![("LD_TRACE_LOADED_OBJECTS", Some("1".into()))],

@@ -11,7 +11,7 @@ use super::logs::AttemptLogs;
 use super::rendezvous::HeldPort;
 use super::streams::Destination;
 use super::tee::Tee;
-use crate::descendants;
+use crate::cgroup::AttemptGroup;
 use crate::error::LaunchError;
 use crate::exit::Exit;
 use crate::output::terminal::{Stream, Terminal};
@@ -48,13 +48,15 @@ pub async fn run(job: &Job, number: u32, logs: &AttemptLogs, edge: &mut Edge<'_>
     let (sender, exits) = mpsc::unbounded_channel();
     let supervisor = Supervisor::new(job.num_workers, OnInterrupt::Forward);
     let mut attempt = Attempt { exits, processes: vec![], supervisor, interrupted: false };
+    let group = AttemptGroup::create(number);
     for rank in 0..job.num_workers {
         let exits = sender.clone();
         let on_exit = move |exit| {
             // Nobody listens any more once the attempt is given up.
             let _ = exits.send((rank, exit));
         };
-        match edge.spawner.spawn(spec(job, number, rank, port.number(), logs), on_exit) {
+        let spec = Spec { cgroup: group.procs(), ..spec(job, number, rank, port.number(), logs) };
+        match edge.spawner.spawn(spec, on_exit) {
             Ok(process) => attempt.processes.push(process),
             Err(error) => {
                 attempt.abandon().await;
@@ -64,7 +66,7 @@ pub async fn run(job: &Job, number: u32, logs: &AttemptLogs, edge: &mut Edge<'_>
     }
     drop(sender);
     let outcome = attempt.supervise(edge.signals).await;
-    descendants::clear().await.map_err(LaunchError::io("end the processes that workers have left"))?;
+    group.clear().await.map_err(LaunchError::io("end the processes that workers have left"))?;
     let interrupt = match showing {
         Some(showing) => showing.end(edge.signals).await,
         None => None,
@@ -170,6 +172,7 @@ fn spec(job: &Job, attempt: u32, rank: usize, master_port: u16, logs: &AttemptLo
         stdout: sink(Stream::Out),
         stderr: sink(Stream::Err),
         ignore: vec![],
+        cgroup: None,
         inherit: vec![],
     }
 }
