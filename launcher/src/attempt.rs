@@ -104,6 +104,7 @@ pub async fn run(job: &Job, number: u32, from: &StartingPoint, edge: &mut Edge<'
         notices,
         processes: vec![],
         supervisor: Supervisor::new(world_size, OnInterrupt::Kill),
+        lines: progress.lines(),
         progress,
         hangs: job.hang_limits.map(|limits| HangWatch::new(world_size, limits)),
         rendezvous_timeout,
@@ -174,6 +175,8 @@ struct Attempt {
     processes: Vec<Process>,
     supervisor: Supervisor,
     progress: ProgressPage,
+    /// What ranks did at the last look.
+    lines: Vec<Line>,
     rendezvous_timeout: Duration,
     hangs: Option<HangWatch>,
     stragglers: StragglerWatch,
@@ -215,10 +218,7 @@ impl Attempt {
                 _ = looks.tick() => {
                     let passed = last_look.elapsed();
                     last_look = Instant::now();
-                    if let Some(straggler) = self.stragglers.look(&self.progress.lines(), progress_page::now()) {
-                        edge.output.straggler(&straggler);
-                    }
-                    self.hang(plan, passed)
+                    self.look(plan, passed, edge.output)
                 }
             };
             for action in event.map_or(vec![], |event| self.supervisor.handle(event)) {
@@ -246,11 +246,20 @@ impl Attempt {
         })
     }
 
-    /// A rank that hangs, if one does.
-    fn hang(&mut self, plan: &Plan, passed: Duration) -> Option<Event> {
+    /// Looks at what ranks do, `passed` after the last look: a rank that hangs, if one does.
+    fn look(&mut self, plan: &Plan, passed: Duration, output: &mut Output) -> Option<Event> {
+        let lines = self.progress.lines();
+        if lines != self.lines {
+            output.progress();
+        }
+        if let Some(straggler) = self.stragglers.look(&lines, progress_page::now()) {
+            output.straggler(&straggler);
+        }
         let (supervisor, processes) = (&self.supervisor, &self.processes);
         let state = |rank: usize| supervisor.is_running(rank).then(|| ProcessState::of(processes[rank].pid()));
-        let hang = self.hangs.as_mut()?.look(&self.progress.lines(), passed, state)?;
+        let hang = self.hangs.as_mut().and_then(|hangs| hangs.look(&lines, passed, state));
+        self.lines = lines;
+        let hang = hang?;
         let place = report::place(plan, hang.rank, hang.line.place);
         let message = report::hang(&hang, place.as_deref());
         Some(Event::Hung { rank: hang.rank, step: hang.line.place.step, message })

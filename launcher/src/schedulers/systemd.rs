@@ -36,8 +36,8 @@ ExecStart={exec}
 WorkingDirectory={folder}
 # Started means that the first step is done; preparing data and loading a model take as long as they take.
 TimeoutStartSec=infinity
-# Fed by training progress alone: longer than comm.timeout_seconds, and to be longer than any step, validation or
-# checkpoint.
+# Fed by training progress alone, a layer at a time: longer than comm.timeout_seconds, and to be longer than any
+# checkpoint takes.
 WatchdogSec={watchdog}
 # Failures that another start may help; not wrong input (2), nor an environment that cannot run the job (3).
 Restart=on-failure
