@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use proto::control::control_server::{Control, ControlServer};
 use proto::control::{self, report_request};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tonic::service::Interceptor;
@@ -49,6 +49,9 @@ pub enum Notice {
     },
 }
 
+/// Connections that may wait to be taken. The kernel has a limit of its own, usually the same.
+const BACKLOG: u32 = 4096;
+
 /// A running control service. Dropping it closes the socket.
 #[derive(Debug)]
 pub struct Server {
@@ -64,7 +67,7 @@ impl Server {
         token: Token,
         notices: mpsc::UnboundedSender<Notice>,
     ) -> io::Result<Self> {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+        let listener = listen(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?;
         let address = listener.local_addr()?;
         let desk =
             Arc::new(Mutex::new(Desk { rendezvous, tickets: 0, waiting: HashMap::new(), reports: HashMap::new() }));
@@ -83,6 +86,15 @@ impl Server {
     pub fn overdue(&self) -> Option<Event> {
         lock(&self.desk).overdue()
     }
+}
+
+/// Listens at `address` for as many as may come at once: with the usual queue of 128, whoever comes after them is heard a second
+/// later, or not at all.
+pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 impl Drop for Server {
