@@ -2,15 +2,29 @@
 //! however fast it forks. It adds to what [`descendants`](crate::descendants) does, and nothing relies on it.
 //!
 //! Groups lie below the launcher's own, so a scheduler's limits and its own way to kill a job hold for them too:
-//! `<own>/dslaunch-<pid>/attempt-<n>`, `<pid>` being the one that the user knows. No controller is asked for.
+//! `<own>/dslaunch-<pid>-<random>/attempt-<n>`, `<pid>` being the one that the user knows, which another namespace may have
+//! too. No controller is asked for.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
-use crate::{descendants, guardian};
+use proto::env::Cgroups;
+
+use crate::descendants;
+use crate::token::random_hex;
+
+/// The name of this job's groups, the same in guardian and launcher.
+static NAME: OnceLock<String> = OnceLock::new();
+
+/// Names the groups of the job whose guardian this is. Before the launcher is split off.
+pub fn name_job() -> io::Result<()> {
+    let suffix = random_hex(4)?;
+    NAME.get_or_init(|| format!("dslaunch-{}-{suffix}", std::process::id()));
+    Ok(())
+}
 
 /// Everything of one attempt.
 #[derive(Debug)]
@@ -27,7 +41,10 @@ struct Group {
 impl AttemptGroup {
     /// For attempt `number`. Where there is no cgroup v2, or none that may be written, it holds nobody.
     pub fn create(number: u32) -> Self {
-        let group = (!proto::env::without_cgroups()).then(|| Group::create(&own()?, number).ok()).flatten();
+        let group = match Cgroups::from_process() {
+            Cgroups::Auto => own().and_then(|own| Group::create(&own, number).ok()),
+            Cgroups::Off => None,
+        };
         Self { group }
     }
 
@@ -52,8 +69,10 @@ impl AttemptGroup {
 
 impl Group {
     fn create(own: &Path, number: u32) -> io::Result<Self> {
-        let folder = job_folder(own, guardian::public_pid()).join(format!("attempt-{number}"));
-        fs::create_dir_all(&folder)?;
+        let job = job_folder(own).ok_or(io::ErrorKind::NotFound)?;
+        let folder = job.join(format!("attempt-{number}"));
+        fs::create_dir_all(job)?;
+        fs::create_dir(&folder)?;
         let procs = OpenOptions::new().write(true).open(folder.join("cgroup.procs"));
         // Before Linux 5.14 a group cannot be killed.
         match procs.and_then(|procs| File::open(folder.join("cgroup.kill")).map(|_| procs)) {
@@ -66,38 +85,43 @@ impl Group {
     }
 }
 
-/// For whoever outlives the launcher with this process id: kills and removes all that it has left of its groups.
-pub fn end_all(launcher: u32) {
-    let Some(own) = own() else { return };
-    let job = job_folder(&own, launcher);
-    for attempt in fs::read_dir(&job).into_iter().flatten().flatten() {
-        // What cannot be killed here is found among the descendants.
-        let _ = kill(&attempt.path());
-    }
+/// For whoever outlives the other of guardian and launcher: kills all that is left in the job's groups.
+pub fn end_all() {
+    // What cannot be killed here is found among the descendants.
+    attempts().iter().for_each(|attempt| drop(kill(attempt)));
 }
 
-/// The same once nobody is left.
-pub fn remove_all(launcher: u32) {
-    let Some(own) = own() else { return };
-    let job = job_folder(&own, launcher);
-    for attempt in fs::read_dir(&job).into_iter().flatten().flatten() {
-        remove(&attempt.path());
-    }
+/// Removes the job's groups once nobody is left.
+pub fn remove_all() {
+    attempts().iter().for_each(|attempt| remove(attempt));
 }
 
-fn job_folder(own: &Path, launcher: u32) -> PathBuf {
-    own.join(format!("dslaunch-{launcher}"))
+fn attempts() -> Vec<PathBuf> {
+    let job = own().and_then(|own| job_folder(&own));
+    let entries = job.and_then(|job| fs::read_dir(job).ok()).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path()).filter(|path| path.is_dir()).collect()
+}
+
+fn job_folder(own: &Path) -> Option<PathBuf> {
+    Some(own.join(NAME.get()?))
 }
 
 fn kill(group: &Path) -> io::Result<()> {
     fs::write(group.join("cgroup.kill"), "1")
 }
 
-/// Removes an attempt's group, and the job's with the last of them. A group that is not empty stays: its processes hang in
-/// the kernel.
+/// Removes an attempt's group with those that its processes have made below it, and the job's with the last attempt. A group
+/// that is not empty stays: its processes hang in the kernel.
 fn remove(folder: &Path) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove(&entry.path());
+        }
+    }
     let _ = fs::remove_dir(folder);
-    let _ = folder.parent().map(fs::remove_dir);
+    if folder.parent().is_some_and(|parent| parent.file_name() == NAME.get().map(|name| name.as_ref())) {
+        let _ = folder.parent().map(fs::remove_dir);
+    }
 }
 
 /// This process's own group, where cgroup v2 is mounted: alone at /sys/fs/cgroup or, beside v1, below it.
@@ -118,8 +142,8 @@ fn own_in(mounts: &str, groups: &str) -> Option<PathBuf> {
     });
     let (root, mount) = mount?;
     // A mount may show only a part of the tree.
-    let below = if root == "/" { group } else { group.strip_prefix(root)? };
-    Some(Path::new(mount).join(below.trim_start_matches('/')))
+    let below = Path::new(group).strip_prefix(root).ok()?;
+    Some(Path::new(mount).join(below))
 }
 
 #[cfg(test)]
@@ -141,5 +165,6 @@ mod tests {
         let part = unified.replace(" / /sys", " /user.slice /sys");
         assert_eq!(at(&part, groups).as_deref(), Some("/sys/fs/cgroup/user-1000.slice"));
         assert_eq!(at(&part, "0::/system.slice\n"), None);
+        assert_eq!(at(&part, "0::/user.slices/x\n"), None);
     }
 }

@@ -85,6 +85,7 @@ pub fn split(place: Place) -> io::Result<Side> {
     set_child_subreaper(true)?;
     let guardian = sys::pidfd_open(std::process::id())?;
     let guardian_pid = std::process::id();
+    cgroup::name_job()?;
     match sys::fork()? {
         Fork::Parent { child } => Ok(Side::Guardian(guard(Pid::from_raw(child.cast_signed()), &signals))),
         Fork::Child => {
@@ -123,11 +124,11 @@ fn guard(launcher: Pid, signals: &SigSet) -> u8 {
             Err(_) => None,
         };
         if let Some(code) = code {
-            cgroup::end_all(std::process::id());
+            cgroup::end_all();
             if let Err(error) = descendants::end_all() {
                 eprintln!("dslaunch: cannot look for processes that are left: {error}");
             }
-            cgroup::remove_all(std::process::id());
+            cgroup::remove_all();
             return code;
         }
     }
@@ -161,10 +162,10 @@ fn reap(launcher: Pid) -> Option<u8> {
 /// Waits for the guardian's end, which must not come before the launcher's.
 fn outlive(guardian: &OwnedFd) {
     while !matches!(poll(&mut [PollFd::new(guardian.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE), Ok(1..)) {}
-    cgroup::end_all(public_pid());
+    cgroup::end_all();
     // Nobody is left to tell of an error.
     let _ = descendants::end_all();
-    cgroup::remove_all(public_pid());
+    cgroup::remove_all();
     sys::exit_at_once(ORPHANED);
 }
 

@@ -163,7 +163,8 @@ async fn attempts(job: &Job, beginning: Option<Checkpoint>, edge: &mut Edge<'_>)
             // The next launch tries again; what the attempt came to is more important.
             edge.output.console().warn(&format!("note: {error}"));
         }
-        if let (Outcome::Done, Some(step)) = (&ended.outcome, ended.preempted_after) {
+        // Also where the time was over before the last rank had gone.
+        if let (Outcome::Done | Outcome::Interrupted(_), Some(step)) = (&ended.outcome, ended.preempted_after) {
             return Ok(preempted(step, edge.output));
         }
         let cause = match ended.outcome {
@@ -201,6 +202,10 @@ async fn attempts(job: &Job, beginning: Option<Checkpoint>, edge: &mut Edge<'_>)
 
 /// Waits before a restart. Returns the user's wish to stop, if that comes first.
 async fn back_off(pause: Duration, edge: &mut Edge<'_>) -> Option<Interrupt> {
+    if edge.signals.deadline().is_some() {
+        // There is no time to lose on the way to the checkpoint.
+        return None;
+    }
     let mut pause = Timer::after(pause);
     tokio::select! {
         // Signals second: what came meanwhile is heard by the next attempt.

@@ -134,12 +134,12 @@ impl Signals {
         self.preempt.as_ref()?.deadline
     }
 
-    /// The first signal sets the deadline. A scheduler sends its signals to every process of a job, so that the same one
-    /// comes twice, by way of the guardian too.
+    /// A later signal can only bring the end nearer. A scheduler sends its signals to every process of a job, so that the same
+    /// one comes twice, by way of the guardian too.
     fn preempted(&mut self, by: nix::sys::signal::Signal) -> Interrupt {
         let preempt = self.preempt.as_mut().expect("only heard by a job that can be preempted");
-        let patience = patience(&preempt.scheduler, by, SystemTime::now());
-        preempt.deadline.get_or_insert_with(|| Instant::now() + patience);
+        let deadline = Instant::now() + patience(&preempt.scheduler, by, SystemTime::now());
+        preempt.deadline = Some(preempt.deadline.map_or(deadline, |earlier| earlier.min(deadline)));
         Interrupt::Preempt
     }
 }

@@ -19,10 +19,21 @@ pub fn variable(name: &str) -> Option<OsString> {
     std::env::var_os(name)
 }
 
-/// Whether the user wants attempts without control groups of their own (`DSLAUNCH_CGROUP=off`).
-#[allow(clippy::disallowed_methods, reason = "this is where it is read")]
-pub fn without_cgroups() -> bool {
-    std::env::var_os("DSLAUNCH_CGROUP").is_some_and(|value| value == "off")
+/// Whether attempts have control groups of their own (`DSLAUNCH_CGROUP`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cgroups {
+    /// Where the kernel lets us make them.
+    Auto,
+    /// The user does not want them (`off`).
+    Off,
+}
+
+impl Cgroups {
+    /// Reads the variable of this process.
+    #[allow(clippy::disallowed_methods, reason = "this is where it is read")]
+    pub fn from_process() -> Self {
+        if std::env::var_os("DSLAUNCH_CGROUP").is_some_and(|value| value == "off") { Self::Off } else { Self::Auto }
+    }
 }
 
 /// What one rank process is told about its job and its place in it.

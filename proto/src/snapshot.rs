@@ -9,7 +9,8 @@
 //!
 //! - SNP-1 A slot counts only under a whole header, which is erased before the slot is written and comes back last.
 //! - SNP-2 Snapshots of a step are in all regions or not used: ranks meet in every step, so the newest that all have is at
-//!   most one older than the newest that any has, and nobody has begun to overwrite it.
+//!   most one older than the newest that any has, and nobody has begun to overwrite it. Before an attempt makes its first,
+//!   each rank takes out of use what an earlier attempt has left of later steps.
 
 use std::collections::BTreeMap;
 

@@ -151,6 +151,18 @@ impl Snapshots {
         loaded.map_err(|source| SnapshotError::Io { step, what: "read", source })
     }
 
+    /// Takes this rank's snapshots of later steps than `step` out of use, which an earlier attempt has left. Training goes on
+    /// from `step`, and the slot that it has next must be the older one (SNP-2).
+    pub fn forget_after(&self, step: u64) -> Result<(), SnapshotError> {
+        let region = self.own();
+        let forgotten = self.headers(region).and_then(|headers| {
+            let is_later = |header: &Option<Header>| header.is_some_and(|header| header.progress.step > step);
+            let later = headers.iter().enumerate().filter(|(_, header)| is_later(header));
+            later.into_iter().try_for_each(|(slot, _)| self.memory.write_all_at(&Header::ERASED, region.header(slot)))
+        });
+        forgotten.map_err(|source| SnapshotError::Io { step, what: "written", source })
+    }
+
     /// What this rank needs of one unit and finds in one region.
     fn load_unit(
         &self,

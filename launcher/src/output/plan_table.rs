@@ -8,6 +8,7 @@ use proto::mesh::Mesh;
 use proto::model_config::ModelConfig;
 use proto::pipeline::{PassCosts, bubble_fraction};
 use proto::plan::Plan;
+use proto::snapshot::snapshot_bytes;
 
 use super::units::{bytes, count, plural};
 
@@ -155,7 +156,11 @@ fn memory(plan: &Plan, room: Option<Room>) -> String {
         Some(Room::Host(there)) => format!("{} of {} for all ranks together", bytes(needed), bytes(there)),
         None => format!("{} for all ranks together", bytes(needed)),
     };
-    format!("{of} (ZeRO {zero}, {recomputed} recomputed); rank {rank}: {peak}")
+    let snapshots = match snapshot_bytes(plan) {
+        0 => String::new(),
+        kept => format!("; snapshots {} of the host's", bytes(kept)),
+    };
+    format!("{of} (ZeRO {zero}, {recomputed} recomputed); rank {rank}: {peak}{snapshots}")
 }
 
 fn saving(plan: &Plan) -> String {

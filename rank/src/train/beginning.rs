@@ -17,6 +17,18 @@ pub(super) fn load(
     (plan, snapshots): (&Plan, Option<&Snapshots>),
     memory: &mut Memory,
 ) -> Result<Progress, TrainError> {
+    let progress = fill(beginning, (plan, snapshots), memory)?;
+    if let Some(snapshots) = snapshots {
+        snapshots.forget_after(progress.step)?;
+    }
+    Ok(progress)
+}
+
+fn fill(
+    beginning: &Beginning,
+    (plan, snapshots): (&Plan, Option<&Snapshots>),
+    memory: &mut Memory,
+) -> Result<Progress, TrainError> {
     match (beginning, plan.model.init) {
         (Beginning::Checkpoint(path), _) => return checkpoint::resume(path, memory).map_err(TrainError::Resume),
         (Beginning::Snapshot(step), _) => {

@@ -51,9 +51,9 @@ impl TrainError {
     pub fn kind(&self) -> FailureKind {
         match self {
             Self::Comm(err) => comm_kind(err),
-            Self::Resume(
-                CheckpointError::Damaged { .. } | CheckpointError::Manifest(_) | CheckpointError::Read { .. },
-            ) => FailureKind::Damaged,
+            Self::Resume(CheckpointError::Damaged { .. } | CheckpointError::Manifest(_)) => FailureKind::Damaged,
+            // A disk that cannot be read now is no reason to go further back.
+            Self::Resume(CheckpointError::Read { .. }) => FailureKind::Internal,
             Self::Checkpoint(err) | Self::Resume(err) => match err {
                 CheckpointError::Comm(err) => comm_kind(err),
                 CheckpointError::Peer { .. } => FailureKind::Peer,

@@ -14,7 +14,7 @@ use proto::control::{CheckpointSaved, Finished, SkippedStep, Started};
 use proto::env::{Beginning, WorkerEnv};
 use proto::manifest::{Manifest, Progress};
 use proto::plan::{Init, Plan};
-use proto::progress::Phase;
+use proto::progress::{CallKind, Phase};
 use proto::run_dir::RunDir;
 
 pub use error::TrainError;
@@ -98,7 +98,6 @@ impl Trainer {
             control.report(Event::Started(Started { resumed_step: self.progress.step }));
         }
         if self.from_snapshot && self.lacks_checkpoint() {
-            self.line.enter(Phase::Checkpoint);
             self.save_checkpoint(control)?;
         }
         while self.progress.step < self.plan.steps {
@@ -109,6 +108,7 @@ impl Trainer {
             control.heartbeat(step, "train");
             let StepEnd { outcome, checkpoint_is_settled, is_asked_to_stop } = self.train_step(step)?;
             if checkpoint_is_settled {
+                self.line.enter(Phase::Checkpoint);
                 self.publish(control)?;
             }
             if outcome.is_finite() {
@@ -121,23 +121,18 @@ impl Trainer {
             if self.is_first {
                 control.report(Event::Step(metrics.row(self.progress.label_tokens, self.plan.logs(step))));
             }
+            // After a bad step the weights themselves may be the reason: they must not replace sound ones.
+            let may_save = self.bad_steps == 0;
+            if is_asked_to_stop && step < self.plan.steps && may_save {
+                return self.stop_early(step, control);
+            }
             if self.plan.validates_after(step) {
-                control.heartbeat(step, "validate");
-                self.line.enter(Phase::Validate);
                 self.validate(step, control)?;
             }
-            let stops = is_asked_to_stop && step < self.plan.steps;
-            // After a bad step the weights themselves may be the reason: they must not replace sound ones.
-            if (self.plan.saves_after(step) || stops) && self.bad_steps == 0 {
-                control.heartbeat(step, "checkpoint");
-                self.line.enter(Phase::Checkpoint);
+            if self.plan.saves_after(step) && may_save {
                 self.save_checkpoint(control)?;
-                if stops {
-                    self.publish(control)?;
-                    return self.finish(End::Preempted, control);
-                }
             }
-            if self.plan.keeps_after(step) && self.bad_steps == 0 {
+            if self.plan.keeps_after(step) && may_save {
                 self.keep_snapshot(control)?;
             }
         }
@@ -149,6 +144,16 @@ impl Trainer {
             self.prune()?;
         }
         self.finish(End::Done, control)
+    }
+
+    /// The machine is wanted back: first the checkpoint, then what else belongs to the step.
+    fn stop_early(&mut self, step: u64, control: &Control) -> Result<(), TrainError> {
+        self.save_checkpoint(control)?;
+        self.publish(control)?;
+        if self.plan.validates_after(step) {
+            self.validate(step, control)?;
+        }
+        self.finish(End::Preempted, control)
     }
 
     /// The last that the launcher hears.
@@ -234,12 +239,15 @@ impl Trainer {
     /// Removes old checkpoints, now that a finite step, or the end, has followed the newest.
     fn prune(&mut self) -> Result<(), TrainError> {
         if std::mem::take(&mut self.unproven_checkpoint) && self.is_first {
+            self.line.enter(Phase::Checkpoint);
             self.saver.prune(self.progress.step)?;
         }
         Ok(())
     }
 
     fn save_checkpoint(&mut self, control: &Control) -> Result<(), TrainError> {
+        control.heartbeat(self.progress.step, "checkpoint");
+        self.line.enter(Phase::Checkpoint);
         self.publish(control)?;
         // A run that goes on from this checkpoint does not report the steps before it again.
         control.flush()?;
@@ -253,17 +261,19 @@ impl Trainer {
         let Some(snapshots) = &self.snapshots else { return Ok(()) };
         let copied = snapshots.copy(self.engine.memory(), self.progress, &self.line)?;
         if self.is_first {
-            control.flush()?;
+            self.line.exchange(CallKind::Barrier, || control.flush())?;
         }
         Ok(copied.seal()?)
     }
 
-    /// Whether the newest checkpoint that this launch should have made is not there: a failure came before it was on the
-    /// disk, and the snapshot is newer. Every rank sees the same, for none can make one alone.
+    /// Whether the newest checkpoint that this launch should have made is not there, nor one made up for it: a failure came
+    /// before it was on the disk, and the snapshot is newer. Every rank sees the same, for none can make one alone.
     fn lacks_checkpoint(&self) -> bool {
-        let step = self.progress.step - self.progress.step % self.plan.checkpoint.every_steps;
-        let folder = RunDir::new(self.plan.output_dir.clone()).checkpoint(step);
-        step > self.plan.start.step && !folder.join(Manifest::FILE).exists()
+        let step = self.progress.step;
+        let due = step - step % self.plan.checkpoint.every_steps;
+        let run_dir = RunDir::new(self.plan.output_dir.clone());
+        let is_there = |step: u64| run_dir.checkpoint(step).join(Manifest::FILE).exists();
+        due > self.plan.start.step && !(due..=step).any(is_there)
     }
 
     /// Makes a pending checkpoint visible. Every rank calls it after the same step.

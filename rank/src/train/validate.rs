@@ -3,6 +3,7 @@
 use comm::ReduceOp;
 use proto::control::EvalMetrics;
 use proto::control::report_request::Event;
+use proto::progress::Phase;
 
 use super::{TrainError, Trainer};
 use crate::control::Control;
@@ -11,6 +12,8 @@ impl Trainer {
     /// Scores the validation set, if there is one, and reports it. Every rank calls it.
     pub(super) fn validate(&mut self, step: u64, control: &Control) -> Result<(), TrainError> {
         let Some(validation) = &self.validation else { return Ok(()) };
+        control.heartbeat(step, "validate");
+        self.line.enter(Phase::Validate);
         let mut loss = [0.0];
         for batch in validation.micro_batches() {
             loss[0] += self.engine.loss(batch.as_ref())?;
