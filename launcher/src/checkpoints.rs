@@ -55,13 +55,13 @@ pub fn newest_complete(run_dir: &RunDir) -> io::Result<Option<PathBuf>> {
     Ok(complete.max_by_key(|&(step, _)| step).map(|(_, path)| path))
 }
 
-/// The newest whole checkpoint of the run, that which it began from included, wherever that lies, and none of `passed_over`.
-pub fn newest(run_dir: &RunDir, beginning: Option<&Checkpoint>, passed_over: &[PathBuf]) -> io::Result<Found> {
+/// The newest whole checkpoint of the run, that which it began from included, wherever that lies.
+pub fn newest(run_dir: &RunDir, beginning: Option<&Checkpoint>) -> io::Result<Found> {
     let mut candidates = all(run_dir)?;
     if let Some(elsewhere) = beginning.filter(|beginning| !is_of(run_dir, beginning)) {
         candidates.push((elsewhere.step(), elsewhere.path.clone()));
     }
-    candidates.retain(|(_, path)| is_complete(path) && !passed_over.contains(path));
+    candidates.retain(|(_, path)| is_complete(path));
     // Stable: of two of the same step, the run's own is the later one and comes first.
     candidates.sort_by_key(|&(step, _)| Reverse(step));
     let mut found = Found { newest: None, damaged: vec![] };
@@ -82,15 +82,21 @@ pub fn newest(run_dir: &RunDir, beginning: Option<&Checkpoint>, passed_over: &[P
 pub fn set_aside(run_dir: &RunDir, beginning: Option<&Checkpoint>) -> io::Result<Option<PathBuf>> {
     let kept = beginning.filter(|beginning| is_of(run_dir, beginning)).map(Checkpoint::step);
     let left_behind = all(run_dir)?.into_iter().filter(|&(step, _)| Some(step) > kept);
-    let folder = set_aside_folder(run_dir);
     let mut moved = false;
     for (_, path) in left_behind {
-        fs::create_dir_all(&folder)?;
-        let name = path.file_name().expect("listed in a folder").to_string_lossy();
-        fs::rename(&path, free_name(&folder, &name))?;
+        set_aside_one(run_dir, &path)?;
         moved = true;
     }
-    Ok(moved.then_some(folder))
+    Ok(moved.then(|| set_aside_folder(run_dir)))
+}
+
+/// Moves the checkpoint at `path` out of the run's history. Returns where to.
+pub fn set_aside_one(run_dir: &RunDir, path: &Path) -> io::Result<PathBuf> {
+    let folder = set_aside_folder(run_dir);
+    fs::create_dir_all(&folder)?;
+    let to = free_name(&folder, &path.file_name().expect("a checkpoint has a name").to_string_lossy());
+    fs::rename(path, &to)?;
+    Ok(to)
 }
 
 /// Where [`set_aside`] moves them.
@@ -159,7 +165,7 @@ pub(crate) mod tests {
 
     /// The newest whole step and the number of damaged ones before it.
     fn newest_step(run_dir: &RunDir, beginning: Option<&Checkpoint>) -> (Option<u64>, usize) {
-        let found = newest(run_dir, beginning, &[]).unwrap();
+        let found = newest(run_dir, beginning).unwrap();
         (found.newest.map(|checkpoint| checkpoint.step()), found.damaged.len())
     }
 
@@ -167,7 +173,7 @@ pub(crate) mod tests {
     fn the_newest_complete_checkpoint_is_found() {
         assert_eq!(newest_step(&run(&[], &[]).1, None), (None, 0));
         let (_dir, run_dir) = run(&[500, 1000, 20], &["step-00002000", ".step-00003000.tmp", "other"]);
-        let found = newest(&run_dir, None, &[]).unwrap().newest.unwrap();
+        let found = newest(&run_dir, None).unwrap().newest.unwrap();
         assert_eq!((&found.path, found.step(), found.manifest.progress.rows), (&run_dir.checkpoint(1000), 1000, 1000));
         assert_eq!(newest_step(&run(&[], &["step-00000001"]).1, None), (None, 0));
     }
@@ -178,7 +184,7 @@ pub(crate) mod tests {
         fs::write(run_dir.checkpoint(20).join("weights"), "123").unwrap();
         fs::write(run_dir.checkpoint(30).join(Manifest::FILE), "{").unwrap();
         assert_eq!(newest_step(&run_dir, None), (Some(10), 2));
-        let damaged = newest(&run_dir, None, &[]).unwrap().damaged;
+        let damaged = newest(&run_dir, None).unwrap().damaged;
         assert!(damaged[0].to_string().contains("step-00000030/manifest.json: damaged: "), "{damaged:?}");
         assert!(damaged[1].to_string().ends_with("step-00000020/weights: damaged: has 3 bytes, the manifest says 4"));
         fs::remove_file(run_dir.checkpoint(10).join("weights")).unwrap();
@@ -192,7 +198,7 @@ pub(crate) mod tests {
         let elsewhere = Checkpoint::load(dir.path().join("elsewhere")).unwrap();
         assert_eq!(newest_step(&run_dir, Some(&elsewhere)), (Some(7), 0));
         write(&run_dir.checkpoint(7), 7);
-        assert_eq!(newest(&run_dir, Some(&elsewhere), &[]).unwrap().newest.unwrap().path, run_dir.checkpoint(7));
+        assert_eq!(newest(&run_dir, Some(&elsewhere)).unwrap().newest.unwrap().path, run_dir.checkpoint(7));
         fs::write(run_dir.checkpoint(7).join("weights"), "").unwrap();
         assert_eq!(newest_step(&run_dir, Some(&elsewhere)), (Some(7), 1));
         fs::remove_dir_all(&elsewhere.path).unwrap();

@@ -1,6 +1,6 @@
 //! The story of a job: read, check, find where to begin, prepare, plan, then attempts until it is done or given up.
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use proto::config::AutoOr;
@@ -10,7 +10,7 @@ use proto::memory::{PeakBytes, Room, helpful_keys};
 use proto::plan::Plan;
 use proto::run_dir::RunDir;
 
-use crate::attempt::{self, Edge, Ended, Job};
+use crate::attempt::{self, Edge, Job};
 use crate::checkpoints::Checkpoint;
 use crate::cli::{JobArgs, PlanArgs};
 use crate::control_socket::server::ControlSocket;
@@ -31,7 +31,7 @@ use crate::output::plan_table::{plan_table, plan_table_without_data};
 use crate::output::report::{self, FailureReport, summary};
 use crate::output::terminal::Terminal;
 use crate::restart::{RestartPolicy, Verdict};
-use crate::resume::{self, Resumable, StartingPoint, Wish};
+use crate::resume::{self, StartingPoint, Wish};
 use crate::setup::{Setup, worker_binary};
 use crate::signals::{Interrupt, Signals};
 use crate::snapshots::SnapshotMemory;
@@ -91,13 +91,23 @@ pub fn train(args: &JobArgs, place: Place, terminal: &Terminal, start: Instant) 
         }
         let result = async {
             leftovers::remove(&run_dir)?;
-            let beginning = wish.checkpoint(&setup, output.console())?;
-            let job = prepare(&setup, worker, beginning.as_ref(), &mut signals, &mut output).await?;
+            let mut beginning = wish.checkpoint(&setup, output.console())?;
+            let mut job = prepare(&setup, &worker, beginning.as_ref(), &mut signals, &mut output).await?;
             place.begun(&run_dir)?;
             wish.leave_others_behind(&run_dir, output.console())?;
             let spawner = Spawner::start().map_err(LaunchError::io("start the spawning thread"))?;
-            let mut edge = Edge { spawner: &spawner, signals: &mut signals, output: &mut output };
-            attempts(&job, beginning, &mut edge).await
+            loop {
+                let mut edge = Edge { spawner: &spawner, signals: &mut signals, output: &mut output };
+                match attempts(&job, beginning.as_ref(), &mut edge).await? {
+                    Ended::WithCode(code) => break Ok::<u8, LaunchError>(code),
+                    Ended::BeginningDamaged => {
+                        let damaged = beginning.as_ref().expect("ranks have read it");
+                        beginning = Some(wish.instead_of(damaged, &setup, output.console())?);
+                        // Another beginning is another plan: a run by epochs counts the rows that are left.
+                        job = prepare(&setup, &worker, beginning.as_ref(), &mut signals, &mut output).await?;
+                    }
+                }
+            }
         };
         let result = result.await;
         if let Err(error) = &result {
@@ -119,7 +129,7 @@ pub fn train(args: &JobArgs, place: Place, terminal: &Terminal, start: Instant) 
 /// From the checked files to a job that ranks can be started for, its plan on disk.
 async fn prepare(
     setup: &Setup,
-    worker: PathBuf,
+    worker: &Path,
     beginning: Option<&Checkpoint>,
     signals: &mut Signals,
     output: &mut Output,
@@ -141,15 +151,23 @@ async fn prepare(
         AutoOr::Given(seconds) => Some(HangLimits::fixed(Duration::from_secs(seconds))),
     };
     let snapshots = SnapshotMemory::create(&plan).map_err(LaunchError::io("create the memory for snapshots"))?;
+    let worker = worker.to_owned();
     Ok(Job { plan, run_dir, worker, run_id, max_restarts, hang_limits, snapshots })
 }
 
+/// How attempt after attempt came to an end.
+enum Ended {
+    /// With dslaunch's exit code.
+    WithCode(u8),
+    /// Ranks have found the checkpoint damaged that the job began from. Nothing was trained.
+    BeginningDamaged,
+}
+
 /// Attempt after attempt.
-async fn attempts(job: &Job, beginning: Option<Checkpoint>, edge: &mut Edge<'_>) -> Result<u8, LaunchError> {
+async fn attempts(job: &Job, beginning: Option<&Checkpoint>, edge: &mut Edge<'_>) -> Result<Ended, LaunchError> {
     keep_logs_of_earlier_launches(&job.run_dir)?;
     let mut policy = RestartPolicy::new(job.max_restarts);
-    let mut from = StartingPoint::from(beginning.clone());
-    let mut passed_over = vec![];
+    let mut from = StartingPoint::from(beginning.cloned());
     loop {
         let number = policy.restarts();
         let resume_step = from.progress().step;
@@ -165,18 +183,19 @@ async fn attempts(job: &Job, beginning: Option<Checkpoint>, edge: &mut Edge<'_>)
         }
         // Also where the time was over before the last rank had gone.
         if let (Outcome::Done | Outcome::Interrupted(_), Some(step)) = (&ended.outcome, ended.preempted_after) {
-            return Ok(preempted(step, edge.output));
+            return Ok(Ended::WithCode(preempted(step, edge.output)));
         }
         let cause = match ended.outcome {
             Outcome::Failed { .. } => explain(job, number, ended, edge.output),
-            outcome => return Ok(end(job, number, outcome, edge.output)),
+            outcome => return Ok(Ended::WithCode(end(job, number, outcome, edge.output))),
         };
         if let (Kind::Damaged, StartingPoint::Checkpoint(checkpoint)) = (cause.kind, &from) {
-            passed_over.push(checkpoint.path.clone());
+            if beginning == Some(checkpoint.as_ref()) {
+                return Ok(Ended::BeginningDamaged);
+            }
+            resume::set_aside_damaged(&job.run_dir, checkpoint, edge.output.console())?;
         }
-        let (run_dir, snapshots) = (&job.run_dir, job.snapshots.as_ref());
-        let resumable = Resumable { run_dir, snapshots, beginning: beginning.as_ref(), passed_over: &passed_over };
-        from = resume::after_failure(&resumable, edge.output.console())?;
+        from = resume::after_failure(&job.run_dir, job.snapshots.as_ref(), beginning, edge.output.console())?;
         let resume_step = from.progress().step;
         let (exit_code, reason) = match policy.decide(&cause, resume_step) {
             Verdict::Restart { after } => {
@@ -186,7 +205,10 @@ async fn attempts(job: &Job, beginning: Option<Checkpoint>, edge: &mut Edge<'_>)
                     .console()
                     .warn(&format!("starting all ranks again from step {resume_step}{when} ({budget})"));
                 match back_off(after, edge).await {
-                    Some(interrupt) => return Ok(end(job, number, Outcome::Interrupted(interrupt), edge.output)),
+                    Some(interrupt) => {
+                        let code = end(job, number, Outcome::Interrupted(interrupt), edge.output);
+                        return Ok(Ended::WithCode(code));
+                    }
                     None => continue,
                 }
             }
@@ -196,7 +218,7 @@ async fn attempts(job: &Job, beginning: Option<Checkpoint>, edge: &mut Edge<'_>)
         };
         edge.output.event(Moment::Failed { exit_code, reason: &reason });
         edge.output.console().warn(&reason);
-        return Ok(exit_code);
+        return Ok(Ended::WithCode(exit_code));
     }
 }
 
@@ -253,8 +275,8 @@ fn preempted(step: u64, output: &mut Output) -> u8 {
 }
 
 /// Tells the user what failed, with the evidence that the rank left behind. Returns the cause.
-fn explain(job: &Job, attempt: u32, ended: Ended, output: &mut Output) -> Failure {
-    let Ended { outcome: Outcome::Failed { mut cause, follow_ons }, lines, kernel_kills, .. } = ended else {
+fn explain(job: &Job, attempt: u32, ended: attempt::Ended, output: &mut Output) -> Failure {
+    let attempt::Ended { outcome: Outcome::Failed { mut cause, follow_ons }, lines, kernel_kills, .. } = ended else {
         panic!("an attempt that has not failed needs no explanation");
     };
     let line = lines[cause.rank];

@@ -89,11 +89,11 @@ pub enum ResumeError {
         /// What is wrong with the newest.
         source: ManifestError,
     },
-    /// Ranks have found all checkpoints damaged.
-    #[error("{}: no checkpoint in it is whole; checkpoint.resume = \"never\" begins anew", folder.display())]
+    /// Ranks have found the checkpoint damaged, and there is none to take instead.
+    #[error("{}: this checkpoint is damaged, and there is none to go on from instead", path.display())]
     NoneLeft {
-        /// Where they lie.
-        folder: PathBuf,
+        /// Its folder.
+        path: PathBuf,
     },
     /// It is a checkpoint of a model that computes something else.
     #[error(
@@ -132,7 +132,7 @@ impl Wish {
             Self::From(checkpoint) => Ok(Some(checkpoint.as_ref().clone())),
             Self::Newest => {
                 let run_dir = setup.run_dir();
-                let Found { newest, mut damaged } = find(&run_dir, None, &[])?;
+                let Found { newest, mut damaged } = find(&run_dir, None)?;
                 if newest.is_none() && !damaged.is_empty() {
                     let source = damaged.swap_remove(0);
                     return Err(ResumeError::AllDamaged { folder: run_dir.checkpoints(), source }.into());
@@ -144,6 +144,22 @@ impl Wish {
                 Ok(newest)
             }
         }
+    }
+
+    /// What the job begins from instead of `damaged`, which ranks have found damaged: the one before it, if the user has not
+    /// named it.
+    pub fn instead_of(
+        &self,
+        damaged: &Checkpoint,
+        setup: &Setup,
+        console: &mut Console,
+    ) -> Result<Checkpoint, LaunchError> {
+        let none_left = || ResumeError::NoneLeft { path: damaged.path.clone() };
+        if !matches!(self, Self::Newest) {
+            return Err(none_left().into());
+        }
+        set_aside_damaged(&setup.run_dir(), damaged, console)?;
+        Ok(self.checkpoint(setup, console)?.ok_or_else(none_left)?)
     }
 
     /// Once it is certain that the job begins where the user wants: moves the checkpoints away that are no longer part
@@ -163,27 +179,24 @@ impl Wish {
     }
 }
 
-/// What restarts go on from.
-#[derive(Debug)]
-pub struct Resumable<'a> {
-    /// Whose checkpoints they are.
-    pub run_dir: &'a RunDir,
-    /// What ranks have kept in memory.
-    pub snapshots: Option<&'a SnapshotMemory>,
-    /// What the run began from.
-    pub beginning: Option<&'a Checkpoint>,
-    /// Checkpoints that ranks have found damaged.
-    pub passed_over: &'a [PathBuf],
+/// Moves a checkpoint of the run away that ranks have found damaged: no restart and no launch comes to it again.
+pub fn set_aside_damaged(run_dir: &RunDir, checkpoint: &Checkpoint, console: &mut Console) -> Result<(), LaunchError> {
+    let path = checkpoint.path.display();
+    let to = checkpoints::set_aside_one(run_dir, &checkpoint.path);
+    let to = to.map_err(LaunchError::io(format!("move {path}, which is damaged, out of the way")))?;
+    console.warn(&format!("warning: a damaged checkpoint is passed over, and is now {}", to.display()));
+    Ok(())
 }
 
 /// Where a restart goes on: the newest of the snapshots in memory, the run's checkpoints, and what the run began from.
-pub fn after_failure(from: &Resumable<'_>, console: &mut Console) -> Result<StartingPoint, LaunchError> {
-    let &Resumable { run_dir, snapshots, beginning, passed_over } = from;
-    let Found { newest, damaged } = find(run_dir, beginning, passed_over)?;
+pub fn after_failure(
+    run_dir: &RunDir,
+    snapshots: Option<&SnapshotMemory>,
+    beginning: Option<&Checkpoint>,
+    console: &mut Console,
+) -> Result<StartingPoint, LaunchError> {
+    let Found { newest, damaged } = find(run_dir, beginning)?;
     warn_of(&damaged, console);
-    if newest.is_none() && !passed_over.is_empty() {
-        return Err(ResumeError::NoneLeft { folder: run_dir.checkpoints() }.into());
-    }
     let from_disk = StartingPoint::from(newest);
     let snapshot = snapshots.map_or(Ok(None), SnapshotMemory::newest);
     let snapshot = snapshot.map_err(LaunchError::io("read the snapshots in memory"))?;
@@ -212,9 +225,9 @@ pub fn notes(from: &Checkpoint, plan: &Plan) -> Vec<String> {
     notes
 }
 
-fn find(run_dir: &RunDir, beginning: Option<&Checkpoint>, passed_over: &[PathBuf]) -> Result<Found, LaunchError> {
+fn find(run_dir: &RunDir, beginning: Option<&Checkpoint>) -> Result<Found, LaunchError> {
     let failed = LaunchError::io(format!("list the checkpoints in {}", run_dir.checkpoints().display()));
-    checkpoints::newest(run_dir, beginning, passed_over).map_err(failed)
+    checkpoints::newest(run_dir, beginning).map_err(failed)
 }
 
 fn warn_of(damaged: &[ManifestError], console: &mut Console) {

@@ -1,7 +1,7 @@
 //! A scheduler wants the machine back: the job makes a checkpoint, ends with 75, and goes on later as if nothing had been.
 
 use std::path::Path;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
@@ -124,16 +124,16 @@ fn a_failure_on_the_way_to_the_checkpoint_is_recovered_from() {
 #[test]
 fn when_there_is_no_time_the_job_ends_in_time_all_the_same() {
     let folder = tempfile::tempdir().unwrap();
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
-    // The time is over, and SIGKILL comes 30 s after that.
-    let job = job(&folder, "late").env("SLURM_JOB_ID", "7").env("SLURM_JOB_END_TIME", &(now - 25).to_string());
-    let job = job.set("restart.hang_timeout_seconds=0");
+    let job = job(&folder, "late").env("SLURM_JOB_ID", "7").set("restart.hang_timeout_seconds=0");
     let mut running = job.start();
     running.wait_for("step 60/");
     let ranks = running.ranks();
     send(ranks[1], Signal::SIGSTOP);
-    running.signal(Signal::SIGUSR1);
+    // Slurm kills 30 s later.
+    let signalled = Instant::now();
+    running.signal(Signal::SIGTERM);
     let finished = running.wait();
+    assert!(signalled.elapsed() < Duration::from_secs(30), "{:?}", signalled.elapsed());
     wait_until_gone(&ranks, Duration::ZERO);
     assert_eq!(finished.status.code(), Some(143), "{}{}", finished.stdout, finished.stderr);
     assert!(finished.stderr.contains("the checkpoint is not complete"), "{}", finished.stderr);

@@ -8,7 +8,7 @@ pub mod systemd;
 use std::env;
 use std::ffi::OsString;
 
-use proto::config::TrainConfig;
+use proto::config::{Resume, TrainConfig};
 
 use crate::cli::{JobArgs, SlurmArgs};
 use crate::error::LaunchError;
@@ -43,6 +43,14 @@ pub enum SchedulerError {
         /// The text.
         text: OsString,
     },
+    /// A job that is started again would not go on.
+    #[error(
+        "checkpoint.resume = {resume}: started again, the job would not go on from its own checkpoint; use \"auto\""
+    )]
+    BeginsAnew {
+        /// What the key says.
+        resume: String,
+    },
     /// An option of sbatch that is none.
     #[error("--sbatch {option:?} is no option of sbatch: it has to begin with a dash")]
     NotAnOption {
@@ -55,6 +63,14 @@ impl Command {
     /// The command for a job that is checked as far as its train.toml goes: model and data may lie on another machine.
     fn of(args: &JobArgs) -> Result<Self, LaunchError> {
         let config = TrainConfig::load(&args.train_toml, &args.sets)?;
+        let resume = match &config.checkpoint.resume {
+            Resume::Auto => None,
+            Resume::Never => Some("\"never\"".to_owned()),
+            Resume::Path(path) => Some(format!("{path:?}")),
+        };
+        if let Some(resume) = resume {
+            return Err(SchedulerError::BeginsAnew { resume }.into());
+        }
         let folder = env::current_dir().map_err(LaunchError::io("find the current folder"))?;
         let program = env::current_exe().map_err(LaunchError::io("find out where dslaunch lies"))?;
         let job = JobArgs { train_toml: folder.join(&args.train_toml), ..args.clone() };

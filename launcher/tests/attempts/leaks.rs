@@ -55,7 +55,8 @@ impl Holdings {
             threads: fs::read_dir(format!("/proc/{launcher}/task")).unwrap().count(),
             children: children(launcher).iter().map(state).collect(),
             temporary: names(temporary),
-            shared_memory: names(Path::new("/dev/shm")),
+            // Others on the machine have theirs.
+            shared_memory: names(Path::new("/dev/shm")).into_iter().filter(|name| name.contains("dslaunch")).collect(),
         }
     }
 }

@@ -58,6 +58,7 @@ fn schedulers_get_a_job_with_absolute_paths() {
     assert!(script.contains(&format!("    '{}' '--' '{}'\n", dslaunch.display(), toml.display())), "{script}");
     assert!(!run.path("").exists(), "nothing was written");
     for (args, said) in [
+        (&["slurm", "--set", "checkpoint.resume=\"never\"", "train.toml"][..], "checkpoint.resume = \"never\""),
         (&["systemd", "--set", "train.stpes=3", "train.toml"][..], "train.stpes"),
         (&["slurm", "--sbatch", "x", "train.toml"], "--sbatch \"x\" is no option of sbatch"),
         (&["slurm", "--time", "1\n2", "train.toml"], "has control characters"),

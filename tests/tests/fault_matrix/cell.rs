@@ -9,6 +9,8 @@ pub struct Kind {
     pub word: &'static str,
     /// What should become of the job.
     pub ending: Ending,
+    /// What the report says of the cause, among other words.
+    pub cause: &'static str,
     /// When it can happen.
     pub phases: &'static [Phase],
 }
@@ -130,27 +132,31 @@ pub const PHASES: [Phase; 11] = [
 /// Where ranks exchange something, and only then can hang in it.
 const EXCHANGES: [Phase; 4] = [Phase::Rendezvous, Phase::Reduce, Phase::Update, Phase::Checkpoint];
 
-const fn kind(word: &'static str, ending: Ending) -> Kind {
-    Kind { word, ending, phases: &PHASES }
+const fn recovers(word: &'static str, cause: &'static str) -> Kind {
+    Kind { word, ending: Ending::Recovers, cause, phases: &PHASES }
+}
+
+const fn ends(word: &'static str, ending: Ending) -> Kind {
+    Kind { word, ending, cause: "", phases: &PHASES }
 }
 
 /// Every kind that a rank can bring about.
 pub const KINDS: [Kind; 15] = [
-    kind("kill", Ending::Recovers),
-    kind("segv", Ending::Recovers),
-    kind("abort", Ending::Recovers),
-    kind("panic", Ending::Recovers),
-    kind("exit=7", Ending::Recovers),
-    kind("exit=0", Ending::Recovers),
-    kind("stop", Ending::Recovers),
-    kind("hang", Ending::Recovers),
-    kind("spin", Ending::Recovers),
-    Kind { word: "hang-inside", ending: Ending::Recovers, phases: &EXCHANGES },
-    kind("memory", Ending::GivesUp),
-    kind("term", Ending::Unharmed),
-    kind("disconnect", Ending::Unharmed),
-    kind("kill-launcher", Ending::LauncherGone),
-    kind("kill-guardian", Ending::LauncherGone),
+    recovers("kill", "SIGKILL"),
+    recovers("segv", "SIGSEGV"),
+    recovers("abort", "SIGABRT"),
+    recovers("panic", "exited with code 101"),
+    recovers("exit=7", "exited with code 7"),
+    recovers("exit=0", "exited with code 0 before its work was done"),
+    recovers("stop", "is stopped"),
+    recovers("hang", "hangs"),
+    recovers("spin", "spins"),
+    Kind { phases: &EXCHANGES, ..recovers("hang-inside", "") },
+    Kind { cause: "memory", ..ends("memory", Ending::GivesUp) },
+    ends("term", Ending::Unharmed),
+    ends("disconnect", Ending::Unharmed),
+    ends("kill-launcher", Ending::LauncherGone),
+    ends("kill-guardian", Ending::LauncherGone),
 ];
 
 /// What happens when, and to whom.

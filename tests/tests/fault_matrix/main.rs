@@ -9,6 +9,7 @@ mod scene;
 mod special;
 mod table;
 
+use std::num::NonZeroUsize;
 use std::panic;
 use std::process::ExitCode;
 use std::sync::Mutex;
@@ -17,9 +18,6 @@ use std::time::Instant;
 
 use cell::Cell;
 use scene::{Outcome, Scene};
-
-/// Cells at a time: half of their time they wait.
-const AT_ONCE: usize = 3;
 
 fn main() -> ExitCode {
     // What is wrong is told once, at the end.
@@ -52,7 +50,8 @@ fn main() -> ExitCode {
 fn run(scene: &Scene, cells: &[Cell]) -> Vec<Outcome> {
     let (next, outcomes) = (Mutex::new(cells.iter()), Mutex::new(vec![]));
     thread::scope(|scope| {
-        for _ in 0..AT_ONCE {
+        // Two ranks each, that wait as much as they compute.
+        for _ in 0..thread::available_parallelism().map_or(1, NonZeroUsize::get) {
             scope.spawn(|| {
                 loop {
                     let Some(cell) = next.lock().expect("no panic while it is held").next() else { return };

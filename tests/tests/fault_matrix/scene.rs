@@ -1,6 +1,7 @@
 //! Where a fault is played: a small job of two ranks, the result of a quiet run, and what is checked afterwards.
 
 use std::fs;
+use std::os::unix::process::ExitStatusExt;
 use std::panic;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -78,6 +79,12 @@ impl Scene {
                 self.assert_quiet_result(&finished);
             }
             Ending::Unharmed => {
+                let struck = |rank: u64| {
+                    let log = finished.run.path(&format!("logs/attempt-0/rank-{rank}.err"));
+                    fs::read_to_string(log).is_ok_and(|log| log.contains("a fault strikes"))
+                };
+                let victims = cell.victim.rank().map_or(vec![0, 1], |rank| vec![rank]);
+                assert!(victims.into_iter().all(struck), "nothing happened");
                 assert_eq!((finished.status.code(), restarts), (Some(0), 0), "{output}");
                 self.assert_quiet_result(&finished);
             }
@@ -86,7 +93,10 @@ impl Scene {
                 assert_culprit(cell, &finished, &output);
             }
             Ending::LauncherGone => {
-                assert!(!finished.status.success(), "{output}");
+                // The guardian lives to tell, or is the one that was killed.
+                let guardian_is_gone = finished.status.signal() == Some(9);
+                let expected = if cell.kind.word == "kill-guardian" { None } else { Some(137) };
+                assert_eq!((finished.status.code(), guardian_is_gone), (expected, expected.is_none()), "{output}");
                 self.assert_quiet_result(&self.finish(&job));
             }
         }
@@ -121,7 +131,7 @@ fn job_in(folder: &Path, name: &str) -> Job {
     let toml = format!(
         "[model]\npath = {model:?}\ninit = \"random\"\n[data]\ntrain = {data:?}\nseq_len = 24\n\
          [train]\nsteps = 12\nmicro_batch_size = 2\nglobal_batch_size = 4\n[optimizer]\nlearning_rate = 1e-3\n\
-         [checkpoint]\nevery_steps = 4\n[comm]\ntimeout_seconds = 6\n[restart]\nhang_timeout_seconds = 3\n\
+         [checkpoint]\nevery_steps = 4\n[comm]\ntimeout_seconds = 15\n[restart]\nhang_timeout_seconds = 4\n\
          [log]\nevery_steps = 1\n"
     );
     Job::new(&folder.join(name), &toml).nproc(2)
@@ -131,9 +141,12 @@ fn job_in(folder: &Path, name: &str) -> Job {
 fn process_of(folder: &str) -> Option<String> {
     let processes = fs::read_dir("/proc").expect("Linux lists processes");
     let is_of_job = |pid: &String| {
-        // A zombie has no environment any more.
-        let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-        String::from_utf8_lossy(&environment).contains(&format!("{folder}plan.json"))
+        // Ranks by their environment, dslaunch by its arguments. A zombie has neither any more.
+        let [environment, arguments] = ["environ", "cmdline"].map(|name| {
+            let text = fs::read(format!("/proc/{pid}/{name}")).unwrap_or_default();
+            String::from_utf8_lossy(&text).into_owned()
+        });
+        environment.contains(&format!("{folder}plan.json")) || arguments.contains(folder.trim_end_matches('/'))
     };
     let pids = processes.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
     pids.filter(|name| name.bytes().all(|byte| byte.is_ascii_digit())).find(is_of_job)
@@ -142,10 +155,12 @@ fn process_of(folder: &str) -> Option<String> {
 /// LCH-3: the failure is put down to the rank that it happened to.
 fn assert_culprit(cell: &Cell, finished: &Finished, output: &str) {
     let stopped = finished.run.events().into_iter().find(|event| event["event"] == "stopped").expect("a failure");
+    let cause = stopped["cause"].as_str().expect("a cause");
+    assert!(cause.contains(cell.kind.cause), "{:?} is not in {cause:?}: {output}", cell.kind.cause);
     let Some(rank) = cell.victim.rank() else { return };
-    let named = stopped["rank"].as_u64() == Some(rank);
-    let blamed = stopped["cause"].as_str().is_some_and(|cause| cause.contains(&format!("rank {rank}")));
-    assert!(named || blamed, "{stopped}: {output}");
+    // A rank that hangs in an exchange is blamed by those that wait for it.
+    let blamed = cell.kind.word == "hang-inside" && cause.contains(&format!("rank {rank}"));
+    assert!(stopped["rank"].as_u64() == Some(rank) || blamed, "{stopped}: {output}");
 }
 
 /// What a panic says, as an error.

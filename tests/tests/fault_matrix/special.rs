@@ -7,6 +7,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sys::signal::Signal;
 use nix::unistd::geteuid;
 
 use crate::scene::Scene;
@@ -31,15 +32,19 @@ fn environment(rank: u32) -> Vec<(String, String)> {
 
 fn a_rank_with_another_token_changes_nothing(scene: &Scene) {
     // Rank 1 is slow for a while, so that there is time.
-    let job = scene.job("bad-token").env("DSLAUNCH_FAULT", "slow=1500 rank=1 phase=forward step=3 unit=1");
+    let job = scene
+        .job("bad-token")
+        .set("restart.hang_timeout_seconds=0")
+        .env("DSLAUNCH_FAULT", "slow=5000 rank=1 phase=forward step=3 unit=1");
     let mut running = job.start();
     running.wait_for("step 2/");
+    let environment = environment(running.ranks()[1]);
     let token = job.run_dir().path("token");
     fs::write(&token, "0".repeat(64)).unwrap();
     for _ in 0..2 {
         #[allow(clippy::disallowed_methods, reason = "a stranger that poses as rank 1")]
         let mut stranger = Command::new(tests::program("dslaunch-rank"));
-        stranger.env_clear().envs(environment(running.ranks()[1])).env("DSLAUNCH_TOKEN_FILE", &token);
+        stranger.env_clear().envs(environment.clone()).env("DSLAUNCH_TOKEN_FILE", &token);
         // Descriptors that it has: nothing is behind them but itself.
         let page = tempfile::tempfile().unwrap();
         page.set_len(4096).unwrap();
@@ -73,10 +78,13 @@ fn nonsense_to_the_service_changes_nothing(scene: &Scene) {
 
 fn a_torn_checkpoint_is_passed_over(scene: &Scene) {
     for (name, tear) in [("torn-file", tear_file as fn(&Path)), ("torn-manifest", tear_manifest), ("bits", flip_bits)] {
-        let job = scene.job(name);
-        // The launcher goes once the checkpoint of step 8 is on the disk, and the memory for snapshots with it.
-        let fault = "slow=400 rank=1 phase=forward step=10 unit=1; kill-launcher rank=0 phase=backward step=12 unit=1";
-        let killed = scene.finish(&job.clone().env("DSLAUNCH_FAULT", fault));
+        let job = scene.job(name).set("restart.hang_timeout_seconds=0");
+        // All goes once the checkpoint of step 8 is on the disk, and the memory for snapshots with it.
+        let fault = "slow=5000 rank=1 phase=forward step=12 unit=1";
+        let mut running = job.clone().env("DSLAUNCH_FAULT", fault).start();
+        running.wait_for("step 8: checkpoint in");
+        running.signal(Signal::SIGKILL);
+        let killed = running.wait();
         assert_eq!(killed.run.checkpoints(), ["step-00000004", "step-00000008"]);
         tear(&killed.run.path("checkpoints/step-00000008"));
         let finished = scene.finish(&job);
