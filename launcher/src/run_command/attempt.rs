@@ -19,6 +19,7 @@ use crate::agents::{Cause, Ending, Place, Report, Word};
 use crate::descendants;
 use crate::error::LaunchError;
 use crate::exit::Exit;
+use crate::guardian;
 use crate::output::terminal::{Stream, Terminal};
 use crate::signals::{Interrupt, Signals};
 use crate::spawn::{Process, Sink, Spawner, Spec};
@@ -124,6 +125,10 @@ impl Attempt<'_> {
                 () = grace.over() => Event::GraceOver,
             };
             let exit = if let Event::RankExited { exit, .. } = event { Some(exit) } else { None };
+            if guardian::is_ending() {
+                // What ranks die of is what this process is about to die of, and no failure to tell others of.
+                std::future::pending::<()>().await;
+            }
             for action in self.supervisor.handle(event) {
                 match action {
                     // The report tells of it, as soon as all that it tells of is known; other machines cannot wait.
