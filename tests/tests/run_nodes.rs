@@ -116,9 +116,10 @@ fn a_node_that_was_killed_comes_back() {
 fn a_node_that_was_killed_is_noticed() {
     let cluster = Cluster::new(2);
     // Rank 0 takes the end of its peer for a failure of its own, as torch does: LCH-3.
-    let script = "echo > up-$RANK; while [ ! -e stop ]; do sleep 0.01; done; exit 1";
-    let zero = cluster.shell(0, "", "echo > up-$RANK; sleep 1000");
-    let one = cluster.shell(1, "", script);
+    let follows = "echo > up-$RANK; while [ ! -s pid ]; do sleep 0.01; done
+        while [ -e /proc/$(cat pid)/exe ]; do sleep 0.01; done; sleep 0.1; exit 1";
+    let zero = cluster.shell(0, "", follows);
+    let one = cluster.shell(1, "", "echo $$ > pid; echo > up-$RANK; exec sleep 1000");
     (0..2).for_each(|rank| cluster.wait_for(&format!("up-{rank}")));
     one.signal(Signal::SIGKILL);
     let since = Instant::now();
@@ -132,26 +133,21 @@ fn a_node_that_was_killed_is_noticed() {
 }
 
 #[test]
-fn a_node_that_hangs_is_noticed_by_its_silence() {
+fn a_node_that_hangs_is_noticed_by_its_silence_and_may_come_back() {
     let cluster = Cluster::new(2);
-    let zero = cluster.shell(0, "", "echo > up-$RANK; sleep 1000");
-    // A stopped shell stops nobody; its dslaunch is what is silent.
-    let one = cluster.shell(1, "", "kill -STOP $PPID; echo > up-$RANK; sleep 1000");
-    (0..2).for_each(|rank| cluster.wait_for(&format!("up-{rank}")));
-    let since = Instant::now();
-    let end = zero.end();
-    println!("node 1 stopped: noticed after {:?}", since.elapsed());
-    assert!(since.elapsed() < Duration::from_secs(8), "{:?}: {end:#?}", since.elapsed());
-    assert!(end.stderr.contains("node 1 failed in attempt 0: its dslaunch has not been heard for 5."), "{end:#?}");
-    one.signal(Signal::SIGKILL);
-    one.end();
-    // A stopped launcher cannot know that its guardian is gone.
-    for pid in tests::run::names_in(&cluster.path("pids")) {
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        if let Some(parent) = stat.rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').nth(1)) {
-            tests::job::send(parent.parse().unwrap(), Signal::SIGCONT);
-        }
-    }
+    let first_attempt = "[ $TORCHELASTIC_RESTART_COUNT = 1 ] && exit 0";
+    let zero = cluster.shell(0, "--max-restarts 1", &format!("{first_attempt}; echo $$ > zero; exec sleep 1000"));
+    // The rank goes on; it is its launcher that is silent.
+    let stops = format!("{first_attempt}; echo $PPID > one; kill -STOP $PPID; echo > up; exec sleep 1000");
+    let one = cluster.shell(1, "", &stops);
+    ["zero", "one", "up"].into_iter().for_each(|name| cluster.wait_for(name));
+    let pid = |name: &str| std::fs::read_to_string(cluster.path(name)).unwrap().trim().parse::<u32>().unwrap();
+    let noticed = tests::job::wait_until_gone(&[pid("zero")], Duration::from_secs(8));
+    println!("node 1 stopped: noticed after {noticed:?}");
+    tests::job::send(pid("one"), Signal::SIGCONT);
+    let ends = [zero, one].map(Node::end);
+    assert_eq!(codes(&ends), [Some(0); 2], "{ends:#?}");
+    assert_all_say(&ends, &["node 1 failed in attempt 0: its dslaunch has not been heard for 5.", "(restart 1 of 1)"]);
     cluster.assert_no_rank_is_left();
 }
 

@@ -32,7 +32,10 @@ fn a_node_dies_and_comes_back() {
         .unwrap();
     let token = "export DSLAUNCH_JOB_TOKEN=$(head -c 32 /dev/urandom | od -An -v -tx1 | tr -d ' \\n')";
     let srun = format!("srun -N2 --ntasks-per-node=1 -K1 --wait=0 bash {}", step.display());
-    fs::write(&job, format!("#!/bin/bash\n#SBATCH --nodes=2\n#SBATCH --ntasks-per-node=1\n{token}\n{srun}\n")).unwrap();
+    // Outside of a step there is nobody to meet.
+    let alone = format!("{} run -- sh -c 'echo alone: $WORLD_SIZE'", program("dslaunch").display());
+    let lines = ["#!/bin/bash", "#SBATCH --nodes=2", "#SBATCH --ntasks-per-node=1", token, &alone, &srun];
+    fs::write(&job, lines.join("\n") + "\n").unwrap();
     let since = Instant::now();
     let id = slurm.submit(&job, &output);
     let state = slurm.wait_for_end(&id, JOB);
@@ -43,7 +46,7 @@ fn a_node_dies_and_comes_back() {
     lines.sort();
     let line = |rank: u32| format!("rank {rank} of 4 on node {} in attempt 1: 150", rank / 2);
     assert_eq!(lines, (0..4).map(line).collect::<Vec<_>>(), "{text}");
-    assert!(text.contains("node 1: started again"), "{text}");
+    assert!(text.contains("alone: 1\n") && text.contains("node 1: started again\n"), "{text}");
     assert!(text.contains("node 1 failed in attempt 0: its dslaunch "), "{text}");
     assert!(text.contains("starting all ranks again (restart 1 of 3)"), "{text}");
 }

@@ -19,7 +19,9 @@ use std::time::{Duration, Instant};
 
 use super::{Cause, Ending, Meeting, Offer, Place, Report, SILENCE, SILENCE_AFTER_HANGUP, Word};
 use crate::restart::exhausted;
-use crate::signals::Interrupt;
+
+/// A look at the clock that comes later than this after it was due says nothing of others.
+const OVERSLEPT: Duration = Duration::from_secs(1);
 
 /// What a run's nodes agree on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -201,12 +203,27 @@ impl Coordinator {
         match call {
             Call::Join(offer) => self.join(caller, offer, now),
             Call::Heartbeat => Ok(self.heartbeat(caller, now)),
-            Call::Report(report) => {
-                if self.phase == Phase::Running && self.is_current(caller) && caller.round == self.round {
-                    self.report(caller.node_rank, report, now);
-                } else if let (Phase::Joining { .. }, Report::Stopped(interrupt)) = (&self.phase, report) {
-                    // The user does not know of rounds.
+            // The user does not know of rounds, and an agent that has not joined may be stopped.
+            Call::Report(Report::Stopped(interrupt)) => {
+                let may_stop = match self.phase {
+                    Phase::Joining { .. } => true,
+                    Phase::Running => self.is_current(caller),
+                    Phase::Over(_) => false,
+                };
+                if may_stop {
                     self.end(Ending::Stopped(interrupt));
+                }
+                Ok(Answer::Noted)
+            }
+            Call::Report(Report::Done) => {
+                if self.is_in_round(caller) {
+                    self.done(caller.node_rank as usize);
+                }
+                Ok(Answer::Noted)
+            }
+            Call::Report(Report::Failed(cause)) => {
+                if self.is_in_round(caller) {
+                    self.rank_failed(caller.node_rank as usize, cause, now);
                 }
                 Ok(Answer::Noted)
             }
@@ -237,6 +254,11 @@ impl Coordinator {
                 let message = self.missing_sentence();
                 self.end(Ending::Missing(message));
             }
+            // Nobody has looked at the clock, or at any call, for a while: it was this process that was silent.
+            Phase::Running if self.next_deadline().is_some_and(|due| now > due + OVERSLEPT) => {
+                let agents = self.nodes.iter_mut().filter_map(|node| node.agent.as_mut());
+                agents.for_each(|agent| (agent.heard, agent.hung_up) = (now, None));
+            }
             Phase::Running => {
                 if let Some(node) = self.nodes.iter().position(|node| node.is_silent(now)) {
                     let cause = self.gone(node, now);
@@ -244,6 +266,14 @@ impl Coordinator {
                 }
             }
             Phase::Joining { .. } | Phase::Over(_) => {}
+        }
+    }
+
+    /// Node 0's dslaunch goes, and the run is over with it.
+    pub fn close(&mut self) {
+        if !matches!(self.phase, Phase::Over(_)) {
+            let cause = self.last.clone().unwrap_or_else(|| self.cause(0, "its dslaunch ended"));
+            self.end(Ending::Failed { cause, reason: "node 0's dslaunch has ended".to_owned() });
         }
     }
 
@@ -286,6 +316,11 @@ impl Coordinator {
     fn is_current(&self, caller: &Caller) -> bool {
         let agent = self.nodes[caller.node_rank as usize].agent.as_ref();
         agent.is_some_and(|agent| agent.incarnation == caller.incarnation)
+    }
+
+    /// Whether it speaks of the round that runs, as its node's agent.
+    fn is_in_round(&self, caller: &Caller) -> bool {
+        self.phase == Phase::Running && self.is_current(caller) && caller.round == self.round
     }
 
     fn join(&mut self, caller: &Caller, offer: Offer, now: Instant) -> Result<Answer, Refusal> {
@@ -381,25 +416,21 @@ impl Coordinator {
         Answer::Word(Word::Again(self.last.clone()))
     }
 
-    fn report(&mut self, node_rank: u32, report: Report, now: Instant) {
-        match report {
-            Report::Done => {
-                self.nodes[node_rank as usize].stage = Stage::Done;
-                if self.nodes.iter().all(|node| node.stage == Stage::Done) {
-                    self.end(Ending::Done);
-                }
-            }
-            Report::Failed(cause) => {
-                // AGT-3.
-                let other = self.nodes.iter().position(Node::is_broken).filter(|&node| node as u32 != node_rank);
-                let cause = match other {
-                    Some(node) => self.gone(node, now),
-                    None => Cause { node: node_rank, round: self.round, ..cause },
-                };
-                self.fail(cause, now);
-            }
-            Report::Stopped(interrupt) => self.end(Ending::Stopped(interrupt)),
+    fn done(&mut self, node: usize) {
+        self.nodes[node].stage = Stage::Done;
+        if self.nodes.iter().all(|node| node.stage == Stage::Done) {
+            self.end(Ending::Done);
         }
+    }
+
+    fn rank_failed(&mut self, node: usize, cause: Cause, now: Instant) {
+        // AGT-3.
+        let broken = (0..self.nodes.len()).find(|&other| other != node && self.nodes[other].is_broken());
+        let cause = match broken {
+            Some(other) => self.gone(other, now),
+            None => Cause { node: node as u32, round: self.round, ..cause },
+        };
+        self.fail(cause, now);
     }
 
     fn fail(&mut self, cause: Cause, now: Instant) {
@@ -460,15 +491,5 @@ impl Coordinator {
 
     fn cause(&self, node: u32, message: &str) -> Cause {
         Cause { node, rank: None, exit: None, message: message.into(), round: self.round }
-    }
-}
-
-impl Ending {
-    /// What ends with the user's signal.
-    pub fn interrupt(&self) -> Option<Interrupt> {
-        match self {
-            Ending::Stopped(interrupt) => Some(*interrupt),
-            Ending::Done | Ending::Failed { .. } | Ending::Missing(_) => None,
-        }
     }
 }

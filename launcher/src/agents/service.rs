@@ -24,6 +24,10 @@ use crate::token::Token;
 /// How long the socket stays open for answers that are under way at the end.
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
 
+/// How long a port may belong to somebody else, and how often that is tried: nobody tells when it is free.
+const PORT_DEADLINE: Duration = Duration::from_secs(5);
+const PORT_RETRY: Duration = Duration::from_millis(50);
+
 /// A running service. Dropping it closes the socket.
 #[derive(Debug)]
 pub struct Server {
@@ -61,6 +65,11 @@ impl Server {
         self.address
     }
 
+    /// Node 0's part is done; whatever else nodes could wait for does not come.
+    pub fn close(&self) {
+        self.desk.with(Coordinator::close);
+    }
+
     /// Waits until every agent that is there knows how the run has ended; then closes the socket.
     pub async fn finish(mut self) {
         let mut changes = self.desk.changed.subscribe();
@@ -85,9 +94,22 @@ impl Drop for Server {
     }
 }
 
+/// Listens as soon as nobody else does any more: a launcher that was killed takes a moment to let go.
+async fn listen(addresses: &[SocketAddr]) -> io::Result<TcpListener> {
+    let deadline = Instant::now() + PORT_DEADLINE;
+    loop {
+        match bind(addresses).await {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < deadline => {
+                tokio::time::sleep(PORT_RETRY).await;
+            }
+            bound => return bound,
+        }
+    }
+}
+
 /// The first of the addresses that is this machine's; if none is, somebody translates them, and all of the machine's are
 /// listened at.
-async fn listen(addresses: &[SocketAddr]) -> io::Result<TcpListener> {
+async fn bind(addresses: &[SocketAddr]) -> io::Result<TcpListener> {
     for &address in addresses {
         match TcpListener::bind(address).await {
             Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => {}
@@ -235,4 +257,119 @@ fn status(refusal: Refusal) -> Status {
         Refusal::Replaced(_) => Code::Aborted,
     };
     Status::new(code, refusal.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::agents::client::{Agent, AgentError, Contact, Heard, Joined};
+    use crate::agents::coordinator::Terms;
+    use crate::agents::{Cause, Ending, Meeting, Offer, Report};
+
+    const PATIENCE: Duration = Duration::from_secs(10);
+
+    struct Run {
+        server: Server,
+        token: Token,
+    }
+
+    async fn run(num_nodes: u32, max_restarts: u32) -> Run {
+        let token = Token::random().unwrap();
+        let terms = Terms { run_id: "id".into(), num_nodes, max_restarts, join_timeout: PATIENCE };
+        let coordinator = Coordinator::new(terms, Instant::now());
+        let server = Server::start(&[(Ipv4Addr::LOCALHOST, 0).into()], token.clone(), coordinator).await.unwrap();
+        Run { server, token }
+    }
+
+    impl Run {
+        fn agent(&self, node_rank: u32, token: &Token) -> Agent {
+            let contact = Contact {
+                endpoint: self.server.address().to_string(),
+                token: token.clone(),
+                run_id: "id".into(),
+                node_rank,
+                incarnation: Token::random().unwrap().expose().into(),
+            };
+            Agent::new(contact).unwrap()
+        }
+
+        async fn join(&self, agents: [&Agent; 2], round: u32) {
+            let offer = |meeting| Offer { num_nodes: 2, num_workers: 4, meeting };
+            let meeting = Some(Meeting { addr: "h".into(), port: 9 });
+            let (zero, one) = tokio::join!(
+                agents[0].join(round, offer(meeting.clone()), PATIENCE),
+                agents[1].join(round, offer(None), PATIENCE)
+            );
+            let first_rank = |joined: Result<Joined, AgentError>| match joined {
+                Ok(Joined::Round(place)) => {
+                    assert_eq!((place.round, place.world_size, Some(place.meeting)), (round, 8, meeting.clone()));
+                    place.first_rank
+                }
+                other => panic!("{other:?}"),
+            };
+            assert_eq!((first_rank(zero), first_rank(one)), (0, 4));
+        }
+    }
+
+    #[tokio::test]
+    async fn agents_meet_fail_and_finish_together() {
+        let run = run(2, 1).await;
+        let (zero, one) = (run.agent(0, &run.token), run.agent(1, &run.token));
+        run.join([&zero, &one], 0).await;
+        let (mut zero_hears, mut one_hears) = (zero.watch(0), one.watch(0));
+        let cause = Cause { node: 1, rank: Some(5), exit: None, message: "boom".into(), round: 0 };
+        one.tell(0, Report::Failed(cause.clone()));
+        let again = Heard::Word(Word::Again(Some(cause)));
+        assert_eq!((zero_hears.heard().await, one_hears.heard().await), (again.clone(), again));
+        run.join([&zero, &one], 1).await;
+        let (mut zero_hears, mut one_hears) = (zero.watch(1), one.watch(1));
+        zero.tell(1, Report::Done);
+        one.tell(1, Report::Done);
+        let over = Heard::Word(Word::Over(Ending::Done));
+        assert_eq!((zero_hears.heard().await, one_hears.heard().await), (over.clone(), over));
+        let since = Instant::now();
+        tokio::join!(zero.leave(), one.leave());
+        run.server.finish().await;
+        assert!(since.elapsed() < super::super::SILENCE, "nobody is waited for who has left");
+    }
+
+    #[tokio::test]
+    async fn a_wrong_token_changes_nothing() {
+        let run = run(2, 0).await;
+        let stranger = run.agent(1, &Token::random().unwrap());
+        let offer = Offer { num_nodes: 2, num_workers: 1, meeting: None };
+        let endpoint = run.server.address().to_string();
+        assert_eq!(stranger.join(0, offer, PATIENCE).await, Err(AgentError::Token(endpoint.clone())));
+        assert_eq!(stranger.watch(0).heard().await, Heard::Refused(AgentError::Token(endpoint)));
+        stranger.tell_to_stop(0, Report::Stopped(crate::signals::Interrupt::Interrupt)).await;
+        stranger.leave().await;
+        run.join([&run.agent(0, &run.token), &run.agent(1, &run.token)], 0).await;
+    }
+
+    #[tokio::test]
+    async fn an_agent_that_hangs_up_is_gone_soon() {
+        let run = run(2, 0).await;
+        let (zero, one) = (run.agent(0, &run.token), run.agent(1, &run.token));
+        run.join([&zero, &one], 0).await;
+        let mut zero_hears = zero.watch(0);
+        let one_hears = one.watch(0);
+        let since = Instant::now();
+        // It is in the middle of a call, by and by.
+        tokio::time::sleep(HOLD / 2).await;
+        drop((one_hears, one));
+        let Heard::Word(Word::Over(Ending::Failed { cause, .. })) = zero_hears.heard().await else { panic!() };
+        assert_eq!((cause.node, cause.rank), (1, None));
+        assert!(since.elapsed() < super::super::SILENCE, "{:?}", since.elapsed());
+    }
+
+    #[tokio::test]
+    async fn an_agent_that_nobody_answers_says_so() {
+        let run = run(2, 0).await;
+        let (endpoint, agent) = (run.server.address().to_string(), run.agent(1, &run.token));
+        drop(run);
+        let offer = Offer { num_nodes: 2, num_workers: 1, meeting: None };
+        let error = agent.join(0, offer, Duration::from_millis(100)).await.unwrap_err();
+        let told = format!("no dslaunch of node 0 answers at {endpoint}, for 0 s: Connection refused");
+        assert!(error.to_string().starts_with(&told), "{error}");
+    }
 }

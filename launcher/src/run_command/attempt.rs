@@ -26,6 +26,9 @@ use crate::spawn::{Process, Sink, Spawner, Spec};
 use crate::supervise::{Action, Event, OnInterrupt, Outcome, Supervisor};
 use crate::timer::Timer;
 
+/// Characters of a rank's message that other machines are told.
+const LONGEST_MESSAGE: usize = 4000;
+
 /// The launcher's own ends.
 #[derive(Debug)]
 pub struct Edge<'a> {
@@ -147,6 +150,7 @@ impl Attempt<'_> {
     /// What other machines are told of a rank's failure.
     fn cause(&self, rank: usize, exit: Option<Exit>) -> Cause {
         let message = error_file::message(&self.logs.error_file(rank)).unwrap_or_default();
+        let message = message.chars().take(LONGEST_MESSAGE).collect();
         // Which node that is, the coordinator knows.
         Cause { node: 0, rank: Some(self.place.first_rank + rank as u32), exit, message, round: self.place.round }
     }

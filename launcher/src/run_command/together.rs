@@ -4,7 +4,7 @@
 //! the same code; what happened on which of them is told on each, with the evidence on the one that has it.
 
 use std::fs;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -48,7 +48,7 @@ pub async fn run(job: &Job, nodes: &Nodes, logs: &LogFolder, edge: &mut Edge<'_>
             join_timeout: nodes.join_timeout,
         };
         let coordinator = Coordinator::new(terms, Instant::now());
-        let server = Server::start(&place.addresses, token, coordinator).await;
+        let server = Server::start(&place.listens_at(), token, coordinator).await;
         let server = server.map_err(LaunchError::io(format!("listen at {}", place.endpoint())))?;
         contact.endpoint = server.address().to_string();
         Some(server)
@@ -60,6 +60,7 @@ pub async fn run(job: &Job, nodes: &Nodes, logs: &LogFolder, edge: &mut Edge<'_>
     let code = node.rounds(logs, edge).await;
     node.agent.leave().await;
     if let Some(server) = server {
+        server.close();
         tokio::select! {
             () = server.finish() => {}
             // The others find out by themselves.
@@ -96,7 +97,12 @@ impl Node<'_> {
             };
             let place = match joined {
                 Joined::Round(place) => place,
-                Joined::Over(ending) => return Ok(self.end(&ending, edge)),
+                Joined::Over(ending) => {
+                    if let Ending::Failed { cause, .. } = &ending {
+                        say(edge.terminal, cause.to_string());
+                    }
+                    return Ok(self.end(&ending, edge));
+                }
             };
             match self.round(&place, logs, edge).await? {
                 Next::Round(next) => round = next,
@@ -151,7 +157,8 @@ impl Node<'_> {
                 return Ok(Next::End(stopped(interrupt, edge.terminal)));
             }
             Outcome::Stuck { ranks } => {
-                let sentence = format!("ranks {ranks:?} of it hang in the kernel and do not die of SIGKILL");
+                let ranks: Vec<_> = ranks.into_iter().map(|rank| place.first_rank as usize + rank).collect();
+                let sentence = format!("ranks {ranks:?} hang in the kernel and do not die of SIGKILL");
                 say(edge.terminal, format!("giving up: {sentence}"));
                 let report = Report::Failed(self.own_failure(place, sentence));
                 self.agent.tell_to_stop(place.round, report).await;
@@ -283,9 +290,16 @@ impl MeetingPlace {
         if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
     }
 
-    /// Whether nobody on another machine can reach it.
+    /// Whether nobody on another machine can reach it. A name tells nothing: many machines have their own at 127.0.1.1.
     fn is_loopback(&self) -> bool {
-        self.addresses.iter().all(|address| address.ip().is_loopback())
+        self.host == "localhost" || self.host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+    }
+
+    /// Where node 0 listens: its addresses, or all of the machine's where the others know it by another one.
+    fn listens_at(&self) -> Vec<SocketAddr> {
+        let is_seen = |address: &&SocketAddr| self.is_loopback() || !address.ip().is_loopback();
+        let addresses: Vec<_> = self.addresses.iter().filter(is_seen).copied().collect();
+        if addresses.is_empty() { vec![(Ipv4Addr::UNSPECIFIED, self.port).into()] } else { addresses }
     }
 }
 
@@ -340,6 +354,20 @@ mod tests {
         assert!(refusal(&TokenSource::File(file.clone()), "::1").contains("No such file"));
         fs::write(&file, format!("{long}\n")).unwrap();
         assert!(token(&TokenSource::File(file), &place("::1"), "id").unwrap().is(long.as_bytes()));
+    }
+
+    #[test]
+    fn a_name_that_is_a_loopback_address_here_is_another_one_elsewhere() {
+        let named = |host: &str, addresses: &[&str]| {
+            let addresses = addresses.iter().map(|ip| SocketAddr::new(ip.parse().unwrap(), 7)).collect();
+            let place = MeetingPlace { host: host.into(), port: 7, addresses };
+            let at: Vec<_> = place.listens_at().iter().map(|address| address.ip().to_string()).collect();
+            (place.is_loopback(), at.join(" "))
+        };
+        assert_eq!(named("localhost", &["127.0.0.1", "::1"]), (true, "127.0.0.1 ::1".into()));
+        assert_eq!(named("127.0.0.1", &["127.0.0.1"]), (true, "127.0.0.1".into()));
+        assert_eq!(named("node1", &["127.0.1.1"]), (false, "0.0.0.0".into()));
+        assert_eq!(named("node1", &["127.0.1.1", "10.0.0.1"]), (false, "10.0.0.1".into()));
     }
 
     #[test]

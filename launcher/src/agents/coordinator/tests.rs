@@ -1,5 +1,6 @@
 use super::*;
 use crate::exit::Exit;
+use crate::signals::Interrupt;
 
 const JOIN_TIMEOUT: Duration = Duration::from_secs(300);
 
@@ -155,6 +156,33 @@ fn a_broken_connection_shortens_the_wait() {
     assert_eq!(cause.node, 1);
 }
 
+#[test]
+fn a_coordinator_that_was_stopped_itself_blames_nobody() {
+    let mut run = run(2, 2);
+    run.begin(&["0a", "1a"], 0);
+    run.pass(SILENCE * 3);
+    run.pass(SILENCE / 2);
+    assert_eq!(run.beat("0a", 0), Ok(Answer::Wait));
+    run.pass(SILENCE / 2);
+    assert_eq!(run.again("0a", 0).node, 1, "now it is node 1 that is silent");
+}
+
+#[test]
+fn the_run_is_over_with_node_0s_dslaunch() {
+    let mut run = run(2, 2);
+    run.begin(&["0a", "1a"], 0);
+    run.report("0a", 0, failed(0));
+    run.coordinator.close();
+    let Ending::Failed { cause, reason } = run.ending("1a", 0) else { panic!() };
+    assert_eq!((cause.rank, reason.as_str()), (Some(0), "node 0's dslaunch has ended"));
+    // What is over stays as it is.
+    let mut done = self::run(1, 0);
+    done.begin(&["0a"], 0);
+    done.report("0a", 0, Report::Done);
+    done.coordinator.close();
+    assert_eq!(done.ending("0a", 0), Ending::Done);
+}
+
 /// AGT-3.
 #[test]
 fn a_failure_beside_a_broken_connection_is_not_the_cause() {
@@ -209,11 +237,11 @@ fn what_is_of_an_earlier_round_or_of_nobody_changes_nothing() {
     run.begin(&["0a", "1a"], 1);
     for (agent, round) in [("1a", 0), ("1x", 1), ("1a", 2)] {
         run.report(agent, round, failed(2));
-        run.report(agent, round, Report::Stopped(Interrupt::Terminate));
         run.report(agent, round, Report::Done);
         assert_eq!(run.call(agent, round, Call::Leave), Ok(Answer::Noted));
         run.coordinator.hung_up(&caller("1x", round), run.now);
     }
+    run.report("1x", 1, Report::Stopped(Interrupt::Terminate));
     assert_eq!((run.beat("0a", 1), run.beat("1a", 1)), (Ok(Answer::Wait), Ok(Answer::Wait)));
     assert_eq!(run.beat("1x", 1), Ok(Answer::Word(Word::Again(None))), "it may join");
     run.report("0a", 1, Report::Done);
@@ -268,6 +296,12 @@ fn the_user_stops_all_nodes_from_any() {
         running.begin(&["0a", "1a"], 0);
         running.report("1a", 0, Report::Stopped(interrupt));
         assert_eq!(running.ending("0a", 0), Ending::Stopped(interrupt));
+        // One that was started again may not know yet which round it has joined.
+        let mut later = run(2, 3);
+        assert_eq!(later.join("1a", 2), Ok(Answer::Wait));
+        assert!(matches!(later.join("0a", 0), Ok(Answer::Place(place)) if place.round == 2));
+        later.report("0a", 0, Report::Stopped(interrupt));
+        assert_eq!(later.ending("1a", 2), Ending::Stopped(interrupt));
         let mut joining = run(2, 3);
         assert_eq!(joining.join("0a", 0), Ok(Answer::Wait));
         joining.report("1a", 0, Report::Stopped(interrupt));
