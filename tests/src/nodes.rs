@@ -119,6 +119,19 @@ impl Node {
         send(self.child.id(), signal);
     }
 
+    /// The process that the user has started, and what it has started, if they are there.
+    pub fn processes(&self) -> Vec<u32> {
+        let guardian = self.child.id();
+        let children = fs::read_to_string(format!("/proc/{guardian}/task/{guardian}/children")).unwrap_or_default();
+        let launcher = children.split_whitespace().filter_map(|pid| pid.parse().ok());
+        [guardian].into_iter().chain(launcher).collect()
+    }
+
+    /// Whether it has ended.
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().expect("a child of ours").is_some()
+    }
+
     /// Waits for its end.
     pub fn end(mut self) -> End {
         let text = |reader: JoinHandle<io::Result<String>>| reader.join().expect("it lives").expect("text");

@@ -255,8 +255,10 @@ fn a_signal_to_one_node_stops_all() {
 fn a_signal_while_others_are_missing_stops_all() {
     let cluster = Cluster::new(3);
     let [zero, one] = [0, 1].map(|node| cluster.shell(node, "", "echo started"));
-    // Until the last comes nothing tells of the two; whoever is stopped before it listens is stopped too.
-    std::thread::sleep(Duration::from_millis(700));
+    // A folder for logs is made after signals are listened for.
+    while tests::run::names_in(&cluster.path("tmp")).len() < 2 {
+        std::thread::sleep(Duration::from_millis(1));
+    }
     one.signal(Signal::SIGTERM);
     let ends = [zero, one].map(Node::end);
     assert_eq!((codes(&ends), sorted(&ends)), (vec![Some(143); 2], vec![]), "{ends:#?}");
@@ -264,15 +266,65 @@ fn a_signal_while_others_are_missing_stops_all() {
 
 #[test]
 fn a_command_that_one_node_does_not_have_ends_the_round() {
-    let cluster = Cluster::new(2);
-    let zero = cluster.shell(0, "", "sleep 1000");
-    let mut command = cluster.command(1, "");
-    command.args(["--", "/no/such/program"]);
-    let output = command.output().unwrap();
-    assert_eq!(output.status.code(), Some(3), "{output:?}");
-    let end = zero.end();
-    assert_eq!(end.code, Some(1), "{end:#?}");
-    assert_all_say(&[end], &["node 1 failed in attempt 0: cannot start /no/such/program: No such file"]);
+    // Without node 0 there is nobody to wait for, whatever the budget says.
+    for (without, budget) in [(1, ""), (0, "--max-restarts 3")] {
+        let cluster = Cluster::new(2);
+        let other = cluster.shell(1 - without, budget, "sleep 1000");
+        let mut command = cluster.command(without, budget);
+        command.args(["--", "/no/such/program"]);
+        let since = Instant::now();
+        let (output, end) = (command.output().unwrap(), other.end());
+        assert!(since.elapsed() < Duration::from_secs(5), "{:?}", since.elapsed());
+        assert_eq!((output.status.code(), end.code), (Some(3), Some(1)), "{output:?} {end:#?}");
+        let told = format!("node {without} failed in attempt 0: cannot start /no/such/program: No such file");
+        assert_all_say(&[end], &[&told]);
+        cluster.assert_no_rank_is_left();
+    }
+}
+
+/// Whatever dies, and whenever: dslaunch's processes and ranks of three nodes, one after the other.
+#[test]
+fn a_run_outlives_whatever_is_killed() {
+    const KILLS: usize = 40;
+    let cluster = Cluster::new(3);
+    let script = "while [ ! -e enough ]; do sleep 0.05; done";
+    let start = |node: usize| cluster.shell(node as u32, "--nproc 2 --max-restarts 1000", script);
+    let mut nodes = [0, 1, 2].map(start);
+    // The same in every run, but for who runs when.
+    let mut state = 7u64;
+    let mut next = |below: usize| {
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (state >> 33) as usize % below
+    };
+    let start_again = |nodes: &mut [Node; 3]| {
+        for at in 0..nodes.len() {
+            if nodes[at].has_ended() {
+                let end = std::mem::replace(&mut nodes[at], start(at)).end();
+                assert!(matches!(end.code, None | Some(137)), "node {at}: {end:#?}");
+            }
+        }
+    };
+    let mut killed = 0;
+    while killed < KILLS {
+        // No event is waited for: any moment is as good.
+        std::thread::sleep(Duration::from_millis([1, 20, 100, 250][next(4)]));
+        start_again(&mut nodes);
+        let mut victims = nodes[next(3)].processes();
+        let ranks = tests::run::names_in(&cluster.path("pids")).into_iter().map(|pid| pid.parse().unwrap());
+        victims.extend(ranks.filter(|pid: &u32| std::fs::metadata(format!("/proc/{pid}/exe")).is_ok()).take(2));
+        let victim = nix::unistd::Pid::from_raw(victims[next(victims.len())] as i32);
+        killed += usize::from(nix::sys::signal::kill(victim, Signal::SIGKILL).is_ok());
+    }
+    let since = Instant::now();
+    // Those that were killed last are still ending.
+    while since.elapsed() < Duration::from_secs(1) {
+        start_again(&mut nodes);
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    std::fs::write(cluster.path("enough"), "").unwrap();
+    let ends = nodes.map(Node::end);
+    assert_eq!(codes(&ends), [Some(0); 3], "{ends:#?}");
+    println!("{KILLS} processes killed: done {:?} after the last", since.elapsed());
     cluster.assert_no_rank_is_left();
 }
 

@@ -58,9 +58,11 @@ pub async fn run(job: &Job, nodes: &Nodes, logs: &LogFolder, edge: &mut Edge<'_>
     let agent = Agent::new(contact).map_err(RunError::from)?;
     let node = Node { job, nodes, host: &place.host, agent };
     let code = node.rounds(logs, edge).await;
+    if let Some(server) = &server {
+        server.close();
+    }
     node.agent.leave().await;
     if let Some(server) = server {
-        server.close();
         tokio::select! {
             () = server.finish() => {}
             // The others find out by themselves.
