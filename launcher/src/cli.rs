@@ -1,10 +1,12 @@
-//! What the user types. Parsing only: nothing is read from disk here.
+//! What the user types. Parsing only: nothing is read from disk here, and of the environment only what Slurm says.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand};
+
+use proto::env::{SlurmStep, variable};
 
 use crate::run_command::nodes::NumNodes;
 use crate::run_command::rendezvous::Endpoint;
@@ -258,14 +260,21 @@ impl JobArgs {
 }
 
 impl PlaceArgs {
-    /// The flag that asks for more machines than this one.
-    fn several_machines(&self) -> Option<&'static str> {
-        match self {
-            Self { nnodes: Some(nnodes), .. } if *nnodes != NumNodes::ONE => Some("--nnodes"),
-            Self { node_rank: Some(1..), .. } => Some("--node-rank"),
-            Self { rendezvous: Some(_), .. } => Some("--rendezvous"),
-            _ => None,
-        }
+    /// Why this is more than training on one machine. `slurm`: the step that this process is a task of.
+    fn several_machines(&self, slurm: Option<&SlurmStep>) -> Option<String> {
+        let waits = "training across nodes waits for comm's tcp backend and NCCL";
+        let flag = match self {
+            Self { nnodes: Some(nnodes), .. } if *nnodes != NumNodes::ONE => "--nnodes",
+            Self { node_rank: Some(1..), .. } => "--node-rank",
+            Self { rendezvous: Some(_), .. } => "--rendezvous",
+            Self { nnodes: None, in_background: false, .. } => {
+                let step = slurm?;
+                let alone = "give --nnodes 1 to train on each of them by itself";
+                return Some(format!("--nnodes: the Slurm step has {} nodes: {waits}; {alone}", step.num_nodes));
+            }
+            _ => return None,
+        };
+        Some(format!("{flag}: {waits}: one machine only, for now"))
     }
 
     fn task(self, job: JobArgs) -> Task {
@@ -338,12 +347,17 @@ fn run_args(flags: RunFlags, words: &[OsString]) -> RunArgs {
 impl Cli {
     /// Reads a command line, the program's name first.
     pub fn parse_task(words: &[OsString]) -> Result<Task, clap::Error> {
+        Self::parse_in(words, SlurmStep::read(variable))
+    }
+
+    /// The pure half of [`Cli::parse_task`].
+    fn parse_in(words: &[OsString], slurm: Option<SlurmStep>) -> Result<Task, clap::Error> {
         let cli = Cli::try_parse_from(words)?;
-        if let Some(flag) = cli.place.several_machines() {
-            let rule = "training across nodes waits for comm's tcp backend and NCCL: one machine only, for now";
-            return Err(Cli::command().error(ErrorKind::ValueValidation, format!("{flag}: {rule}")));
+        let refusal = cli.train.as_ref().and_then(|_| cli.place.several_machines(slurm.as_ref()));
+        match refusal {
+            Some(rule) => Err(Cli::command().error(ErrorKind::ValueValidation, rule)),
+            None => Ok(cli.task(words)),
         }
-        Ok(cli.task(words))
     }
 
     fn task(self, words: &[OsString]) -> Task {
@@ -485,6 +499,23 @@ mod tests {
             assert!(text.contains(&format!("{name}: training across nodes waits for comm's tcp backend")), "{text}");
             assert_eq!(error.exit_code(), 2);
         }
+        let step = SlurmStep {
+            num_nodes: 2,
+            node_rank: 1,
+            first_host: "n1".into(),
+            launch_address: None,
+            port: 15_000,
+            name: "slurm-1.0".into(),
+        };
+        let in_step = |line: &str| {
+            let words: Vec<_> = line.split(' ').map(OsString::from).collect();
+            Cli::parse_in(&words, Some(step.clone())).map_err(|error| error.to_string())
+        };
+        let refusal = in_step("dslaunch train.toml").unwrap_err();
+        assert!(refusal.contains("--nnodes: the Slurm step has 2 nodes: training across nodes waits"), "{refusal}");
+        assert_eq!(in_step("dslaunch --nnodes 1 train.toml"), Ok(Task::Train(job(None, &[]))));
+        assert_eq!(in_step("dslaunch --in-background train.toml"), Ok(Task::TrainInBackground(job(None, &[]))));
+        assert!(in_step("dslaunch plan train.toml").is_ok() && in_step("dslaunch run -- cmd").is_ok());
     }
 
     #[test]

@@ -297,9 +297,9 @@ fn a_run_outlives_whatever_is_killed() {
         (state >> 33) as usize % below
     };
     let start_again = |nodes: &mut [Node; 3]| {
-        for at in 0..nodes.len() {
-            if nodes[at].has_ended() {
-                let end = std::mem::replace(&mut nodes[at], start(at)).end();
+        for (at, node) in nodes.iter_mut().enumerate() {
+            if node.has_ended() {
+                let end = std::mem::replace(node, start(at)).end();
                 assert!(matches!(end.code, None | Some(137)), "node {at}: {end:#?}");
             }
         }
