@@ -1,8 +1,8 @@
-//! Compiles `control.proto` with protox: pure Rust, no protoc to install.
+//! Compiles the gRPC services with protox: pure Rust, no protoc to install.
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    println!("cargo:rerun-if-changed=proto/control.proto");
-    let descriptors = protox::compile(["control.proto"], ["proto"])?;
+    println!("cargo:rerun-if-changed=proto");
+    let descriptors = protox::compile(["control.proto", "agents.proto"], ["proto"])?;
     tonic_prost_build::configure().compile_fds(descriptors)?;
     Ok(())
 }

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Makes a clone ready: libtorch 2.11 from PyPI's torch in .venv, and target/release/dslaunch and dslaunch-rank.
-# Again costs seconds. --dev adds what tests and benchmarks compare with (transformers and its friends).
+# Again costs seconds. --dev adds what tests and benchmarks compare with (transformers and its friends) and, as root where
+# there is apt-get, Slurm, for tests that start one of their own.
 # A libtorch 2.11 of your own is respected: set LIBTORCH to its folder, or LIBTORCH_USE_PYTORCH=1 for python3's torch.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -90,6 +91,22 @@ install_dev() {
     done < <(grep == scripts/requirements-dev.txt)
 }
 
+# Nothing fatal: the tests under Slurm are skipped where it is not there. RUNLEVEL=1: no service is started.
+install_slurm() {
+    for daemon in slurmctld slurmd munged; do
+        [ -x "/usr/sbin/$daemon" ] || { local missing=$daemon; break; }
+    done
+    [ -n "${missing:-}" ] || return 0
+    if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
+        echo "setup: $missing is missing: tests under Slurm will be skipped (as root on Debian: apt-get install slurm-wlm munge)"
+        return 0
+    fi
+    echo "setup: installing slurm-wlm and munge"
+    apt() { DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 timeout 300 apt-get -qq "$@" >/dev/null 2>&1; }
+    apt install -y slurm-wlm munge || { apt update && apt install -y slurm-wlm munge; } \
+        || echo "setup: slurm-wlm and munge cannot be installed: tests under Slurm will be skipped" >&2
+}
+
 check_prerequisites
 if [ -n "${LIBTORCH:-}" ]; then
     [ -e "$LIBTORCH/lib/libtorch_cpu.so" ] || die "LIBTORCH=$LIBTORCH holds no lib/libtorch_cpu.so"
@@ -105,7 +122,7 @@ else
     install_torch
     link_libtorch
 fi
-if $dev; then install_dev; fi
+if $dev; then install_dev; install_slurm; fi
 has tokenizers "$TOKENIZERS" || pip install --no-deps "tokenizers==$TOKENIZERS"
 
 cargo build --release --locked --quiet -p launcher -p rank

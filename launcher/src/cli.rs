@@ -1,10 +1,15 @@
-//! What the user types. Parsing only: nothing is read from disk here.
+//! What the user types. Parsing only: nothing is read from disk here, and of the environment only what Slurm says.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::error::ErrorKind;
+use clap::{Args, CommandFactory, Parser, Subcommand};
 
+use proto::env::{SlurmStep, variable};
+
+use crate::run_command::nodes::NumNodes;
+use crate::run_command::rendezvous::Endpoint;
 use crate::run_command::{CommandForm, RunArgs, RunFlags};
 
 /// Fine-tunes LLaMA-family models on one machine and keeps going when something breaks.
@@ -24,10 +29,14 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run any program as ranks of this machine, with torchrun's flags and worker environment
+    /// Run any program as ranks of one or several machines, with torchrun's flags and worker environment
     ///
     /// Each flag can also be given as a variable (PET_NPROC_PER_NODE for --nproc-per-node); what is typed wins. All ranks are
     /// stopped when one fails, and started again while --max-restarts lasts. A free MASTER_PORT is held for rank 0.
+    ///
+    /// With several machines, each runs the same command with its own --node-rank; node 0 leads, and its --max-restarts
+    /// counts. A dslaunch that was killed can be started again in its place. Under Slurm, srun with one task on each machine
+    /// needs none of these flags.
     ///
     /// Exit codes: 0; that of the rank that failed first, 128 + N if signal N killed it; 2 bad usage; 3 the command cannot
     /// be started; 130, 143 stopped by SIGINT, SIGTERM, which are passed on: ranks have 30 s, or until the second signal.
@@ -64,6 +73,15 @@ struct PlaceArgs {
     /// Its console is <output_dir>/logs/console.log; `dslaunch status`, `stop` and `attach` take <output_dir>.
     #[arg(long, requires = "train_toml")]
     detach: bool,
+    /// Number of machines; only 1: training on several waits for what ranks would talk over
+    #[arg(long, value_name = "N", requires = "train_toml")]
+    nnodes: Option<NumNodes>,
+    /// This machine's rank among them
+    #[arg(long, value_name = "R", requires = "train_toml", hide = true)]
+    node_rank: Option<u32>,
+    /// Where they meet
+    #[arg(long, value_name = "HOST:PORT", requires = "train_toml", hide = true)]
+    rendezvous: Option<Endpoint>,
     /// What --detach starts.
     #[arg(long, hide = true, requires = "train_toml", conflicts_with = "detach")]
     in_background: bool,
@@ -242,6 +260,23 @@ impl JobArgs {
 }
 
 impl PlaceArgs {
+    /// Why this is more than training on one machine. `slurm`: the step that this process is a task of.
+    fn several_machines(&self, slurm: Option<&SlurmStep>) -> Option<String> {
+        let waits = "training across nodes waits for comm's tcp backend and NCCL";
+        let flag = match self {
+            Self { nnodes: Some(nnodes), .. } if *nnodes != NumNodes::ONE => "--nnodes",
+            Self { node_rank: Some(1..), .. } => "--node-rank",
+            Self { rendezvous: Some(_), .. } => "--rendezvous",
+            Self { nnodes: None, in_background: false, .. } => {
+                let step = slurm?;
+                let alone = "give --nnodes 1 to train on each of them by itself";
+                return Some(format!("--nnodes: the Slurm step has {} nodes: {waits}; {alone}", step.num_nodes));
+            }
+            _ => return None,
+        };
+        Some(format!("{flag}: {waits}: one machine only, for now"))
+    }
+
     fn task(self, job: JobArgs) -> Task {
         match self {
             Self { detach: true, .. } => Task::Detach(job),
@@ -312,7 +347,17 @@ fn run_args(flags: RunFlags, words: &[OsString]) -> RunArgs {
 impl Cli {
     /// Reads a command line, the program's name first.
     pub fn parse_task(words: &[OsString]) -> Result<Task, clap::Error> {
-        Cli::try_parse_from(words).map(|cli| cli.task(words))
+        Self::parse_in(words, SlurmStep::read(variable))
+    }
+
+    /// The pure half of [`Cli::parse_task`].
+    fn parse_in(words: &[OsString], slurm: Option<SlurmStep>) -> Result<Task, clap::Error> {
+        let cli = Cli::try_parse_from(words)?;
+        let refusal = cli.train.as_ref().and_then(|_| cli.place.several_machines(slurm.as_ref()));
+        match refusal {
+            Some(rule) => Err(Cli::command().error(ErrorKind::ValueValidation, rule)),
+            None => Ok(cli.task(words)),
+        }
     }
 
     fn task(self, words: &[OsString]) -> Task {
@@ -333,7 +378,6 @@ impl Cli {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::error::ErrorKind;
 
     fn parse(line: &str) -> Result<Task, ErrorKind> {
         let words: Vec<_> = std::iter::once("dslaunch").chain(line.split_whitespace()).map(OsString::from).collect();
@@ -445,6 +489,36 @@ mod tests {
     }
 
     #[test]
+    fn training_has_one_machine() {
+        assert_eq!(parse("--nnodes 1 --node-rank 0 train.toml"), Ok(Task::Train(job(None, &[]))));
+        for flag in ["--nnodes 2", "--node-rank 1", "--rendezvous h:1"] {
+            let line = format!("dslaunch {flag} train.toml");
+            let words: Vec<_> = line.split(' ').map(OsString::from).collect();
+            let error = Cli::parse_task(&words).unwrap_err();
+            let (name, text) = (flag.split_once(' ').unwrap().0, error.to_string());
+            assert!(text.contains(&format!("{name}: training across nodes waits for comm's tcp backend")), "{text}");
+            assert_eq!(error.exit_code(), 2);
+        }
+        let step = SlurmStep {
+            num_nodes: 2,
+            node_rank: 1,
+            first_host: "n1".into(),
+            launch_address: None,
+            port: 15_000,
+            name: "slurm-1.0".into(),
+        };
+        let in_step = |line: &str| {
+            let words: Vec<_> = line.split(' ').map(OsString::from).collect();
+            Cli::parse_in(&words, Some(step.clone())).map_err(|error| error.to_string())
+        };
+        let refusal = in_step("dslaunch train.toml").unwrap_err();
+        assert!(refusal.contains("--nnodes: the Slurm step has 2 nodes: training across nodes waits"), "{refusal}");
+        assert_eq!(in_step("dslaunch --nnodes 1 train.toml"), Ok(Task::Train(job(None, &[]))));
+        assert_eq!(in_step("dslaunch --in-background train.toml"), Ok(Task::TrainInBackground(job(None, &[]))));
+        assert!(in_step("dslaunch plan train.toml").is_ok() && in_step("dslaunch run -- cmd").is_ok());
+    }
+
+    #[test]
     fn checkpoint_looks_at_a_folder() {
         let inspect = |json| Ok(Task::Checkpoint(CheckpointTask::Inspect { dir: "runs/x".into(), json }));
         assert_eq!(parse("checkpoint inspect runs/x"), inspect(false));
@@ -489,7 +563,6 @@ mod tests {
 
     #[test]
     fn the_declaration_is_sound() {
-        use clap::CommandFactory;
         Cli::command().debug_assert();
     }
 }

@@ -27,6 +27,7 @@ use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::thread;
 
 use nix::errno::Errno;
@@ -53,6 +54,14 @@ const LEAVE: Signal = Signal::SIGURG;
 
 /// The guardian, in the launcher: its process id and what signals it.
 static GUARDIAN: OnceLock<(u32, OwnedFd)> = OnceLock::new();
+
+/// In the launcher: whether its guardian is gone, and it kills all that it has started, and itself.
+static ENDING: AtomicBool = AtomicBool::new(false);
+
+/// Whether this process is ending because its guardian was killed: how its ranks end from now on says nothing of them.
+pub fn is_ending() -> bool {
+    ENDING.load(SeqCst)
+}
 
 /// Which of the two this process is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -162,6 +171,7 @@ fn reap(launcher: Pid) -> Option<u8> {
 /// Waits for the guardian's end, which must not come before the launcher's.
 fn outlive(guardian: &OwnedFd) {
     while !matches!(poll(&mut [PollFd::new(guardian.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE), Ok(1..)) {}
+    ENDING.store(true, SeqCst);
     cgroup::end_all();
     // Nobody is left to tell of an error.
     let _ = descendants::end_all();

@@ -257,6 +257,7 @@ fn end(job: &Job, restarts: u32, outcome: Outcome, output: &mut Output) -> u8 {
             output.console().warn(&format!("giving up: {reason}"));
             1
         }
+        Outcome::Recalled => unreachable!("a training job has one machine"),
         Outcome::Done | Outcome::Failed { .. } => {
             output.done(job.plan.steps);
             let text = summary(&job.plan, &job.run_dir, output.latest(), output.goodput(), restarts);

@@ -4,13 +4,14 @@
 //! run of all ranks), then what it is made of: [`spawn`] (processes), [`service`] and [`rendezvous`] (how ranks find each
 //! other), [`supervise`] and [`restart`] (what to do when one fails), [`hang`] and [`straggler`] (who does not get on), [`guardian`], [`descendants`] and [`cgroup`] (nothing outlives a job), [`output`] (what
 //! the user sees), [`control_socket`] (how a running job is asked, stopped and followed), [`detach`] (jobs in the
-//! background) and [`notify`] (what systemd is told). Beside jobs: [`run_command`] (any program as ranks),
-//! [`checkpoint_command`] (looks at checkpoints), [`deepspeed`] (maps a DeepSpeed config to a train.toml), [`schedulers`]
-//! (prints what systemd and Slurm need) and [`doctor`] (looks at the machine).
+//! background) and [`notify`] (what systemd is told). Beside jobs: [`run_command`] (any program as ranks) and [`agents`]
+//! (how several machines agree on them), [`checkpoint_command`] (looks at checkpoints), [`deepspeed`] (maps a DeepSpeed
+//! config to a train.toml), [`schedulers`] (prints what systemd and Slurm need) and [`doctor`] (looks at the machine).
 //!
 //! Decisions are pure state machines, tested without processes; input and output sit at the edge. The launcher links no
 //! libtorch: it must start, and explain itself, without it.
 
+pub mod agents;
 pub mod attempt;
 pub mod cgroup;
 pub mod checkpoint_command;

@@ -35,14 +35,22 @@ impl Budget {
 
     /// Counts one restart, or says why there is none left.
     pub fn spend(&mut self) -> Result<(), String> {
-        if self.used < self.max {
-            self.used += 1;
-            return Ok(());
+        match exhausted(self.setting, self.max, self.used) {
+            Some(reason) => Err(reason),
+            None => {
+                self.used += 1;
+                Ok(())
+            }
         }
-        Err(match self.max {
-            0 => format!("{} = 0 allows no restart", self.setting),
-            max => format!("the restart budget is used up ({} = {max})", self.setting),
-        })
+    }
+}
+
+/// Why no restart is left after `used` of `max`, as `setting` says; `None` if one is.
+pub fn exhausted(setting: &str, max: u32, used: u32) -> Option<String> {
+    match max {
+        max if used < max => None,
+        0 => Some(format!("{setting} = 0 allows no restart")),
+        max => Some(format!("the restart budget is used up ({setting} = {max})")),
     }
 }
 

@@ -104,8 +104,8 @@ impl Drop for Server {
 }
 
 /// Refuses every call that does not carry the token, before anything else is looked at.
-#[derive(Clone)]
-struct TokenCheck(Token);
+#[derive(Debug, Clone)]
+pub(crate) struct TokenCheck(pub(crate) Token);
 
 impl Interceptor for TokenCheck {
     fn call(&mut self, request: Request<()>) -> Result<Request<()>, Status> {

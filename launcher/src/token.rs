@@ -1,4 +1,5 @@
-//! The job's token: what tells its ranks from anybody else who can reach the control service.
+//! The job's token: what tells its ranks from anybody else who can reach the control service, and, on several machines, its
+//! agents from anybody else who can reach node 0.
 
 use std::fmt;
 use std::fs::File;
@@ -7,7 +8,8 @@ use std::os::fd::OwnedFd;
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
-/// A secret of one attempt: 32 random bytes as hex. It shows up in no environment, no file system and no log.
+/// A secret. That of an attempt is 32 random bytes as hex, and shows up in no environment, no file system and no log; that of a
+/// run on several machines is the user's.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Token(String);
 
@@ -15,6 +17,12 @@ impl Token {
     /// A fresh one.
     pub fn random() -> io::Result<Self> {
         random_hex(32).map(Self)
+    }
+
+    /// One that the user has chosen: printable ASCII without spaces.
+    pub fn given(text: &str) -> Option<Self> {
+        let is_one = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic());
+        is_one.then(|| Self(text.to_owned()))
     }
 
     /// A descriptor whose file holds the token, to be inherited by ranks. It is gone with the last of them.
@@ -68,6 +76,14 @@ mod tests {
         other[63] ^= 1;
         assert!(!token.is(&other));
         assert_ne!(Token::random().unwrap(), token);
+    }
+
+    #[test]
+    fn a_given_token_is_one_word() {
+        assert!(Token::given("a-b").unwrap().is(b"a-b"));
+        for wrong in ["", "a b", "a\n", "\u{e9}"] {
+            assert!(Token::given(wrong).is_none(), "{wrong:?}");
+        }
     }
 
     #[test]

@@ -5,12 +5,14 @@
 //! The job's token never stands in the environment: `DSLAUNCH_TOKEN_FILE` names a file that only this job can read.
 //! What the launcher itself is told by a service manager is read here too ([`ServiceEnv`]).
 
+mod slurm;
 mod torchrun;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
+pub use slurm::SlurmStep;
 pub use torchrun::{ProgramEnv, TorchrunEnv, program_defaults};
 
 /// A variable of this process, for what users say there: flags of `dslaunch run`, and what its workers inherit.
@@ -195,6 +197,8 @@ impl WorkerEnv {
             local_rank: self.local_rank,
             world_size: self.world_size,
             local_world_size: self.local_world_size,
+            node_rank: 0,
+            num_nodes: 1,
             role: "default".into(),
             master_addr: master_addr.into(),
             master_port: master_port.parse().expect("the coordinator is ADDRESS:PORT"),

@@ -6,7 +6,8 @@
 //! (which parameters a unit owns), [`sharding`] (ZeRO: who keeps what), [`memory`] (how much that is),
 //! [`dataset`] (prepared training data on disk), [`run_dir`] (where everything of a run lies),
 //! [`manifest`] (what a checkpoint holds), [`mod@env`] (worker
-//! environment), [`progress`] (what each rank is doing), [`fault`] (faults on purpose), [`snapshot`] (state in memory) and [`control`] (the gRPC service).
+//! environment), [`progress`] (what each rank is doing), [`fault`] (faults on purpose), [`snapshot`] (state in memory),
+//! [`control`] (the gRPC service for ranks) and [`agents`] (the one for several machines).
 //!
 //! **Invariant:** no tensors, no libtorch, no NCCL here: the launcher must start, and explain itself, on a
 //! machine without them.
@@ -36,5 +37,14 @@ pub mod control {
     tonic::include_proto!("dslaunch.control.v1");
 
     /// Metadata key that carries the job's token on every call.
+    pub const TOKEN_KEY: &str = "x-dslaunch-token";
+}
+
+/// The gRPC service by which the launchers of several machines agree, generated from `proto/agents.proto`.
+pub mod agents {
+    #![allow(missing_docs, reason = "generated; agents.proto holds the documentation")]
+    tonic::include_proto!("dslaunch.agents.v1");
+
+    /// Metadata key that carries the run's token on every call.
     pub const TOKEN_KEY: &str = "x-dslaunch-token";
 }

@@ -1,11 +1,14 @@
 //! The harness of the end-to-end tests: they run the real `dslaunch` with real rank processes on tiny models, and look
 //! only at what a user could see (exit code, output, the run directory, processes).
 //!
-//! In reading order: [`fixtures`] (models and data), [`job`] (a train.toml and its run), [`run`] (a run's results).
+//! In reading order: [`fixtures`] (models and data), [`job`] (a train.toml and its run), [`run`] (a run's results),
+//! [`nodes`] (`dslaunch run` as several nodes), [`slurm`] (a Slurm of the test's own).
 
 pub mod fixtures;
 pub mod job;
+pub mod nodes;
 pub mod run;
+pub mod slurm;
 
 use std::path::PathBuf;
 use std::process::Command;

@@ -177,8 +177,9 @@ fn what_is_not_there_is_refused_and_nothing_starts() {
         assert_eq!((end.code, end.stdout.as_str()), (Some(code), ""), "{flags}: {end:?}");
         assert!(end.stderr.contains(text), "{flags}: {end:?}");
     };
-    check("--nnodes 2", ("A", "b"), 2, "--nnodes 2: several machines");
-    check("--nnodes 1 --node-rank 1", ("A", "b"), 2, "--node-rank 1: with one machine there is only 0");
+    check("--nnodes 2", ("A", "b"), 2, "--nnodes 2: --node-rank is missing");
+    check("--nnodes 1:4", ("A", "b"), 2, "--nnodes 1:4: a number of machines that changes is not there yet");
+    check("--nnodes 1 --node-rank 1", ("A", "b"), 2, "--node-rank 1: with --nnodes 1 the last one is 0");
     check("--redirects 0:9", ("A", "b"), 2, "--redirects");
     check("", ("PET_TEE", "7"), 2, "PET_TEE = 7: expected 0 (neither)");
     check("--nproc gpu", ("CUDA_VISIBLE_DEVICES", ""), 3, "--nproc-per-node gpu: this machine has no NVIDIA GPU");

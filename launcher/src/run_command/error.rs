@@ -1,6 +1,12 @@
 //! Why a command cannot be run as its flags say.
 
 use std::ffi::OsString;
+use std::path::PathBuf;
+
+use crate::agents::client::AgentError;
+
+/// A shorter token can be guessed.
+pub const MIN_TOKEN_BYTES: usize = 16;
 
 /// Why a command cannot be run as its flags say.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -15,12 +21,62 @@ pub enum RunError {
         /// What is wrong with it.
         rule: String,
     },
-    /// More than one machine.
-    #[error("--nnodes {0}: several machines, or a number that changes, are not there yet: only --nnodes 1")]
-    ManyNodes(String),
-    /// A rank that one machine cannot have.
-    #[error("--node-rank {0}: with one machine there is only 0")]
-    NodeRank(u32),
+    /// A number of machines that may change.
+    #[error(
+        "--nnodes {min}:{max}: a number of machines that changes is not there yet: give one number for all of them"
+    )]
+    ElasticNodes {
+        /// The least.
+        min: u32,
+        /// The most.
+        max: u32,
+    },
+    /// A machine that there is not.
+    #[error("--node-rank {node_rank}: with --nnodes {num_nodes} the last one is {}", num_nodes - 1)]
+    NodeRank {
+        /// What was said.
+        node_rank: u32,
+        /// How many there are.
+        num_nodes: u32,
+    },
+    /// Nobody else knows of a standalone run.
+    #[error("--nnodes {0} --standalone: a standalone run has one machine")]
+    StandaloneNodes(u32),
+    /// Several machines, and which one is this?
+    #[error("--nnodes {0}: --node-rank is missing: a number from 0 on, another one on each machine")]
+    NoNodeRank(u32),
+    /// Several machines, and nobody says where they meet.
+    #[error("--nnodes {0}: --rendezvous HOST:PORT is missing: where node 0 listens, the same on all machines")]
+    NoRendezvous(u32),
+    /// Anybody could join the run.
+    #[error(
+        "{0} can be reached from other machines, and the run has no token: put a secret into a file that only you can read \
+         and give it to all nodes with --token-file or DSLAUNCH_JOB_TOKEN_FILE, or export it as DSLAUNCH_JOB_TOKEN (for runs \
+         that have nothing to do with each other, give --nnodes 1)"
+    )]
+    NoToken(String),
+    /// The token's file cannot be read.
+    #[error("the token's file {}: {reason}", path.display())]
+    TokenFile {
+        /// Where it should be.
+        path: PathBuf,
+        /// What the system says.
+        reason: String,
+    },
+    /// It is no token.
+    #[error("the token in {0}: expected one word of at least {MIN_TOKEN_BYTES} printable ASCII characters")]
+    TokenText(String),
+    /// The name has no address.
+    #[error("--rendezvous {endpoint}: {reason}")]
+    NoAddress {
+        /// What was said.
+        endpoint: String,
+        /// What the system says.
+        reason: String,
+    },
+    /// The nodes do not talk to each other.
+    #[error(transparent)]
+    Agent(#[from] AgentError),
     /// A module needs Python.
     #[error("--module and --no-python: a module needs Python to run it; give one of the two")]
     ModuleWithoutPython,
@@ -33,8 +89,20 @@ impl RunError {
     /// The launcher's exit code.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Variable { .. } | Self::ManyNodes(_) | Self::NodeRank(_) | Self::ModuleWithoutPython => 2,
-            Self::NoGpu => 3,
+            Self::Variable { .. }
+            | Self::ElasticNodes { .. }
+            | Self::NodeRank { .. }
+            | Self::StandaloneNodes(_)
+            | Self::NoNodeRank(_)
+            | Self::NoRendezvous(_)
+            | Self::NoToken(_)
+            | Self::TokenFile { .. }
+            | Self::TokenText(_)
+            | Self::Agent(AgentError::Token(_) | AgentError::Refused(_))
+            | Self::ModuleWithoutPython => 2,
+            Self::NoGpu | Self::NoAddress { .. } => 3,
+            // Another try may find what this one has not.
+            Self::Agent(AgentError::Unreachable { .. } | AgentError::Replaced(_)) => 1,
         }
     }
 }

@@ -21,12 +21,22 @@ pub struct RunFlags {
     /// [default: 1]
     #[arg(long, visible_alias = "nproc", alias = "nproc_per_node", value_name = "N|gpu|cpu|auto")]
     pub nproc_per_node: Option<NumWorkers>,
-    /// Number of machines; only 1 for now [default: 1]
-    #[arg(long, value_name = "MIN[:MAX]")]
+    /// Number of machines: all of them run the same command, each with its own --node-rank. Under Slurm that of the step,
+    /// where it has one task on each [default: 1]
+    #[arg(long, value_name = "N|MIN:MAX")]
     pub nnodes: Option<NumNodes>,
-    /// This machine's rank among them [default: 0]
+    /// This machine's rank among them, from 0 on [default: 0, or Slurm's]
     #[arg(long, alias = "node_rank", value_name = "R")]
     pub node_rank: Option<u32>,
+    /// Where node 0's dslaunch listens for the others; other flags of torchrun that say the same are --rdzv-endpoint and
+    /// --master-addr with --master-port [default: the first machine of the Slurm step, port 15000 + (16 * job + step) %
+    /// 10000]
+    #[arg(long, value_name = "HOST:PORT")]
+    pub rendezvous: Option<Endpoint>,
+    /// File with a secret that all nodes of the run have, and nobody else (also DSLAUNCH_JOB_TOKEN_FILE, or the secret itself
+    /// in DSLAUNCH_JOB_TOKEN). Needed with several nodes unless --rendezvous is a loopback address
+    #[arg(long, value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
     /// How many times all ranks are started again after a failure [default: 0]
     #[arg(long, alias = "max_restarts", value_name = "N")]
     pub max_restarts: Option<u32>,
@@ -53,7 +63,7 @@ pub struct RunFlags {
     /// CMD runs as it is, also one that ends in .py and does not stand after --
     #[arg(long, alias = "no_python")]
     pub no_python: bool,
-    /// Where ranks find rank 0 (MASTER_ADDR) [default: 127.0.0.1]
+    /// Where ranks find rank 0 (MASTER_ADDR) [default: 127.0.0.1, with several machines the host of --rendezvous]
     #[arg(long, alias = "master_addr", value_name = "HOST")]
     pub master_addr: Option<String>,
     /// Its port (MASTER_PORT); 0 is a free one, another in every attempt [default: 0]
@@ -62,20 +72,21 @@ pub struct RunFlags {
     /// This machine's address, where --rdzv-backend is c10d [default: 127.0.0.1]
     #[arg(long, alias = "local_addr", value_name = "HOST")]
     pub local_addr: Option<String>,
-    /// How machines find each other; with one, whether --rdzv-endpoint names rank 0 (static) or says nothing (c10d)
+    /// With one machine: whether --rdzv-endpoint names rank 0 (static) or says nothing (c10d). With several: the port where
+    /// --rdzv-endpoint says none, 29500 or 29400
     /// [default: static]
     #[arg(long, alias = "rdzv_backend", value_name = "static|c10d")]
     pub rdzv_backend: Option<Backend>,
-    /// --master-addr and --master-port in one
+    /// With one machine --master-addr and --master-port in one, with several --rendezvous
     #[arg(long, alias = "rdzv_endpoint", value_name = "HOST[:PORT]")]
     pub rdzv_endpoint: Option<Endpoint>,
-    /// The run's name for ranks (TORCHELASTIC_RUN_ID) [default: none]
+    /// The run's name for ranks (TORCHELASTIC_RUN_ID), the same on all machines [default: none, or slurm-JOB.STEP]
     #[arg(long, alias = "rdzv_id", value_name = "ID")]
     pub rdzv_id: Option<String>,
-    /// Accepted for torchrun's sake; without effect on one machine
+    /// join_timeout=SECONDS (or timeout=): how long machines may take to come [default: 300]; other keys are without effect
     #[arg(long, alias = "rdzv_conf", value_name = "KEY=VALUE,...")]
     pub rdzv_conf: Option<RendezvousConf>,
-    /// One machine that nobody else knows of: a free port and a random --rdzv-id, whatever other flags say
+    /// One machine that nobody else knows of: a free port and a random --rdzv-id
     #[arg(long)]
     pub standalone: bool,
     /// Accepted for torchrun's sake; without effect: the end of a rank is noticed at once
@@ -123,6 +134,8 @@ impl RunFlags {
             nproc_per_node: pet.or(self.nproc_per_node, "PET_NPROC_PER_NODE")?,
             nnodes: pet.or(self.nnodes, "PET_NNODES")?,
             node_rank: pet.or(self.node_rank, "PET_NODE_RANK")?,
+            rendezvous: pet.or(self.rendezvous, "PET_RENDEZVOUS")?,
+            token_file: self.token_file,
             max_restarts: pet.or(self.max_restarts, "PET_MAX_RESTARTS")?,
             log_dir: pet.or(self.log_dir, "PET_LOG_DIR")?,
             redirects: pet.or(self.redirects, "PET_REDIRECTS")?,
@@ -202,7 +215,7 @@ mod tests {
     fn hyphens_and_underscores_are_the_same() {
         let hyphens = "--nproc-per-node 2 --nnodes 1:1 --node-rank 0 --max-restarts 3 --log-dir l -r 3 -t 0:1 \
                        --local-ranks-filter 0,11 --role r --no-python --master-addr a --master-port 1 --local-addr b \
-                       --rdzv-backend c10d --rdzv-endpoint c:2 --rdzv-id i --rdzv-conf k=v --standalone \
+                       --rdzv-backend c10d --rdzv-endpoint c:2 --rdzv-id i --rdzv-conf k=v --standalone --rendezvous r:1 \
                        --monitor-interval 0.5 --start-method fork";
         let words: Vec<_> = hyphens.split_whitespace().collect();
         let underscore = |word: &&str| match word.strip_prefix("--") {

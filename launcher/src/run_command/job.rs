@@ -3,11 +3,11 @@
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
-use proto::env::program_defaults;
+use proto::env::{SlurmStep, program_defaults};
 
 use super::error::RunError;
 use super::flags::RunFlags;
-use super::nodes::{self, NumNodes};
+use super::nodes::Nodes;
 use super::num_workers::{Devices, NumWorkers};
 use super::rendezvous::{Backend, Master};
 use super::streams::{Mode, RankStreams, Streams};
@@ -37,8 +37,10 @@ pub struct Job {
     pub program: PathBuf,
     /// Its arguments.
     pub args: Vec<OsString>,
-    /// How many ranks, all on this machine.
+    /// How many ranks on this machine.
     pub num_workers: usize,
+    /// This machine among several; `None`: alone.
+    pub nodes: Option<Nodes>,
     /// What they are called.
     pub role: String,
     /// The run's name for them.
@@ -66,17 +68,19 @@ impl Job {
         lookup: impl Fn(&str) -> Option<OsString>,
     ) -> Result<Self, RunError> {
         let flags = args.flags.or_variables(&lookup)?;
-        nodes::check(flags.nnodes.unwrap_or(NumNodes::ONE), flags.node_rank.unwrap_or(0))?;
+        let nodes = Nodes::resolve(&flags, SlurmStep::read(&lookup), &lookup)?;
         let num_workers = flags.nproc_per_node.unwrap_or(NumWorkers::Exactly(1)).count(devices)?;
         let (program, words) = command(&flags, args.form, lookup("PYTHON_EXEC"))?;
-        let master = master(&flags);
+        let master = master(&flags, nodes.as_ref());
+        let name = nodes.as_ref().and_then(|nodes| nodes.name.clone()).unwrap_or_else(|| "none".to_owned());
         let none = || RankStreams::All(Mode::Neither);
         Ok(Self {
             program,
             args: words,
             num_workers,
+            nodes,
             role: flags.role.unwrap_or_else(|| "default".to_owned()),
-            run_id: if flags.standalone { fresh_id } else { flags.rdzv_id.unwrap_or_else(|| "none".to_owned()) },
+            run_id: if flags.standalone { fresh_id } else { flags.rdzv_id.unwrap_or(name) },
             master,
             max_restarts: flags.max_restarts.unwrap_or(0),
             streams: Streams {
@@ -91,13 +95,14 @@ impl Job {
         })
     }
 
-    /// What a line of this rank begins with on the terminal: `[default0]:`.
-    pub fn prefix(&self, rank: usize) -> String {
+    /// What a line of this machine's rank `local_rank`, which is `rank` among all, begins with on the terminal:
+    /// `[default0]:`.
+    pub fn prefix(&self, local_rank: usize, rank: usize) -> String {
         match &self.prefix_template {
-            None => format!("[{}{rank}]:", self.role),
+            None => format!("[{}{local_rank}]:", self.role),
             Some(template) => {
-                let rank = rank.to_string();
-                let values = [("role_name", self.role.as_str()), ("rank", &rank), ("local_rank", &rank)];
+                let (rank, local_rank) = (rank.to_string(), local_rank.to_string());
+                let values = [("role_name", self.role.as_str()), ("rank", &rank), ("local_rank", &local_rank)];
                 values.iter().fold(template.clone(), |text, (name, value)| text.replace(&format!("${{{name}}}"), value))
             }
         }
@@ -128,7 +133,13 @@ fn command(
     Ok((python.into(), options.iter().map(OsString::from).chain(words).collect()))
 }
 
-fn master(flags: &RunFlags) -> Master {
+/// With several machines, and nobody else naming their meeting point, `--master-port` is that, and rank 0's is another one.
+fn master(flags: &RunFlags, nodes: Option<&Nodes>) -> Master {
+    if let Some(nodes) = nodes {
+        let is_elsewhere = flags.rendezvous.is_some() || flags.rdzv_endpoint.is_some();
+        let port = flags.master_port.filter(|&port| is_elsewhere && port != 0);
+        return Master { addr: flags.master_addr.clone().unwrap_or_else(|| nodes.hosts[0].clone()), port };
+    }
     let backend = if flags.standalone { Backend::C10d } else { flags.rdzv_backend.unwrap_or(Backend::Static) };
     let (addr, port) = match (backend, &flags.rdzv_endpoint) {
         (Backend::C10d, _) => (flags.local_addr.clone(), None),
@@ -201,6 +212,18 @@ mod tests {
     }
 
     #[test]
+    fn rank_0_listens_where_nodes_meet() {
+        let check = |flags: &str, addr: &str, port| {
+            let line = format!("--nnodes 2 --node-rank 0 {flags} -- cmd");
+            assert_eq!(job(&line, &[]).unwrap().master, Master { addr: addr.into(), port }, "{flags}");
+        };
+        check("--rendezvous h:1", "h", None);
+        check("--rdzv-endpoint h:1 --master-addr m --master-port 7", "m", Some(7));
+        check("--master-addr m --master-port 7", "m", None);
+        check("--rendezvous h:1 --master-port 0", "h", None);
+    }
+
+    #[test]
     fn a_standalone_run_has_a_name_of_its_own() {
         assert_eq!(job("--standalone --rdzv-id mine -- cmd", &[]).unwrap().run_id, "fresh");
         assert_eq!(job("--rdzv-id mine -- cmd", &[]).unwrap().run_id, "mine");
@@ -209,7 +232,7 @@ mod tests {
     #[test]
     fn a_line_begins_with_its_rank() {
         let template = [("TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE", "<${role_name}:${rank}/${local_rank}> ")];
-        assert_eq!(job("-- cmd", &[]).unwrap().prefix(12), "[default12]:");
-        assert_eq!(job("--role trainer -- cmd", &template).unwrap().prefix(3), "<trainer:3/3> ");
+        assert_eq!(job("-- cmd", &[]).unwrap().prefix(12, 28), "[default12]:");
+        assert_eq!(job("--role trainer -- cmd", &template).unwrap().prefix(3, 11), "<trainer:11/3> ");
     }
 }

@@ -50,6 +50,11 @@ impl LogFolder {
             let root = temporary_folder().map_err(LaunchError::io("make a temporary folder for logs"))?;
             return Ok(Self { root, owner });
         };
+        // Machines may share the folder.
+        let named = &match &job.nodes {
+            Some(nodes) => named.join(format!("node-{}", nodes.node_rank)),
+            None => named.clone(),
+        };
         let refused = |what: &str| LaunchError::io(format!("{what} --log-dir {}", named.display()));
         fs::create_dir_all(named).map_err(refused("make"))?;
         let lock = RunLock::acquire(named)?;

@@ -1,8 +1,9 @@
-//! `dslaunch run`: any program as ranks, with torchrun's flags and worker environment.
+//! `dslaunch run`: any program as ranks of one or several machines, with torchrun's flags and worker environment.
 //!
 //! In reading order: [`flags`] (what was typed, and variables that stand for it), [`job`] (everything resolved),
-//! [`attempt`] (all ranks once), then what they are made of: [`nodes`], [`num_workers`], [`rendezvous`] and [`streams`]
-//! (torchrun's grammars and what they mean on one machine), [`logs`] (folders), [`tee`] over [`lines`] (the terminal),
+//! [`attempt`] (all ranks of this machine once), [`together`] (round after round on several machines, which
+//! [`agents`](crate::agents) agree on), then what they are made of: [`nodes`], [`num_workers`], [`rendezvous`] and
+//! [`streams`] (torchrun's grammars and what they mean), [`others`] (the other machines during an attempt), [`logs`] (folders), [`tee`] over [`lines`] (the terminal),
 //! [`error_file`] and [`report`] (what went wrong). Processes, supervision and restarts are the training jobs' own.
 
 pub mod attempt;
@@ -14,10 +15,12 @@ pub mod lines;
 pub mod logs;
 pub mod nodes;
 pub mod num_workers;
+pub mod others;
 pub mod rendezvous;
 pub mod report;
 pub mod streams;
 pub mod tee;
+pub mod together;
 
 use proto::env::variable;
 
@@ -25,6 +28,9 @@ use self::attempt::{Edge, Ended};
 use self::job::Job;
 use self::logs::{Ending, LogFolder};
 use self::num_workers::{Devices, visible_gpus};
+use self::others::Others;
+use self::rendezvous::HeldPort;
+use crate::agents::{Meeting, Place};
 use crate::error::LaunchError;
 use crate::exit::Exit;
 use crate::job::on_runtime;
@@ -53,19 +59,24 @@ pub fn run(args: RunArgs, terminal: &Terminal) -> Result<u8, LaunchError> {
             say(terminal, format!("logs are in {}", folder.display()));
         }
         let mut edge = Edge { spawner: &spawner, signals: &mut signals, terminal };
-        let result = attempts(&job, &logs, &mut edge).await;
+        let result = match &job.nodes {
+            None => attempts(&job, &logs, &mut edge).await,
+            Some(nodes) => together::run(&job, nodes, &logs, &mut edge).await,
+        };
         logs.close(if matches!(result, Ok(0)) { Ending::Success } else { Ending::Failure });
         result
     })
 }
 
-/// Attempt after attempt.
+/// Attempt after attempt on this machine alone.
 async fn attempts(job: &Job, logs: &LogFolder, edge: &mut Edge<'_>) -> Result<u8, LaunchError> {
     let mut budget = Budget::new("--max-restarts", job.max_restarts);
     loop {
         let number = budget.used();
         let attempt_logs = logs.begin_attempt(number, job.num_workers)?;
-        let Ended { outcome, interrupt } = attempt::run(job, number, &attempt_logs, edge).await?;
+        let port = HeldPort::take(&job.master).map_err(LaunchError::io("find a free port for rank 0"))?;
+        let place = alone(job, number, &port);
+        let Ended { outcome, interrupt } = attempt::run(job, &place, &attempt_logs, edge, &mut Others::none()).await?;
         let (cause, follow_ons) = match outcome {
             Outcome::Done => return Ok(0),
             Outcome::Interrupted(interrupt) => return Ok(stopped(interrupt, edge.terminal)),
@@ -74,8 +85,9 @@ async fn attempts(job: &Job, logs: &LogFolder, edge: &mut Edge<'_>) -> Result<u8
                 return Ok(1);
             }
             Outcome::Failed { cause, follow_ons } => (cause, follow_ons),
+            Outcome::Recalled => unreachable!("there is nobody else"),
         };
-        say(edge.terminal, report::report(job, number, &attempt_logs, &cause, &follow_ons));
+        say(edge.terminal, report::report(job, &place, &attempt_logs, &cause, &follow_ons));
         if let Some(interrupt) = interrupt {
             return Ok(stopped(interrupt, edge.terminal));
         }
@@ -92,6 +104,13 @@ async fn attempts(job: &Job, logs: &LogFolder, edge: &mut Edge<'_>) -> Result<u8
             }
         }
     }
+}
+
+/// Where the ranks of a machine that is alone stand.
+fn alone(job: &Job, round: u32, port: &HeldPort) -> Place {
+    let meeting = Meeting { addr: job.master.addr.clone(), port: port.number() };
+    let world_size = job.num_workers as u32;
+    Place { round, first_rank: 0, world_size, max_restarts: job.max_restarts, meeting }
 }
 
 fn stopped(interrupt: Interrupt, terminal: &Terminal) -> u8 {

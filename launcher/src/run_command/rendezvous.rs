@@ -1,12 +1,13 @@
-//! torchrun's rendezvous flags, as far as one machine needs them: where rank 0 listens for its peers.
+//! torchrun's rendezvous flags: their grammars, and where rank 0 listens for its peers.
 
 use std::io;
 use std::net::Ipv4Addr;
 use std::str::FromStr;
+use std::time::Duration;
 
 use tokio::net::TcpSocket;
 
-/// `--rdzv-backend`: how machines find each other. With one machine it only says which flags name the address.
+/// `--rdzv-backend`: how machines find each other, in torchrun. Here it only says which flags name the address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Backend {
     /// The address is that of `--rdzv-endpoint` or `--master-addr` and `--master-port`.
@@ -55,17 +56,32 @@ impl FromStr for Endpoint {
     }
 }
 
-/// `--rdzv-conf`: `key=value,...`. Nothing of it has a meaning with one machine.
+/// `--rdzv-conf`: `key=value,...`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RendezvousConf;
+pub struct RendezvousConf {
+    /// `join_timeout`, or `timeout` as the static backend calls it: how long machines may take to come. Other keys have no
+    /// meaning here.
+    pub join_timeout: Option<Duration>,
+}
 
 impl FromStr for RendezvousConf {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let is_pair = |pair: &str| pair.split_once('=').is_some_and(|(key, _)| !key.trim().is_empty());
-        let well_formed = text.split(',').all(is_pair);
-        well_formed.then_some(Self).ok_or_else(|| "expected KEY=VALUE,...".to_owned())
+        let mut join_timeout = None;
+        for pair in text.split(',') {
+            let (key, value) = pair.split_once('=').ok_or("expected KEY=VALUE,...")?;
+            match key.trim() {
+                "" => return Err("expected KEY=VALUE,...".to_owned()),
+                "join_timeout" | "timeout" => {
+                    let seconds = value.trim().parse().ok().filter(|&seconds: &f64| seconds > 0.0);
+                    let timeout = seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+                    join_timeout = Some(timeout.ok_or_else(|| format!("{key} = {value}: expected seconds, above 0"))?);
+                }
+                _ => {}
+            }
+        }
+        Ok(Self { join_timeout })
     }
 }
 
@@ -129,8 +145,14 @@ mod tests {
 
     #[test]
     fn a_configuration_is_pairs() {
-        assert!("timeout=900,is_host=1".parse::<RendezvousConf>().is_ok());
-        for wrong in ["", "timeout", "=1", "a=1,"] {
+        let check = |text: &str, seconds: Option<u64>| {
+            let join_timeout = seconds.map(Duration::from_secs);
+            assert_eq!(text.parse(), Ok(RendezvousConf { join_timeout }), "{text}");
+        };
+        check("is_host=1", None);
+        check("timeout=900,is_host=1", Some(900));
+        check("a=b,join_timeout=5", Some(5));
+        for wrong in ["", "timeout", "=1", "a=1,", "timeout=", "timeout=0", "timeout=-1", "join_timeout=soon"] {
             assert!(wrong.parse::<RendezvousConf>().is_err(), "{wrong}");
         }
     }

@@ -4,14 +4,18 @@ use super::error_file;
 use super::job::Job;
 use super::logs::AttemptLogs;
 use super::streams::Destination;
+use crate::agents::Place;
 use crate::output::report::{quote, tail};
 use crate::output::terminal::Stream;
 use crate::supervise::Failure;
 
-/// The report on attempt `number`, several lines.
-pub fn report(job: &Job, number: u32, logs: &AttemptLogs, cause: &Failure, follow_ons: &[Failure]) -> String {
+/// The report on an attempt that failed on this machine, several lines.
+pub fn report(job: &Job, place: &Place, logs: &AttemptLogs, cause: &Failure, follow_ons: &[Failure]) -> String {
     let Failure { rank, exit, .. } = *cause;
-    let mut lines = vec![format!("rank {rank} failed in attempt {number}: {}", how(cause))];
+    let global = |rank: usize| place.first_rank as usize + rank;
+    let node = job.nodes.as_ref().map_or(String::new(), |nodes| format!(" on node {}", nodes.node_rank));
+    let first = format!("rank {}{node} failed in attempt {}: {}", global(rank), place.round, how(cause));
+    let mut lines = vec![first];
     let message = error_file::message(&logs.error_file(rank));
     lines.extend(message.iter().flat_map(|message| message.lines()).map(|line| format!("  {line}")));
     lines.extend(exit.and_then(|exit| exit.hint()).map(|hint| format!("  {hint}")));
@@ -27,7 +31,7 @@ pub fn report(job: &Job, number: u32, logs: &AttemptLogs, cause: &Failure, follo
     for failure in follow_ons {
         let message = error_file::message(&logs.error_file(failure.rank)).unwrap_or_default();
         let message = message.lines().next().map_or(String::new(), |line| format!(": {line}"));
-        lines.push(format!("rank {} followed: {}{message}", failure.rank, how(failure)));
+        lines.push(format!("rank {} followed: {}{message}", global(failure.rank), how(failure)));
     }
     lines.join("\n")
 }

@@ -30,6 +30,11 @@ pub fn script(command: &Command, options: &[String]) -> String {
 # --signal without B: goes to the tasks of the step, that is to dslaunch, 120 seconds before the time is over.
 {directives}
 cd {folder} || exit 3
+# What tells the nodes of this job from others who can reach them.
+if [ \"${{SLURM_JOB_NUM_NODES:-1}}\" -gt 1 ]; then
+    DSLAUNCH_JOB_TOKEN=$(head -c 32 /dev/urandom | od -An -v -tx1 | tr -d ' \\n')
+    export DSLAUNCH_JOB_TOKEN
+fi
 # Slurm's srun does not take --cpus-per-task over from the batch job by itself. --wait=0: the step ends when dslaunch does.
 srun -K1 --wait=0 --kill-on-bad-exit=1 ${{SLURM_CPUS_PER_TASK:+--cpus-per-task=\"$SLURM_CPUS_PER_TASK\"}} \\
     {words}
@@ -83,7 +88,10 @@ mod tests {
             std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
         };
         let log = dir.path().join("log");
-        tool("srun", "printf '%s\\n' \"$PWD\" \"$@\" > \"$LOG\"; exit $CODE");
+        tool(
+            "srun",
+            "printf '%s\\n' \"$PWD\" \"$@\" > \"$LOG\"; printf %s \"$DSLAUNCH_JOB_TOKEN\" > \"$LOG.token\"; exit $CODE",
+        );
         tool("scontrol", "printf '%s\\n' scontrol \"$@\" >> \"$LOG\"");
         let command = example(dir.path());
         let path = dir.path().join("job.sh");
@@ -92,7 +100,13 @@ mod tests {
         assert!(syntax.status.success() && syntax.stderr.is_empty(), "{syntax:?}");
         for (code, requeue) in [(0, &[][..]), (1, &[]), (75, &["scontrol", "requeue", "42"])] {
             let tools = format!("{}:/usr/bin:/bin", dir.path().display());
-            let variables = [("PATH", tools), ("CODE", code.to_string()), ("SLURM_JOB_ID", "42".into())];
+            let nodes = if code == 0 { "2" } else { "1" };
+            let variables = [
+                ("PATH", tools),
+                ("CODE", code.to_string()),
+                ("SLURM_JOB_ID", "42".into()),
+                ("SLURM_JOB_NUM_NODES", nodes.into()),
+            ];
             let mut bash = Process::new("bash");
             bash.arg(&path).env_clear().envs(variables).env("LOG", &log).env("SLURM_CPUS_PER_TASK", "2");
             assert_eq!(bash.status().unwrap().code(), Some(code));
@@ -102,6 +116,9 @@ mod tests {
             expected.extend(requeue);
             let got = std::fs::read_to_string(&log).unwrap();
             assert_eq!(got.lines().collect::<Vec<_>>(), expected);
+            let token = std::fs::read_to_string(dir.path().join("log.token")).unwrap();
+            assert_eq!(token.len(), if nodes == "2" { 64 } else { 0 }, "{token}");
+            assert!(token.bytes().all(|byte| byte.is_ascii_hexdigit()), "{token}");
         }
     }
 }

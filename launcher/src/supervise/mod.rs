@@ -93,6 +93,8 @@ pub enum Event {
     },
     /// The user wants the job to stop.
     Interrupted(Interrupt),
+    /// On another machine the attempt has ended.
+    Recalled,
     /// The time of the latest [`Action::StartGrace`] is over.
     GraceOver,
 }
@@ -134,6 +136,8 @@ pub enum Outcome {
     },
     /// The user stopped it.
     Interrupted(Interrupt),
+    /// It ended on another machine, before anything was wrong on this one.
+    Recalled,
     /// These ranks did not die of SIGKILL: they hang in the kernel.
     Stuck {
         /// The ranks, ascending.
@@ -174,13 +178,14 @@ pub struct Supervisor {
     failed: Vec<usize>,
     on_interrupt: OnInterrupt,
     interrupt: Option<Interrupt>,
+    recalled: bool,
 }
 
 impl Supervisor {
     /// For an attempt of `world_size` ranks, all of which run.
     pub fn new(world_size: usize, on_interrupt: OnInterrupt) -> Self {
         let ranks = vec![Rank::default(); world_size];
-        Self { state: State::Running, ranks, failed: vec![], on_interrupt, interrupt: None }
+        Self { state: State::Running, ranks, failed: vec![], on_interrupt, interrupt: None, recalled: false }
     }
 
     /// Takes one event and says what to do.
@@ -216,6 +221,7 @@ impl Supervisor {
                 self.rank_failed(Failure { rank, kind: Kind::Hung, step, message: Some(message), exit: None })
             }
             Event::Interrupted(interrupt) => self.interrupted(interrupt),
+            Event::Recalled => self.recalled(),
             Event::GraceOver => self.grace_over(),
         }
     }
@@ -298,6 +304,12 @@ impl Supervisor {
         }
     }
 
+    fn recalled(&mut self) -> Vec<Action> {
+        self.recalled = true;
+        // Ranks that the user stops keep their time. SUP-4 for all others.
+        if self.interrupt.is_some() || self.state == State::Killing { vec![] } else { self.kill() }
+    }
+
     fn grace_over(&mut self) -> Vec<Action> {
         match self.state {
             State::Suspecting => self.stop(Signal::SIGKILL, FAILURE_GRACE),
@@ -353,6 +365,9 @@ impl Supervisor {
         }
         if let Some(interrupt) = self.interrupt {
             return Outcome::Interrupted(interrupt);
+        }
+        if self.recalled && self.failed.is_empty() {
+            return Outcome::Recalled;
         }
         let mut failures: Vec<Failure> =
             self.failed.iter().map(|&rank| self.ranks[rank].failure.clone().expect("listed as failed")).collect();

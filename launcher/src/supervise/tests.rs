@@ -390,3 +390,24 @@ fn any_program_gets_the_users_signal_and_time_to_save() {
     let actions = supervisor.handle(exited(0, SIGSEGV));
     assert_eq!(actions, [detected(0, "killed by SIGSEGV"), kill(&[1]), grace(FAILURE_GRACE)]);
 }
+
+#[test]
+fn ranks_are_killed_when_the_attempt_has_ended_elsewhere() {
+    let deadline = grace(KILL_DEADLINE);
+    check(
+        2,
+        &[
+            (Event::Recalled, &[kill(&[0, 1]), deadline]),
+            (Event::Recalled, &[]),
+            (exited(1, SIGKILL), &[]),
+            (exited(0, SIGKILL), &[Action::Ended(Outcome::Recalled)]),
+        ],
+    );
+    // Nothing of it was wrong here; what was before that is.
+    assert_eq!(outcome(1, &[Event::Recalled, exited(0, Exit::Code(0))]), Outcome::Recalled);
+    blames(2, &[exited(0, SIGSEGV), Event::Recalled, exited(1, SIGKILL)], 0, "killed by SIGSEGV");
+    assert_eq!(outcome(1, &[Event::Finished { rank: 0 }, Event::Recalled, exited(0, Exit::Code(0))]), Outcome::Done);
+    // Whom the user stops keeps the time that he has.
+    let stopped = [INTERRUPT, Event::Recalled, exited(0, SIGKILL)];
+    assert_eq!(outcome(1, &stopped), Outcome::Interrupted(Interrupt::Interrupt));
+}

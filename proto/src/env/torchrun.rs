@@ -14,6 +14,10 @@ pub struct TorchrunEnv {
     pub world_size: usize,
     /// Number of ranks on this machine (`LOCAL_WORLD_SIZE`).
     pub local_world_size: usize,
+    /// This machine's rank among the machines (`GROUP_RANK`).
+    pub node_rank: usize,
+    /// Number of machines (`GROUP_WORLD_SIZE`).
+    pub num_nodes: usize,
     /// What the ranks are called (`ROLE_NAME`); all have the same role.
     pub role: String,
     /// Where rank 0 listens (`MASTER_ADDR`).
@@ -37,8 +41,8 @@ impl TorchrunEnv {
             ("LOCAL_RANK", number(self.local_rank)),
             ("WORLD_SIZE", number(self.world_size)),
             ("LOCAL_WORLD_SIZE", number(self.local_world_size)),
-            ("GROUP_RANK", number(0)),
-            ("GROUP_WORLD_SIZE", number(1)),
+            ("GROUP_RANK", number(self.node_rank)),
+            ("GROUP_WORLD_SIZE", number(self.num_nodes)),
             ("ROLE_RANK", number(self.rank)),
             ("ROLE_WORLD_SIZE", number(self.world_size)),
             ("ROLE_NAME", self.role.clone().into()),
@@ -92,10 +96,12 @@ mod tests {
     #[test]
     fn every_variable_of_torchrun_is_there_once() {
         let torchrun = TorchrunEnv {
-            rank: 1,
+            rank: 5,
             local_rank: 1,
-            world_size: 2,
+            world_size: 6,
             local_world_size: 2,
+            node_rank: 2,
+            num_nodes: 3,
             role: "trainer".into(),
             master_addr: "127.0.0.1".into(),
             master_port: 4000,
@@ -105,8 +111,8 @@ mod tests {
         };
         let vars = ProgramEnv { torchrun, error_file: "/logs/error.json".into() }.to_vars();
         let text: Vec<_> = vars.iter().map(|(name, value)| format!("{name}={}", value.display())).collect();
-        let expected = "RANK=1 LOCAL_RANK=1 WORLD_SIZE=2 LOCAL_WORLD_SIZE=2 GROUP_RANK=0 GROUP_WORLD_SIZE=1 \
-            ROLE_RANK=1 ROLE_WORLD_SIZE=2 ROLE_NAME=trainer MASTER_ADDR=127.0.0.1 MASTER_PORT=4000 \
+        let expected = "RANK=5 LOCAL_RANK=1 WORLD_SIZE=6 LOCAL_WORLD_SIZE=2 GROUP_RANK=2 GROUP_WORLD_SIZE=3 \
+            ROLE_RANK=5 ROLE_WORLD_SIZE=6 ROLE_NAME=trainer MASTER_ADDR=127.0.0.1 MASTER_PORT=4000 \
             TORCHELASTIC_RESTART_COUNT=1 TORCHELASTIC_MAX_RESTARTS=3 TORCHELASTIC_RUN_ID=none \
             TORCHELASTIC_USE_AGENT_STORE=False TORCHELASTIC_ERROR_FILE=/logs/error.json";
         assert_eq!(text.join(" "), expected);
