@@ -85,12 +85,9 @@ pub async fn run(job: &Job, number: u32, from: &StartingPoint, edge: &mut Edge<'
     let kernel_kills = out_of_memory::kernel_kills();
     let (sender, notices) = mpsc::unbounded_channel();
     let token = Token::random().map_err(LaunchError::io("draw a random token"))?;
-    let token_fd = Arc::new(token.to_memfd().map_err(LaunchError::io("keep the token in memory"))?);
-    let shm = shared_memory().map_err(LaunchError::io("create the ranks' shared memory"))?;
     let page = ProgressPage::create(world_size).map_err(LaunchError::io("create the ranks' progress page"))?;
     let (progress, progress_fd) = page;
-    let snapshots = job.snapshots.as_ref().map(SnapshotMemory::fd).transpose();
-    let snapshots = snapshots.map_err(LaunchError::io("share the memory for snapshots"))?;
+    let inherited = Inherited::new(job, &token, progress_fd)?;
     let rendezvous_timeout = RENDEZVOUS_TIMEOUT.min(Duration::from_secs(job.plan.comm_timeout_seconds));
     let rendezvous = Rendezvous::new(number, world_size, rendezvous_timeout, Instant::now());
     let server = Server::start(rendezvous, token, sender.clone()).await;
@@ -111,30 +108,10 @@ pub async fn run(job: &Job, number: u32, from: &StartingPoint, edge: &mut Edge<'
         stragglers: StragglerWatch::new(job.plan.mesh),
         preempted_after: None,
     };
+    let beginning = from.for_ranks();
     for rank in 0..world_size {
-        let env = WorkerEnv {
-            rank,
-            local_rank: rank,
-            world_size,
-            local_world_size: world_size,
-            attempt: number,
-            max_restarts: job.max_restarts,
-            run_id: job.run_id.clone(),
-            threads: job.plan.threads_per_rank,
-            coordinator: attempt.server.address(),
-            token_file: format!("/proc/self/fd/{}", token_fd.as_raw_fd()).into(),
-            rendezvous_timeout,
-            plan: job.run_dir.plan(),
-            shm_fd: shm.as_raw_fd(),
-            progress_fd: progress_fd.as_raw_fd(),
-            snapshot_fd: snapshots.as_ref().map(AsRawFd::as_raw_fd),
-            beginning: from.for_ranks(),
-            // Ranks inherit these with the rest of our environment.
-            shake: None,
-            fault: None,
-        };
-        let inherit = [&shm, &token_fd, &progress_fd].into_iter().chain(&snapshots).cloned().collect();
-        let spec = Spec { cgroup: group.procs(), ..spec(&job.worker, &env, &logs, inherit) };
+        let env = attempt.worker_env(job, (number, rank), &inherited, beginning.clone());
+        let spec = Spec { cgroup: group.procs(), ..spec(&job.worker, &env, &logs, inherited.fds()) };
         let exits = sender.clone();
         let on_exit = move |exit| drop(exits.send(Notice::Supervise(Event::RankExited { rank, exit })));
         match edge.spawner.spawn(spec, on_exit) {
@@ -148,13 +125,38 @@ pub async fn run(job: &Job, number: u32, from: &StartingPoint, edge: &mut Edge<'
     let pids: Vec<u32> = attempt.processes.iter().map(Process::pid).collect();
     edge.output.event(Moment::Spawned { pids: &pids });
     // The ranks have their own copies now: with the last rank, the memory is gone.
-    drop((shm, token_fd, progress_fd, snapshots));
+    drop(inherited);
     let outcome = attempt.supervise(&job.plan, edge).await;
     // In whatever session: the next attempt needs the devices.
     group.clear().await.map_err(LaunchError::io("end the processes that ranks have left"))?;
     let kernel_kills = out_of_memory::kernel_kills().saturating_sub(kernel_kills);
     let (preempted_after, lines) = (attempt.preempted_after, attempt.progress.lines());
     Ok(Ended { outcome, preempted_after, lines, kernel_kills })
+}
+
+/// Descriptors that every rank of an attempt inherits.
+struct Inherited {
+    /// The arena's memory: size 0, for the ranks to size it.
+    shm: Arc<OwnedFd>,
+    token: Arc<OwnedFd>,
+    progress: Arc<OwnedFd>,
+    snapshots: Option<Arc<OwnedFd>>,
+}
+
+impl Inherited {
+    /// Close-on-exec here, inherited by ranks only.
+    fn new(job: &Job, token: &Token, progress: Arc<OwnedFd>) -> Result<Self, LaunchError> {
+        let token = token.to_memfd().map_err(LaunchError::io("keep the token in memory"))?;
+        let shm = memfd_create("dslaunch-arena", MFdFlags::MFD_CLOEXEC);
+        let shm = shm.map_err(|errno| LaunchError::io("create the ranks' shared memory")(errno.into()))?;
+        let snapshots = job.snapshots.as_ref().map(SnapshotMemory::fd).transpose();
+        let snapshots = snapshots.map_err(LaunchError::io("share the memory for snapshots"))?;
+        Ok(Self { shm: Arc::new(shm), token: Arc::new(token), progress, snapshots })
+    }
+
+    fn fds(&self) -> Vec<Arc<OwnedFd>> {
+        [&self.shm, &self.token, &self.progress].into_iter().chain(&self.snapshots).cloned().collect()
+    }
 }
 
 /// The launcher's own ends: where signals come from, processes are started and rows are written.
@@ -185,6 +187,37 @@ struct Attempt {
 }
 
 impl Attempt {
+    fn worker_env(
+        &self,
+        job: &Job,
+        (attempt, rank): (u32, usize),
+        inherited: &Inherited,
+        beginning: Beginning,
+    ) -> WorkerEnv {
+        let world_size = job.plan.mesh.world_size();
+        WorkerEnv {
+            rank,
+            local_rank: rank,
+            world_size,
+            local_world_size: world_size,
+            attempt,
+            max_restarts: job.max_restarts,
+            run_id: job.run_id.clone(),
+            threads: job.plan.threads_per_rank,
+            coordinator: self.server.address(),
+            token_file: format!("/proc/self/fd/{}", inherited.token.as_raw_fd()).into(),
+            rendezvous_timeout: self.rendezvous_timeout,
+            plan: job.run_dir.plan(),
+            shm_fd: inherited.shm.as_raw_fd(),
+            progress_fd: inherited.progress.as_raw_fd(),
+            snapshot_fd: inherited.snapshots.as_ref().map(AsRawFd::as_raw_fd),
+            beginning,
+            // Ranks inherit these with the rest of our environment.
+            shake: None,
+            fault: None,
+        }
+    }
+
     /// The event loop.
     async fn supervise(&mut self, plan: &Plan, edge: &mut Edge<'_>) -> Outcome {
         let mut grace = Timer::off();
@@ -311,11 +344,6 @@ impl Attempt {
             }
         }
     }
-}
-
-/// The arena's memory: size 0, for the ranks to size it. Close-on-exec here, inherited by the ranks only.
-fn shared_memory() -> std::io::Result<Arc<OwnedFd>> {
-    Ok(Arc::new(memfd_create("dslaunch-arena", MFdFlags::MFD_CLOEXEC)?))
 }
 
 fn spec(worker: &Path, worker_env: &WorkerEnv, logs: &Path, inherit: Vec<Arc<OwnedFd>>) -> Spec {

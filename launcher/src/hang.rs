@@ -201,7 +201,7 @@ mod tests {
             place_since: change,
             call: Call { number: change, kind: CallKind::AllGather, is_inside },
             call_since: change,
-            waited: 0,
+            busy: 0,
         }
     }
 

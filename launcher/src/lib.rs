@@ -2,9 +2,10 @@
 //!
 //! In reading order: [`cli`] (what the user typed), [`job`] (the story), [`setup`] (train.toml to plan), [`attempt`] (one
 //! run of all ranks), then what it is made of: [`spawn`] (processes), [`service`] and [`rendezvous`] (how ranks find each
-//! other), [`supervise`] and [`restart`] (what to do when one fails), [`hang`] and [`straggler`] (who does not get on), [`guardian`], [`descendants`] and [`cgroup`] (nothing outlives a job), [`output`] (what
-//! the user sees), [`control_socket`] (how a running job is asked, stopped and followed), [`detach`] (jobs in the
-//! background) and [`notify`] (what systemd is told). Beside jobs: [`run_command`] (any program as ranks) and [`agents`]
+//! other), [`supervise`] and [`restart`] (what to do when one fails), [`hang`] and [`straggler`] (who does not get on),
+//! [`snapshots`] and [`resume`] (what an attempt goes on from), [`guardian`], [`descendants`] and [`cgroup`] (nothing
+//! outlives a job), [`output`] (what the user sees), [`control_socket`] (how a running job is asked, stopped and followed),
+//! [`detach`] (jobs in the background) and [`notify`] (what systemd is told). Beside jobs: [`run_command`] (any program as ranks) and [`agents`]
 //! (how several machines agree on them), [`checkpoint_command`] (looks at checkpoints), [`deepspeed`] (maps a DeepSpeed
 //! config to a train.toml), [`schedulers`] (prints what systemd and Slurm need) and [`doctor`] (looks at the machine).
 //!

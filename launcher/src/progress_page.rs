@@ -14,7 +14,7 @@ use memmap2::{MmapOptions, MmapRaw};
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::time::{ClockId, clock_gettime};
-use proto::progress::{CALL, CALL_SINCE, LINE_WORDS, Line, PLACE, PLACE_SINCE, STOP, WAITED, page_bytes, wish_word};
+use proto::progress::{BUSY, CALL, CALL_SINCE, LINE_WORDS, Line, PLACE, PLACE_SINCE, STOP, page_bytes, wish_word};
 
 /// The lines of all ranks of an attempt.
 #[derive(Debug)]
@@ -40,7 +40,7 @@ impl ProgressPage {
     pub fn line(&self, rank: usize) -> Line {
         assert!(rank < self.world_size, "rank {rank} of {}", self.world_size);
         let word = |word: usize| self.word(rank * LINE_WORDS + word).load(Relaxed);
-        Line::from_words([PLACE, PLACE_SINCE, CALL, CALL_SINCE, WAITED].map(word))
+        Line::from_words([PLACE, PLACE_SINCE, CALL, CALL_SINCE, BUSY].map(word))
     }
 
     /// How long ago `rank` gave its last sign of life; nothing if it has not given any.
@@ -91,7 +91,7 @@ mod tests {
         for (idx, word) in [place.to_word(), 100, call.to_word(), 200, 300].into_iter().enumerate() {
             rank.write_all_at(&word.to_ne_bytes(), ((LINE_WORDS + idx) * 8) as u64).unwrap();
         }
-        assert_eq!(page.lines()[1], Line { place, place_since: 100, call, call_since: 200, waited: 300 });
+        assert_eq!(page.lines()[1], Line { place, place_since: 100, call, call_since: 200, busy: 300 });
         assert_eq!(page.line(1).last_change(), 200);
         assert_eq!(page.line(0).last_change(), 0);
     }

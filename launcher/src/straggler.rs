@@ -1,13 +1,13 @@
 //! Which rank is slow: lines of the progress page in, a name out. Pure.
 //!
 //! Ranks that do the same work wait for the slowest of them, so all are equally slow from outside. What tells them apart is
-//! the time that each spends outside exchanges.
+//! the time that each spends on steps outside exchanges.
 //!
 //! - STR-1 Ranks are compared with those that do the same work: of their own pipeline stage.
 //! - STR-2 A rank is named once an attempt, after it was [`FACTOR`] times as busy as the others in two windows in a row.
 
 use proto::mesh::Mesh;
-use proto::progress::{Line, Phase};
+use proto::progress::Line;
 
 /// How much busier than the median of the others is slow.
 pub const FACTOR: f64 = 1.2;
@@ -43,7 +43,7 @@ struct Window {
     /// Nanoseconds of CLOCK_MONOTONIC.
     since: u64,
     step: u64,
-    waited: Vec<u64>,
+    busy: Vec<u64>,
 }
 
 impl StragglerWatch {
@@ -60,34 +60,25 @@ impl StragglerWatch {
     /// Takes the lines of all ranks at `now`, in nanoseconds of CLOCK_MONOTONIC.
     pub fn look(&mut self, lines: &[Line], now: u64) -> Option<Straggler> {
         let step = lines.iter().map(|line| line.place.step).min().unwrap_or(0);
-        let alike = |line: &Line| {
-            let computes =
-                [Phase::Forward, Phase::Backward, Phase::Reduce, Phase::Update, Phase::Between, Phase::Snapshot];
-            computes.contains(&line.place.phase)
-        };
-        if step == 0 || !lines.iter().all(alike) {
-            // Ranks have different things to do there.
-            self.window = None;
+        if step == 0 {
             return None;
         }
-        let waited: Vec<u64> = lines.iter().map(|line| line.waited_by(now)).collect();
-        let window = self.window.get_or_insert_with(|| Window { since: now, step, waited: waited.clone() });
-        let passed = now.saturating_sub(window.since);
-        if step < window.step + WINDOW_STEPS || passed < WINDOW_NS {
+        let busy: Vec<u64> = lines.iter().map(|line| line.busy_by(now)).collect();
+        let window = self.window.get_or_insert_with(|| Window { since: now, step, busy: busy.clone() });
+        if step < window.step + WINDOW_STEPS || now.saturating_sub(window.since) < WINDOW_NS {
             return None;
         }
-        let waits = waited.iter().zip(&window.waited).map(|(now, before)| now.saturating_sub(*before));
-        let busy: Vec<u64> = waits.map(|waited| passed.saturating_sub(waited)).collect();
-        self.window = Some(Window { since: now, step, waited });
-        (0..lines.len()).filter_map(|rank| self.judge(rank, step, &busy)).max_by(|a, b| a.factor.total_cmp(&b.factor))
+        let spent: Vec<u64> = busy.iter().zip(&window.busy).map(|(now, before)| now.saturating_sub(*before)).collect();
+        self.window = Some(Window { since: now, step, busy });
+        (0..lines.len()).filter_map(|rank| self.judge(rank, step, &spent)).max_by(|a, b| a.factor.total_cmp(&b.factor))
     }
 
     /// STR-2.
-    fn judge(&mut self, rank: usize, step: u64, busy: &[u64]) -> Option<Straggler> {
-        let mut others: Vec<u64> = self.peers[rank].iter().map(|&peer| busy[peer]).collect();
+    fn judge(&mut self, rank: usize, step: u64, spent: &[u64]) -> Option<Straggler> {
+        let mut others: Vec<u64> = self.peers[rank].iter().map(|&peer| spent[peer]).collect();
         others.sort_unstable();
         let median = *others.get(others.len() / 2)?;
-        let factor = busy[rank] as f64 / median.max(1) as f64;
+        let factor = spent[rank] as f64 / median.max(1) as f64;
         let strikes = &mut self.strikes[rank];
         match *strikes {
             STRIKES => return None,
@@ -101,35 +92,35 @@ impl StragglerWatch {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proto::progress::{Call, CallKind, Place};
+    use proto::progress::{Call, CallKind, Phase, Place};
 
     const SECOND: u64 = 1_000_000_000;
 
     /// Ranks that are busy for these parts of each second, a step a second.
     struct Ranks {
         watch: StragglerWatch,
-        waited: Vec<f64>,
+        busy: Vec<f64>,
         step: u64,
     }
 
     impl Ranks {
         fn new(mesh: Mesh) -> Self {
-            Self { watch: StragglerWatch::new(mesh), waited: vec![0.0; mesh.world_size()], step: 0 }
+            Self { watch: StragglerWatch::new(mesh), busy: vec![0.0; mesh.world_size()], step: 0 }
         }
 
-        fn steps(&mut self, steps: u64, busy: &[f64], phase: Phase) -> Vec<Straggler> {
+        fn steps(&mut self, steps: u64, busy: &[f64]) -> Vec<Straggler> {
             let mut seen = vec![];
             for _ in 0..steps {
                 self.step += 1;
-                self.waited.iter_mut().zip(busy).for_each(|(waited, busy)| *waited += 1.0 - busy);
-                let line = |waited: &f64| Line {
-                    place: Place { step: self.step, phase, unit: None },
+                self.busy.iter_mut().zip(busy).for_each(|(sum, busy)| *sum += busy);
+                let line = |busy: &f64| Line {
+                    place: Place { step: self.step, phase: Phase::Reduce, unit: None },
                     place_since: self.step * SECOND,
-                    call: Call { number: 1, kind: CallKind::AllReduce, is_inside: false },
+                    call: Call { number: 1, kind: CallKind::AllReduce, is_inside: true },
                     call_since: 0,
-                    waited: (waited * SECOND as f64) as u64,
+                    busy: (busy * SECOND as f64) as u64,
                 };
-                let lines: Vec<Line> = self.waited.iter().map(line).collect();
+                let lines: Vec<Line> = self.busy.iter().map(line).collect();
                 seen.extend(self.watch.look(&lines, self.step * SECOND));
             }
             seen
@@ -143,7 +134,7 @@ mod tests {
     #[test]
     fn the_rank_that_the_others_wait_for_is_named_once() {
         let mut ranks = Ranks::new(mesh(1, 4));
-        let seen = ranks.steps(100, &[0.5, 0.5, 0.9, 0.55], Phase::Forward);
+        let seen = ranks.steps(100, &[0.5, 0.5, 0.9, 0.55]);
         assert_eq!(seen.len(), 1, "{seen:?}");
         assert_eq!((seen[0].rank, seen[0].step), (2, 21), "after two windows of ten steps");
         assert!((seen[0].factor - 1.8).abs() < 0.01, "{seen:?}");
@@ -151,27 +142,18 @@ mod tests {
 
     #[test]
     fn equally_busy_ranks_are_not_slow_nor_is_one_bad_window() {
-        assert_eq!(Ranks::new(mesh(1, 2)).steps(100, &[0.9, 0.8], Phase::Forward), []);
+        assert_eq!(Ranks::new(mesh(1, 2)).steps(100, &[0.9, 0.8]), []);
         let mut ranks = Ranks::new(mesh(1, 2));
         for _ in 0..5 {
-            assert_eq!(ranks.steps(10, &[0.9, 0.4], Phase::Forward), []);
-            assert_eq!(ranks.steps(20, &[0.9, 0.9], Phase::Forward), []);
+            assert_eq!(ranks.steps(10, &[0.9, 0.4]), []);
+            assert_eq!(ranks.steps(20, &[0.9, 0.9]), []);
         }
     }
 
     #[test]
     fn stages_are_compared_with_themselves() {
-        assert_eq!(Ranks::new(mesh(2, 1)).steps(100, &[0.9, 0.3], Phase::Forward), [], "nobody does the same");
-        let seen = Ranks::new(mesh(2, 2)).steps(100, &[0.9, 0.9, 0.3, 0.6], Phase::Forward);
+        assert_eq!(Ranks::new(mesh(2, 1)).steps(100, &[0.9, 0.3]), [], "nobody does the same");
+        let seen = Ranks::new(mesh(2, 2)).steps(100, &[0.9, 0.9, 0.3, 0.6]);
         assert_eq!(seen.iter().map(|seen| seen.rank).collect::<Vec<_>>(), [3]);
-    }
-
-    #[test]
-    fn what_only_one_rank_does_is_left_out() {
-        let mut ranks = Ranks::new(mesh(1, 2));
-        for _ in 0..10 {
-            assert_eq!(ranks.steps(8, &[0.9, 0.5], Phase::Forward), []);
-            assert_eq!(ranks.steps(1, &[0.9, 0.1], Phase::Checkpoint), []);
-        }
     }
 }

@@ -7,7 +7,7 @@
 //! word 1  place since nanoseconds, CLOCK_MONOTONIC
 //! word 2  call        calls so far, kind, inside or not
 //! word 3  call since  nanoseconds, CLOCK_MONOTONIC
-//! word 4  waited      nanoseconds in calls that are over
+//! word 4  busy        nanoseconds of steps that were spent outside calls
 //! ```
 //!
 //! Behind the ranks' lines is the launcher's, whose first word ([`wish_word`]) is what it wishes of all ranks.
@@ -38,8 +38,8 @@ pub const PLACE_SINCE: usize = 1;
 pub const CALL: usize = 2;
 /// Word of a line that holds when the call last changed.
 pub const CALL_SINCE: usize = 3;
-/// Word of a line that holds the time spent in calls.
-pub const WAITED: usize = 4;
+/// Word of a line that holds the time spent on steps outside calls.
+pub const BUSY: usize = 4;
 /// Words of a line that mean something.
 pub const USED_WORDS: usize = 5;
 
@@ -92,6 +92,12 @@ impl Phase {
         Phase::Save,
         Phase::End,
     ];
+
+    /// Whether it is part of a step, and so what every rank does.
+    pub fn is_of_step(self) -> bool {
+        use Phase::{Backward, Between, Forward, Reduce, Snapshot, Update};
+        matches!(self, Forward | Backward | Reduce | Update | Between | Snapshot)
+    }
 
     /// Its name in one word, as faults are written.
     pub fn word(self) -> &'static str {
@@ -247,8 +253,9 @@ pub struct Line {
     pub call: Call,
     /// Since when it is in it, or out of it again.
     pub call_since: u64,
-    /// Nanoseconds that it has spent in exchanges before.
-    pub waited: u64,
+    /// Nanoseconds that it has spent on steps outside exchanges, up to its last change. What not every rank does (validation,
+    /// checkpoints) is left out.
+    pub busy: u64,
 }
 
 impl Line {
@@ -259,13 +266,14 @@ impl Line {
             place_since: words[PLACE_SINCE],
             call: Call::from_word(words[CALL]),
             call_since: words[CALL_SINCE],
-            waited: words[WAITED],
+            busy: words[BUSY],
         }
     }
 
-    /// Nanoseconds that it has spent in exchanges by `now`.
-    pub fn waited_by(&self, now: u64) -> u64 {
-        self.waited.saturating_add(if self.call.is_inside { now.saturating_sub(self.call_since) } else { 0 })
+    /// The same by `now`.
+    pub fn busy_by(&self, now: u64) -> u64 {
+        let is_busy = self.place.phase.is_of_step() && !self.call.is_inside;
+        self.busy.saturating_add(if is_busy { now.saturating_sub(self.last_change()) } else { 0 })
     }
 
     /// When the rank last gave a sign of life.
@@ -307,6 +315,10 @@ mod tests {
     fn nonsense_is_read_without_harm() {
         let line = Line::from_words([u64::MAX; USED_WORDS]);
         assert_eq!((line.place.phase, line.call.kind), (Phase::Start, CallKind::Barrier));
-        assert!(Line { call_since: 9, waited: 5, ..line }.waited_by(3) == 5, "a clock that goes back");
+        let computes = Line { place: Place { phase: Phase::Forward, ..line.place }, ..line };
+        let computes = Line { place_since: 4, call_since: 9, busy: 5, ..computes };
+        assert_eq!([3, 11].map(|now| computes.busy_by(now)), [5, 5], "inside a call, or a clock that goes back");
+        let computes = Line { call: Call { is_inside: false, ..computes.call }, ..computes };
+        assert_eq!([3, 11].map(|now| computes.busy_by(now)), [5, 7]);
     }
 }

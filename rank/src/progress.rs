@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use memmap2::{MmapOptions, MmapRaw};
 use nix::time::{ClockId, clock_gettime};
 use proto::progress::{
-    CALL, CALL_SINCE, Call, CallKind, LINE_WORDS, PLACE, PLACE_SINCE, Phase, Place, STOP, WAITED, page_bytes, wish_word,
+    BUSY, CALL, CALL_SINCE, Call, CallKind, LINE_WORDS, PLACE, PLACE_SINCE, Phase, Place, STOP, page_bytes, wish_word,
 };
 
 use crate::fault::Faults;
@@ -25,6 +25,10 @@ pub struct ProgressLine {
     local_world_size: usize,
     place: Rc<Cell<Place>>,
     num_calls: Rc<Cell<u64>>,
+    /// Whether it is in an exchange.
+    is_inside: Rc<Cell<bool>>,
+    /// When the line last changed.
+    counted_until: Rc<Cell<u64>>,
     faults: Rc<Faults>,
 }
 
@@ -36,7 +40,16 @@ impl ProgressLine {
         let page = MmapOptions::new().len(page_bytes(local_world_size)).map_raw(fd.as_fd().as_raw_fd())?;
         let place = Rc::new(Cell::new(Place::START));
         let (page, faults) = (Rc::new(page), Rc::new(faults));
-        Ok(Self { page, local_rank, local_world_size, place, num_calls: Rc::default(), faults })
+        Ok(Self {
+            page,
+            local_rank,
+            local_world_size,
+            place,
+            num_calls: Rc::default(),
+            is_inside: Rc::default(),
+            counted_until: Rc::new(Cell::new(now())),
+            faults,
+        })
     }
 
     /// Works on `step` from now on.
@@ -59,12 +72,9 @@ impl ProgressLine {
         let number = self.num_calls.get() + 1;
         self.num_calls.set(number);
         self.set_call(Call { number, kind, is_inside: true });
-        let since = self.own_word(CALL_SINCE).load(Relaxed);
         self.faults.strike_inside(self.place.get());
         let result = call();
         self.set_call(Call { number, kind, is_inside: false });
-        let waited = self.own_word(CALL_SINCE).load(Relaxed) - since;
-        self.own_word(WAITED).fetch_add(waited, Relaxed);
         result
     }
 
@@ -74,15 +84,28 @@ impl ProgressLine {
     }
 
     fn set(&self, place: Place) {
+        let now = self.count_up_to_now();
         self.place.set(place);
         self.own_word(PLACE).store(place.to_word(), Relaxed);
-        self.own_word(PLACE_SINCE).store(now(), Relaxed);
+        self.own_word(PLACE_SINCE).store(now, Relaxed);
         self.faults.strike(place);
     }
 
     fn set_call(&self, call: Call) {
+        let now = self.count_up_to_now();
         self.own_word(CALL).store(call.to_word(), Relaxed);
-        self.own_word(CALL_SINCE).store(now(), Relaxed);
+        self.own_word(CALL_SINCE).store(now, Relaxed);
+        self.is_inside.set(call.is_inside);
+    }
+
+    /// Counts the time since the last change as busy, if it was. Returns what the clock says.
+    fn count_up_to_now(&self) -> u64 {
+        let (now, counted) = (now(), self.counted_until.get());
+        if self.place.get().phase.is_of_step() && !self.is_inside.get() {
+            self.own_word(BUSY).fetch_add(now - counted, Relaxed);
+        }
+        self.counted_until.set(now);
+        now
     }
 
     fn own_word(&self, word: usize) -> &AtomicU64 {
@@ -126,6 +149,7 @@ mod tests {
         let progress = ProgressLine::map(&file, 1, 3, Faults::new(&[], 1, 0)).unwrap();
         let before = now();
         progress.begin_step(7);
+        let first = line(&file, 1);
         progress.enter_unit(Phase::Backward, 4);
         let inside = progress.exchange(CallKind::AllGather, || line(&file, 1));
         assert_eq!(inside.place, Place { step: 7, phase: Phase::Backward, unit: Some(4) });
@@ -133,7 +157,12 @@ mod tests {
         assert!(inside.place_since >= before && inside.call_since >= inside.place_since);
         let after = line(&file, 1);
         assert!(!after.call.is_inside);
-        assert_eq!(after.waited, after.call_since - inside.call_since);
+        assert_eq!(after.busy, inside.call_since - first.place_since, "none of it in the exchange");
+        progress.enter(Phase::Checkpoint);
+        let busy = line(&file, 1).busy;
+        assert!(busy >= after.busy);
+        progress.enter(Phase::Between);
+        assert_eq!(line(&file, 1).busy, busy, "nor of what not every rank does");
         assert!(!progress.is_asked_to_stop());
         file.write_all_at(&STOP.to_ne_bytes(), (wish_word(3) * 8) as u64).unwrap();
         assert!(progress.is_asked_to_stop());
