@@ -191,7 +191,7 @@ impl FromStr for Switch {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
     use clap::Parser;
@@ -202,8 +202,11 @@ mod tests {
         flags: RunFlags,
     }
 
-    fn parse(line: &str) -> RunFlags {
-        Line::try_parse_from(format!("run {line}").split(' ')).unwrap_or_else(|error| panic!("{line}: {error}")).flags
+    /// The flags of a command line, for tests of what is made of them.
+    pub(in super::super) fn parse(line: &str) -> RunFlags {
+        Line::try_parse_from(format!("run {line}").split_whitespace())
+            .unwrap_or_else(|error| panic!("{line}: {error}"))
+            .flags
     }
 
     fn with(line: &str, vars: &[(&str, &str)]) -> Result<RunFlags, String> {

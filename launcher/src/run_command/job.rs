@@ -153,17 +153,11 @@ fn master(flags: &RunFlags, nodes: Option<&Nodes>) -> Master {
 mod tests {
     use super::*;
 
-    use clap::Parser;
-
-    #[derive(Parser)]
-    struct Line {
-        #[command(flatten)]
-        flags: RunFlags,
-    }
+    use crate::run_command::flags::tests::parse;
 
     fn job(line: &str, vars: &[(&str, &str)]) -> Result<Job, RunError> {
         let form = if line.contains("-- ") { CommandForm::Verbatim } else { CommandForm::Script };
-        let flags = Line::try_parse_from(format!("run {line}").split(' ')).unwrap().flags;
+        let flags = parse(line);
         let lookup = |name: &str| vars.iter().find(|(var, _)| *var == name).map(|(_, value)| value.into());
         Job::new(RunArgs { flags, form }, Devices { gpus: 0, cores: 4 }, "fresh".into(), lookup)
     }

@@ -146,13 +146,7 @@ fn meeting(flags: &RunFlags, slurm: Option<&SlurmStep>) -> Option<(Vec<String>, 
 mod tests {
     use super::*;
 
-    use clap::Parser;
-
-    #[derive(Parser)]
-    struct Line {
-        #[command(flatten)]
-        flags: RunFlags,
-    }
+    use crate::run_command::flags::tests::parse;
 
     fn step() -> SlurmStep {
         SlurmStep {
@@ -166,9 +160,7 @@ mod tests {
     }
 
     fn resolve(line: &str, slurm: Option<SlurmStep>) -> Result<Option<Nodes>, String> {
-        let words = format!("run {line} cmd");
-        let flags = Line::try_parse_from(words.split_whitespace()).unwrap().flags;
-        Nodes::resolve(&flags, slurm, |_| None).map_err(|error| error.to_string())
+        Nodes::resolve(&parse(&format!("{line} cmd")), slurm, |_| None).map_err(|error| error.to_string())
     }
 
     /// Number of nodes, rank, where they meet.
@@ -232,8 +224,7 @@ mod tests {
     #[test]
     fn a_token_is_in_a_file_or_in_a_variable() {
         let check = |line: &str, vars: &[(&str, &str)], expected: TokenSource| {
-            let words = format!("run --nnodes 2 --node-rank 0 --rendezvous h:1 {line} cmd");
-            let flags = Line::try_parse_from(words.split_whitespace()).unwrap().flags;
+            let flags = parse(&format!("--nnodes 2 --node-rank 0 --rendezvous h:1 {line} cmd"));
             let lookup = |name: &str| vars.iter().find(|var| var.0 == name).map(|var| OsString::from(var.1));
             assert_eq!(Nodes::resolve(&flags, None, lookup).unwrap().unwrap().token, expected, "{line} {vars:?}");
         };
