@@ -1,5 +1,5 @@
 //! A control group (cgroup v2) for each attempt, where the kernel lets us make one: one write then kills all of an attempt,
-//! however fast it forks. It adds to what [`descendants`](crate::descendants) does, and nothing relies on it.
+//! however fast it forks. It adds to what [`descendants`] does, and nothing relies on it.
 //!
 //! Groups lie below the launcher's own, so a scheduler's limits and its own way to kill a job hold for them too:
 //! `<own>/dslaunch-<pid>-<random>/attempt-<n>`, `<pid>` being the one that the user knows, which another namespace may have
