@@ -133,14 +133,20 @@ fn guard(launcher: Pid, signals: &SigSet) -> u8 {
             Err(_) => None,
         };
         if let Some(code) = code {
-            cgroup::end_all();
-            if let Err(error) = descendants::end_all() {
+            if let Err(error) = end_what_is_left() {
                 eprintln!("dslaunch: cannot look for processes that are left: {error}");
             }
-            cgroup::remove_all();
             return code;
         }
     }
+}
+
+/// For whichever of guardian and launcher outlives the other.
+fn end_what_is_left() -> io::Result<()> {
+    cgroup::end_all();
+    let ended = descendants::end_all();
+    cgroup::remove_all();
+    ended
 }
 
 fn leave() -> io::Result<()> {
@@ -172,10 +178,8 @@ fn reap(launcher: Pid) -> Option<u8> {
 fn outlive(guardian: &OwnedFd) {
     while !matches!(poll(&mut [PollFd::new(guardian.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE), Ok(1..)) {}
     ENDING.store(true, SeqCst);
-    cgroup::end_all();
     // Nobody is left to tell of an error.
-    let _ = descendants::end_all();
-    cgroup::remove_all();
+    let _ = end_what_is_left();
     sys::exit_at_once(ORPHANED);
 }
 

@@ -1,8 +1,7 @@
 //! Whatever bytes come to the control service, from whoever has the token or has not: the launcher answers, and lives.
 //!
-//! A fuzz target without a fuzzer: messages are real ones, mutated by a generator whose seed is printed, sent as they are. The
-//! number of messages can be raised: `cargo test --release --workspace --test service_fuzz -- --nocapture` with
-//! `MESSAGES` below, or many seeds in [`SEEDS`].
+//! A fuzz target without a fuzzer: messages are real ones, mutated by a generator whose seed is printed, sent as they are. More
+//! [`SEEDS`] and [`MESSAGES`] look further.
 
 use std::time::{Duration, Instant};
 
@@ -10,6 +9,8 @@ use launcher::rendezvous::Rendezvous;
 use launcher::service::{Notice, Server};
 use launcher::supervise::{Event, OnInterrupt, Supervisor};
 use launcher::token::Token;
+use prost::Message;
+use prost::bytes::{Buf, BufMut};
 use proto::control::report_request::Event as Report;
 use proto::control::{
     BarrierRequest, Caller, CheckpointSaved, EvalMetrics, FailedRequest, Finished, GetKeyRequest, HeartbeatRequest,
@@ -86,14 +87,9 @@ impl Encoder for Raw {
     type Error = Status;
 
     fn encode(&mut self, item: Vec<u8>, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        tonic::codegen::Bytes::from(item).iter().for_each(|&byte| bytes_put(buffer, byte));
+        buffer.put_slice(&item);
         Ok(())
     }
-}
-
-fn bytes_put(buffer: &mut EncodeBuf<'_>, byte: u8) {
-    use prost::bytes::BufMut;
-    buffer.put_u8(byte);
 }
 
 impl Decoder for Raw {
@@ -101,7 +97,6 @@ impl Decoder for Raw {
     type Error = Status;
 
     fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<Vec<u8>>, Status> {
-        use prost::bytes::Buf;
         let mut bytes = vec![0; buffer.remaining()];
         buffer.copy_to_slice(&mut bytes);
         Ok(Some(bytes))
@@ -110,7 +105,6 @@ impl Decoder for Raw {
 
 /// A method and a message that it takes, with values from the edges.
 fn message(random: &mut Random) -> (&'static str, Vec<u8>) {
-    use prost::Message;
     let caller = Some(Caller {
         attempt: [0, 0, 0, 1, u32::MAX][random.below(5)],
         rank: [0, 1, 1, 2, u32::MAX][random.below(5)],
@@ -219,7 +213,7 @@ async fn no_message_harms_the_launcher() {
         // It still does what it is for.
         let heartbeat =
             HeartbeatRequest { caller: Some(Caller { attempt: 0, rank: 1 }), step: 5, phase: String::new() };
-        rank.call("Heartbeat", prost::Message::encode_to_vec(&heartbeat)).await.unwrap();
+        rank.call("Heartbeat", heartbeat.encode_to_vec()).await.unwrap();
         assert_eq!(notices.recv().await, Some(Notice::Supervise(Event::Heartbeat { rank: 1, step: 5 })));
     }
 }
@@ -263,5 +257,5 @@ async fn what_is_not_even_http_harms_nothing() {
     assert!(notices.try_recv().is_err());
     let heartbeat = HeartbeatRequest { caller: Some(Caller { attempt: 0, rank: 1 }), step: 5, phase: String::new() };
     let mut rank = client(&server, Some(&token)).await;
-    rank.call("Heartbeat", prost::Message::encode_to_vec(&heartbeat)).await.unwrap();
+    rank.call("Heartbeat", heartbeat.encode_to_vec()).await.unwrap();
 }

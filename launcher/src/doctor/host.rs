@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::statvfs::statvfs;
 use nix::unistd::{AccessFlags, access};
+use proto::env::SchedulerEnv;
 use serde::Serialize;
 
 use crate::setup::num_cores;
@@ -168,7 +169,7 @@ fn cgroup(root: &Path, group: Option<&Path>) -> Cgroup {
 }
 
 fn slurm(root: &Path) -> Slurm {
-    if proto::env::in_slurm_job() {
+    if matches!(SchedulerEnv::from_process(), SchedulerEnv::Slurm { .. }) {
         return Slurm::Job;
     }
     let places = ["etc/slurm", "etc/slurm-llnl", "run/slurm", "usr/bin/sbatch"];
