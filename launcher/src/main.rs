@@ -6,11 +6,11 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use launcher::cli::{Cli, Task};
-use launcher::detach::Place;
+use launcher::commands::detach::Place;
 use launcher::error::LaunchError;
-use launcher::guardian::{self, Side};
+use launcher::process::guardian::{self, Side};
 use launcher::output::terminal::{Item, Stream, Terminal};
-use launcher::{checkpoint_command, control_socket, deepspeed, detach, doctor, job, run_command, schedulers};
+use launcher::{commands::checkpoint, control_socket, commands::deepspeed, commands::detach, commands::doctor, job, commands::run, commands::schedulers};
 
 fn main() -> ExitCode {
     let start = Instant::now();
