@@ -8,15 +8,15 @@ use proto::memory::Shortage;
 use proto::model_config::ModelConfigError;
 
 use crate::commands::checkpoint::CheckpointError;
-use crate::control_socket::ControlError;
-use crate::data::DataError;
 use crate::commands::deepspeed::DeepspeedError;
-use crate::run_dir::lock::LockError;
-use crate::job::resume::ResumeError;
 use crate::commands::run::RunError;
 use crate::commands::schedulers::SchedulerError;
+use crate::control_socket::ControlError;
+use crate::data::DataError;
+use crate::job::resume::ResumeError;
 use crate::process::signals::Interrupt;
 use crate::process::spawn::SpawnError;
+use crate::run_dir::lock::LockError;
 
 /// Why the launcher cannot do what it is asked for. A rank's failure is not among these: it is an outcome.
 #[derive(Debug, thiserror::Error)]

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use launcher::ranks::rendezvous::Rendezvous;
 use launcher::ranks::service::{Notice, Server};
-use launcher::supervise::{Event, OnInterrupt, Supervisor};
 use launcher::ranks::token::Token;
+use launcher::supervise::{Event, OnInterrupt, Supervisor};
 use prost::Message;
 use prost::bytes::{Buf, BufMut};
 use proto::control::report_request::Event as Report;

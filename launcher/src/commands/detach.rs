@@ -15,10 +15,10 @@ use proto::run_dir::RunDir;
 
 use crate::cli::JobArgs;
 use crate::error::LaunchError;
-use crate::process::guardian;
+use crate::job::setup::Setup;
 use crate::output::console::Console;
 use crate::output::terminal::Terminal;
-use crate::job::setup::Setup;
+use crate::process::guardian;
 use crate::process::spawn;
 
 /// What the job says when it has begun. No text holds it.

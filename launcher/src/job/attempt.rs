@@ -19,24 +19,24 @@ use proto::run_dir::RunDir;
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 
-use crate::process::cgroup::AttemptGroup;
 use crate::error::LaunchError;
-use crate::supervise::hang::{HangLimits, HangWatch, LOOK_INTERVAL, ProcessState};
-use crate::supervise::out_of_memory;
+use crate::job::resume::StartingPoint;
 use crate::output::Output;
 use crate::output::events::Moment;
 use crate::output::report;
+use crate::process::cgroup::AttemptGroup;
+use crate::process::signals::{Interrupt, Signals};
+use crate::process::spawn::{Process, Sink, Spawner, Spec};
+use crate::process::timer::Timer;
 use crate::ranks::progress_page::{self, ProgressPage};
 use crate::ranks::rendezvous::Rendezvous;
-use crate::job::resume::StartingPoint;
 use crate::ranks::service::{Notice, Server};
-use crate::process::signals::{Interrupt, Signals};
 use crate::ranks::snapshots::SnapshotMemory;
-use crate::process::spawn::{Process, Sink, Spawner, Spec};
+use crate::ranks::token::Token;
+use crate::supervise::hang::{HangLimits, HangWatch, LOOK_INTERVAL, ProcessState};
+use crate::supervise::out_of_memory;
 use crate::supervise::straggler::StragglerWatch;
 use crate::supervise::{Action, Event, OnInterrupt, Outcome, Supervisor};
-use crate::process::timer::Timer;
-use crate::ranks::token::Token;
 
 /// How long ranks may take at most from their start until all have registered: mostly the loading of libtorch, which a cold
 /// network file system can draw out. A rank that dies is noticed at once; this is for one that hangs. Where ranks wait for

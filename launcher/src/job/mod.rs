@@ -1,5 +1,10 @@
 //! The story of a job: read, check, find where to begin, prepare, plan, then attempts until it is done or given up.
 
+pub mod attempt;
+pub mod host_memory;
+pub mod resume;
+pub mod setup;
+
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -10,35 +15,35 @@ use proto::memory::{PeakBytes, Room, helpful_keys};
 use proto::plan::Plan;
 use proto::run_dir::RunDir;
 
-use crate::job::attempt::{self, Edge, Job};
-use crate::run_dir::checkpoints::Checkpoint;
 use crate::cli::{JobArgs, PlanArgs};
-use crate::control_socket::server::ControlSocket;
 use crate::commands::detach::Place;
+use crate::control_socket::server::ControlSocket;
 use crate::error::LaunchError;
-use crate::run_dir::files::write_atomically;
-use crate::process::guardian;
-use crate::supervise::hang::HangLimits;
-use crate::run_dir::leftovers;
-use crate::run_dir::lock::RunLock;
-use crate::output::notify::Notifier;
-use crate::run_dir::old_logs;
-use crate::supervise::out_of_memory::{self, OutOfMemory};
+use crate::job::attempt::{self, Edge, Job};
+use crate::job::resume::{self, StartingPoint, Wish};
+use crate::job::setup::{Setup, worker_binary};
 use crate::output::Output;
 use crate::output::console::Console;
 use crate::output::events::Moment;
+use crate::output::notify::Notifier;
 use crate::output::plan_table::{plan_table, plan_table_without_data};
 use crate::output::report::{self, FailureReport, summary};
 use crate::output::terminal::Terminal;
-use crate::supervise::restart::{RestartPolicy, Verdict};
-use crate::job::resume::{self, StartingPoint, Wish};
-use crate::job::setup::{Setup, worker_binary};
+use crate::process::guardian;
 use crate::process::signals::{Interrupt, Signals};
-use crate::ranks::snapshots::SnapshotMemory;
 use crate::process::spawn::Spawner;
-use crate::supervise::{Failure, Kind, Outcome};
 use crate::process::timer::Timer;
+use crate::ranks::snapshots::SnapshotMemory;
 use crate::ranks::token::random_hex;
+use crate::run_dir::checkpoints::Checkpoint;
+use crate::run_dir::files::write_atomically;
+use crate::run_dir::leftovers;
+use crate::run_dir::lock::RunLock;
+use crate::run_dir::old_logs;
+use crate::supervise::hang::HangLimits;
+use crate::supervise::out_of_memory::{self, OutOfMemory};
+use crate::supervise::restart::{RestartPolicy, Verdict};
+use crate::supervise::{Failure, Kind, Outcome};
 
 /// `dslaunch plan`: prints the resolved plan. Prepares the data; starts no rank. Returns the exit code.
 pub fn print_plan(args: &PlanArgs, terminal: &Terminal) -> Result<u8, LaunchError> {

@@ -10,11 +10,11 @@ use proto::model_config::ModelConfig;
 use proto::plan::Plan;
 use proto::run_dir::RunDir;
 
-use crate::run_dir::checkpoints::{self, Checkpoint, Found};
 use crate::error::LaunchError;
-use crate::output::console::Console;
 use crate::job::setup::Setup;
+use crate::output::console::Console;
 use crate::ranks::snapshots::SnapshotMemory;
+use crate::run_dir::checkpoints::{self, Checkpoint, Found};
 
 /// Where the user wants to begin.
 #[derive(Debug)]

@@ -6,6 +6,7 @@
 pub mod console;
 pub mod events;
 pub mod metrics;
+pub mod notify;
 pub mod plan_table;
 pub mod report;
 mod screen;
@@ -24,8 +25,8 @@ use proto::control::{CheckpointSaved, EvalMetrics, Finished, SkippedStep, StepMe
 use proto::run_dir::RunDir;
 use tokio::sync::watch;
 
-use crate::process::guardian;
 use crate::job::resume::StartingPoint;
+use crate::process::guardian;
 use crate::supervise::straggler::Straggler;
 use console::Console;
 use events::{EventLog, Moment};

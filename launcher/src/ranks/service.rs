@@ -20,8 +20,8 @@ use tonic::transport::server::TcpIncoming;
 use tonic::{Code, Request, Response, Status};
 
 use crate::ranks::rendezvous::{Answer, Call, Caller, Refusal, Rendezvous, Replies, Reply, Ticket};
-use crate::supervise::{Event, Kind};
 use crate::ranks::token::Token;
+use crate::supervise::{Event, Kind};
 
 /// Something that a rank, or the end of its process, tells the job.
 #[derive(Debug, Clone, PartialEq)]

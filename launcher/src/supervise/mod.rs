@@ -20,7 +20,11 @@
 //!   attempt. SIGTERM is for a job that the user stops.
 
 mod failure;
+pub mod hang;
 mod on_interrupt;
+pub mod out_of_memory;
+pub mod restart;
+pub mod straggler;
 #[cfg(test)]
 mod tests;
 

@@ -13,13 +13,13 @@ use std::path::{Path, PathBuf};
 use proto::manifest::{Manifest, ManifestError};
 use proto::run_dir::RunDir;
 
-use crate::run_dir::checkpoints::{self, is_complete};
 use crate::cli::CheckpointTask;
 use crate::error::LaunchError;
+use crate::job::setup::num_cores;
 use crate::output::console::Console;
 use crate::output::terminal::Terminal;
 use crate::output::units;
-use crate::job::setup::num_cores;
+use crate::run_dir::checkpoints::{self, is_complete};
 
 /// Reading more than this is announced: it takes a while.
 const QUICK_BYTES: u64 = 1 << 30;

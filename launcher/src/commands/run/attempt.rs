@@ -16,15 +16,15 @@ use super::streams::Destination;
 use super::tee::Tee;
 use crate::agents::client::Heard;
 use crate::agents::{Cause, Ending, Place, Report, Word};
-use crate::process::cgroup::AttemptGroup;
 use crate::error::LaunchError;
+use crate::output::terminal::{Stream, Terminal};
+use crate::process::cgroup::AttemptGroup;
 use crate::process::exit::Exit;
 use crate::process::guardian;
-use crate::output::terminal::{Stream, Terminal};
 use crate::process::signals::{Interrupt, Signals};
 use crate::process::spawn::{Process, Sink, Spawner, Spec};
-use crate::supervise::{Action, Event, OnInterrupt, Outcome, Supervisor};
 use crate::process::timer::Timer;
+use crate::supervise::{Action, Event, OnInterrupt, Outcome, Supervisor};
 
 /// Characters of a rank's message that other machines are told.
 const LONGEST_MESSAGE: usize = 4000;

@@ -22,8 +22,8 @@ use crate::agents::service::Server;
 use crate::agents::{Cause, Ending, LOST, Meeting, Offer, Place, Report, Word};
 use crate::error::LaunchError;
 use crate::process::signals::Interrupt;
-use crate::supervise::{Failure, Outcome};
 use crate::ranks::token::{Token, random_hex};
+use crate::supervise::{Failure, Outcome};
 
 /// How long a machine that the user has stopped waits until the others know.
 const LAST_WORD: Duration = Duration::from_secs(2);
