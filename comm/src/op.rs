@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::DType;
+use crate::{DType, MAX_RANKS, MAX_SLOTS};
 
 /// How values of several ranks become one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -134,6 +134,9 @@ pub struct OpDesc {
     /// The root of a broadcast, as an index in the group.
     pub root: Option<usize>,
 }
+
+// `to_words` keeps a slot, and a root, in eight bits.
+const _: () = assert!(MAX_SLOTS <= 1 << 8 && MAX_RANKS < 1 << 8);
 
 impl OpDesc {
     pub(crate) const NUM_WORDS: usize = 4;

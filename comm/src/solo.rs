@@ -1,7 +1,5 @@
 //! The group of one: what a tensor- or pipeline-parallel axis of size 1 is. Needs no memory and no peers.
 
-use std::time::Duration;
-
 use crate::{Buffer, Channel, Collective, MAX_SCALARS, ReduceOp, Result, Work};
 
 /// A group whose only member is the caller: every operation is the identity and succeeds.
@@ -51,11 +49,5 @@ impl Collective for SoloGroup {
     fn all_reduce_scalars(&self, values: &mut [f64], _op: ReduceOp) -> Result<()> {
         assert!(values.len() <= MAX_SCALARS, "{} scalars", values.len());
         Ok(())
-    }
-
-    fn abort(&self, _reason: &str) {}
-
-    fn set_timeout(&self, timeout: Duration) -> Duration {
-        timeout
     }
 }

@@ -12,7 +12,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::process::{Child, ChildStderr, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use comm::{Channel, Collective, CommError, DType, FlightState, ReduceOp, ShmGroup, ShmOptions, ShmWorld, Work};
+use comm::{Channel, Collective, CommError, DType, FlightState, ReduceOp, ShmOptions, ShmWorld, Work, World};
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -169,7 +169,7 @@ fn worker() {
     match part {
         "leave" => leave(world),
         part => {
-            let error = work_until_fault(&world, &group, part);
+            let error = work_until_fault(&world, &*group, part);
             eprintln!("{error}");
             assert_eq!(group.barrier(), Err(error.clone()));
             assert_eq!(world.check(), Err(error));
@@ -178,7 +178,7 @@ fn worker() {
     }
 }
 
-fn work_until_fault(world: &ShmWorld, group: &ShmGroup, part: &str) -> CommError {
+fn work_until_fault(world: &ShmWorld, group: &dyn Collective, part: &str) -> CommError {
     let buf = world.alloc(DType::F32, 250_000).expect("alloc");
     loop {
         let outcome = match (part, group.rank()) {

@@ -5,8 +5,8 @@ mod common;
 use std::time::Duration;
 
 use comm::{
-    Buffer, CHANNEL_CAPACITY, Channel, Collective, CommError, DType, FlightState, Op, ReduceOp, ShmGroup, ShmOptions,
-    ShmWorld, Work,
+    Buffer, CHANNEL_CAPACITY, Channel, Collective, CommError, DType, FlightState, MAX_SLOTS, Op, ReduceOp, ShmOptions,
+    ShmWorld, Work, World,
 };
 use common::{PATIENT, input, new_memfd, options, read, run_ranks, write};
 
@@ -110,7 +110,7 @@ fn a_receiver_that_never_takes_is_named_at_the_deadline() {
                 wait_for_done.lock().expect("lock").recv().expect("rank 0 gives up");
                 return group.recv(buf, 0, Channel::Forward).expect_err("poisoned");
             }
-            let error = send_all(&group, buf, num_messages).expect_err("nobody takes it");
+            let error = send_all(&*group, buf, num_messages).expect_err("nobody takes it");
             done.send(()).expect("rank 1 listens");
             check_poisoned(world, &error);
             error
@@ -123,7 +123,7 @@ fn a_receiver_that_never_takes_is_named_at_the_deadline() {
 }
 
 /// Sends `buf` so many times to rank 1, then waits for all.
-fn send_all(group: &ShmGroup, buf: Buffer, num_messages: usize) -> comm::Result<()> {
+fn send_all(group: &dyn Collective, buf: Buffer, num_messages: usize) -> comm::Result<()> {
     let sent: Vec<Work> =
         (0..num_messages).map(|_| group.send(buf, 1, Channel::Forward)).collect::<comm::Result<_>>()?;
     sent.into_iter().try_for_each(Work::wait)
@@ -139,7 +139,7 @@ fn a_receiver_that_leaves_ends_the_wait_for_what_it_did_not_take() {
             scope.spawn(move || ShmWorld::join(one).expect("join").leave());
             let world = ShmWorld::join(zero).expect("join");
             let buf = world.alloc(DType::F32, 1).expect("alloc");
-            let error = send_all(&world.world(), buf, num_messages).expect_err("nobody takes it");
+            let error = send_all(&*world.world(), buf, num_messages).expect_err("nobody takes it");
             let (op, seq) = (Op::Send(Channel::Forward), num_messages as u64);
             assert_eq!(error, CommError::PeerLeft { rank: 1, op, seq });
         });
@@ -178,7 +178,7 @@ fn an_abort_ends_the_wait_for_a_message() {
         let sent = group.send(buf, 1 - world.rank(), Channel::Forward).expect("send");
         group.barrier().expect("barrier");
         if world.rank() == 0 {
-            group.abort("loss is NaN");
+            world.abort("loss is NaN");
         }
         sent.wait().expect_err("aborted")
     });
@@ -251,6 +251,29 @@ fn a_peer_that_does_not_come_is_named_at_the_deadline() {
 }
 
 #[test]
+fn a_message_is_done_when_it_is_taken_or_never_will_be() {
+    run_ranks(2, PATIENT, |world| {
+        let buf = world.alloc(DType::F32, 8).expect("alloc");
+        let group = world.world();
+        if world.rank() == 1 {
+            group.barrier().expect("both are under way");
+            group.recv(buf, 0, Channel::Forward).and_then(Work::wait).expect("recv");
+            group.barrier().expect("one is taken");
+            return group.barrier().expect_err("aborted");
+        }
+        let [first, second] = [(), ()].map(|()| group.send(buf, 1, Channel::Forward).expect("send"));
+        assert!(!first.is_done() && !second.is_done());
+        group.barrier().expect("both are under way");
+        group.barrier().expect("one is taken");
+        assert!(first.is_done() && !second.is_done());
+        world.abort("enough");
+        assert!(first.is_done() && second.is_done());
+        first.wait().expect("what was taken counts");
+        second.wait().expect_err("aborted")
+    });
+}
+
+#[test]
 fn an_abort_reaches_ranks_in_other_groups() {
     let errors = run_ranks(4, PATIENT, |world| {
         let buf = world.alloc(DType::F32, 1).expect("alloc");
@@ -258,7 +281,7 @@ fn an_abort_reaches_ranks_in_other_groups() {
         everyone.barrier().expect("barrier");
         match world.rank() {
             0 => {
-                everyone.abort("loss is NaN");
+                world.abort("loss is NaN");
                 everyone.barrier().expect_err("aborted")
             }
             1 => everyone.recv(buf, 0, Channel::Forward).expect_err("aborted"),
@@ -370,7 +393,9 @@ fn one_rank_is_not_given_to_two() {
 #[test]
 fn a_group_is_one_ascending_list_with_its_members_in_it() {
     let world = ShmWorld::solo(4096).expect("solo");
-    for (slot, ranks) in [(0, vec![0]), (256, vec![0]), (1, vec![]), (1, vec![1]), (1, vec![0, 0]), (1, vec![0, 1])] {
+    for (slot, ranks) in
+        [(0, vec![0]), (MAX_SLOTS, vec![0]), (1, vec![]), (1, vec![1]), (1, vec![0, 0]), (1, vec![0, 1])]
+    {
         let error = world.group(slot, &ranks).err().expect("invalid");
         assert!(matches!(error, CommError::InvalidGroup { .. }), "{error}");
     }

@@ -7,19 +7,28 @@
 
 use std::rc::Rc;
 
-use comm::{Buffer, CommError, DType, ShmWorld};
+use comm::{Buffer, CommError, DType, World};
+use proto::plan::Dtype;
 use tch::{Device, Kind, Tensor};
+
+/// The tensor type of parameters and activations.
+pub fn compute_kind(dtype: Dtype) -> Kind {
+    match dtype {
+        Dtype::Bf16 => Kind::BFloat16,
+        Dtype::Fp32 => Kind::Float,
+    }
+}
 
 /// `[numel]` elements of one type, zero at first.
 pub struct FlatBuffer {
-    world: Rc<ShmWorld>,
+    world: Rc<dyn World>,
     buffer: Buffer,
     kind: Kind,
 }
 
 impl FlatBuffer {
     /// Allocates in the arena. Every rank allocates the same buffers in the same order.
-    pub fn new(world: &Rc<ShmWorld>, kind: Kind, numel: usize) -> Result<Self, CommError> {
+    pub fn new(world: &Rc<dyn World>, kind: Kind, numel: usize) -> Result<Self, CommError> {
         let dtype = match kind {
             Kind::Float => DType::F32,
             Kind::BFloat16 => DType::BF16,
@@ -48,7 +57,7 @@ impl FlatBuffer {
         for dim in (1..shape.len()).rev() {
             strides[dim - 1] = strides[dim] * shape[dim];
         }
-        // SAFETY: `slice` checked that the range lies in the buffer, which lives as long as the mapping; the engine
+        // SAFETY: `slice` checked that the range lies in the buffer, whose memory the world vouches for as long as it lives; the engine
         // owns both views and buffers and drops them together. Strides are those of a dense tensor of `numel`.
         unsafe { Tensor::from_blob(start.as_ptr(), &shape, &strides, self.kind, Device::Cpu) }
     }

@@ -14,30 +14,23 @@
 
 use std::rc::Rc;
 use std::sync::atomic::Ordering::*;
-use std::time::Duration;
 
 use super::control::{Member, Post, load_words, store_words};
 use super::kernels;
 use super::mapping::{INLINE_BYTES, Outputs};
+use super::membership::Membership;
 use super::wait::Wait;
-use super::world::World;
 use crate::ranks::RankSet;
 use crate::{Buffer, Channel, Collective, CommError, DType, MAX_SCALARS, Op, OpDesc, ReduceOp, Result, Work};
 
-/// A group of ranks of one [`crate::ShmWorld`]. Cheap to clone; clones are the same group.
-#[derive(Clone)]
-pub struct ShmGroup {
-    pub(super) world: Rc<World>,
+/// A group of ranks of one [`crate::ShmWorld`].
+pub(super) struct ShmGroup {
+    pub(super) world: Rc<Membership>,
     pub(super) slot: usize,
     pub(super) members: RankSet,
 }
 
 impl ShmGroup {
-    /// The world ranks of the members, in rank order.
-    pub fn ranks(&self) -> Vec<usize> {
-        self.members.to_vec()
-    }
-
     /// The world rank of member `index`.
     ///
     /// # Panics
@@ -256,14 +249,5 @@ impl Collective for ShmGroup {
             },
         )?
         .wait()
-    }
-
-    fn set_timeout(&self, timeout: Duration) -> Duration {
-        self.world.patience.set_timeout(timeout)
-    }
-
-    fn abort(&self, reason: &str) {
-        let rank = self.world.rank();
-        self.world.shared.report(CommError::Aborted { rank, reason: reason.into() });
     }
 }

@@ -13,10 +13,10 @@ use std::sync::atomic::AtomicU64;
 use memmap2::{MmapOptions, MmapRaw};
 use nix::fcntl::{FallocateFlags, fallocate};
 
-use super::control::{Control, MAX_RANKS};
+use super::control::Control;
 use super::kernels;
 use crate::ranks::RankSet;
-use crate::{Buffer, CommError, MAX_SCALARS, ReduceOp, Result};
+use crate::{Buffer, CommError, MAX_RANKS, MAX_SCALARS, ReduceOp, Result};
 
 const PAGE_BYTES: usize = 4096;
 const CONTROL_BYTES: usize = size_of::<Control>().next_multiple_of(PAGE_BYTES);
@@ -185,7 +185,7 @@ impl Arena {
         // SAFETY: both ranges were checked by `at`, lie in different regions and are mapped as long as `self`. The
         // first rendezvous has ordered the owner's writes before us, and neither rank touches its range before the
         // second: a collective returns after it, and the sender of a message keeps off until its `Work` says so (see
-        // `ShmWorld::as_ptr`). One that does not sends unspecified numbers to its peer's process and does no other
+        // `World::as_ptr`). One that does not sends unspecified numbers to its peer's process and does no other
         // harm: any bits are a number, and no reference to the memory exists on either side.
         unsafe { self.at(to_rank, to).copy_from_nonoverlapping(source, from.size_bytes()) }
     }

@@ -6,19 +6,20 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::*};
 use std::time::Duration;
 
-use super::control::{Control, FlightState, MAX_RANKS};
+use super::control::Control;
 use super::mailbox::Progress;
 use super::mapping::{Arena, ControlMap};
+use super::process;
 use super::shared::Shared;
 use super::wait::{Interrupted, Patience, Wait};
 use super::watcher::Watcher;
-use super::{ShmOptions, process};
+use super::world::ShmOptions;
 use crate::error::Setting;
 use crate::ranks::RankSet;
-use crate::{Channel, CommError, Op, OpDesc, Result};
+use crate::{Channel, CommError, FlightState, MAX_RANKS, Op, OpDesc, Result};
 
 /// What all groups of a rank share; lives until the last of them is dropped.
-pub(super) struct World {
+pub(super) struct Membership {
     pub arena: Arena,
     pub patience: Patience,
     pub shared: Arc<Shared>,
@@ -33,8 +34,8 @@ pub(super) struct World {
 const JOIN: OpDesc =
     OpDesc { slot: 0, seq: 0, op: Op::Join, reduce: None, dtype: None, numel: 0, offset_bytes: 0, root: None };
 
-impl World {
-    pub fn join(options: ShmOptions) -> Result<World> {
+impl Membership {
+    pub fn join(options: ShmOptions) -> Result<Membership> {
         let ShmOptions { rank, world_size, fd, arena_bytes, timeout } = options;
         if rank >= world_size || world_size > MAX_RANKS {
             return Err(CommError::InvalidWorld { rank, world_size, max_world_size: MAX_RANKS });
@@ -51,7 +52,7 @@ impl World {
         let patience = Patience::new(timeout, world_size <= cores);
         await_all(&shared, &watcher, &patience)?;
         let progress = (0..world_size).map(|_| Default::default()).collect();
-        Ok(World { arena, patience, shared, progress, left: Cell::new(false), _watcher: watcher })
+        Ok(Membership { arena, patience, shared, progress, left: Cell::new(false), _watcher: watcher })
     }
 
     pub fn control(&self) -> &Control {
@@ -95,7 +96,7 @@ impl World {
     }
 }
 
-impl Drop for World {
+impl Drop for Membership {
     fn drop(&mut self) {
         if std::thread::panicking() && !self.left.get() {
             let rank = self.rank();

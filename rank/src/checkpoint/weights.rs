@@ -26,7 +26,7 @@ pub(super) fn write_weights(
 ) -> Result<Vec<PathBuf>> {
     let units = collector.units();
     let files = Files::new(shards(&units, dtype, WEIGHT_FILE_BYTES));
-    let (rank, world_size) = (memory.groups().world.rank(), memory.groups().world.size());
+    let (rank, world_size) = (memory.groups().all.rank(), memory.groups().all.size());
     let mut writer = Writer { written: Vec::new(), open: None };
     let mut outcome = if rank == 0 { writer.index(folder, &files.shards) } else { Ok(()) };
     for (unit, layout) in units.iter().enumerate() {

@@ -12,9 +12,8 @@
 //! shards) lies in plain memory.
 
 use std::ops::Range;
-use std::rc::Rc;
 
-use comm::{Buffer, CommError, ReduceOp, ShmWorld, Work};
+use comm::{Buffer, CommError, ReduceOp, Work};
 use proto::layout::{ParamLayout, Piece, UnitLayout, rank_layout};
 use proto::memory::{grad_claims, param_claims};
 use proto::plan::Plan;
@@ -22,13 +21,14 @@ use proto::sharding::Sharding;
 use tch::{Device, Kind, Tensor};
 
 use super::adamw::Update;
-use super::kind;
 use super::offload::Staging;
 use super::slots::Slots;
 use super::tied::TiedGradients;
 use super::unit::Unit;
 use super::views::UnitViews;
+use crate::flat::compute_kind;
 use crate::groups::Groups;
+use crate::ranks::Ranks;
 use crate::shake::Shake;
 
 /// Parameters, gradients and optimizer state of all units on this rank. Its units are numbered in the order of the forward
@@ -49,20 +49,21 @@ pub struct Memory {
 
 impl Memory {
     /// Allocates everything, all zero. Does not block.
-    pub fn new(plan: &Plan, world: &Rc<ShmWorld>, groups: &Groups, shake: Shake) -> Result<Self, CommError> {
+    pub fn new(plan: &Plan, ranks: &Ranks) -> Result<Self, CommError> {
+        let (groups, shake) = (&ranks.groups, &ranks.shake);
         let sharding = Sharding::new(plan.zero.stage, groups.dp.size(), groups.dp.rank());
         let layouts = rank_layout(plan, groups.coord);
         let numel_padded: Vec<usize> = layouts.iter().map(|layout| sharding.padded(layout.numel())).collect();
-        let params_kind = kind(plan.model.compute_dtype);
+        let params_kind = compute_kind(plan.model.compute_dtype);
         Ok(Self {
-            params: Slots::new(world, &layouts, &numel_padded, &param_claims(plan, &layouts), params_kind)?,
-            grads: Slots::new(world, &layouts, &numel_padded, &grad_claims(plan, &layouts), Kind::Float)?,
-            tied: TiedGradients::new(plan, world, groups, &layouts)?,
+            params: Slots::new(ranks, &layouts, &numel_padded, &param_claims(plan, &layouts), params_kind)?,
+            grads: Slots::new(ranks, &layouts, &numel_padded, &grad_claims(plan, &layouts), Kind::Float)?,
+            tied: TiedGradients::new(plan, ranks, &layouts)?,
             units: layouts.into_iter().map(|layout| Unit::new(layout, sharding, plan)).collect(),
             groups: groups.clone(),
             prefetch_units: plan.zero.prefetch_units,
             staging: plan.zero.offload_optimizer.then(|| Staging::new(shake.clone())),
-            shake,
+            shake: shake.clone(),
         })
     }
 
@@ -176,7 +177,7 @@ impl Memory {
     pub(super) fn grad_norm(&self) -> Result<f64, CommError> {
         let of_unit = |(idx, unit): (usize, &Unit)| unit.square_norm(&self.grads.get(idx).flat);
         let mut square = [self.units.iter().enumerate().map(of_unit).sum::<f64>()];
-        self.groups.world.all_reduce_scalars(&mut square, ReduceOp::Sum)?;
+        self.groups.all.all_reduce_scalars(&mut square, ReduceOp::Sum)?;
         Ok(square[0].sqrt())
     }
 

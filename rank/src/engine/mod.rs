@@ -28,20 +28,18 @@ use std::collections::HashMap;
 use std::rc::Rc;
 use std::time::Instant;
 
-use comm::{CommError, ShmWorld};
-use proto::layout::{TensorSplit, rank_layout};
-use proto::memory::Exchange;
+use comm::CommError;
+use proto::layout::rank_layout;
 use proto::pipeline::Action;
-use proto::plan::{Dtype, Plan};
+use proto::plan::Plan;
 use proto::progress::Phase;
 use tch::Tensor;
 
 pub use memory::Memory;
 
-use crate::groups::Groups;
 use crate::model::{Embedding, Head, RopeTable, Samples, TensorParallel};
 use crate::progress::ProgressLine;
-use crate::shake::Shake;
+use crate::ranks::Ranks;
 use adamw::AdamW;
 use messages::Messages;
 use passes::WeightPass;
@@ -87,27 +85,20 @@ pub struct Engine {
 
 impl Engine {
     /// Allocates every buffer; parameters, gradients and optimizer state are zero. Does not block.
-    pub fn new(
-        plan: Rc<Plan>,
-        world: &Rc<ShmWorld>,
-        groups: &Groups,
-        (shake, progress): (Shake, &ProgressLine),
-    ) -> Result<Self, CommError> {
-        let (coord, config, kind) = (groups.coord, &plan.model.config, kind(plan.model.compute_dtype));
-        let sizes = Exchange::of(&plan, coord);
-        let split = TensorSplit { size: plan.mesh.tp, rank: coord.tp, sequence: plan.sequence_parallel };
-        let memory = Memory::new(&plan, world, groups, shake.clone())?;
-        let tp = TensorParallel::new(split, groups.tp.clone(), world, (&sizes, config.hidden_size), kind)?;
+    pub fn new(plan: Rc<Plan>, ranks: &Ranks) -> Result<Self, CommError> {
+        let (coord, config) = (ranks.groups.coord, &plan.model.config);
+        let memory = Memory::new(&plan, ranks)?;
+        let tp = TensorParallel::new(&plan, ranks)?;
         let chunks = plan.pipeline.chunks_of(coord.pp, plan.mesh.pp);
         Ok(Self {
             stage: Stage::new(&rank_layout(&plan, coord), chunks.map(|chunk| chunk.len())),
             actions: plan.stage_actions().swap_remove(coord.pp).into(),
-            messages: Messages::new((world, groups), &sizes, config.hidden_size, kind, (shake, progress))?,
+            messages: Messages::new(&plan, ranks)?,
             rope: RopeTable::new(config),
             embedding: Embedding::new(config.vocab_size, &tp),
             head: Head::new(config.rms_norm_eps, config.vocab_size, &tp),
             adamw: AdamW::new(&plan.optimizer, plan.threads_per_rank),
-            progress: progress.clone(),
+            progress: ranks.line.clone(),
             memory,
             tp,
             plan,
@@ -122,11 +113,6 @@ impl Engine {
     /// As [`Engine::memory_mut`], to read.
     pub fn memory(&self) -> &Memory {
         &self.memory
-    }
-
-    /// This rank's groups.
-    pub fn groups(&self) -> &Groups {
-        self.memory.groups()
     }
 
     /// All forward and backward passes of a step: adds the gradients of every micro-batch to the gradient buffers.
@@ -228,11 +214,4 @@ impl Engine {
 /// What `max_grad_norm` makes of a finite gradient norm: torch's `clip_grad_norm_`. 0 turns clipping off.
 pub fn clip_scale(max_grad_norm: f64, grad_norm: f64) -> f32 {
     if max_grad_norm == 0.0 { 1.0 } else { (max_grad_norm / (grad_norm + 1e-6)).min(1.0) as f32 }
-}
-
-fn kind(dtype: Dtype) -> tch::Kind {
-    match dtype {
-        Dtype::Bf16 => tch::Kind::BFloat16,
-        Dtype::Fp32 => tch::Kind::Float,
-    }
 }

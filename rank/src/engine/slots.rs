@@ -1,15 +1,14 @@
 //! Whole flat buffers that units compute on: one for each unit, or a few that units of a kind take turns in. Allocated
 //! once; views never move.
 
-use std::rc::Rc;
-
-use comm::{CommError, ShmWorld};
+use comm::CommError;
 use proto::layout::{UnitKind, UnitLayout};
 use proto::memory::{Claim, assign};
 use tch::Kind;
 
 use super::views::UnitViews;
 use crate::flat::FlatBuffer;
+use crate::ranks::Ranks;
 use crate::shake::Shake;
 
 /// A whole flat buffer and its views.
@@ -38,7 +37,7 @@ pub(super) struct Slots {
 impl Slots {
     /// Allocates the slots, all zero; `numel_padded` and `claims` are by unit.
     pub fn new(
-        world: &Rc<ShmWorld>,
+        ranks: &Ranks,
         layouts: &[UnitLayout],
         numel_padded: &[usize],
         claims: &[Claim],
@@ -47,7 +46,7 @@ impl Slots {
         let kinds: Vec<UnitKind> = layouts.iter().map(|layout| layout.kind).collect();
         let (of_unit, layout_of_slot) = assign(&kinds, claims);
         let slot = |&unit: &usize| {
-            let flat = FlatBuffer::new(world, kind, numel_padded[unit])?;
+            let flat = FlatBuffer::new(&ranks.world, kind, numel_padded[unit])?;
             let holds = (claims[unit] == Claim::Own).then_some(unit);
             Ok(Slot { views: UnitViews::new(&layouts[unit], &flat), flat, holds })
         };

@@ -1,9 +1,7 @@
 //! A tied embedding whose head is on another pipeline stage: both stages hold the matrix, each sees a part of its
 //! gradient, and both add up the same sum, so that the copies stay equal to the bit.
 
-use std::rc::Rc;
-
-use comm::{Channel, CommError, ShmWorld};
+use comm::{Channel, CommError};
 use proto::layout::{UnitKind, UnitLayout};
 use proto::memory::Exchange;
 use proto::plan::Plan;
@@ -12,7 +10,8 @@ use tch::Kind;
 use super::slots::Slots;
 use super::unit::Unit;
 use crate::flat::FlatBuffer;
-use crate::groups::{Group, Groups};
+use crate::groups::Group;
+use crate::ranks::Ranks;
 
 /// The gradients that the first and the last stage exchange.
 pub(super) struct TiedGradients {
@@ -27,12 +26,8 @@ pub(super) struct TiedGradients {
 
 impl TiedGradients {
     /// `None` where this rank holds neither the embedding nor its copy, or both are one. Does not block.
-    pub fn new(
-        plan: &Plan,
-        world: &Rc<ShmWorld>,
-        groups: &Groups,
-        layouts: &[UnitLayout],
-    ) -> Result<Option<Self>, CommError> {
+    pub fn new(plan: &Plan, ranks: &Ranks, layouts: &[UnitLayout]) -> Result<Option<Self>, CommError> {
+        let groups = &ranks.groups;
         let numel = Exchange::of(plan, groups.coord).tied_gradients;
         if numel == 0 {
             return Ok(None);
@@ -42,7 +37,7 @@ impl TiedGradients {
             pp: groups.pp.clone(),
             other: groups.mesh.pp - 1 - groups.coord.pp,
             unit: layouts.iter().position(is_embedding).expect("a copy, or the embedding itself"),
-            arrived: FlatBuffer::new(world, Kind::Float, numel)?,
+            arrived: FlatBuffer::new(&ranks.world, Kind::Float, numel)?,
         }))
     }
 

@@ -14,15 +14,16 @@
 //! sequence parallelism the tokens are padded to a multiple of the ranks; rows of padding have zero gradients.
 
 use std::cell::RefCell;
-use std::rc::Rc;
 
-use comm::{CommError, ReduceOp, ShmWorld};
+use comm::{CommError, ReduceOp};
 use proto::layout::TensorSplit;
 use proto::memory::Exchange;
+use proto::plan::Plan;
 use tch::{Kind, Tensor};
 
-use crate::flat::FlatBuffer;
+use crate::flat::{FlatBuffer, compute_kind};
 use crate::groups::Group;
+use crate::ranks::Ranks;
 
 /// How this rank takes part in a layer.
 pub enum TensorParallel {
@@ -45,25 +46,20 @@ pub struct Part {
 }
 
 impl TensorParallel {
-    /// Allocates the buffers where `split` has more than one rank. Does not block.
-    ///
-    /// `kind`: the compute type.
-    pub fn new(
-        split: TensorSplit,
-        group: Group,
-        world: &Rc<ShmWorld>,
-        (sizes, hidden_size): (&Exchange, usize),
-        kind: Kind,
-    ) -> Result<Self, CommError> {
+    /// Allocates the buffers where a layer has more than one rank. Does not block.
+    pub fn new(plan: &Plan, ranks: &Ranks) -> Result<Self, CommError> {
+        let coord = ranks.groups.coord;
+        let split = TensorSplit { size: plan.mesh.tp, rank: coord.tp, sequence: plan.sequence_parallel };
         if split.size == 1 {
             return Ok(Self::Off);
         }
+        let (sizes, kind) = (Exchange::of(plan, coord), compute_kind(plan.model.compute_dtype));
         Ok(Self::On(Box::new(Part {
-            tokens: FlatBuffer::new(world, kind, sizes.tokens)?,
-            rows: RefCell::new(FlatBuffer::new(world, Kind::Double, sizes.rows)?),
-            hidden_size: hidden_size as i64,
+            tokens: FlatBuffer::new(&ranks.world, kind, sizes.tokens)?,
+            rows: RefCell::new(FlatBuffer::new(&ranks.world, Kind::Double, sizes.rows)?),
+            hidden_size: plan.model.config.hidden_size as i64,
+            group: ranks.groups.tp.clone(),
             split,
-            group,
         })))
     }
 
