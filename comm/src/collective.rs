@@ -43,6 +43,13 @@ pub trait Collective {
     /// If `numel` is not a multiple of `size`.
     fn all_gather(&self, buf: Buffer) -> Result<Work>;
 
+    /// Exchanges slices of `buf`, `[size * shard]`: afterwards slice `r` of member `m` is what member `r` had in slice `m`.
+    /// Bytes move as they are.
+    ///
+    /// # Panics
+    /// If `numel` is not a multiple of `size`.
+    fn all_to_all(&self, buf: Buffer) -> Result<Work>;
+
     /// Replaces `buf` by the contents it has on member `root`.
     ///
     /// # Panics

@@ -51,6 +51,8 @@ pub enum Op {
     ReduceScatter,
     /// [`crate::Collective::all_gather`].
     AllGather,
+    /// [`crate::Collective::all_to_all`].
+    AllToAll,
     /// [`crate::Collective::broadcast`].
     Broadcast,
     /// [`crate::Collective::barrier`].
@@ -64,11 +66,12 @@ pub enum Op {
 }
 
 impl Op {
-    const ALL: [Op; 11] = [
+    const ALL: [Op; 12] = [
         Op::Join,
         Op::AllReduce,
         Op::ReduceScatter,
         Op::AllGather,
+        Op::AllToAll,
         Op::Broadcast,
         Op::Barrier,
         Op::Send(Channel::Forward),
@@ -90,6 +93,7 @@ impl Op {
             Op::AllReduceScalars => 7,
             Op::Send(channel) => 8 + channel as u64,
             Op::Recv(channel) => 10 + channel as u64,
+            Op::AllToAll => 12,
         }
     }
 
@@ -105,6 +109,7 @@ impl fmt::Display for Op {
             Op::AllReduce => "all_reduce",
             Op::ReduceScatter => "reduce_scatter",
             Op::AllGather => "all_gather",
+            Op::AllToAll => "all_to_all",
             Op::Broadcast => "broadcast",
             Op::Barrier => "barrier",
             Op::Send(channel) => return write!(f, "send {channel}"),

@@ -54,6 +54,15 @@ fn check_group(world: &ShmWorld, group: &dyn Collective, ranks: &[usize], buf: B
     let expected: Vec<u8> = (0..size).flat_map(|r| shard(&all[r], r, size).to_vec()).collect();
     assert!(read(world, padded) == expected, "all_gather {buf:?} on {ranks:?}");
 
+    fill(world, buf);
+    done(group.all_to_all(padded));
+    let mut expected: Vec<u8> = all.iter().flat_map(|theirs| shard(theirs, rank, size).to_vec()).collect();
+    let rest = expected.len();
+    expected.extend_from_slice(&input(dtype, world.rank(), buf.numel())[rest..]);
+    assert!(read(world, buf) == expected, "all_to_all {buf:?} on {ranks:?}");
+    done(group.all_to_all(padded));
+    assert!(read(world, buf) == input(dtype, world.rank(), buf.numel()), "all_to_all twice {buf:?} on {ranks:?}");
+
     for (root, of_root) in ranks.iter().enumerate() {
         fill(world, buf);
         done(group.broadcast(buf, root));
@@ -136,6 +145,29 @@ fn ten_thousand_barriers_keep_ranks_in_step() {
 }
 
 #[test]
+fn an_exchange_takes_slices_that_begin_anywhere() {
+    for size in [2, 3, 5] {
+        run_ranks(size, PATIENT, |world| {
+            let ranks = Vec::from_iter(0..size);
+            for dtype in DTYPES {
+                let whole = world.alloc(dtype, 3000 * size + 7).expect("alloc");
+                // Slices of no, one and several cache lines, none of which begins on one.
+                for shard in [1, 2, 15, 33, 1001, 3000] {
+                    check_group(world, &*world.world(), &ranks, whole.slice(3, shard * size));
+                }
+            }
+        });
+    }
+}
+
+#[test]
+#[should_panic(expected = "a buffer of 7 elements does not split into 2 shards")]
+fn an_exchange_needs_whole_slices() {
+    let world = ShmWorld::solo(4096).expect("solo");
+    let _ = world.alloc(DType::F32, 7).expect("alloc").shard(0, 2);
+}
+
+#[test]
 fn a_world_of_one_needs_no_launcher() {
     let world = ShmWorld::solo(1 << 20).expect("solo");
     let group = world.world();
@@ -170,6 +202,7 @@ fn the_solo_group_is_the_identity() {
         group.all_reduce(buf, ReduceOp::Sum),
         group.reduce_scatter(buf, ReduceOp::Sum),
         group.all_gather(buf),
+        group.all_to_all(buf),
         group.broadcast(buf, 0),
     ] {
         work.and_then(Work::wait).expect("solo");

@@ -56,6 +56,19 @@ fn a_mismatch_is_the_same_error_on_all_members_and_changes_no_byte() {
          rank 0 called reduce_scatter #2 max of 3000 f32 at byte 0",
     );
     check(
+        |world, buf, odd| world.world().all_to_all(buf.slice(0, if odd { 300 } else { 3000 })),
+        "ranks disagree: rank 1 called all_to_all #2 of 300 f32 at byte 0, \
+         rank 0 called all_to_all #2 of 3000 f32 at byte 0",
+    );
+    check(
+        |world, buf, odd| {
+            let group = world.world();
+            if odd { group.all_to_all(buf) } else { group.all_gather(buf) }
+        },
+        "ranks disagree: rank 1 called all_to_all #2 of 3000 f32 at byte 0, \
+         rank 0 called all_gather #2 of 3000 f32 at byte 0",
+    );
+    check(
         |world, buf, odd| world.world().broadcast(buf, usize::from(odd)),
         "ranks disagree: rank 1 called broadcast #2 of 3000 f32 at byte 0 from root 1, \
          rank 0 called broadcast #2 of 3000 f32 at byte 0 from root 0",
@@ -248,6 +261,35 @@ fn a_peer_that_does_not_come_is_named_at_the_deadline() {
     };
     assert_eq!(*missing, [1]);
     assert_eq!(last_seen, "rank 1 is outside any call, the last was barrier #1");
+}
+
+#[test]
+fn who_waits_in_an_exchange_is_seen_there_and_names_who_does_not_come() {
+    let [given_up, looked] = [(), ()].map(|()| std::sync::Barrier::new(3));
+    let errors = run_ranks(3, SHORT, |world| {
+        let buf = world.alloc(DType::F32, 300).expect("alloc");
+        let group = world.group(7, &[0, 1, 2]).expect("group");
+        group.all_to_all(buf).and_then(Work::wait).expect("all come");
+        if world.rank() == 1 {
+            given_up.wait();
+            for rank in [0, 2] {
+                let flight = world.flight(rank);
+                assert_eq!((flight.state, flight.op), (FlightState::Busy, Op::AllToAll));
+                assert_eq!((flight.slot, flight.seq, flight.numel), (7, 2, 300));
+            }
+            looked.wait();
+            return group.all_to_all(buf).expect_err("poisoned");
+        }
+        let error = group.all_to_all(buf).expect_err("rank 1 is busy");
+        given_up.wait();
+        looked.wait();
+        error
+    });
+    let CommError::Timeout { op: Op::AllToAll, seq: 2, missing, last_seen, .. } = all_equal(&errors) else {
+        panic!("{errors:?}");
+    };
+    assert_eq!(*missing, [1]);
+    assert_eq!(last_seen, "rank 1 is outside any call, the last was all_to_all #1");
 }
 
 #[test]

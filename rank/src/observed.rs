@@ -41,6 +41,10 @@ impl Collective for Observed {
         self.line.exchange(CallKind::AllGather, || self.group.all_gather(buf))
     }
 
+    fn all_to_all(&self, buf: Buffer) -> Result<Work> {
+        self.line.exchange(CallKind::AllToAll, || self.group.all_to_all(buf))
+    }
+
     fn broadcast(&self, buf: Buffer, root: usize) -> Result<Work> {
         self.line.exchange(CallKind::Broadcast, || self.group.broadcast(buf, root))
     }

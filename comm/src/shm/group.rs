@@ -199,6 +199,20 @@ impl Collective for ShmGroup {
         })
     }
 
+    /// Each pair of members swaps two slices: one of them swaps the first half, the other the rest, so that no range has two
+    /// writers and nothing needs room in between. A member begins with its neighbour, so that pairs differ.
+    fn all_to_all(&self, buf: Buffer) -> Result<Work> {
+        let (rank, size) = (self.rank(), self.size());
+        let to_us = buf.shard(rank, size);
+        self.run(self.describe(Op::AllToAll, Some(buf)), || {
+            for index in (rank + 1..size).chain(0..rank) {
+                let half = |slice: Buffer| slice.work_part(usize::from(index < rank), 2);
+                let (ours, theirs) = (half(buf.shard(index, size)), half(to_us));
+                self.world.arena.swap(self.world.rank(), ours, self.world_rank(index), theirs);
+            }
+        })
+    }
+
     fn broadcast(&self, buf: Buffer, root: usize) -> Result<Work> {
         let source = self.world_rank(root);
         let desc = OpDesc { root: Some(root), ..self.describe(Op::Broadcast, Some(buf)) };

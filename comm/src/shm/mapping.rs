@@ -189,4 +189,19 @@ impl Arena {
         // harm: any bits are a number, and no reference to the memory exists on either side.
         unsafe { self.at(to_rank, to).copy_from_nonoverlapping(source, from.size_bytes()) }
     }
+
+    /// Swaps the contents of `ours`, a buffer of `our_rank`, and `theirs`, a buffer of `their_rank` of the same size.
+    ///
+    /// Only between the two barriers of a collective that both ranks agreed on, for ranges no other member was given.
+    pub fn swap(&self, our_rank: usize, ours: Buffer, their_rank: usize, theirs: Buffer) {
+        assert!(
+            our_rank != their_rank && ours.size_bytes() == theirs.size_bytes(),
+            "{ours:?} of rank {our_rank} and {theirs:?} of rank {their_rank}"
+        );
+        let (a, b) = (self.at(our_rank, ours), self.at(their_rank, theirs));
+        // SAFETY: both ranges were checked by `at`, lie in different regions and are mapped as long as `self`. The first
+        // barrier has ordered all writes of the members before us, none of them touches its buffer before the second, and
+        // these two ranges are ours alone. Any bits are a byte, and no reference to the memory exists on either side.
+        unsafe { std::ptr::swap_nonoverlapping(a.as_ptr(), b.as_ptr(), ours.size_bytes()) }
+    }
 }
