@@ -31,7 +31,8 @@ pub trait Collective {
 
     /// Reduces `buf`, `[size * shard]`, and leaves slice `rank` of the result in this member's own slice `rank`.
     ///
-    /// The other slices keep this member's own, unreduced input.
+    /// The contents of the other slices are the backend's affair; over shared memory they stay this member's own, unreduced
+    /// input.
     ///
     /// # Panics
     /// If `numel` is not a multiple of `size`.

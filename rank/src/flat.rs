@@ -57,8 +57,8 @@ impl FlatBuffer {
         for dim in (1..shape.len()).rev() {
             strides[dim - 1] = strides[dim] * shape[dim];
         }
-        // SAFETY: `slice` checked that the range lies in the buffer, whose memory the world vouches for as long as it lives; the engine
-        // owns both views and buffers and drops them together. Strides are those of a dense tensor of `numel`.
+        // SAFETY: `slice` checked that the range lies in the buffer, whose memory the world vouches for while it lives; the
+        // engine owns both views and buffers and drops them together. Strides are those of a dense tensor of `numel`.
         unsafe { Tensor::from_blob(start.as_ptr(), &shape, &strides, self.kind, Device::Cpu) }
     }
 
