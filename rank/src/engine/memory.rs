@@ -27,8 +27,8 @@ use super::offload::Staging;
 use super::slots::Slots;
 use super::tied::TiedGradients;
 use super::unit::Unit;
-use super::views::UnitViews;
 use crate::groups::Groups;
+use crate::model::UnitViews;
 use crate::shake::Shake;
 
 /// Parameters, gradients and optimizer state of all units on this rank. Its units are numbered in the order of the forward

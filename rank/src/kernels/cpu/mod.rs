@@ -1,33 +1,27 @@
-//! Fused element-wise kernels for the CPU: RMSNorm, rotary embedding, SwiGLU, cross-entropy. Each passes over its data
-//! once, where a chain of tensor operations passes over it once per operation.
+//! The operations' implementations for a CPU. Each passes over its data once, where a chain of tensor operations passes
+//! over it once per operation.
 //!
 //! Every kernel is generic over the element (`element`: fp32, bf16 with fp32 arithmetic, fp64 for tests), compiled
 //! for several instruction sets (the crate `multiversion`), and split by rows over libtorch's own OpenMP team (`team`). Sums
 //! along a row use a fixed number of lanes and nothing is fused, so that all instruction sets give the same bits.
 //!
-//! Functions here take tensors, check type and shape, and leave mathematics to the slices below them. Letters are
-//! those of [`crate::model`].
+//! Functions here take tensors, check type and shape, and leave mathematics to the slices below them. Shapes are those of
+//! the list above.
 
-mod cross_entropy;
-mod element;
-mod norm;
-mod rope;
+pub(super) mod accumulate;
+pub(super) mod adamw;
+pub(super) mod attention;
+pub(super) mod cross_entropy;
+pub(super) mod element;
+pub(super) mod norm;
+pub(super) mod rope;
 mod slices;
-mod swiglu;
+pub(super) mod sum_of_squares;
+pub(super) mod swiglu;
 mod team;
 
-pub use cross_entropy::{cross_entropy, cross_entropy_backward, row_exponentials, row_gradients, row_maxima};
-pub use element::narrow_all;
-pub use norm::{RmsNormGrad, rms_norm, rms_norm_backward};
-pub use rope::rotate;
-pub use swiglu::{swiglu, swiglu_backward};
-
-use tch::Kind;
-
-/// The type that arithmetic on `kind` is done in.
-pub fn wide_kind(kind: Kind) -> Kind {
-    if kind == Kind::Double { Kind::Double } else { Kind::Float }
-}
+/// Where tensors of these operations are.
+pub(super) const DEVICE: tch::Device = tch::Device::Cpu;
 
 /// Calls a generic kernel with the element type of a tensor.
 macro_rules! for_element {

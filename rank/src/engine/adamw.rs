@@ -1,0 +1,90 @@
+//! The optimizer's constants, and what they make of one step: AdamW (Loshchilov and Hutter, 2019).
+
+use proto::plan::OptimizerPlan;
+
+pub(super) use crate::kernels::Update;
+
+/// The constants of a run.
+#[derive(Debug, Clone)]
+pub(super) struct AdamW {
+    betas: [f64; 2],
+    eps: f64,
+    weight_decay: f64,
+}
+
+impl AdamW {
+    pub fn new(plan: &OptimizerPlan) -> Self {
+        Self { betas: plan.betas, eps: plan.eps, weight_decay: plan.weight_decay }
+    }
+
+    /// The constants of one step. `step` counts from 1.
+    pub fn update(&self, step: u64, learning_rate: f64, grad_scale: f32) -> Update {
+        assert!(step > 0, "steps count from 1");
+        let bias_correction = |beta: f64| 1.0 - beta.powf(step as f64);
+        let [beta1, beta2] = self.betas;
+        Update {
+            grad_scale,
+            decay: (1.0 - learning_rate * self.weight_decay) as f32,
+            one_minus_beta1: (1.0 - beta1) as f32,
+            beta2: beta2 as f32,
+            one_minus_beta2: (1.0 - beta2) as f32,
+            bias_correction2_sqrt: bias_correction(beta2).sqrt() as f32,
+            eps: self.eps as f32,
+            step_size: (learning_rate / bias_correction(beta1)) as f32,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::{Stretch, adamw};
+
+    const OPTIMIZER: AdamW = AdamW { betas: [0.9, 0.95], eps: 1e-8, weight_decay: 0.1 };
+
+    fn run(numel: usize, steps: u64) -> Vec<f32> {
+        let mut params: Vec<f32> = (0..numel).map(|idx| (idx as f32).sin()).collect();
+        let (mut exp_avg, mut exp_avg_sq) = (vec![0.0; numel], vec![0.0; numel]);
+        for step in 1..=steps {
+            let grads: Vec<f32> = (0..numel).map(|idx| (idx as f32 * step as f32 * 0.7).cos()).collect();
+            let stretch = Stretch {
+                params: &mut params,
+                grads: &grads,
+                exp_avg: &mut exp_avg,
+                exp_avg_sq: &mut exp_avg_sq,
+                decays: true,
+            };
+            adamw(&OPTIMIZER.update(step, 1e-2, 0.5), stretch);
+        }
+        params
+    }
+
+    #[test]
+    fn the_update_is_the_published_formula() {
+        let (lr, wd, [b1, b2], eps) = (1e-2, 0.1, [0.9f64, 0.95f64], 1e-8);
+        let got = run(100, 5);
+        for (idx, got) in got.iter().enumerate() {
+            let (mut p, mut m, mut v) = (f64::from((idx as f32).sin()), 0.0, 0.0);
+            for step in 1..=5 {
+                let g = f64::from((idx as f32 * step as f32 * 0.7).cos()) * 0.5;
+                p -= lr * wd * p;
+                m = b1 * m + (1.0 - b1) * g;
+                v = b2 * v + (1.0 - b2) * g * g;
+                let (m_hat, v_hat) = (m / (1.0 - b1.powi(step)), v / (1.0 - b2.powi(step)));
+                p -= lr * m_hat / (v_hat.sqrt() + eps);
+            }
+            assert!((f64::from(*got) - p).abs() < 1e-6, "{idx}: {got} {p}");
+        }
+    }
+
+    #[test]
+    fn norms_and_biases_do_not_decay() {
+        let zero_grad = |decays| {
+            let (mut params, mut m, mut v) = ([2.0f32], [0.0], [0.0]);
+            let stretch = Stretch { params: &mut params, grads: &[0.0], exp_avg: &mut m, exp_avg_sq: &mut v, decays };
+            adamw(&OPTIMIZER.update(1, 0.5, 1.0), stretch);
+            params[0]
+        };
+        assert_eq!((zero_grad(true), zero_grad(false)), (1.9, 2.0));
+    }
+}
