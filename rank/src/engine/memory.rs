@@ -25,9 +25,9 @@ use super::offload::Staging;
 use super::slots::Slots;
 use super::tied::TiedGradients;
 use super::unit::Unit;
-use super::views::UnitViews;
 use crate::flat::compute_kind;
 use crate::groups::Groups;
+use crate::model::UnitViews;
 use crate::ranks::Ranks;
 use crate::shake::Shake;
 

@@ -13,7 +13,6 @@
 //! - `ENG-2` what only moves or recomputes data changes no bit.
 
 mod adamw;
-mod grad_norm;
 mod memory;
 mod messages;
 mod offload;
@@ -22,7 +21,6 @@ mod slots;
 mod stage;
 mod tied;
 mod unit;
-mod views;
 
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -37,7 +35,8 @@ use tch::Tensor;
 
 pub use memory::Memory;
 
-use crate::model::{Embedding, Head, RopeTable, Samples, TensorParallel};
+use crate::kernels::LossSum;
+use crate::model::{Embedding, Head, Labels, RopeTable, Samples, TensorParallel};
 use crate::progress::ProgressLine;
 use crate::ranks::Ranks;
 use adamw::AdamW;
@@ -50,8 +49,8 @@ use stage::Stage;
 pub struct MicroBatch {
     /// `[T]` int64
     pub tokens: Tensor,
-    /// `[T]`: the token that follows in the same sample, or -100 where nothing is to be predicted.
-    pub targets: Vec<i64>,
+    /// Of each token the one that follows in the same sample, where it is to be predicted.
+    pub labels: Labels,
     /// Where samples begin.
     pub samples: Rc<Samples>,
 }
@@ -97,7 +96,7 @@ impl Engine {
             rope: RopeTable::new(config),
             embedding: Embedding::new(config.vocab_size, &tp),
             head: Head::new(config.rms_norm_eps, config.vocab_size, &tp),
-            adamw: AdamW::new(&plan.optimizer, plan.threads_per_rank),
+            adamw: AdamW::new(&plan.optimizer),
             progress: ranks.line.clone(),
             memory,
             tp,
@@ -127,7 +126,7 @@ impl Engine {
         let _guard = tch::no_grad_guard();
         let started = Instant::now();
         let (mut in_flight, mut deferred) = (HashMap::new(), HashMap::new());
-        let mut loss = 0.0;
+        let mut loss = LossSum::default();
         for &action in Rc::clone(&self.actions).iter() {
             match action {
                 Action::Forward { chunk, micro_batch: idx } => {
@@ -135,12 +134,12 @@ impl Engine {
                 }
                 Action::Backward { chunk, micro_batch } => {
                     let pass = in_flight.remove(&(chunk, micro_batch)).expect("forward comes first");
-                    loss += self.backward_chunk(chunk, pass, scale, WeightPass::Within)?.0;
+                    loss.add(self.backward_chunk(chunk, pass, scale, WeightPass::Within)?.0);
                 }
                 Action::BackwardInput { chunk, micro_batch } => {
                     let pass = in_flight.remove(&(chunk, micro_batch)).expect("forward comes first");
                     let (of_batch, pending) = self.backward_chunk(chunk, pass, scale, WeightPass::Apart)?;
-                    loss += of_batch;
+                    loss.add(of_batch);
                     deferred.insert((chunk, micro_batch), pending);
                 }
                 Action::BackwardWeight { chunk, micro_batch } => {
@@ -151,7 +150,7 @@ impl Engine {
         }
         Ok(PassesOutcome {
             // Every rank of a layer has the same loss.
-            loss: if self.tp.split().rank == 0 { loss } else { 0.0 },
+            loss: if self.tp.split().rank == 0 { loss.read() } else { 0.0 },
             seconds: started.elapsed().as_secs_f64(),
             waited_seconds: self.messages.take_waited().as_secs_f64(),
         })
@@ -161,18 +160,18 @@ impl Engine {
     /// micro-batch, only a part in the peers' gathers. Every rank of the job calls it equally often.
     pub fn loss(&mut self, batch: Option<&MicroBatch>) -> Result<f64, CommError> {
         let _guard = tch::no_grad_guard();
-        let mut loss = 0.0;
+        let mut loss = LossSum::default();
         for chunk in 0..self.stage.chunks.len() {
             let Some(batch) = batch else {
                 self.gather_chunk(chunk)?;
                 continue;
             };
-            let (_, x) = self.forward_blocks(chunk, batch, drop)?;
+            let x = self.evaluate_chunk(chunk, batch)?;
             if let (Some(head), Some(x)) = (self.stage.chunks[chunk].head, x) {
-                loss += self.head_loss(head, &x, &batch.targets)?;
+                loss.add(self.head_loss(head, &x, &batch.labels)?);
             }
         }
-        Ok(if self.tp.split().rank == 0 { loss } else { 0.0 })
+        Ok(if self.tp.split().rank == 0 { loss.read() } else { 0.0 })
     }
 
     /// The gathers of a chunk's forward pass, without the pass.

@@ -6,8 +6,8 @@ use proto::layout::{UnitKind, UnitLayout};
 use proto::memory::{Claim, assign};
 use tch::Kind;
 
-use super::views::UnitViews;
 use crate::flat::FlatBuffer;
+use crate::model::UnitViews;
 use crate::ranks::Ranks;
 use crate::shake::Shake;
 
@@ -48,7 +48,7 @@ impl Slots {
         let slot = |&unit: &usize| {
             let flat = FlatBuffer::new(&ranks.world, kind, numel_padded[unit])?;
             let holds = (claims[unit] == Claim::Own).then_some(unit);
-            Ok(Slot { views: UnitViews::new(&layouts[unit], &flat), flat, holds })
+            Ok(Slot { views: UnitViews::new(&layouts[unit], |offset, shape| flat.view(offset, shape)), flat, holds })
         };
         Ok(Self { slots: layout_of_slot.iter().map(slot).collect::<Result<_, CommError>>()?, of_unit })
     }

@@ -7,11 +7,9 @@ use proto::plan::Plan;
 use proto::sharding::Sharding;
 use tch::{Kind, Tensor};
 
-use super::adamw::{Stretch, Update};
-use super::grad_norm::sum_of_squares;
 use super::offload::Staging;
 use crate::flat::FlatBuffer;
-use crate::kernels::narrow_all;
+use crate::kernels::{Stretch, Update, adamw, narrow_all, sum_of_squares};
 
 /// One unit's lasting state on this rank.
 pub(super) struct Unit {
@@ -159,19 +157,22 @@ impl Unit {
         for param in &self.layout.params {
             let range = intersection(&owned, &param.range());
             let local = range.start - owned.start..range.end - owned.start;
-            update.apply(Stretch {
-                params: match &mut self.master {
-                    Some(master) => &mut master[local.clone()],
-                    None => &mut params.as_f32_mut()[range.clone()],
+            adamw(
+                update,
+                Stretch {
+                    params: match &mut self.master {
+                        Some(master) => &mut master[local.clone()],
+                        None => &mut params.as_f32_mut()[range.clone()],
+                    },
+                    grads: match &self.grad_shard {
+                        Some(sum) => &sum[local.clone()],
+                        None => &grads.as_f32()[range],
+                    },
+                    exp_avg: &mut self.exp_avg[local.clone()],
+                    exp_avg_sq: &mut self.exp_avg_sq[local],
+                    decays: param.decays(),
                 },
-                grads: match &self.grad_shard {
-                    Some(sum) => &sum[local.clone()],
-                    None => &grads.as_f32()[range],
-                },
-                exp_avg: &mut self.exp_avg[local.clone()],
-                exp_avg_sq: &mut self.exp_avg_sq[local],
-                decays: param.decays(),
-            });
+            );
         }
         if !self.is_gathered() {
             self.put_masters(params);
@@ -199,13 +200,16 @@ impl Unit {
             for param in &self.layout.params {
                 let range = intersection(&tile, &param.range());
                 let local = range.start - owned.start..range.end - owned.start;
-                update.apply(Stretch {
-                    params: &mut master[local.clone()],
-                    grads: &tile_grads[range.start - tile.start..range.end - tile.start],
-                    exp_avg: &mut self.exp_avg[local.clone()],
-                    exp_avg_sq: &mut self.exp_avg_sq[local],
-                    decays: param.decays(),
-                });
+                adamw(
+                    update,
+                    Stretch {
+                        params: &mut master[local.clone()],
+                        grads: &tile_grads[range.start - tile.start..range.end - tile.start],
+                        exp_avg: &mut self.exp_avg[local.clone()],
+                        exp_avg_sq: &mut self.exp_avg_sq[local],
+                        decays: param.decays(),
+                    },
+                );
             }
             if !self.sharding.shards_parameters(self.layout.numel()) {
                 staging.store(&master[in_owned], params, tile);

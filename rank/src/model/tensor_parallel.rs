@@ -13,7 +13,6 @@
 //! Each is the other's backward pass: the gradient of what was gathered is reduced, and the other way round. Under
 //! sequence parallelism the tokens are padded to a multiple of the ranks; rows of padding have zero gradients.
 
-use std::cell::RefCell;
 
 use comm::{CommError, ReduceOp};
 use proto::layout::TensorSplit;
@@ -41,7 +40,7 @@ pub struct Part {
     /// until the next call.
     tokens: FlatBuffer,
     /// Two fp64 values per token.
-    rows: RefCell<FlatBuffer>,
+    rows: FlatBuffer,
     hidden_size: i64,
 }
 
@@ -56,7 +55,7 @@ impl TensorParallel {
         let (sizes, kind) = (Exchange::of(plan, coord), compute_kind(plan.model.compute_dtype));
         Ok(Self::On(Box::new(Part {
             tokens: FlatBuffer::new(&ranks.world, kind, sizes.tokens)?,
-            rows: RefCell::new(FlatBuffer::new(&ranks.world, Kind::Double, sizes.rows)?),
+            rows: FlatBuffer::new(&ranks.world, Kind::Double, sizes.rows)?,
             hidden_size: plan.model.config.hidden_size as i64,
             group: ranks.groups.tp.clone(),
             split,
@@ -126,15 +125,14 @@ impl TensorParallel {
         }
     }
 
-    /// Replaces each value, at most two per token of a micro-batch, by the sum or maximum over the ranks. Collective
-    /// over tp.
-    pub fn all_reduce(&self, values: &mut [f64], op: ReduceOp) -> Result<(), CommError> {
-        let Self::On(part) = self else { return Ok(()) };
-        let mut rows = part.rows.borrow_mut();
-        rows.as_f64_mut()[..values.len()].copy_from_slice(values);
-        part.group.all_reduce(rows.buffer().slice(0, values.len()), op)?.wait()?;
-        values.copy_from_slice(&rows.as_f64_mut()[..values.len()]);
-        Ok(())
+    /// The sum or maximum of each value over the ranks. `values`: fp64, at most two per token of a micro-batch.
+    /// Collective over tp. The result is the caller's.
+    pub fn all_reduce(&self, values: &Tensor, op: ReduceOp) -> Result<Tensor, CommError> {
+        let Self::On(part) = self else { return Ok(values.shallow_clone()) };
+        let mut exchanged = part.rows.view(0, &[values.numel()]).view_as(values);
+        exchanged.copy_(values);
+        part.group.all_reduce(part.rows.buffer().slice(0, values.numel()), op)?.wait()?;
+        Ok(exchanged.copy())
     }
 }
 

@@ -6,12 +6,12 @@ use comm::bf16::{bf16_from_f32, bf16_to_f32};
 use half::bf16;
 use multiversion::multiversion;
 
-/// What a tensor holds.
-pub trait Element: Copy + Send + Sync + 'static {
+use super::slices::Stored;
+
+/// What a tensor of numbers holds.
+pub trait Element: Stored {
     /// What arithmetic is done in.
     type Wide: Wide;
-    /// Its tensor type.
-    const KIND: tch::Kind;
     /// Exact.
     fn widen(self) -> Self::Wide;
     /// Rounds to nearest even.
@@ -41,10 +41,9 @@ pub trait Wide:
 }
 
 macro_rules! wide_element {
-    ($float:ty, $kind:expr, $exp:expr) => {
+    ($float:ty, $exp:expr) => {
         impl Element for $float {
             type Wide = $float;
-            const KIND: tch::Kind = $kind;
             #[inline(always)]
             fn widen(self) -> $float {
                 self
@@ -75,12 +74,11 @@ macro_rules! wide_element {
     };
 }
 
-wide_element!(f32, tch::Kind::Float, exp_f32);
-wide_element!(f64, tch::Kind::Double, f64::exp);
+wide_element!(f32, exp_f32);
+wide_element!(f64, f64::exp);
 
 impl Element for bf16 {
     type Wide = f32;
-    const KIND: tch::Kind = tch::Kind::BFloat16;
 
     #[inline(always)]
     fn widen(self) -> f32 {

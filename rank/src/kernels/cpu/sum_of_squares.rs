@@ -6,7 +6,7 @@ const LANES: usize = 16;
 
 /// `sum(x^2)`
 #[multiversion(targets("x86_64+avx512f", "x86_64+avx2"))]
-pub(super) fn sum_of_squares(x: &[f32]) -> f64 {
+pub fn sum_of_squares(x: &[f32]) -> f64 {
     let mut lanes = [0.0f64; LANES];
     let (chunks, rest) = x.as_chunks::<LANES>();
     for chunk in chunks {
