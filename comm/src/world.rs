@@ -25,8 +25,8 @@ pub const MAX_SLOTS: usize = 256;
 /// # Safety
 /// [`as_ptr`](World::as_ptr) of a buffer that [`alloc`](World::alloc) of the same world returned, or of a slice of it, is
 /// valid for reads and writes of `buf.size_bytes()` by whoever can address the world's memory (the host, or its device), is
-/// aligned to the element type, and keeps its place as long as the world or one of its groups lives. Buffers of two calls of
-/// `alloc` share no byte.
+/// aligned to the element type, and keeps its place until the process ends: tensors over it may outlive the world. Buffers
+/// of two calls of `alloc` share no byte.
 pub unsafe trait World {
     /// This process's rank.
     fn rank(&self) -> usize;
@@ -45,7 +45,7 @@ pub unsafe trait World {
 
     /// The address of `buf` in this rank's own memory, for a tensor that views it.
     ///
-    /// The pointer is good while this world or one of its groups lives. The memory is this rank's to read and write,
+    /// The pointer is good until the process ends. The memory is this rank's to read and write,
     /// except from the start of an operation on `buf` until its `Work` is waited for: then peers read and write it, or
     /// only read it if it is sent. After a failed operation they may do so for a moment longer, and for as long as its
     /// message is under way if the `Work` was dropped.

@@ -2,16 +2,16 @@
 //! `comm`.
 //!
 //! In reading order: [`train`] (the step loop), [`engine`] (one step), [`model`] (units with explicit backward),
-//! [`kernels`] (fused element-wise operations), [`data`] (rows as micro-batches), [`checkpoint`] (Hugging Face folders in and
+//! [`kernels`] (the operations that these are made of), [`device`] (where they run, and memory there), [`data`] (rows as micro-batches), [`checkpoint`] (Hugging Face folders in and
 //! out, resume), [`snapshot`] (state in the launcher's memory), [`ranks`] (this rank among the others), [`control`] (the
 //! launcher's ear), [`progress`] (what the launcher can see), [`fault`] (faults on purpose) and [`process`] (what a rank process sets for itself).
 
 pub mod checkpoint;
 pub mod control;
 pub mod data;
+pub mod device;
 pub mod engine;
 pub mod fault;
-pub mod flat;
 pub mod groups;
 pub mod kernels;
 pub mod model;

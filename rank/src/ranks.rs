@@ -6,6 +6,7 @@ use std::rc::Rc;
 use comm::{CommError, World};
 use proto::plan::Plan;
 
+use crate::device::Device;
 use crate::groups::Groups;
 use crate::progress::ProgressLine;
 use crate::shake::Shake;
@@ -20,6 +21,8 @@ const _: () = assert!(proto::memory::ALIGN_BYTES == comm::ALIGN_BYTES);
 pub struct Ranks {
     /// All ranks of the job, by whatever backend they are joined.
     pub world: Rc<dyn World>,
+    /// What this rank computes on; the world's arena is there.
+    pub device: Device,
     /// The groups of this rank.
     pub groups: Groups,
     /// What the launcher can see of this rank.
@@ -34,6 +37,7 @@ impl Ranks {
     /// # Errors
     /// A fault of the world.
     pub fn enter(plan: &Plan, world: Rc<dyn World>, line: &ProgressLine, shake: Shake) -> Result<Self, CommError> {
-        Ok(Self { groups: Groups::enter(plan, &*world, line)?, line: line.clone(), world, shake })
+        let groups = Groups::enter(plan, &*world, line)?;
+        Ok(Self { groups, line: line.clone(), world, device: Device::Cpu, shake })
     }
 }

@@ -98,12 +98,13 @@ impl Snapshots {
                 for part in 0..PARTS {
                     let mut at = region.part(slot, &memory.layout(unit).name, part);
                     for Piece { local, whole } in &pieces {
-                        for values in memory.state(unit, *local..local + whole.len())[part].chunks(CHUNK_NUMEL) {
+                        memory.state(unit, *local..local + whole.len())[part].read(CHUNK_NUMEL, |values| {
                             let bytes: &[u8] = cast_slice(values);
                             hash.update(bytes);
                             self.memory.write_all_at(bytes, at)?;
                             at += bytes.len() as u64;
-                        }
+                            Ok::<(), io::Error>(())
+                        })?;
                     }
                 }
             }

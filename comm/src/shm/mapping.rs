@@ -7,6 +7,7 @@
 #![allow(unsafe_code, reason = "views of memory that several processes map")]
 
 use std::fs::File;
+use std::mem::ManuallyDrop;
 use std::ptr::NonNull;
 use std::sync::atomic::AtomicU64;
 
@@ -58,9 +59,9 @@ impl ControlMap {
     }
 }
 
-/// The regions of all ranks.
+/// The regions of all ranks. They stay mapped until the process ends: tensors over them may outlive the world.
 pub(super) struct Arena {
-    map: MmapRaw,
+    map: ManuallyDrop<MmapRaw>,
     arena_bytes: usize,
     stride_bytes: usize,
     world_size: usize,
@@ -90,7 +91,7 @@ impl Arena {
             .map_err(CommError::system("mmap of the arena"))?;
         // A wish: the kernel may not offer huge pages for shared memory.
         let _ = map.advise(memmap2::Advice::HugePage);
-        Ok(Arena { map, arena_bytes, stride_bytes, world_size })
+        Ok(Arena { map: ManuallyDrop::new(map), arena_bytes, stride_bytes, world_size })
     }
 
     pub fn arena_bytes(&self) -> usize {

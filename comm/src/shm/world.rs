@@ -58,7 +58,7 @@ impl ShmWorld {
     }
 }
 
-// SAFETY: the arena is one mapping that lives as long as the last clone of `membership`, which this world and every group hold.
+// SAFETY: the arena is one mapping that is never taken back.
 // `Arena::at` checks that a buffer lies in this rank's region; `alloc` hands out disjoint ranges of it that start at a
 // multiple of `ALIGN_BYTES`, which is one of every element's size, and the region itself starts on a page.
 unsafe impl World for ShmWorld {

@@ -9,8 +9,8 @@ use proto::mesh::Coord;
 use proto::plan::Plan;
 use tch::Tensor;
 
+use crate::device::{Buffer, compute_kind};
 use crate::engine::Memory;
-use crate::flat::{FlatBuffer, compute_kind};
 use crate::groups::Groups;
 use crate::ranks::Ranks;
 
@@ -21,7 +21,7 @@ pub(super) struct Collector {
     /// Every tensor-parallel rank's view of all units.
     layouts: Vec<Vec<UnitLayout>>,
     /// A part that comes from another rank. Empty where every rank has all there is of a layer.
-    arrived: FlatBuffer,
+    arrived: Buffer,
 }
 
 /// One unit whose parameters are being collected. The unit is whole on its stage until [`Collecting::finish`].
@@ -41,7 +41,7 @@ impl Collector {
         let numel = Exchange::of(&plan, ranks.groups.coord).parameter;
         let split = |rank| TensorSplit { size: plan.mesh.tp, rank, sequence: plan.sequence_parallel };
         Ok(Self {
-            arrived: FlatBuffer::new(&ranks.world, kind, numel)?,
+            arrived: Buffer::in_arena(ranks, kind, numel)?,
             layouts: (0..plan.mesh.tp).map(|rank| model_layout(&plan.model.config, split(rank))).collect(),
             groups: ranks.groups.clone(),
             plan,
@@ -88,7 +88,7 @@ impl Collecting<'_> {
                 let stored = if from == to {
                     memory.param_view(local(), param)
                 } else {
-                    groups.all.recv(arrived.buffer().slice(0, param.numel()), from, Channel::Forward)?.wait()?;
+                    groups.all.recv(arrived.operand().slice(0, param.numel()), from, Channel::Forward)?.wait()?;
                     arrived.view(0, &param.shape)
                 };
                 put(&mut whole, param, stored);

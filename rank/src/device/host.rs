@@ -1,4 +1,4 @@
-//! Tensors as slices.
+//! Tensors in the host's memory, as slices.
 
 #![allow(unsafe_code, reason = "slices over tensors' memory")]
 
@@ -27,8 +27,8 @@ impl Stored for i64 {
     const KIND: Kind = Kind::Int64;
 }
 
-/// The elements of a dense CPU tensor of type `E`. Panics for another one.
-pub(super) fn slice<E: Stored>(tensor: &Tensor) -> &[E] {
+/// The elements of a dense tensor on the host of type `E`. Panics for another one.
+pub(crate) fn slice<E: Stored>(tensor: &Tensor) -> &[E] {
     check::<E>(tensor);
     if tensor.numel() == 0 {
         return &[]; // an empty tensor may have no memory at all
@@ -38,8 +38,8 @@ pub(super) fn slice<E: Stored>(tensor: &Tensor) -> &[E] {
     unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast(), tensor.numel()) }
 }
 
-/// The elements of a dense CPU tensor of type `E`, to write. Panics for another one.
-pub(super) fn slice_mut<E: Stored>(tensor: &mut Tensor) -> &mut [E] {
+/// The elements of a dense tensor on the host of type `E`, to write. Panics for another one.
+pub(crate) fn slice_mut<E: Stored>(tensor: &mut Tensor) -> &mut [E] {
     check::<E>(tensor);
     if tensor.numel() == 0 {
         return &mut [];
@@ -50,6 +50,6 @@ pub(super) fn slice_mut<E: Stored>(tensor: &mut Tensor) -> &mut [E] {
 }
 
 fn check<E: Stored>(tensor: &Tensor) {
-    let is_cpu = tensor.device() == super::DEVICE;
+    let is_cpu = tensor.device() == super::HOST;
     assert!(tensor.kind() == E::KIND && is_cpu && tensor.is_contiguous(), "{tensor:?} is not dense {:?}", E::KIND);
 }

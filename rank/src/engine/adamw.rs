@@ -39,24 +39,26 @@ impl AdamW {
 mod tests {
     use super::*;
     use crate::kernels::{Stretch, adamw};
+    use tch::Tensor;
 
     const OPTIMIZER: AdamW = AdamW { betas: [0.9, 0.95], eps: 1e-8, weight_decay: 0.1 };
 
     fn run(numel: usize, steps: u64) -> Vec<f32> {
-        let mut params: Vec<f32> = (0..numel).map(|idx| (idx as f32).sin()).collect();
-        let (mut exp_avg, mut exp_avg_sq) = (vec![0.0; numel], vec![0.0; numel]);
+        let values: Vec<f32> = (0..numel).map(|idx| (idx as f32).sin()).collect();
+        let params = Tensor::from_slice(&values);
+        let (exp_avg, exp_avg_sq) = (params.zeros_like(), params.zeros_like());
         for step in 1..=steps {
             let grads: Vec<f32> = (0..numel).map(|idx| (idx as f32 * step as f32 * 0.7).cos()).collect();
             let stretch = Stretch {
-                params: &mut params,
-                grads: &grads,
-                exp_avg: &mut exp_avg,
-                exp_avg_sq: &mut exp_avg_sq,
+                params: params.shallow_clone(),
+                grads: Tensor::from_slice(&grads),
+                exp_avg: exp_avg.shallow_clone(),
+                exp_avg_sq: exp_avg_sq.shallow_clone(),
                 decays: true,
             };
             adamw(&OPTIMIZER.update(step, 1e-2, 0.5), stretch);
         }
-        params
+        Vec::try_from(params).unwrap()
     }
 
     #[test]
@@ -80,10 +82,12 @@ mod tests {
     #[test]
     fn norms_and_biases_do_not_decay() {
         let zero_grad = |decays| {
-            let (mut params, mut m, mut v) = ([2.0f32], [0.0], [0.0]);
-            let stretch = Stretch { params: &mut params, grads: &[0.0], exp_avg: &mut m, exp_avg_sq: &mut v, decays };
+            let params = Tensor::from_slice(&[2f32]);
+            let zero = || params.zeros_like();
+            let (grads, exp_avg, exp_avg_sq) = (zero(), zero(), zero());
+            let stretch = Stretch { params: params.shallow_clone(), grads, exp_avg, exp_avg_sq, decays };
             adamw(&OPTIMIZER.update(1, 0.5, 1.0), stretch);
-            params[0]
+            params.double_value(&[0]) as f32
         };
         assert_eq!((zero_grad(true), zero_grad(false)), (1.9, 2.0));
     }

@@ -10,7 +10,7 @@ use proto::plan::Plan;
 use proto::progress::CallKind;
 use tch::Tensor;
 
-use crate::flat::{FlatBuffer, compute_kind};
+use crate::device::{Buffer, compute_kind};
 use crate::groups::Group;
 use crate::progress::ProgressLine;
 use crate::ranks::Ranks;
@@ -30,8 +30,8 @@ struct Lane {
     channel: Channel,
     from: usize,
     to: usize,
-    arrived: FlatBuffer,
-    buffers: Vec<FlatBuffer>,
+    arrived: Buffer,
+    buffers: Vec<Buffer>,
     /// The oldest first. The buffers take turns, so the oldest is in the one that is next.
     under_way: VecDeque<Work>,
     next: usize,
@@ -46,7 +46,7 @@ impl Messages {
         let (numel, kind) = (Exchange::of(plan, groups.coord).message, compute_kind(plan.model.compute_dtype));
         let (stages, stage) = (groups.mesh.pp, groups.coord.pp);
         let (next, previous) = ((stage + 1) % stages, (stage + stages - 1) % stages);
-        let buffer = || FlatBuffer::new(&ranks.world, kind, numel);
+        let buffer = || Buffer::in_arena(ranks, kind, numel);
         let lane = |channel, from, to| -> Result<Lane, CommError> {
             let buffers = if stages > 1 { MESSAGES_UNDER_WAY } else { 0 };
             let buffers = (0..buffers).map(|_| buffer()).collect::<Result<_, _>>()?;
@@ -117,7 +117,7 @@ impl Lane {
         self.shake.release(buffer);
         let rows = x.size()[0] as usize;
         buffer.view(0, &[rows, x.size()[1] as usize]).copy_(x);
-        self.under_way.push_back(pp.send(buffer.buffer().slice(0, x.numel()), self.to, self.channel)?);
+        self.under_way.push_back(pp.send(buffer.operand().slice(0, x.numel()), self.to, self.channel)?);
         self.next = (self.next + 1) % self.buffers.len();
         Ok(waited)
     }
@@ -125,7 +125,7 @@ impl Lane {
     /// Returns the message and how long it waited for it.
     fn recv(&mut self, pp: &Group, rows: usize, width: usize) -> Result<(Tensor, Duration), CommError> {
         let started = Instant::now();
-        pp.recv(self.arrived.buffer().slice(0, rows * width), self.from, self.channel)?.wait()?;
+        pp.recv(self.arrived.operand().slice(0, rows * width), self.from, self.channel)?.wait()?;
         let waited = started.elapsed();
         let message = self.arrived.view(0, &[rows, width]).copy();
         self.shake.release(&mut self.arrived);

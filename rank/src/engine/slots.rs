@@ -6,14 +6,14 @@ use proto::layout::{UnitKind, UnitLayout};
 use proto::memory::{Claim, assign};
 use tch::Kind;
 
-use crate::flat::FlatBuffer;
+use crate::device::Buffer;
 use crate::model::UnitViews;
 use crate::ranks::Ranks;
 use crate::shake::Shake;
 
 /// A whole flat buffer and its views.
 pub(super) struct Slot {
-    pub flat: FlatBuffer,
+    pub flat: Buffer,
     pub views: UnitViews,
     /// The unit whose values it holds.
     pub holds: Option<usize>,
@@ -46,7 +46,7 @@ impl Slots {
         let kinds: Vec<UnitKind> = layouts.iter().map(|layout| layout.kind).collect();
         let (of_unit, layout_of_slot) = assign(&kinds, claims);
         let slot = |&unit: &usize| {
-            let flat = FlatBuffer::new(&ranks.world, kind, numel_padded[unit])?;
+            let flat = Buffer::in_arena(ranks, kind, numel_padded[unit])?;
             let holds = (claims[unit] == Claim::Own).then_some(unit);
             Ok(Slot { views: UnitViews::new(&layouts[unit], |offset, shape| flat.view(offset, shape)), flat, holds })
         };

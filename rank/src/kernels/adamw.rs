@@ -1,5 +1,7 @@
 //! Operands of the optimizer's update.
 
+use tch::Tensor;
+
 /// The constants of one AdamW update, in the order of operations of torch's: decoupled decay, bias correction, `eps`
 /// outside the root.
 #[derive(Debug, Clone)]
@@ -22,16 +24,16 @@ pub struct Update {
     pub step_size: f32,
 }
 
-/// Equally long slices of one stretch of parameters and their state, fp32, in the host's memory.
-pub struct Stretch<'a> {
+/// One stretch of parameters and their state: `[n]` fp32 each, on one device.
+pub struct Stretch {
     /// Master parameters, updated in place.
-    pub params: &'a mut [f32],
+    pub params: Tensor,
     /// Reduced gradients.
-    pub grads: &'a [f32],
+    pub grads: Tensor,
     /// First moment, updated in place.
-    pub exp_avg: &'a mut [f32],
+    pub exp_avg: Tensor,
     /// Second moment, updated in place.
-    pub exp_avg_sq: &'a mut [f32],
+    pub exp_avg_sq: Tensor,
     /// Whether weight decay applies.
     pub decays: bool,
 }

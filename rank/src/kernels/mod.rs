@@ -15,9 +15,9 @@ mod cpu;
 mod loss_sum;
 mod samples;
 
-use half::bf16;
 use tch::{Kind, Tensor};
 
+use crate::device::HOST;
 pub use adamw::{Stretch, Update};
 pub use attention::{AttentionGrad, AttentionSaved, AttentionShape, KeyValueCache};
 pub use loss_sum::LossSum;
@@ -31,7 +31,7 @@ enum Side {
 /// Where an operation on `tensor` runs. A device without implementations ends here: the plan admits none.
 fn side(tensor: &Tensor) -> Side {
     match tensor.device() {
-        cpu::DEVICE => Side::Cpu,
+        HOST => Side::Cpu,
         other => panic!("no operations for {other:?}"),
     }
 }
@@ -218,20 +218,26 @@ pub fn accumulate_at_rows(grad: &Tensor, rows: &Tensor, values: &Tensor) {
     }
 }
 
-// State of the optimizer in the host's memory
+// Flat state of the optimizer
 
 /// One AdamW update (Loshchilov and Hutter, 2019) of a stretch of parameters, in place, on as many threads as the rank
 /// has.
 pub fn adamw(update: &Update, stretch: Stretch) {
-    cpu::adamw::adamw(update, stretch);
+    match side(&stretch.params) {
+        Side::Cpu => cpu::adamw::adamw(update, stretch),
+    }
 }
 
-/// `sum(x^2)` in fp64, in an order that depends on `x` alone.
-pub fn sum_of_squares(x: &[f32]) -> f64 {
-    cpu::sum_of_squares::sum_of_squares(x)
+/// `sum(x^2)` in fp64, in an order that depends on the length of `x` alone. `x`: `[n]` fp32.
+pub fn sum_of_squares(x: &Tensor) -> LossSum {
+    match side(x) {
+        Side::Cpu => cpu::sum_of_squares::sum_of_squares(x),
+    }
 }
 
-/// `to = from`, rounded to nearest even. Both have one length.
-pub fn narrow_all(to: &mut [bf16], from: &[f32]) {
-    cpu::element::narrow_all(to, from);
+/// `to = from`, rounded to nearest even. `from`: `[n]` fp32; `to`: `[n]` fp32 or bf16.
+pub fn round(to: &mut Tensor, from: &Tensor) {
+    match side(to) {
+        Side::Cpu => cpu::element::round(to, from),
+    }
 }

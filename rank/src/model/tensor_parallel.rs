@@ -13,14 +13,13 @@
 //! Each is the other's backward pass: the gradient of what was gathered is reduced, and the other way round. Under
 //! sequence parallelism the tokens are padded to a multiple of the ranks; rows of padding have zero gradients.
 
-
 use comm::{CommError, ReduceOp};
 use proto::layout::TensorSplit;
 use proto::memory::Exchange;
 use proto::plan::Plan;
 use tch::{Kind, Tensor};
 
-use crate::flat::{FlatBuffer, compute_kind};
+use crate::device::{Buffer, compute_kind};
 use crate::groups::Group;
 use crate::ranks::Ranks;
 
@@ -38,9 +37,9 @@ pub struct Part {
     group: Group,
     /// `[T, D]` of the largest micro-batch, in the compute type. What `gather` and `reduce` return lies in it and holds
     /// until the next call.
-    tokens: FlatBuffer,
+    tokens: Buffer,
     /// Two fp64 values per token.
-    rows: FlatBuffer,
+    rows: Buffer,
     hidden_size: i64,
 }
 
@@ -54,8 +53,8 @@ impl TensorParallel {
         }
         let (sizes, kind) = (Exchange::of(plan, coord), compute_kind(plan.model.compute_dtype));
         Ok(Self::On(Box::new(Part {
-            tokens: FlatBuffer::new(&ranks.world, kind, sizes.tokens)?,
-            rows: FlatBuffer::new(&ranks.world, Kind::Double, sizes.rows)?,
+            tokens: Buffer::in_arena(ranks, kind, sizes.tokens)?,
+            rows: Buffer::in_arena(ranks, Kind::Double, sizes.rows)?,
             hidden_size: plan.model.config.hidden_size as i64,
             group: ranks.groups.tp.clone(),
             split,
@@ -131,7 +130,7 @@ impl TensorParallel {
         let Self::On(part) = self else { return Ok(values.shallow_clone()) };
         let mut exchanged = part.rows.view(0, &[values.numel()]).view_as(values);
         exchanged.copy_(values);
-        part.group.all_reduce(part.rows.buffer().slice(0, values.numel()), op)?.wait()?;
+        part.group.all_reduce(part.rows.operand().slice(0, values.numel()), op)?.wait()?;
         Ok(exchanged.copy())
     }
 }
@@ -148,7 +147,7 @@ impl Part {
     }
 
     fn elements(&self, rows: i64) -> comm::Buffer {
-        self.tokens.buffer().slice(0, (rows * self.hidden_size) as usize)
+        self.tokens.operand().slice(0, (rows * self.hidden_size) as usize)
     }
 
     /// This rank's rows of the padded tokens: `[T/tp, D]`.

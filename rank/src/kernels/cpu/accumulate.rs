@@ -4,7 +4,7 @@ use tch::Tensor;
 
 use super::element::Element;
 use super::for_element;
-use super::slices::slice;
+use crate::device::host::slice;
 
 /// `grad += a b`
 pub fn product(grad: &Tensor, a: &Tensor, b: &Tensor) {

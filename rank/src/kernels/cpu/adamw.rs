@@ -4,6 +4,7 @@
 use multiversion::multiversion;
 
 use super::super::adamw::{Stretch, Update};
+use crate::device::host::{slice, slice_mut};
 
 /// Below this many elements one thread is as fast as several.
 const MIN_NUMEL_PER_THREAD: usize = 1 << 16;
@@ -14,7 +15,9 @@ pub fn adamw(update: &Update, stretch: Stretch) {
 }
 
 fn on_threads(update: &Update, stretch: Stretch, threads: usize) {
-    let Stretch { params, grads, exp_avg, exp_avg_sq, decays } = stretch;
+    let Stretch { mut params, grads, mut exp_avg, mut exp_avg_sq, decays } = stretch;
+    let (params, grads) = (slice_mut::<f32>(&mut params), slice::<f32>(&grads));
+    let (exp_avg, exp_avg_sq) = (slice_mut::<f32>(&mut exp_avg), slice_mut::<f32>(&mut exp_avg_sq));
     let numel = params.len();
     assert!(grads.len() == numel && exp_avg.len() == numel && exp_avg_sq.len() == numel);
     let decay = if decays { update.decay } else { 1.0 };
@@ -47,6 +50,7 @@ fn kernel(update: &Update, decay: f32, params: &mut [f32], grads: &[f32], exp_av
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tch::Tensor;
 
     #[test]
     fn threads_change_no_bit() {
@@ -62,18 +66,20 @@ mod tests {
         };
         let numel = 3 * MIN_NUMEL_PER_THREAD + 17;
         let run = |threads| {
-            let [mut params, grads, mut exp_avg] = [0.3, 0.7, 0.9]
-                .map(|factor: f32| -> Vec<f32> { (0..numel).map(|idx| (idx as f32 * factor).sin()).collect() });
-            let mut exp_avg_sq = vec![0.01; numel];
+            let [params, grads, exp_avg] = [0.3, 0.7, 0.9]
+                .map(|factor: f32| -> Vec<f32> { (0..numel).map(|idx| (idx as f32 * factor).sin()).collect() })
+                .map(|values| Tensor::from_slice(&values));
+            let exp_avg_sq = exp_avg.square();
+            let of = Tensor::shallow_clone;
             let stretch = Stretch {
-                params: &mut params,
-                grads: &grads,
-                exp_avg: &mut exp_avg,
-                exp_avg_sq: &mut exp_avg_sq,
+                params: of(&params),
+                grads,
+                exp_avg: of(&exp_avg),
+                exp_avg_sq: of(&exp_avg_sq),
                 decays: true,
             };
             on_threads(&update, stretch, threads);
-            [params, exp_avg, exp_avg_sq]
+            [params, exp_avg, exp_avg_sq].map(|updated| Vec::<f32>::try_from(updated).unwrap())
         };
         assert_eq!(run(1), run(3));
     }

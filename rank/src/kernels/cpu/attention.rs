@@ -104,8 +104,8 @@ fn attend_new(shape: &AttentionShape, qkv: &Tensor, cache: &mut KeyValueCache) -
 
 /// What is added to the scores of the last `new` of `tokens` tokens: `[new, tokens]`, minus infinity for later tokens.
 fn causal_mask(new: i64, tokens: i64, kind: Kind) -> Tensor {
-    let later = Tensor::ones([new, tokens], (Kind::Bool, super::DEVICE)).triu(tokens - new + 1);
-    Tensor::zeros([new, tokens], (kind, super::DEVICE)).masked_fill(&later, f64::NEG_INFINITY)
+    let later = Tensor::ones([new, tokens], (Kind::Bool, crate::device::HOST)).triu(tokens - new + 1);
+    Tensor::zeros([new, tokens], (kind, crate::device::HOST)).masked_fill(&later, f64::NEG_INFINITY)
 }
 
 /// `[T, H K]` to the run's `[samples, H, L, K]`.

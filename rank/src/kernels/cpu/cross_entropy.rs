@@ -6,8 +6,8 @@ use tch::{Kind, Tensor};
 
 use super::super::loss_sum::LossSum;
 use super::element::{LANES, Wide};
-use super::slices::{slice, slice_mut};
 use super::team;
+use crate::device::host::{slice, slice_mut};
 
 /// Elements whose exponentials are summed in the wide type before they are added up in fp64: sums over a large
 /// vocabulary stay accurate.
@@ -213,7 +213,7 @@ mod tests {
     fn parts_of_the_vocabulary_give_the_loss_and_gradient_of_the_whole() {
         tch::manual_seed(7);
         for (kind, tolerance) in [(Kind::Double, 1e-14), (Kind::Float, 1e-6)] {
-            let logits = Tensor::randn([9, 37], (Kind::Double, crate::kernels::cpu::DEVICE)).to_kind(kind) * 3.0;
+            let logits = Tensor::randn([9, 37], (Kind::Double, crate::device::HOST)).to_kind(kind) * 3.0;
             let targets = Tensor::from_slice(&[0i64, 36, 17, 18, 5, 11, 12, 13, 36]);
             let mut whole = logits.copy();
             let mut loss = LossSum::default();

@@ -5,8 +5,9 @@ use std::ops::{Add, AddAssign, Div, Mul, Neg, Sub};
 use comm::bf16::{bf16_from_f32, bf16_to_f32};
 use half::bf16;
 use multiversion::multiversion;
+use tch::Tensor;
 
-use super::slices::Stored;
+use crate::device::host::{Stored, slice, slice_mut};
 
 /// What a tensor of numbers holds.
 pub trait Element: Stored {
@@ -91,9 +92,15 @@ impl Element for bf16 {
     }
 }
 
+/// See [`super::super::round`].
+pub fn round(to: &mut Tensor, from: &Tensor) {
+    assert_eq!(to.numel(), from.numel());
+    super::for_element!(to, E => narrow_all(slice_mut::<E>(to), slice::<<E as Element>::Wide>(from)));
+}
+
 /// `to = from`, rounded.
 #[multiversion(targets("x86_64+avx512f", "x86_64+avx2"), dispatcher = "direct")]
-pub fn narrow_all<E: Element>(to: &mut [E], from: &[E::Wide]) {
+fn narrow_all<E: Element>(to: &mut [E], from: &[E::Wide]) {
     for (to, from) in to.iter_mut().zip(from) {
         *to = E::narrow(*from);
     }

@@ -15,13 +15,9 @@ pub(super) mod cross_entropy;
 pub(super) mod element;
 pub(super) mod norm;
 pub(super) mod rope;
-mod slices;
 pub(super) mod sum_of_squares;
 pub(super) mod swiglu;
 mod team;
-
-/// Where tensors of these operations are.
-pub(super) const DEVICE: tch::Device = tch::Device::Cpu;
 
 /// Calls a generic kernel with the element type of a tensor.
 macro_rules! for_element {

@@ -6,8 +6,8 @@ use tch::Tensor;
 use super::super::{RmsNormGrad, wide_kind};
 use super::element::{Element, Wide, sum2};
 use super::for_element;
-use super::slices::{slice, slice_mut};
 use super::team;
+use crate::device::host::{slice, slice_mut};
 
 /// Rows whose weight gradients are summed before they are added to the rest: keeps fp32 sums over many rows accurate.
 const ROWS_PER_SUM: usize = 32;

@@ -5,8 +5,8 @@ use tch::Tensor;
 
 use super::element::Element;
 use super::for_element;
-use super::slices::{slice, slice_mut};
 use super::team;
+use crate::device::host::{slice, slice_mut};
 
 /// See [`super::super::rotate`].
 pub fn rotate(x: &mut Tensor, heads: usize, cos: &Tensor, sin: &Tensor) {
