@@ -7,7 +7,7 @@ mod common;
 use std::error::Error;
 use std::time::Instant;
 
-use comm::{Collective, DType, ReduceOp, Work};
+use comm::{DType, ReduceOp, Work, World};
 
 const SIZES_BYTES: [usize; 4] = [4, 64 << 10, 1 << 20, 25 << 20];
 const DTYPES: [DType; 2] = [DType::F32, DType::BF16];

@@ -6,7 +6,7 @@ mod common;
 use std::error::Error;
 use std::time::{Duration, Instant};
 
-use comm::{Buffer, Channel, Collective, DType, ShmGroup, ShmWorld, Work};
+use comm::{Buffer, Channel, Collective, DType, ShmWorld, Work, World};
 
 const SIZES_BYTES: [usize; 3] = [4, 64 << 10, 4 << 20];
 const NUM_JOINS: usize = 100;
@@ -41,8 +41,8 @@ fn measure(rank: usize, world_size: usize) -> Result<(), Box<dyn Error>> {
             group.barrier()?;
             let begin = Instant::now();
             match rank {
-                0 => ask(&group, out, into)?,
-                1 => answer(&group, out, into)?,
+                0 => ask(&*group, out, into)?,
+                1 => answer(&*group, out, into)?,
                 _ => {}
             }
             if call >= NUM_WARM_UP {
@@ -57,13 +57,13 @@ fn measure(rank: usize, world_size: usize) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-fn ask(group: &ShmGroup, out: Buffer, into: Buffer) -> comm::Result<()> {
+fn ask(group: &dyn Collective, out: Buffer, into: Buffer) -> comm::Result<()> {
     let sent = group.send(out, 1, Channel::Forward)?;
     group.recv(into, 1, Channel::Backward).and_then(Work::wait)?;
     sent.wait()
 }
 
-fn answer(group: &ShmGroup, out: Buffer, into: Buffer) -> comm::Result<()> {
+fn answer(group: &dyn Collective, out: Buffer, into: Buffer) -> comm::Result<()> {
     group.recv(into, 0, Channel::Forward).and_then(Work::wait)?;
     group.send(out, 0, Channel::Backward).and_then(Work::wait)
 }

@@ -1,7 +1,7 @@
 //! Element types and typed ranges of the arena.
 //!
 //! A [`Buffer`] is an offset, not a pointer: the arena is symmetric, so one offset names the matching range on every
-//! rank. Who may touch the memory, and when, is said at [`crate::ShmWorld::as_ptr`].
+//! rank. Who may touch the memory, and when, is said at [`crate::World::as_ptr`].
 
 use std::fmt;
 
@@ -51,7 +51,8 @@ pub struct Buffer {
 }
 
 impl Buffer {
-    pub(crate) fn new(dtype: DType, numel: usize, offset_bytes: usize) -> Buffer {
+    /// `numel` elements of `dtype` that begin `offset_bytes` into the arena: for worlds, which know what is free there.
+    pub fn new(dtype: DType, numel: usize, offset_bytes: usize) -> Buffer {
         Buffer { dtype, numel, offset_bytes }
     }
 
@@ -94,7 +95,8 @@ impl Buffer {
     ///
     /// # Panics
     /// If `numel` is not a multiple of `size`: the caller pads.
-    pub(crate) fn shard(&self, index: usize, size: usize) -> Buffer {
+    #[must_use]
+    pub fn shard(&self, index: usize, size: usize) -> Buffer {
         assert!(
             self.numel.is_multiple_of(size),
             "a buffer of {} elements does not split into {size} shards",

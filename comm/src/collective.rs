@@ -1,12 +1,9 @@
-//! The trait that rank code is written against, and the handle of an operation.
+//! The trait of a group of ranks: the operations that its members make together.
 //!
 //! Every member of a group makes the same calls in the same order. Calls take `&self` and belong to the one thread of
 //! the rank that touches tensors and communicators.
 
-use std::time::Duration;
-
-use crate::shm::SentMessage;
-use crate::{Buffer, Channel, ReduceOp, Result};
+use crate::{Buffer, Channel, ReduceOp, Result, Work};
 
 /// The most values one [`Collective::all_reduce_scalars`] takes.
 pub const MAX_SCALARS: usize = 64;
@@ -14,7 +11,7 @@ pub const MAX_SCALARS: usize = 64;
 /// How many messages of one ordered pair of ranks and one [`Channel`] may be under way: sent, and not yet received.
 pub const CHANNEL_CAPACITY: usize = 4;
 
-/// One group of ranks. All calls but `send`, `recv` and `abort` are collective: every member makes them, in the same
+/// One group of ranks. All calls but `send` and `recv` are collective: every member makes them, in the same
 /// order, with equal arguments; before any byte changes the members compare notes, and a difference is
 /// [`crate::CommError::Mismatch`] on all of them.
 ///
@@ -34,7 +31,8 @@ pub trait Collective {
 
     /// Reduces `buf`, `[size * shard]`, and leaves slice `rank` of the result in this member's own slice `rank`.
     ///
-    /// The other slices keep this member's own, unreduced input.
+    /// The contents of the other slices are the backend's affair; over shared memory they stay this member's own, unreduced
+    /// input.
     ///
     /// # Panics
     /// If `numel` is not a multiple of `size`.
@@ -45,6 +43,13 @@ pub trait Collective {
     /// # Panics
     /// If `numel` is not a multiple of `size`.
     fn all_gather(&self, buf: Buffer) -> Result<Work>;
+
+    /// Exchanges slices of `buf`, `[size * shard]`: afterwards slice `r` of member `m` is what member `r` had in slice `m`.
+    /// Bytes move as they are.
+    ///
+    /// # Panics
+    /// If `numel` is not a multiple of `size`.
+    fn all_to_all(&self, buf: Buffer) -> Result<Work>;
 
     /// Replaces `buf` by the contents it has on member `root`.
     ///
@@ -81,52 +86,4 @@ pub trait Collective {
     /// # Panics
     /// If there are more than [`MAX_SCALARS`] values.
     fn all_reduce_scalars(&self, values: &mut [f64], op: ReduceOp) -> Result<()>;
-
-    /// Gives up: wakes every waiter on every rank of the world, also outside this group, with
-    /// [`crate::CommError::Aborted`]. One rank is enough. Does not block.
-    fn abort(&self, reason: &str);
-
-    /// Sets how long any wait of this process may take from now on, in this group and others of its world, and returns
-    /// what it was. For work that one rank does while the others wait, such as writing a checkpoint. Does not block.
-    fn set_timeout(&self, timeout: Duration) -> Duration;
-}
-
-/// The handle of an operation under way. Buffers belong to the operation until [`Work::wait`] returns.
-///
-/// Over shared memory all but `send` finish inside the call, so their work is done already; NCCL's will not be. Works
-/// may be waited for in any order. Dropping one instead does not block and takes nothing back: a message still arrives,
-/// and its buffer stays the operation's, because nobody can tell when it is free.
-///
-/// Belongs to the thread that made it, as its group does.
-#[must_use = "the buffer is not ready before `wait` returns"]
-#[derive(Debug)]
-pub struct Work {
-    state: State,
-}
-
-#[derive(Debug)]
-enum State {
-    Done,
-    Sent(SentMessage),
-}
-
-impl Work {
-    pub(crate) fn done() -> Work {
-        Work { state: State::Done }
-    }
-
-    pub(crate) fn sent(message: SentMessage) -> Work {
-        Work { state: State::Sent(message) }
-    }
-
-    /// Waits until the buffer may be used. Blocks, for at most the timeout of a single wait.
-    ///
-    /// # Errors
-    /// A fault that struck before the operation was complete.
-    pub fn wait(self) -> Result<()> {
-        match self.state {
-            State::Done => Ok(()),
-            State::Sent(message) => message.wait(),
-        }
-    }
 }

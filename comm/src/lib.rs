@@ -1,17 +1,19 @@
 //! Collectives between the rank processes of one job.
 //!
-//! Rank code sees three things: an *arena* of memory from which [`Buffer`]s are allocated, *groups* of ranks that
-//! implement [`Collective`], and [`Work`], the handle of an operation. The crate knows nothing of tensors, meshes or
-//! gRPC: the launcher hands a descriptor down, the rank says who it is, and `comm` moves and sums bytes.
+//! Rank code sees three things: a [`World`], the rank's place among all, which has an *arena* of memory from which
+//! [`Buffer`]s are allocated; *groups* of ranks that implement [`Collective`]; and [`Work`], the handle of an operation. The
+//! crate knows nothing of tensors, meshes or gRPC: the launcher hands a descriptor down, the rank says who it is, and `comm`
+//! moves and sums bytes.
 //!
 //! Backends:
 //! - [`shm`]: the ranks of one machine over one memfd. All but `send` finish inside the call.
 //! - [`SoloGroup`]: a group of one, where every operation is the identity.
 //!
-//! The trait leaves room for what is not built here:
+//! The traits leave room for what is not built here:
 //! - **NCCL**: calls enqueue on the communicator's stream and return a [`Work`] whose `wait` orders the compute stream
-//!   behind an event. Communicators are made non-blocking and polled, so initialisation has a deadline too, and
-//!   [`Collective::abort`] maps to `ncclCommAbort`, issued by the one thread that owns the communicator.
+//!   behind an event. The arena lies on the device; scalars, the barrier, flight records and the first fault stay in a small
+//!   [`ShmWorld`] that the NCCL world holds. Communicators are made non-blocking and polled, so initialisation has a deadline
+//!   too, and [`World::abort`] maps to `ncclCommAbort`, issued by the one thread that owns the communicator.
 //! - **TCP between hosts**: a group whose members are spread over hosts, as reduce-scatter inside the host, an exchange
 //!   of slices between hosts, all-gather inside the host; [`Work`] then waits for the transport's thread.
 //! - **Sub-groups** are groups: a backend numbers them (`slot` here, `ncclCommSplit` there), callers hold `dyn Collective`.
@@ -24,14 +26,21 @@ pub mod bf16;
 mod buffer;
 mod collective;
 mod error;
+mod flight;
 mod op;
 mod ranks;
 pub mod shm;
 mod solo;
+mod work;
+mod world;
 
 pub use buffer::{Buffer, DType};
-pub use collective::{CHANNEL_CAPACITY, Collective, MAX_SCALARS, Work};
+pub use collective::{CHANNEL_CAPACITY, Collective, MAX_SCALARS};
 pub use error::{CommError, Result, Setting};
+pub use flight::{FlightEntry, FlightState};
 pub use op::{Channel, Op, OpDesc, ReduceOp};
-pub use shm::{FlightEntry, FlightState, MAX_RANKS, ShmGroup, ShmOptions, ShmWorld};
+pub use ranks::MAX_RANKS;
+pub use shm::{ShmOptions, ShmWorld};
 pub use solo::SoloGroup;
+pub use work::{Pending, Work};
+pub use world::{ALIGN_BYTES, MAX_SLOTS, World};

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::DType;
+use crate::{DType, MAX_RANKS, MAX_SLOTS};
 
 /// How values of several ranks become one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,6 +51,8 @@ pub enum Op {
     ReduceScatter,
     /// [`crate::Collective::all_gather`].
     AllGather,
+    /// [`crate::Collective::all_to_all`].
+    AllToAll,
     /// [`crate::Collective::broadcast`].
     Broadcast,
     /// [`crate::Collective::barrier`].
@@ -64,11 +66,12 @@ pub enum Op {
 }
 
 impl Op {
-    const ALL: [Op; 11] = [
+    const ALL: [Op; 12] = [
         Op::Join,
         Op::AllReduce,
         Op::ReduceScatter,
         Op::AllGather,
+        Op::AllToAll,
         Op::Broadcast,
         Op::Barrier,
         Op::Send(Channel::Forward),
@@ -90,6 +93,7 @@ impl Op {
             Op::AllReduceScalars => 7,
             Op::Send(channel) => 8 + channel as u64,
             Op::Recv(channel) => 10 + channel as u64,
+            Op::AllToAll => 12,
         }
     }
 
@@ -105,6 +109,7 @@ impl fmt::Display for Op {
             Op::AllReduce => "all_reduce",
             Op::ReduceScatter => "reduce_scatter",
             Op::AllGather => "all_gather",
+            Op::AllToAll => "all_to_all",
             Op::Broadcast => "broadcast",
             Op::Barrier => "barrier",
             Op::Send(channel) => return write!(f, "send {channel}"),
@@ -134,6 +139,9 @@ pub struct OpDesc {
     /// The root of a broadcast, as an index in the group.
     pub root: Option<usize>,
 }
+
+// `to_words` keeps a slot, and a root, in eight bits.
+const _: () = assert!(MAX_SLOTS <= 1 << 8 && MAX_RANKS < 1 << 8);
 
 impl OpDesc {
     pub(crate) const NUM_WORDS: usize = 4;

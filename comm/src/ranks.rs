@@ -1,6 +1,9 @@
 //! A set of world ranks as one word, so that it fits the control page and costs nothing to compare.
 
-/// World ranks below 64.
+/// The most ranks one world has room for.
+pub const MAX_RANKS: usize = u64::BITS as usize;
+
+/// World ranks below [`MAX_RANKS`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct RankSet(pub u64);
 
@@ -27,7 +30,7 @@ impl RankSet {
         std::iter::from_fn(move || {
             let rank = rest.trailing_zeros() as usize;
             rest &= rest.wrapping_sub(1);
-            (rank < 64).then_some(rank)
+            (rank < MAX_RANKS).then_some(rank)
         })
     }
 

@@ -1,7 +1,5 @@
 //! The group of one: what a tensor- or pipeline-parallel axis of size 1 is. Needs no memory and no peers.
 
-use std::time::Duration;
-
 use crate::{Buffer, Channel, Collective, MAX_SCALARS, ReduceOp, Result, Work};
 
 /// A group whose only member is the caller: every operation is the identity and succeeds.
@@ -31,6 +29,10 @@ impl Collective for SoloGroup {
         Ok(Work::done())
     }
 
+    fn all_to_all(&self, _buf: Buffer) -> Result<Work> {
+        Ok(Work::done())
+    }
+
     fn broadcast(&self, _buf: Buffer, root: usize) -> Result<Work> {
         assert_eq!(root, 0, "root {root} of a group of one");
         Ok(Work::done())
@@ -51,11 +53,5 @@ impl Collective for SoloGroup {
     fn all_reduce_scalars(&self, values: &mut [f64], _op: ReduceOp) -> Result<()> {
         assert!(values.len() <= MAX_SCALARS, "{} scalars", values.len());
         Ok(())
-    }
-
-    fn abort(&self, _reason: &str) {}
-
-    fn set_timeout(&self, timeout: Duration) -> Duration {
-        timeout
     }
 }

@@ -2,7 +2,7 @@
 
 mod common;
 
-use comm::{Buffer, Channel, Collective, DType, MAX_SCALARS, ReduceOp, ShmGroup, ShmWorld, SoloGroup, Work};
+use comm::{Buffer, Channel, Collective, DType, MAX_SCALARS, ReduceOp, ShmWorld, SoloGroup, Work, World};
 use common::{PATIENT, input, read, reference, run_ranks, write};
 
 const DTYPES: [DType; 3] = [DType::F32, DType::BF16, DType::F64];
@@ -26,21 +26,22 @@ fn shard(bytes: &[u8], index: usize, size: usize) -> &[u8] {
     &bytes[index * len..(index + 1) * len]
 }
 
-/// Checks every collective of `group` on buffers of `[numel]`, padded to shards where shards are asked for.
-fn check_group(world: &ShmWorld, group: &ShmGroup, buf: Buffer) {
+/// Checks every collective of `group`, whose members are `ranks`, on buffers of `[numel]`, cut to shards where shards are
+/// asked for.
+fn check_group(world: &ShmWorld, group: &dyn Collective, ranks: &[usize], buf: Buffer) {
     let (rank, size, dtype) = (group.rank(), group.size(), buf.dtype());
-    let ranks = group.ranks();
+    assert_eq!((ranks[rank], ranks.len()), (world.rank(), size));
     let padded = buf.slice(0, buf.numel() / size * size);
     let done = |work: comm::Result<Work>| work.and_then(Work::wait).expect("no fault");
     for op in OPS {
         fill(world, buf);
         done(group.all_reduce(buf, op));
-        let expected = reference(dtype, &inputs(dtype, &ranks, buf.numel()), op);
+        let expected = reference(dtype, &inputs(dtype, ranks, buf.numel()), op);
         assert!(read(world, buf) == expected, "all_reduce {op:?} {buf:?} on {ranks:?}");
 
         fill(world, buf);
         done(group.reduce_scatter(padded, op));
-        let sum = reference(dtype, &inputs(dtype, &ranks, padded.numel()), op);
+        let sum = reference(dtype, &inputs(dtype, ranks, padded.numel()), op);
         let mut expected = input(dtype, world.rank(), padded.numel());
         let len = expected.len() / size;
         expected[rank * len..(rank + 1) * len].copy_from_slice(shard(&sum, rank, size));
@@ -49,9 +50,18 @@ fn check_group(world: &ShmWorld, group: &ShmGroup, buf: Buffer) {
 
     fill(world, buf);
     done(group.all_gather(padded));
-    let all = inputs(dtype, &ranks, padded.numel());
+    let all = inputs(dtype, ranks, padded.numel());
     let expected: Vec<u8> = (0..size).flat_map(|r| shard(&all[r], r, size).to_vec()).collect();
     assert!(read(world, padded) == expected, "all_gather {buf:?} on {ranks:?}");
+
+    fill(world, buf);
+    done(group.all_to_all(padded));
+    let mut expected: Vec<u8> = all.iter().flat_map(|theirs| shard(theirs, rank, size).to_vec()).collect();
+    let rest = expected.len();
+    expected.extend_from_slice(&input(dtype, world.rank(), buf.numel())[rest..]);
+    assert!(read(world, buf) == expected, "all_to_all {buf:?} on {ranks:?}");
+    done(group.all_to_all(padded));
+    assert!(read(world, buf) == input(dtype, world.rank(), buf.numel()), "all_to_all twice {buf:?} on {ranks:?}");
 
     for (root, of_root) in ranks.iter().enumerate() {
         fill(world, buf);
@@ -65,10 +75,10 @@ fn check_group(world: &ShmWorld, group: &ShmGroup, buf: Buffer) {
 fn every_collective_equals_the_reference_bit_for_bit() {
     for world_size in WORLD_SIZES {
         run_ranks(world_size, PATIENT, |world| {
-            let group = world.world();
+            let (group, ranks) = (world.world(), Vec::from_iter(0..world_size));
             for dtype in DTYPES {
                 for numel in NUMELS {
-                    check_group(world, &group, world.alloc(dtype, numel).expect("alloc"));
+                    check_group(world, &*group, &ranks, world.alloc(dtype, numel).expect("alloc"));
                 }
             }
         });
@@ -79,13 +89,15 @@ fn every_collective_equals_the_reference_bit_for_bit() {
 fn subgroups_work_side_by_side_with_the_world() {
     run_ranks(4, PATIENT, |world| {
         let rank = world.rank();
-        let row = world.group(1 + rank / 2, &[rank / 2 * 2, rank / 2 * 2 + 1]).expect("row");
-        let column = world.group(254 + rank % 2, &[rank % 2, rank % 2 + 2]).expect("column");
+        let of_row = [rank / 2 * 2, rank / 2 * 2 + 1];
+        let of_column = [rank % 2, rank % 2 + 2];
+        let row = world.group(1 + rank / 2, &of_row).expect("row");
+        let column = world.group(254 + rank % 2, &of_column).expect("column");
         let buf = world.alloc(DType::BF16, 5000).expect("alloc");
         for _ in 0..20 {
-            check_group(world, &row, buf);
-            check_group(world, &column, buf);
-            check_group(world, &world.world(), buf);
+            check_group(world, &*row, &of_row, buf);
+            check_group(world, &*column, &of_column, buf);
+            check_group(world, &*world.world(), &[0, 1, 2, 3], buf);
         }
     });
 }
@@ -133,10 +145,33 @@ fn ten_thousand_barriers_keep_ranks_in_step() {
 }
 
 #[test]
+fn an_exchange_takes_slices_that_begin_anywhere() {
+    for size in [2, 3, 5] {
+        run_ranks(size, PATIENT, |world| {
+            let ranks = Vec::from_iter(0..size);
+            for dtype in DTYPES {
+                let whole = world.alloc(dtype, 3000 * size + 7).expect("alloc");
+                // Slices of no, one and several cache lines, none of which begins on one.
+                for shard in [1, 2, 15, 33, 1001, 3000] {
+                    check_group(world, &*world.world(), &ranks, whole.slice(3, shard * size));
+                }
+            }
+        });
+    }
+}
+
+#[test]
+#[should_panic(expected = "a buffer of 7 elements does not split into 2 shards")]
+fn an_exchange_needs_whole_slices() {
+    let world = ShmWorld::solo(4096).expect("solo");
+    let _ = world.alloc(DType::F32, 7).expect("alloc").shard(0, 2);
+}
+
+#[test]
 fn a_world_of_one_needs_no_launcher() {
     let world = ShmWorld::solo(1 << 20).expect("solo");
     let group = world.world();
-    check_group(&world, &group, world.alloc(DType::BF16, 1000).expect("alloc"));
+    check_group(&world, &*group, &[0], world.alloc(DType::BF16, 1000).expect("alloc"));
     group.barrier().expect("barrier");
     world.leave();
 }
@@ -167,6 +202,7 @@ fn the_solo_group_is_the_identity() {
         group.all_reduce(buf, ReduceOp::Sum),
         group.reduce_scatter(buf, ReduceOp::Sum),
         group.all_gather(buf),
+        group.all_to_all(buf),
         group.broadcast(buf, 0),
     ] {
         work.and_then(Work::wait).expect("solo");

@@ -12,7 +12,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::process::{Child, ChildStderr, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use comm::{Channel, Collective, CommError, DType, FlightState, ReduceOp, ShmGroup, ShmOptions, ShmWorld, Work};
+use comm::{Channel, Collective, CommError, DType, FlightState, ReduceOp, ShmOptions, ShmWorld, Work, World};
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -95,6 +95,8 @@ fn a_peer_killed_in_mid_collective_is_named_at_once() {
         ("reduce", 3, 1),
         ("reduce", 2, 0),
         ("reduce", 4, 3),
+        ("exchange", 3, 1),
+        ("exchange", 2, 0),
         ("absent", 3, 1),
         ("mail", 2, 1),
         ("mail", 2, 0),
@@ -111,11 +113,13 @@ fn a_peer_killed_in_mid_collective_is_named_at_once() {
 #[test]
 fn a_stopped_peer_is_named_at_the_deadline() {
     const TIMEOUT_MS: u64 = 400;
-    let workers = start_world("reduce", 3, TIMEOUT_MS);
-    let elapsed = strike(workers, 1, Signal::SIGSTOP, "timed out after 400ms, missing ranks [1]: rank 1 is ");
-    println!("survivors gave up after {elapsed:?}");
-    assert!(elapsed.iter().all(|elapsed| *elapsed >= Duration::from_millis(TIMEOUT_MS - 100)), "{elapsed:?}");
-    assert!(elapsed.iter().all(|elapsed| *elapsed < DETECTION_MAX * 10), "{elapsed:?}");
+    for part in ["reduce", "exchange"] {
+        let workers = start_world(part, 3, TIMEOUT_MS);
+        let elapsed = strike(workers, 1, Signal::SIGSTOP, "timed out after 400ms, missing ranks [1]: rank 1 is ");
+        println!("{part}: survivors gave up after {elapsed:?}");
+        assert!(elapsed.iter().all(|elapsed| *elapsed >= Duration::from_millis(TIMEOUT_MS - 100)), "{elapsed:?}");
+        assert!(elapsed.iter().all(|elapsed| *elapsed < DETECTION_MAX * 10), "{elapsed:?}");
+    }
 }
 
 #[test]
@@ -169,7 +173,7 @@ fn worker() {
     match part {
         "leave" => leave(world),
         part => {
-            let error = work_until_fault(&world, &group, part);
+            let error = work_until_fault(&world, &*group, part);
             eprintln!("{error}");
             assert_eq!(group.barrier(), Err(error.clone()));
             assert_eq!(world.check(), Err(error));
@@ -178,11 +182,13 @@ fn worker() {
     }
 }
 
-fn work_until_fault(world: &ShmWorld, group: &ShmGroup, part: &str) -> CommError {
+fn work_until_fault(world: &ShmWorld, group: &dyn Collective, part: &str) -> CommError {
     let buf = world.alloc(DType::F32, 250_000).expect("alloc");
+    let whole_slices = buf.slice(0, buf.numel() / group.size() * group.size());
     loop {
         let outcome = match (part, group.rank()) {
             ("reduce", _) => group.all_reduce(buf, ReduceOp::Sum).and_then(Work::wait),
+            ("exchange", _) => group.all_to_all(whole_slices).and_then(Work::wait),
             ("absent" | "untaken" | "full", 1) => loop {
                 std::thread::park();
             },

@@ -5,8 +5,8 @@ mod common;
 use std::time::Duration;
 
 use comm::{
-    Buffer, CHANNEL_CAPACITY, Channel, Collective, CommError, DType, FlightState, Op, ReduceOp, ShmGroup, ShmOptions,
-    ShmWorld, Work,
+    Buffer, CHANNEL_CAPACITY, Channel, Collective, CommError, DType, FlightState, MAX_SLOTS, Op, ReduceOp, ShmOptions,
+    ShmWorld, Work, World,
 };
 use common::{PATIENT, input, new_memfd, options, read, run_ranks, write};
 
@@ -54,6 +54,19 @@ fn a_mismatch_is_the_same_error_on_all_members_and_changes_no_byte() {
         },
         "ranks disagree: rank 1 called all_gather #2 of 3000 f32 at byte 0, \
          rank 0 called reduce_scatter #2 max of 3000 f32 at byte 0",
+    );
+    check(
+        |world, buf, odd| world.world().all_to_all(buf.slice(0, if odd { 300 } else { 3000 })),
+        "ranks disagree: rank 1 called all_to_all #2 of 300 f32 at byte 0, \
+         rank 0 called all_to_all #2 of 3000 f32 at byte 0",
+    );
+    check(
+        |world, buf, odd| {
+            let group = world.world();
+            if odd { group.all_to_all(buf) } else { group.all_gather(buf) }
+        },
+        "ranks disagree: rank 1 called all_to_all #2 of 3000 f32 at byte 0, \
+         rank 0 called all_gather #2 of 3000 f32 at byte 0",
     );
     check(
         |world, buf, odd| world.world().broadcast(buf, usize::from(odd)),
@@ -110,7 +123,7 @@ fn a_receiver_that_never_takes_is_named_at_the_deadline() {
                 wait_for_done.lock().expect("lock").recv().expect("rank 0 gives up");
                 return group.recv(buf, 0, Channel::Forward).expect_err("poisoned");
             }
-            let error = send_all(&group, buf, num_messages).expect_err("nobody takes it");
+            let error = send_all(&*group, buf, num_messages).expect_err("nobody takes it");
             done.send(()).expect("rank 1 listens");
             check_poisoned(world, &error);
             error
@@ -123,7 +136,7 @@ fn a_receiver_that_never_takes_is_named_at_the_deadline() {
 }
 
 /// Sends `buf` so many times to rank 1, then waits for all.
-fn send_all(group: &ShmGroup, buf: Buffer, num_messages: usize) -> comm::Result<()> {
+fn send_all(group: &dyn Collective, buf: Buffer, num_messages: usize) -> comm::Result<()> {
     let sent: Vec<Work> =
         (0..num_messages).map(|_| group.send(buf, 1, Channel::Forward)).collect::<comm::Result<_>>()?;
     sent.into_iter().try_for_each(Work::wait)
@@ -139,7 +152,7 @@ fn a_receiver_that_leaves_ends_the_wait_for_what_it_did_not_take() {
             scope.spawn(move || ShmWorld::join(one).expect("join").leave());
             let world = ShmWorld::join(zero).expect("join");
             let buf = world.alloc(DType::F32, 1).expect("alloc");
-            let error = send_all(&world.world(), buf, num_messages).expect_err("nobody takes it");
+            let error = send_all(&*world.world(), buf, num_messages).expect_err("nobody takes it");
             let (op, seq) = (Op::Send(Channel::Forward), num_messages as u64);
             assert_eq!(error, CommError::PeerLeft { rank: 1, op, seq });
         });
@@ -178,7 +191,7 @@ fn an_abort_ends_the_wait_for_a_message() {
         let sent = group.send(buf, 1 - world.rank(), Channel::Forward).expect("send");
         group.barrier().expect("barrier");
         if world.rank() == 0 {
-            group.abort("loss is NaN");
+            world.abort("loss is NaN");
         }
         sent.wait().expect_err("aborted")
     });
@@ -251,6 +264,58 @@ fn a_peer_that_does_not_come_is_named_at_the_deadline() {
 }
 
 #[test]
+fn who_waits_in_an_exchange_is_seen_there_and_names_who_does_not_come() {
+    let [given_up, looked] = [(), ()].map(|()| std::sync::Barrier::new(3));
+    let errors = run_ranks(3, SHORT, |world| {
+        let buf = world.alloc(DType::F32, 300).expect("alloc");
+        let group = world.group(7, &[0, 1, 2]).expect("group");
+        group.all_to_all(buf).and_then(Work::wait).expect("all come");
+        if world.rank() == 1 {
+            given_up.wait();
+            for rank in [0, 2] {
+                let flight = world.flight(rank);
+                assert_eq!((flight.state, flight.op), (FlightState::Busy, Op::AllToAll));
+                assert_eq!((flight.slot, flight.seq, flight.numel), (7, 2, 300));
+            }
+            looked.wait();
+            return group.all_to_all(buf).expect_err("poisoned");
+        }
+        let error = group.all_to_all(buf).expect_err("rank 1 is busy");
+        given_up.wait();
+        looked.wait();
+        error
+    });
+    let CommError::Timeout { op: Op::AllToAll, seq: 2, missing, last_seen, .. } = all_equal(&errors) else {
+        panic!("{errors:?}");
+    };
+    assert_eq!(*missing, [1]);
+    assert_eq!(last_seen, "rank 1 is outside any call, the last was all_to_all #1");
+}
+
+#[test]
+fn a_message_is_done_when_it_is_taken_or_never_will_be() {
+    run_ranks(2, PATIENT, |world| {
+        let buf = world.alloc(DType::F32, 8).expect("alloc");
+        let group = world.world();
+        if world.rank() == 1 {
+            group.barrier().expect("both are under way");
+            group.recv(buf, 0, Channel::Forward).and_then(Work::wait).expect("recv");
+            group.barrier().expect("one is taken");
+            return group.barrier().expect_err("aborted");
+        }
+        let [first, second] = [(), ()].map(|()| group.send(buf, 1, Channel::Forward).expect("send"));
+        assert!(!first.is_done() && !second.is_done());
+        group.barrier().expect("both are under way");
+        group.barrier().expect("one is taken");
+        assert!(first.is_done() && !second.is_done());
+        world.abort("enough");
+        assert!(first.is_done() && second.is_done());
+        first.wait().expect("what was taken counts");
+        second.wait().expect_err("aborted")
+    });
+}
+
+#[test]
 fn an_abort_reaches_ranks_in_other_groups() {
     let errors = run_ranks(4, PATIENT, |world| {
         let buf = world.alloc(DType::F32, 1).expect("alloc");
@@ -258,7 +323,7 @@ fn an_abort_reaches_ranks_in_other_groups() {
         everyone.barrier().expect("barrier");
         match world.rank() {
             0 => {
-                everyone.abort("loss is NaN");
+                world.abort("loss is NaN");
                 everyone.barrier().expect_err("aborted")
             }
             1 => everyone.recv(buf, 0, Channel::Forward).expect_err("aborted"),
@@ -370,7 +435,9 @@ fn one_rank_is_not_given_to_two() {
 #[test]
 fn a_group_is_one_ascending_list_with_its_members_in_it() {
     let world = ShmWorld::solo(4096).expect("solo");
-    for (slot, ranks) in [(0, vec![0]), (256, vec![0]), (1, vec![]), (1, vec![1]), (1, vec![0, 0]), (1, vec![0, 1])] {
+    for (slot, ranks) in
+        [(0, vec![0]), (MAX_SLOTS, vec![0]), (1, vec![]), (1, vec![1]), (1, vec![0, 0]), (1, vec![0, 1])]
+    {
         let error = world.group(slot, &ranks).err().expect("invalid");
         assert!(matches!(error, CommError::InvalidGroup { .. }), "{error}");
     }

@@ -2,7 +2,7 @@
 
 mod common;
 
-use comm::{Buffer, CHANNEL_CAPACITY, Channel, Collective, DType, FlightState, Op, ShmWorld, Work};
+use comm::{Buffer, CHANNEL_CAPACITY, Channel, DType, FlightState, Op, ShmWorld, Work, World};
 use common::{PATIENT, input, new_memfd, options, read, run_ranks, write};
 
 const CHANNELS: [Channel; 2] = [Channel::Forward, Channel::Backward];

@@ -5,7 +5,7 @@ use std::fs;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::time::Duration;
 
-use comm::{Collective, ReduceOp, ShmOptions, ShmWorld};
+use comm::{ReduceOp, ShmOptions, ShmWorld, World};
 use proto::control::control_client::ControlClient;
 use proto::control::report_request::Event;
 use proto::control::{Caller, RegisterRequest, ReportRequest, Started, TOKEN_KEY};

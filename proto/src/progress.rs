@@ -188,10 +188,12 @@ pub enum CallKind {
     Recv,
     /// A few numbers for all.
     Scalars,
+    /// A part for each.
+    AllToAll,
 }
 
 impl CallKind {
-    const ALL: [CallKind; 8] = [
+    const ALL: [CallKind; 9] = [
         CallKind::AllReduce,
         CallKind::ReduceScatter,
         CallKind::AllGather,
@@ -200,6 +202,7 @@ impl CallKind {
         CallKind::Send,
         CallKind::Recv,
         CallKind::Scalars,
+        CallKind::AllToAll,
     ];
 }
 
@@ -214,6 +217,7 @@ impl fmt::Display for CallKind {
             CallKind::Send => "send",
             CallKind::Recv => "recv",
             CallKind::Scalars => "all_reduce_scalars",
+            CallKind::AllToAll => "all_to_all",
         })
     }
 }

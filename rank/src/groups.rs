@@ -2,9 +2,9 @@
 
 use std::rc::Rc;
 
-use comm::{Collective, CommError, ShmWorld, SoloGroup};
+use comm::{Collective, CommError, SoloGroup, World};
 use proto::layout::TensorSplit;
-use proto::mesh::{Axis, Coord, Mesh};
+use proto::mesh::{Axis, Coord, GroupKind, Mesh};
 use proto::plan::Plan;
 
 use crate::observed::Observed;
@@ -17,7 +17,7 @@ pub type Group = Rc<dyn Collective>;
 #[derive(Clone)]
 pub struct Groups {
     /// All ranks.
-    pub world: Group,
+    pub all: Group,
     /// Replicas of the same part of the model, on other rows.
     pub dp: Group,
     /// Parts of the same layers.
@@ -33,32 +33,27 @@ pub struct Groups {
 }
 
 impl Groups {
-    /// Enters every group of this rank, whose exchanges `progress` shows. Does not block.
-    pub fn enter(plan: &Plan, world: &ShmWorld, progress: &ProgressLine) -> Result<Self, CommError> {
+    /// Enters every group of this rank, whose exchanges `line` shows. Every rank of the job calls it; whether it blocks is
+    /// the backend's affair ([`World::group`]).
+    pub fn enter(plan: &Plan, world: &dyn World, line: &ProgressLine) -> Result<Self, CommError> {
         let (mesh, rank) = (plan.mesh, world.rank());
         let coord = mesh.coord(rank);
         let split = TensorSplit { size: mesh.tp, rank: coord.tp, sequence: plan.sequence_parallel };
-        let replicas = split.key_value_replicas(plan.model.config.num_key_value_heads);
-        let tensor = mesh.group(Axis::Tp, rank);
-        let neighbours = &tensor[coord.tp / replicas * replicas..][..replicas];
-        // Every group of the job has a number of its own; 0 is the world.
-        let first_dp = 1;
-        let first_tp = first_dp + mesh.pp * mesh.tp;
-        let first_pp = first_tp + mesh.pp * mesh.dp;
-        let first_key_value = first_pp + mesh.dp * mesh.tp;
-        let line = coord.pp * mesh.dp + coord.dp;
-        let group = |slot: usize, ranks: &[usize]| -> Result<Group, CommError> {
-            match ranks.len() {
+        let groups = mesh.groups(split.key_value_replicas(plan.model.config.num_key_value_heads));
+        let enter = |kind| -> Result<Group, CommError> {
+            let mut of_kind = groups.iter().filter(|group| group.kind == kind);
+            let own = of_kind.find(|group| group.ranks.contains(&rank)).expect("a rank is in a group of each kind");
+            match own.ranks.len() {
                 1 => Ok(Rc::new(SoloGroup)),
-                _ => Ok(Rc::new(Observed::new(world.group(slot, ranks)?, progress))),
+                _ => Ok(Rc::new(Observed::new(world.group(own.slot, &own.ranks)?, line))),
             }
         };
         Ok(Self {
-            world: Rc::new(Observed::new(world.world(), progress)),
-            dp: group(first_dp + coord.pp * mesh.tp + coord.tp, &mesh.group(Axis::Dp, rank))?,
-            tp: group(first_tp + line, &tensor)?,
-            pp: group(first_pp + coord.dp * mesh.tp + coord.tp, &mesh.group(Axis::Pp, rank))?,
-            key_value: group(first_key_value + line * (mesh.tp / replicas) + coord.tp / replicas, neighbours)?,
+            all: Rc::new(Observed::new(world.world(), line)),
+            dp: enter(GroupKind::Along(Axis::Dp))?,
+            tp: enter(GroupKind::Along(Axis::Tp))?,
+            pp: enter(GroupKind::Along(Axis::Pp))?,
+            key_value: enter(GroupKind::KeyValue)?,
             mesh,
             coord,
         })

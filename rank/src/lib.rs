@@ -2,22 +2,23 @@
 //! `comm`.
 //!
 //! In reading order: [`train`] (the step loop), [`engine`] (one step), [`model`] (units with explicit backward),
-//! [`kernels`] (fused element-wise operations), [`data`] (rows as micro-batches), [`checkpoint`] (Hugging Face folders in and
-//! out, resume), [`snapshot`] (state in the launcher's memory), [`control`] (the launcher's ear), [`progress`] (what the
-//! launcher can see), [`fault`] (faults on purpose) and [`process`] (what a rank process sets for itself).
+//! [`kernels`] (the operations that these are made of), [`device`] (where they run, and memory there), [`data`] (rows as micro-batches), [`checkpoint`] (Hugging Face folders in and
+//! out, resume), [`snapshot`] (state in the launcher's memory), [`ranks`] (this rank among the others), [`control`] (the
+//! launcher's ear), [`progress`] (what the launcher can see), [`fault`] (faults on purpose) and [`process`] (what a rank process sets for itself).
 
 pub mod checkpoint;
 pub mod control;
 pub mod data;
+pub mod device;
 pub mod engine;
 pub mod fault;
-pub mod flat;
 pub mod groups;
 pub mod kernels;
 pub mod model;
 pub mod observed;
 pub mod process;
 pub mod progress;
+pub mod ranks;
 pub mod shake;
 pub mod snapshot;
 pub mod train;

@@ -15,6 +15,8 @@ use rank::control::Control;
 use rank::fault::Faults;
 use rank::process;
 use rank::progress::ProgressLine;
+use rank::ranks::Ranks;
+use rank::shake::Shake;
 use rank::train::{TrainError, Trainer};
 
 fn main() -> ExitCode {
@@ -43,7 +45,7 @@ fn run() -> anyhow::Result<ExitCode> {
     let control = progress.exchange(CallKind::Barrier, || Control::register(&env))?;
     control.heartbeat(0, "load");
     let mut step = 0;
-    match train(plan, &env, (&control, &progress), &mut step) {
+    match train(plan, &env, &control, &progress, &mut step) {
         Ok(()) => Ok(ExitCode::SUCCESS),
         Err(err) => {
             let kind = err.kind();
@@ -59,7 +61,8 @@ fn run() -> anyhow::Result<ExitCode> {
 fn train(
     plan: Plan,
     env: &WorkerEnv,
-    (control, progress): (&Control, &ProgressLine),
+    control: &Control,
+    progress: &ProgressLine,
     step: &mut u64,
 ) -> Result<(), TrainError> {
     let world = ShmWorld::join(ShmOptions {
@@ -70,7 +73,8 @@ fn train(
         timeout: Duration::from_secs(plan.comm_timeout_seconds),
     })?;
     progress.enter(Phase::Load);
-    let mut trainer = Trainer::new(plan, env, Rc::new(world), progress)?;
+    let ranks = Ranks::enter(&plan, Rc::new(world), progress, Shake::new(env.shake, env.rank))?;
+    let mut trainer = Trainer::new(plan, env, ranks)?;
     let outcome = trainer.run(control);
     *step = trainer.current_step();
     outcome

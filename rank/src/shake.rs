@@ -31,9 +31,9 @@ impl Shake {
     }
 
     /// After the last use of a buffer's values.
-    pub fn release(&self, buffer: &mut crate::flat::FlatBuffer) {
+    pub fn release(&self, buffer: &mut crate::device::Buffer) {
         if self.0.is_some() {
-            let _ = buffer.view(0, &[buffer.buffer().numel()]).fill_(f64::NAN);
+            let _ = buffer.range(0..buffer.numel()).fill_(f64::NAN);
         }
     }
 }

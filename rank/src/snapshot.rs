@@ -18,6 +18,7 @@ use xxhash_rust::xxh3::Xxh3;
 
 use crate::engine::Memory;
 use crate::progress::ProgressLine;
+use crate::ranks::Ranks;
 
 /// Elements that are hashed and copied at a time, so that the second finds them in the cache.
 const CHUNK_NUMEL: usize = 1 << 15;
@@ -56,6 +57,7 @@ pub struct Snapshots {
     memory: File,
     layout: SnapshotLayout,
     rank: usize,
+    line: ProgressLine,
 }
 
 /// A snapshot that is whole and does not count yet.
@@ -77,18 +79,14 @@ impl Unsealed<'_> {
 
 impl Snapshots {
     /// `memory`: what the launcher made for a job that follows `plan`.
-    pub fn new(memory: OwnedFd, plan: &Plan, rank: usize) -> Self {
-        Self { memory: File::from(memory), layout: SnapshotLayout::of(plan), rank }
+    pub fn new(memory: OwnedFd, plan: &Plan, ranks: &Ranks) -> Self {
+        let (rank, line) = (ranks.world.rank(), ranks.line.clone());
+        Self { memory: File::from(memory), layout: SnapshotLayout::of(plan), rank, line }
     }
 
     /// Copies this rank's part of the state after `progress.step`, in place of the older of the two snapshots it has. It counts
     /// once it is sealed.
-    pub fn copy(
-        &self,
-        memory: &Memory,
-        progress: Progress,
-        line: &ProgressLine,
-    ) -> Result<Unsealed<'_>, SnapshotError> {
+    pub fn copy(&self, memory: &Memory, progress: Progress) -> Result<Unsealed<'_>, SnapshotError> {
         let region = self.own();
         let copied = || {
             let slot = self.older_slot()?;
@@ -96,16 +94,17 @@ impl Snapshots {
             self.memory.write_all_at(&Header::ERASED, region.header(slot))?;
             let mut hash = Xxh3::new();
             for (unit, pieces) in saved(memory) {
-                line.enter_unit(Phase::Snapshot, unit);
+                self.line.enter_unit(Phase::Snapshot, unit);
                 for part in 0..PARTS {
                     let mut at = region.part(slot, &memory.layout(unit).name, part);
                     for Piece { local, whole } in &pieces {
-                        for values in memory.state(unit, *local..local + whole.len())[part].chunks(CHUNK_NUMEL) {
+                        memory.state(unit, *local..local + whole.len())[part].read(CHUNK_NUMEL, |values| {
                             let bytes: &[u8] = cast_slice(values);
                             hash.update(bytes);
                             self.memory.write_all_at(bytes, at)?;
                             at += bytes.len() as u64;
-                        }
+                            Ok::<(), io::Error>(())
+                        })?;
                     }
                 }
             }

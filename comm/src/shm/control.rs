@@ -9,15 +9,10 @@
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::*};
 
 use super::wait::WaitWord;
-use crate::{CHANNEL_CAPACITY, Channel, DType, MAX_SCALARS, Op, OpDesc};
+use crate::{
+    CHANNEL_CAPACITY, Channel, DType, FlightEntry, FlightState, MAX_RANKS, MAX_SCALARS, MAX_SLOTS, Op, OpDesc,
+};
 
-/// The most ranks one world has room for.
-pub const MAX_RANKS: usize = 64;
-/// Group slots: 0 is the world, the others are for sub-groups. A mesh of 64 ranks has about 100 groups. Members of
-/// slots that nobody asks for are never touched, so they cost addresses and no memory.
-pub(super) const MAX_SLOTS: usize = 256;
-// `OpDesc` keeps a slot in eight bits.
-const _: () = assert!(MAX_SLOTS <= 1 << 8);
 /// Text that travels with a fault, in words.
 pub(super) const TEXT_WORDS: usize = 32;
 /// A fault as words, see `fault.rs`.
@@ -38,7 +33,7 @@ pub(super) struct Control {
     /// Entry `r` is written by rank `r` alone, before it tries for `first_fault`, and never after it won.
     pub faults: [[AtomicU64; FAULT_WORDS]; MAX_RANKS],
     pub slots: [Slot; MAX_SLOTS],
-    /// `[slot][rank]`
+    /// `[slot][rank]`. Members of slots that nobody asks for are never touched, so they cost addresses and no memory.
     pub members: [[Member; MAX_RANKS]; MAX_SLOTS],
     /// `[from][to][channel]`
     boxes: [[[Mailbox; Channel::ALL.len()]; MAX_RANKS]; MAX_RANKS],
@@ -63,57 +58,6 @@ pub(super) struct Cell {
     numel: AtomicU64,
 }
 
-/// Where a rank stands, as published in its flight cell.
-///
-/// ```text
-/// Absent ─join─> Idle <─> Busy
-///                  └─leave─> Left
-/// ```
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
-pub enum FlightState {
-    /// It has not joined.
-    Absent,
-    /// It is in no collective: it computes, or it is stuck elsewhere.
-    Idle,
-    /// It is inside the operation shown.
-    Busy,
-    /// It left in good order.
-    Left,
-}
-
-/// What a rank does, read without stopping it: fields of two operations may mix. For people and error texts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct FlightEntry {
-    /// The process, or 0.
-    pub pid: u32,
-    /// Where it stands.
-    pub state: FlightState,
-    /// The operation it entered last; [`Op::Join`] before the first.
-    pub op: Op,
-    /// The group of that operation; 0 is the world.
-    pub slot: usize,
-    /// The number of that operation in its group, or of the message in its pair and channel.
-    pub seq: u64,
-    /// Element type, where data moves.
-    pub dtype: Option<DType>,
-    /// Number of elements.
-    pub numel: usize,
-}
-
-impl std::fmt::Display for FlightEntry {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let FlightEntry { op, seq, .. } = self;
-        match self.state {
-            FlightState::Absent => f.write_str("has not joined"),
-            FlightState::Idle if *op == Op::Join => f.write_str("has joined and called nothing yet"),
-            FlightState::Idle => write!(f, "is outside any call, the last was {op} #{seq}"),
-            FlightState::Busy => write!(f, "is at {op} #{seq}"),
-            FlightState::Left => write!(f, "has left after {op} #{seq}"),
-        }
-    }
-}
-
 impl Cell {
     pub fn state(&self) -> FlightState {
         match self.state.load(SeqCst) {
@@ -125,7 +69,7 @@ impl Cell {
         }
     }
 
-    /// SeqCst for the sake of `Left`: see `World::mark_left`.
+    /// SeqCst for the sake of `Left`: see `Shared::mark_left`.
     pub fn set_state(&self, state: FlightState) {
         self.state.store(state as u32, SeqCst);
     }

@@ -14,30 +14,23 @@
 
 use std::rc::Rc;
 use std::sync::atomic::Ordering::*;
-use std::time::Duration;
 
 use super::control::{Member, Post, load_words, store_words};
 use super::kernels;
 use super::mapping::{INLINE_BYTES, Outputs};
+use super::membership::Membership;
 use super::wait::Wait;
-use super::world::World;
 use crate::ranks::RankSet;
 use crate::{Buffer, Channel, Collective, CommError, DType, MAX_SCALARS, Op, OpDesc, ReduceOp, Result, Work};
 
-/// A group of ranks of one [`crate::ShmWorld`]. Cheap to clone; clones are the same group.
-#[derive(Clone)]
-pub struct ShmGroup {
-    pub(super) world: Rc<World>,
+/// A group of ranks of one [`crate::ShmWorld`].
+pub(super) struct ShmGroup {
+    pub(super) world: Rc<Membership>,
     pub(super) slot: usize,
     pub(super) members: RankSet,
 }
 
 impl ShmGroup {
-    /// The world ranks of the members, in rank order.
-    pub fn ranks(&self) -> Vec<usize> {
-        self.members.to_vec()
-    }
-
     /// The world rank of member `index`.
     ///
     /// # Panics
@@ -206,6 +199,20 @@ impl Collective for ShmGroup {
         })
     }
 
+    /// Each pair of members swaps two slices: one of them swaps the first half, the other the rest, so that no range has two
+    /// writers and nothing needs room in between. A member begins with its neighbour, so that pairs differ.
+    fn all_to_all(&self, buf: Buffer) -> Result<Work> {
+        let (rank, size) = (self.rank(), self.size());
+        let to_us = buf.shard(rank, size);
+        self.run(self.describe(Op::AllToAll, Some(buf)), || {
+            for index in (rank + 1..size).chain(0..rank) {
+                let half = |slice: Buffer| slice.work_part(usize::from(index < rank), 2);
+                let (ours, theirs) = (half(buf.shard(index, size)), half(to_us));
+                self.world.arena.swap(self.world.rank(), ours, self.world_rank(index), theirs);
+            }
+        })
+    }
+
     fn broadcast(&self, buf: Buffer, root: usize) -> Result<Work> {
         let source = self.world_rank(root);
         let desc = OpDesc { root: Some(root), ..self.describe(Op::Broadcast, Some(buf)) };
@@ -256,14 +263,5 @@ impl Collective for ShmGroup {
             },
         )?
         .wait()
-    }
-
-    fn set_timeout(&self, timeout: Duration) -> Duration {
-        self.world.patience.set_timeout(timeout)
-    }
-
-    fn abort(&self, reason: &str) {
-        let rank = self.world.rank();
-        self.world.shared.report(CommError::Aborted { rank, reason: reason.into() });
     }
 }

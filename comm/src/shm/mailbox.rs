@@ -17,12 +17,12 @@ use std::fmt;
 use std::rc::Rc;
 use std::sync::atomic::AtomicU64;
 
-use super::ShmGroup;
 use super::control::{Mailbox, load_words, store_words};
+use super::group::ShmGroup;
+use super::membership::Membership;
 use super::wait::{COUNT_MASK, Wait, WaitWord};
-use super::world::World;
 use crate::ranks::RankSet;
-use crate::{Buffer, CHANNEL_CAPACITY, Channel, CommError, Op, OpDesc, Result, Work};
+use crate::{Buffer, CHANNEL_CAPACITY, Channel, CommError, Op, OpDesc, Pending, Result, Work};
 
 impl ShmGroup {
     /// Returns as soon as there is room for the message.
@@ -44,7 +44,7 @@ impl ShmGroup {
         progress.sent.set(desc.seq);
         mailbox.sent.advance();
         cell.exit();
-        Ok(Work::sent(SentMessage { world: world.clone(), to, channel, desc }))
+        Ok(Work::pending(SentMessage { world: world.clone(), to, channel, desc }))
     }
 
     /// Returns once the data is here.
@@ -83,29 +83,41 @@ impl ShmGroup {
 }
 
 /// A message under way, for its sender. Dropping it forgets the message, which travels on.
-pub(crate) struct SentMessage {
-    world: Rc<World>,
+struct SentMessage {
+    world: Rc<Membership>,
     to: usize,
     channel: Channel,
     desc: OpDesc,
 }
 
 impl SentMessage {
+    fn mailbox(&self) -> &Mailbox {
+        self.world.control().mailbox(self.world.rank(), self.to, self.channel)
+    }
+
+    /// Whether the receiver has taken it, when it has taken `taken` messages.
+    fn is_taken(&self, taken: u32) -> bool {
+        let sent = self.world.progress(self.to, self.channel).sent.get();
+        under_way(sent as u32, taken) as u64 <= sent - self.desc.seq
+    }
+}
+
+impl Pending for SentMessage {
+    fn is_done(&self) -> bool {
+        self.is_taken(self.mailbox().taken.count()) || self.world.check(self.desc.op).is_err()
+    }
+
     /// Waits until the receiver has the data.
-    pub(crate) fn wait(self) -> Result<()> {
-        let SentMessage { world, to, channel, desc } = self;
-        let mailbox = world.control().mailbox(world.rank(), to, channel);
-        let sent = world.progress(to, channel).sent.get();
-        let num_later = sent - desc.seq;
-        let is_taken = |taken| under_way(sent as u32, taken) as u64 <= num_later;
+    fn wait(self: Box<Self>) -> Result<()> {
+        let (world, desc, taken) = (&self.world, &self.desc, &self.mailbox().taken);
         // What was taken counts, whatever struck since.
-        if is_taken(mailbox.taken.count()) {
+        if self.is_taken(taken.count()) {
             return Ok(());
         }
         world.check(desc.op)?;
         let cell = &world.control().cells[world.rank()];
-        cell.enter(&desc);
-        world.await_peer(&mailbox.taken, is_taken, to, &desc)?;
+        cell.enter(desc);
+        world.await_peer(taken, |taken| self.is_taken(taken), self.to, desc)?;
         cell.exit();
         Ok(())
     }
@@ -136,7 +148,7 @@ impl Mailbox {
     }
 }
 
-impl World {
+impl Membership {
     /// Waits in `desc` until `peer` has moved `word` to a count that is `reached`.
     fn await_peer(&self, word: &WaitWord, reached: impl Fn(u32) -> bool, peer: usize, desc: &OpDesc) -> Result<()> {
         let wait = wait_for_peer(word, &reached, peer, || self.gone());
@@ -161,7 +173,7 @@ mod tests {
 
     use super::super::wait::Patience;
     use super::*;
-    use crate::{Collective, DType, ShmOptions, ShmWorld};
+    use crate::{DType, ShmOptions, ShmWorld, World as _};
 
     #[test]
     fn messages_under_way_are_counted_across_the_wrap() {
@@ -189,7 +201,7 @@ mod tests {
     }
 
     /// Makes a fresh world look as if `from` had sent `number` messages to `to`, all taken. Both ranks call it.
-    fn set_progress(world: &World, from: usize, to: usize, number: u64) {
+    fn set_progress(world: &Membership, from: usize, to: usize, number: u64) {
         let mailbox = world.control().mailbox(from, to, Channel::Forward);
         if world.rank() == from {
             world.progress(to, Channel::Forward).sent.set(number);
@@ -204,7 +216,7 @@ mod tests {
         const NUM_MESSAGES: usize = 5 * CHANNEL_CAPACITY;
         let world = ShmWorld::join(options).expect("join");
         let (group, rank) = (world.world(), world.rank());
-        set_progress(&world.world, 0, 1, (5 << 30) + u64::from(COUNT_MASK) - NUM_MESSAGES as u64 / 2);
+        set_progress(&world.membership, 0, 1, (5 << 30) + u64::from(COUNT_MASK) - NUM_MESSAGES as u64 / 2);
         let bufs: Vec<Buffer> = (0..NUM_MESSAGES).map(|_| world.alloc(DType::F32, 16).expect("alloc")).collect();
         // Messages differ in size, so that one out of place is a mismatch.
         let message = |i: usize| bufs[i].slice(0, 1 + i % 16);

@@ -7,16 +7,17 @@
 #![allow(unsafe_code, reason = "views of memory that several processes map")]
 
 use std::fs::File;
+use std::mem::ManuallyDrop;
 use std::ptr::NonNull;
 use std::sync::atomic::AtomicU64;
 
 use memmap2::{MmapOptions, MmapRaw};
 use nix::fcntl::{FallocateFlags, fallocate};
 
-use super::control::{Control, MAX_RANKS};
+use super::control::Control;
 use super::kernels;
 use crate::ranks::RankSet;
-use crate::{Buffer, CommError, MAX_SCALARS, ReduceOp, Result};
+use crate::{Buffer, CommError, MAX_RANKS, MAX_SCALARS, ReduceOp, Result};
 
 const PAGE_BYTES: usize = 4096;
 const CONTROL_BYTES: usize = size_of::<Control>().next_multiple_of(PAGE_BYTES);
@@ -58,9 +59,9 @@ impl ControlMap {
     }
 }
 
-/// The regions of all ranks.
+/// The regions of all ranks. They stay mapped until the process ends: tensors over them may outlive the world.
 pub(super) struct Arena {
-    map: MmapRaw,
+    map: ManuallyDrop<MmapRaw>,
     arena_bytes: usize,
     stride_bytes: usize,
     world_size: usize,
@@ -90,7 +91,7 @@ impl Arena {
             .map_err(CommError::system("mmap of the arena"))?;
         // A wish: the kernel may not offer huge pages for shared memory.
         let _ = map.advise(memmap2::Advice::HugePage);
-        Ok(Arena { map, arena_bytes, stride_bytes, world_size })
+        Ok(Arena { map: ManuallyDrop::new(map), arena_bytes, stride_bytes, world_size })
     }
 
     pub fn arena_bytes(&self) -> usize {
@@ -185,8 +186,23 @@ impl Arena {
         // SAFETY: both ranges were checked by `at`, lie in different regions and are mapped as long as `self`. The
         // first rendezvous has ordered the owner's writes before us, and neither rank touches its range before the
         // second: a collective returns after it, and the sender of a message keeps off until its `Work` says so (see
-        // `ShmWorld::as_ptr`). One that does not sends unspecified numbers to its peer's process and does no other
+        // `World::as_ptr`). One that does not sends unspecified numbers to its peer's process and does no other
         // harm: any bits are a number, and no reference to the memory exists on either side.
         unsafe { self.at(to_rank, to).copy_from_nonoverlapping(source, from.size_bytes()) }
+    }
+
+    /// Swaps the contents of `ours`, a buffer of `our_rank`, and `theirs`, a buffer of `their_rank` of the same size.
+    ///
+    /// Only between the two barriers of a collective that both ranks agreed on, for ranges no other member was given.
+    pub fn swap(&self, our_rank: usize, ours: Buffer, their_rank: usize, theirs: Buffer) {
+        assert!(
+            our_rank != their_rank && ours.size_bytes() == theirs.size_bytes(),
+            "{ours:?} of rank {our_rank} and {theirs:?} of rank {their_rank}"
+        );
+        let (a, b) = (self.at(our_rank, ours), self.at(their_rank, theirs));
+        // SAFETY: both ranges were checked by `at`, lie in different regions and are mapped as long as `self`. The first
+        // barrier has ordered all writes of the members before us, none of them touches its buffer before the second, and
+        // these two ranges are ours alone. Any bits are a byte, and no reference to the memory exists on either side.
+        unsafe { std::ptr::swap_nonoverlapping(a.as_ptr(), b.as_ptr(), ours.size_bytes()) }
     }
 }

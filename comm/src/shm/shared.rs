@@ -7,11 +7,11 @@
 use std::sync::Mutex;
 use std::sync::atomic::Ordering::*;
 
-use super::control::{Control, FlightEntry, FlightState, MAX_RANKS, load_words, store_words};
+use super::control::{Control, load_words, store_words};
 use super::mapping::ControlMap;
 use super::{fault, wait};
 use crate::ranks::RankSet;
-use crate::{Channel, CommError, OpDesc, Result};
+use crate::{Channel, CommError, FlightEntry, FlightState, MAX_RANKS, OpDesc, Result};
 
 pub(super) struct Shared {
     map: ControlMap,

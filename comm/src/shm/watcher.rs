@@ -12,11 +12,10 @@ use std::thread::JoinHandle;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::control::FlightState;
 use super::process;
 use super::shared::Shared;
 use crate::ranks::RankSet;
-use crate::{CommError, Result};
+use crate::{CommError, FlightState, Result};
 
 /// The world's handle of its watcher; dropping it ends the thread.
 pub(super) struct Watcher {

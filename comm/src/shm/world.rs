@@ -1,180 +1,146 @@
-//! One rank's membership in a world: joining it, and what its groups share.
+//! One rank's place in a world of one machine, as [`World`] has it.
+
+#![allow(unsafe_code, reason = "vouches for the arena's pointers")]
 
 use std::cell::Cell;
-use std::fs::File;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::*};
+use std::os::fd::OwnedFd;
+use std::ptr::NonNull;
+use std::rc::Rc;
+use std::sync::atomic::Ordering::*;
 use std::time::Duration;
 
-use super::control::{Control, FlightState, MAX_RANKS};
-use super::mailbox::Progress;
-use super::mapping::{Arena, ControlMap};
-use super::shared::Shared;
-use super::wait::{Interrupted, Patience, Wait};
-use super::watcher::Watcher;
-use super::{ShmOptions, process};
-use crate::error::Setting;
+use super::group::ShmGroup;
+use super::membership::Membership;
 use crate::ranks::RankSet;
-use crate::{Channel, CommError, Op, OpDesc, Result};
+use crate::{ALIGN_BYTES, Buffer, Collective, CommError, DType, FlightEntry, MAX_SLOTS, Result, World};
 
-/// What all groups of a rank share; lives until the last of them is dropped.
-pub(super) struct World {
-    pub arena: Arena,
-    pub patience: Patience,
-    pub shared: Arc<Shared>,
-    /// `[peer][channel]`
-    progress: Vec<[Progress; Channel::ALL.len()]>,
-    /// Set by `leave`; nothing may be called afterwards.
-    left: Cell<bool>,
-    /// Last, so that deaths are seen as long as anything else lives.
-    _watcher: Watcher,
+/// How to join a world.
+#[derive(Debug)]
+pub struct ShmOptions {
+    /// Who this process is, below `world_size`. No two processes may be the same rank.
+    pub rank: usize,
+    /// Number of ranks, the same on all; at most [`crate::MAX_RANKS`].
+    pub world_size: usize,
+    /// The memfd, the same on all ranks, made for this world alone and empty at first.
+    pub fd: OwnedFd,
+    /// Size of each rank's region, the same on all. Memory is taken as it is touched.
+    pub arena_bytes: usize,
+    /// How long joining, and afterwards any single wait, may take. See [`World::set_timeout`].
+    pub timeout: Duration,
 }
 
-const JOIN: OpDesc =
-    OpDesc { slot: 0, seq: 0, op: Op::Join, reduce: None, dtype: None, numel: 0, offset_bytes: 0, root: None };
+/// A rank's place in the world: its arena, and the source of its groups. Stays on the thread that joined.
+///
+/// Groups and pending works share the mapping and may outlive the world. A rank leaves by [`leave`](World::leave) or
+/// when the world and all of them are dropped; dropped by a panic, it aborts the world. A process that ends otherwise,
+/// by a signal or `process::exit`, counts as dead.
+pub struct ShmWorld {
+    pub(super) membership: Rc<Membership>,
+    allocated_bytes: Cell<usize>,
+}
 
-impl World {
-    pub fn join(options: ShmOptions) -> Result<World> {
-        let ShmOptions { rank, world_size, fd, arena_bytes, timeout } = options;
-        if rank >= world_size || world_size > MAX_RANKS {
-            return Err(CommError::InvalidWorld { rank, world_size, max_world_size: MAX_RANKS });
+impl ShmWorld {
+    /// Joins the world and blocks until all its ranks have.
+    ///
+    /// # Errors
+    /// `Timeout` naming the ranks that did not come, `WorldMismatch` if they have other options, `PeerDied`,
+    /// `RankTaken`, `InvalidWorld`, or `System` if the memory cannot be mapped.
+    pub fn join(options: ShmOptions) -> Result<ShmWorld> {
+        Ok(ShmWorld { membership: Rc::new(Membership::join(options)?), allocated_bytes: Cell::new(0) })
+    }
+
+    /// A world of one rank over memory of its own, so that rank code is the same for one process.
+    ///
+    /// # Errors
+    /// `System` if there is no memory.
+    pub fn solo(arena_bytes: usize) -> Result<ShmWorld> {
+        ShmWorld::join(ShmOptions::solo(arena_bytes)?)
+    }
+}
+
+// SAFETY: the arena is one mapping that is never taken back.
+// `Arena::at` checks that a buffer lies in this rank's region; `alloc` hands out disjoint ranges of it that start at a
+// multiple of `ALIGN_BYTES`, which is one of every element's size, and the region itself starts on a page.
+unsafe impl World for ShmWorld {
+    fn rank(&self) -> usize {
+        self.membership.rank()
+    }
+
+    fn world_size(&self) -> usize {
+        self.membership.world_size()
+    }
+
+    fn alloc(&self, dtype: DType, numel: usize) -> Result<Buffer> {
+        let arena_bytes = self.membership.arena.arena_bytes();
+        let offset = self.allocated_bytes.get().next_multiple_of(ALIGN_BYTES);
+        let available_bytes = arena_bytes.saturating_sub(offset);
+        let needed_bytes = numel.saturating_mul(dtype.size_bytes());
+        if needed_bytes > available_bytes {
+            return Err(CommError::ArenaExhausted { needed_bytes, available_bytes, arena_bytes });
         }
-        let file = File::from(fd);
-        let shared = Arc::new(Shared::new(ControlMap::new(&file)?, rank, world_size));
-        shared.check()?;
-        agree(&shared, arena_bytes)?;
-        // The size is common now. Mapped before we count as joined: peers need no memory of ours until then.
-        let arena = Arena::new(&file, world_size, arena_bytes)?;
-        enter(&shared)?;
-        let watcher = Watcher::start(shared.clone())?;
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let patience = Patience::new(timeout, world_size <= cores);
-        await_all(&shared, &watcher, &patience)?;
-        let progress = (0..world_size).map(|_| Default::default()).collect();
-        Ok(World { arena, patience, shared, progress, left: Cell::new(false), _watcher: watcher })
+        self.allocated_bytes.set(offset + needed_bytes);
+        Ok(Buffer::new(dtype, numel, offset))
     }
 
-    pub fn control(&self) -> &Control {
-        self.shared.control()
+    fn as_ptr(&self, buf: Buffer) -> NonNull<u8> {
+        self.membership.arena.at(self.rank(), buf)
     }
 
-    pub fn rank(&self) -> usize {
-        self.shared.rank()
+    fn world(&self) -> Rc<dyn Collective> {
+        let members: RankSet = (0..self.world_size()).collect();
+        // Every rank stores the same value, before it can wait in the slot.
+        self.membership.control().slots[0].members.store(members.0, SeqCst);
+        Rc::new(ShmGroup { world: self.membership.clone(), slot: 0, members })
     }
 
-    pub fn world_size(&self) -> usize {
-        self.shared.world_size()
-    }
-
-    /// This rank's messages to and from `peer`.
-    pub fn progress(&self, peer: usize, channel: Channel) -> &Progress {
-        &self.progress[peer][channel as usize]
-    }
-
-    /// The first fault, if the world is poisoned; an error too after `leave`.
-    pub fn check(&self, op: Op) -> Result<()> {
-        if self.left.get() {
-            return Err(CommError::PeerLeft { rank: self.rank(), op, seq: 0 });
-        }
-        self.shared.check()
-    }
-
-    pub fn interrupted(&self, why: Interrupted, desc: &OpDesc) -> CommError {
-        self.shared.interrupted(why, desc, &self.patience)
-    }
-
-    /// The ranks that left in good order.
-    pub fn gone(&self) -> RankSet {
-        self.shared.ranks_in(FlightState::Left)
-    }
-
-    pub fn leave(&self) {
-        if !self.left.replace(true) {
-            self.shared.mark_left();
-        }
-    }
-}
-
-impl Drop for World {
-    fn drop(&mut self) {
-        if std::thread::panicking() && !self.left.get() {
-            let rank = self.rank();
-            self.shared.report(CommError::Aborted { rank, reason: "the rank panicked".into() });
-        }
-        self.leave();
-    }
-}
-
-/// Checks that every rank gives the same options: the first to come writes them, the others compare.
-fn agree(shared: &Shared, arena_bytes: usize) -> Result<()> {
-    let control = shared.control();
-    agree_on(shared, Setting::Layout, &control.layout, size_of::<Control>())?;
-    agree_on(shared, Setting::WorldSize, &control.world_size, shared.world_size())?;
-    agree_on(shared, Setting::ArenaBytes, &control.arena_bytes, arena_bytes)
-}
-
-fn agree_on(shared: &Shared, setting: Setting, word: &AtomicU64, value: usize) -> Result<()> {
-    // value | rank << 48 | set << 63: no arena has 2^48 bytes.
-    const VALUE: u64 = (1 << 48) - 1;
-    let value = value as u64;
-    assert!(value <= VALUE, "{setting} {value} is beyond any address space");
-    let mine = value | (shared.rank() as u64) << 48 | 1 << 63;
-    let Err(first) = word.compare_exchange(0, mine, AcqRel, Acquire) else {
-        return Ok(());
-    };
-    if first & VALUE == value {
-        return Ok(());
-    }
-    Err(shared.report(CommError::WorldMismatch {
-        setting,
-        rank: shared.rank(),
-        theirs: value,
-        reference_rank: (first >> 48 & 0x7fff) as usize,
-        reference: first & VALUE,
-    }))
-}
-
-/// Takes this rank's cell.
-fn enter(shared: &Shared) -> Result<()> {
-    let rank = shared.rank();
-    let cell = &shared.control().cells[rank];
-    let pid = std::process::id();
-    if let Err(pid) = cell.pid.compare_exchange(0, pid, AcqRel, Acquire) {
-        return Err(CommError::RankTaken { rank, pid });
-    }
-    cell.start_ticks.store(process::start_ticks(pid).unwrap_or(0), Release);
-    cell.set_state(FlightState::Idle);
-    shared.control().joined.advance();
-    Ok(())
-}
-
-/// Waits until every rank has joined, showing each newcomer to the watcher.
-fn await_all(shared: &Shared, watcher: &Watcher, patience: &Patience) -> Result<()> {
-    let deadline = patience.deadline();
-    let joined = &shared.control().joined;
-    loop {
-        let before = joined.count();
-        watcher.rescan();
-        if before as usize == shared.world_size() {
-            return shared.check();
-        }
-        let wait = Wait {
-            word: joined,
-            reached: |count| count != before,
-            missing: || shared.ranks_in(FlightState::Absent),
-            gone: RankSet::default,
+    fn group(&self, slot: usize, ranks: &[usize]) -> Result<Rc<dyn Collective>> {
+        self.membership.shared.check()?;
+        let rule = if !(1..MAX_SLOTS).contains(&slot) {
+            Some("slots are 1 to 255")
+        } else if !ranks.is_sorted_by(|a, b| a < b) {
+            Some("ranks must ascend")
+        } else if ranks.last().is_some_and(|last| *last >= self.world_size()) {
+            Some("ranks must be below world_size")
+        } else if !ranks.contains(&self.rank()) {
+            Some("the rank that asks must be a member")
+        } else {
+            None
         };
-        wait.sleep_until(deadline).map_err(|why| shared.interrupted(why, &JOIN, patience))?;
+        if let Some(rule) = rule {
+            let (rank, world_size) = (self.rank(), self.world_size());
+            return Err(CommError::InvalidGroup { slot, ranks: ranks.to_vec(), rank, world_size, rule });
+        }
+        let members: RankSet = ranks.iter().copied().collect();
+        let word = &self.membership.control().slots[slot].members;
+        match word.compare_exchange(0, members.0, SeqCst, SeqCst) {
+            Err(first) if first != members.0 => Err(self.membership.shared.report(CommError::GroupMismatch {
+                slot,
+                rank: self.rank(),
+                theirs: ranks.to_vec(),
+                members: RankSet(first).to_vec(),
+            })),
+            _ => Ok(Rc::new(ShmGroup { world: self.membership.clone(), slot, members })),
+        }
     }
-}
 
-impl ShmOptions {
-    /// Options of a world of one over its own memory.
-    pub(super) fn solo(arena_bytes: usize) -> Result<ShmOptions> {
-        let fd = nix::sys::memfd::memfd_create("comm", nix::sys::memfd::MFdFlags::MFD_CLOEXEC)
-            .map_err(|errno| CommError::System { call: "memfd_create", errno })?;
-        // It never waits.
-        let timeout = Duration::from_secs(1);
-        Ok(ShmOptions { rank: 0, world_size: 1, fd, arena_bytes, timeout })
+    fn flight(&self, rank: usize) -> FlightEntry {
+        assert!(rank < self.world_size(), "rank {rank} of {}", self.world_size());
+        self.membership.shared.flight(rank)
+    }
+
+    fn check(&self) -> Result<()> {
+        self.membership.shared.check()
+    }
+
+    fn abort(&self, reason: &str) {
+        self.membership.shared.report(CommError::Aborted { rank: self.rank(), reason: reason.into() });
+    }
+
+    fn set_timeout(&self, timeout: Duration) -> Duration {
+        self.membership.patience.set_timeout(timeout)
+    }
+
+    fn leave(&self) {
+        self.membership.leave();
     }
 }

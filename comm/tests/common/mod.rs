@@ -6,7 +6,7 @@
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use comm::{Buffer, DType, ShmOptions, ShmWorld};
+use comm::{Buffer, DType, ShmOptions, ShmWorld, World};
 use half::bf16;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 

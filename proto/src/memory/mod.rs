@@ -19,8 +19,8 @@ use crate::mesh::Coord;
 use crate::plan::Plan;
 use crate::sharding::Sharding;
 
-/// Alignment of buffers in the arena.
-const ALIGN_BYTES: usize = 64;
+/// Alignment of buffers in the arena, as `comm` has it.
+pub const ALIGN_BYTES: usize = 64;
 
 /// What one rank keeps of the model from step to step, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -15,7 +15,6 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub use draft::{Draft, PreparedData, World};
-pub use parallel::MAX_RANKS;
 
 pub use crate::config::{ActivationCheckpointing, Dtype, Init, PipelineSchedule, ZeroStage};
 use crate::manifest::Progress;

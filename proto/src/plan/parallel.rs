@@ -3,12 +3,9 @@
 use super::PipelinePlan;
 use crate::config::{AutoOr, Offload, PipelineSchedule, Problem, TrainConfig, ZeroStage};
 use crate::layout::num_units;
-use crate::mesh::Mesh;
+use crate::mesh::{MAX_RANKS, Mesh};
 use crate::model_config::ModelConfig;
 use crate::pipeline::{partition, unit_costs};
-
-/// Ranks of one machine: as many as `comm`'s control page has room for.
-pub const MAX_RANKS: usize = 64;
 
 /// Chunks of a stage in an interleaved pipeline: two halve the bubble, more mostly add messages.
 const INTERLEAVED_CHUNKS: usize = 2;

@@ -8,10 +8,10 @@ use super::error::{CheckpointError, Result};
 
 /// Waits until every rank has come this far. Returns this rank's own error, or that another rank has one.
 ///
-/// `at`: the checkpoint or model that all ranks work on, for the message.
-pub(super) fn agree(world: &dyn Collective, at: &Path, result: Result<()>) -> Result<()> {
+/// `all`: the group of all ranks; `at`: the checkpoint or model that all ranks work on, for the message.
+pub(super) fn agree(all: &dyn Collective, at: &Path, result: Result<()>) -> Result<()> {
     let mut failures = [f64::from(u8::from(result.is_err()))];
-    let agreed = world.all_reduce_scalars(&mut failures, ReduceOp::Sum);
+    let agreed = all.all_reduce_scalars(&mut failures, ReduceOp::Sum);
     result?;
     agreed?;
     if failures[0] > 0.0 { Err(CheckpointError::Peer { path: at.into() }) } else { Ok(()) }

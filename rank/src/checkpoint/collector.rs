@@ -2,16 +2,17 @@
 
 use std::rc::Rc;
 
-use comm::{Channel, CommError, ShmWorld, Work};
+use comm::{Channel, CommError, Work};
 use proto::layout::{ParamLayout, TensorSplit, UnitLayout, model_layout};
 use proto::memory::Exchange;
 use proto::mesh::Coord;
-use proto::plan::{Dtype, Plan};
-use tch::{Kind, Tensor};
+use proto::plan::Plan;
+use tch::Tensor;
 
+use crate::device::{Buffer, compute_kind};
 use crate::engine::Memory;
-use crate::flat::FlatBuffer;
 use crate::groups::Groups;
+use crate::ranks::Ranks;
 
 /// Brings the parts of parameters together.
 pub(super) struct Collector {
@@ -20,7 +21,7 @@ pub(super) struct Collector {
     /// Every tensor-parallel rank's view of all units.
     layouts: Vec<Vec<UnitLayout>>,
     /// A part that comes from another rank. Empty where every rank has all there is of a layer.
-    arrived: FlatBuffer,
+    arrived: Buffer,
 }
 
 /// One unit whose parameters are being collected. The unit is whole on its stage until [`Collecting::finish`].
@@ -35,16 +36,14 @@ pub(super) struct Collecting<'a> {
 
 impl Collector {
     /// Allocates the buffer for what arrives. Does not block.
-    pub fn new(plan: Rc<Plan>, world: &Rc<ShmWorld>, groups: Groups) -> Result<Self, CommError> {
-        let kind = match plan.model.compute_dtype {
-            Dtype::Bf16 => Kind::BFloat16,
-            Dtype::Fp32 => Kind::Float,
-        };
+    pub fn new(plan: Rc<Plan>, ranks: &Ranks) -> Result<Self, CommError> {
+        let kind = compute_kind(plan.model.compute_dtype);
+        let numel = Exchange::of(&plan, ranks.groups.coord).parameter;
         let split = |rank| TensorSplit { size: plan.mesh.tp, rank, sequence: plan.sequence_parallel };
         Ok(Self {
-            arrived: FlatBuffer::new(world, kind, Exchange::of(&plan, groups.coord).parameter)?,
+            arrived: Buffer::in_arena(ranks, kind, numel)?,
             layouts: (0..plan.mesh.tp).map(|rank| model_layout(&plan.model.config, split(rank))).collect(),
-            groups,
+            groups: ranks.groups.clone(),
             plan,
         })
     }
@@ -76,7 +75,7 @@ impl Collecting<'_> {
     pub fn collect(&mut self, memory: &Memory, idx: usize, to: usize) -> Result<Option<Tensor>, CommError> {
         let Collector { groups, layouts, arrived, .. } = self.collector;
         let dp = groups.mesh.coord(to).dp;
-        let rank = groups.world.rank();
+        let rank = groups.all.rank();
         let mut whole: Option<Tensor> = None;
         for (tp, layouts) in layouts.iter().enumerate() {
             let param = &layouts[self.unit].params[idx];
@@ -89,13 +88,13 @@ impl Collecting<'_> {
                 let stored = if from == to {
                     memory.param_view(local(), param)
                 } else {
-                    groups.world.recv(arrived.buffer().slice(0, param.numel()), from, Channel::Forward)?.wait()?;
+                    groups.all.recv(arrived.operand().slice(0, param.numel()), from, Channel::Forward)?.wait()?;
                     arrived.view(0, &param.shape)
                 };
                 put(&mut whole, param, stored);
             } else if rank == from {
                 let part = memory.param(local(), param);
-                self.sent.push(groups.world.send(part, to, Channel::Forward)?);
+                self.sent.push(groups.all.send(part, to, Channel::Forward)?);
             }
         }
         Ok(whole)

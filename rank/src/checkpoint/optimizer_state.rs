@@ -1,19 +1,23 @@
 //! A rank's part of masters and moments as one safetensors file: `{unit}.master`, `{unit}.exp_avg`,
 //! `{unit}.exp_avg_sq`, each fp32, the elements of the unit's ranges one after the other.
 
-use std::borrow::Cow;
 use std::path::Path;
 
 use bytemuck::cast_slice;
 use proto::layout::{Overlap, Piece, overlaps};
 use proto::manifest::UnitRanges;
+use proto::model_config::DiskDType;
 use safetensors::SafeTensors;
-use safetensors::tensor::{Dtype, View};
+use safetensors::tensor::Dtype;
 
 use super::error::{Result, damaged, reading};
-use super::weights::write_safetensors;
+use super::safetensors_writer::{SafetensorsWriter, TensorHeader};
 use crate::data::MappedFile;
+use crate::device::Section;
 use crate::engine::Memory;
+
+/// Elements that are written at a time.
+const CHUNK_NUMEL: usize = 1 << 18;
 
 const PARTS: [&str; 3] = ["master", "exp_avg", "exp_avg_sq"];
 
@@ -30,22 +34,32 @@ pub(super) fn ranges(memory: &Memory) -> UnitRanges {
     ranges.filter(|(_, ranges): &(_, Vec<_>)| !ranges.is_empty()).collect()
 }
 
-/// Writes this rank's part.
+/// Writes this rank's part, a chunk at a time.
 pub(super) fn write(path: &Path, memory: &Memory) -> Result<()> {
-    let mut tensors = Vec::new();
+    let mut tensors: Vec<(TensorHeader, Vec<Section>)> = Vec::new();
     for unit in 0..memory.num_units() {
         let pieces = memory.saved(unit);
         let states = pieces.iter().map(|piece| memory.state(unit, piece.local..piece.local + piece.whole.len()));
-        let states: Vec<[&[f32]; 3]> = states.collect();
+        let states: Vec<[Section; 3]> = states.collect();
         if states.is_empty() {
             continue;
         }
         for (idx, part) in PARTS.into_iter().enumerate() {
+            let sections: Vec<Section> = states.iter().map(|state| state[idx].clone()).collect();
             let name = format!("{}.{part}", memory.layout(unit).name);
-            tensors.push((name, Values::new(states.iter().map(|state| state[idx]).collect())));
+            tensors.push((header(name, sections.iter().map(Section::numel).sum()), sections));
         }
     }
-    write_safetensors(path, tensors)
+    let headers: Vec<TensorHeader> = tensors.iter().map(|(header, _)| header.clone()).collect();
+    let mut writer = SafetensorsWriter::create(path, &headers)?;
+    for section in tensors.iter().flat_map(|(_, sections)| sections) {
+        section.read(CHUNK_NUMEL, |values| writer.write(cast_slice(values)))?;
+    }
+    writer.finish().map(drop)
+}
+
+fn header(name: String, numel: usize) -> TensorHeader {
+    TensorHeader { name, dtype: DiskDType::F32, shape: vec![numel], bytes: numel * size_of::<f32>() }
 }
 
 /// Reads what this rank needs of one file: its own part, and all masters of units that it keeps whole.
@@ -83,37 +97,4 @@ pub(super) fn read(path: &Path, ranges: &UnitRanges, memory: &mut Memory) -> Res
 /// fp32 values as they lie in a file.
 fn floats(bytes: &[u8]) -> Vec<f32> {
     bytes.as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect()
-}
-
-/// fp32 values of a file, some of which may lie apart in memory.
-struct Values<'a> {
-    shape: [usize; 1],
-    parts: Vec<&'a [f32]>,
-}
-
-impl<'a> Values<'a> {
-    fn new(parts: Vec<&'a [f32]>) -> Self {
-        Self { shape: [parts.iter().map(|part| part.len()).sum()], parts }
-    }
-}
-
-impl View for Values<'_> {
-    fn dtype(&self) -> Dtype {
-        Dtype::F32
-    }
-
-    fn shape(&self) -> &[usize] {
-        &self.shape
-    }
-
-    fn data(&self) -> Cow<'_, [u8]> {
-        match self.parts[..] {
-            [values] => Cow::Borrowed(cast_slice(values)),
-            _ => Cow::Owned(self.parts.iter().flat_map(|part| cast_slice(part)).copied().collect()),
-        }
-    }
-
-    fn data_len(&self) -> usize {
-        self.shape[0] * size_of::<f32>()
-    }
 }

@@ -17,8 +17,8 @@ pub fn resume(checkpoint: &Path, memory: &mut Memory) -> Result<Progress> {
     let path = || checkpoint.join(Manifest::FILE);
     check_units(&manifest, memory).map_err(|rule| CheckpointError::OtherModel { path: path(), rule })?;
     check_coverage(&manifest).map_err(|rule| CheckpointError::Damaged { path: path(), rule })?;
-    let world = &memory.groups().world;
-    agree(&**world, checkpoint, check_hashes(checkpoint, &manifest, world.rank(), world.size()))?;
+    let all = &memory.groups().all;
+    agree(&**all, checkpoint, check_hashes(checkpoint, &manifest, all.rank(), all.size()))?;
     for (file, ranges) in &manifest.optimizer {
         optimizer_state::read(&checkpoint.join(file), ranges, memory)?;
     }

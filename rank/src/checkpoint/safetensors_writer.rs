@@ -57,7 +57,7 @@ impl SafetensorsWriter {
         Ok(writer)
     }
 
-    /// The next tensor's bytes.
+    /// The next bytes: a tensor's, or some of them.
     pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
         assert!(bytes.len() <= self.left, "more bytes than the header of {} says", self.path.display());
         self.left -= bytes.len();

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use comm::ShmWorld;
+use comm::World;
 use proto::layout::UnitLayout;
 use proto::manifest::{Contents, Manifest, Progress};
 use proto::model_config::DiskDType;
@@ -24,7 +24,8 @@ use super::optimizer_state;
 use super::settling::{Settling, take_part};
 use super::weights::write_weights;
 use crate::engine::Memory;
-use crate::groups::{Group, Groups};
+use crate::groups::Group;
+use crate::ranks::Ranks;
 
 /// The slowest disk that saving waits for; a slower one counts as hanging.
 const SLOWEST_DISK_BYTES_PER_SECOND: u64 = 20 << 20;
@@ -39,7 +40,9 @@ pub struct Saver {
     disk_dtype: DiskDType,
     companions: Companions,
     collector: Collector,
-    world: Group,
+    world: Rc<dyn World>,
+    /// All ranks.
+    all: Group,
     pending: Option<Pending>,
 }
 
@@ -66,11 +69,12 @@ pub struct Published {
 impl Saver {
     /// Reads what the model takes along (config, tokenizer): it stays what it was when training began. `disk_dtype`:
     /// type of the weights in safetensors files.
-    pub fn new(plan: Rc<Plan>, world: &Rc<ShmWorld>, groups: Groups, disk_dtype: DiskDType) -> Result<Self> {
+    pub fn new(plan: Rc<Plan>, ranks: &Ranks, disk_dtype: DiskDType) -> Result<Self> {
         Ok(Self {
             companions: Companions::read(&plan.model.path)?,
-            world: groups.world.clone(),
-            collector: Collector::new(plan.clone(), world, groups)?,
+            world: ranks.world.clone(),
+            all: ranks.groups.all.clone(),
+            collector: Collector::new(plan.clone(), ranks)?,
             run_dir: RunDir::new(plan.output_dir.clone()),
             pending: None,
             plan,
@@ -88,7 +92,7 @@ impl Saver {
         let folder = temporary_name(&to);
         self.patiently(|saver| {
             let written = saver.write(memory, &folder, &to, Self::write_checkpoint)?;
-            let (rank, size) = (saver.world.rank(), saver.world.size());
+            let (rank, size) = (saver.all.rank(), saver.all.size());
             let optimizer = [(optimizer_state::file_name(rank, size), optimizer_state::ranges(memory))].into();
             let settling = Settling::begin(&folder, rank, written, optimizer)?;
             saver.pending = Some(Pending { progress, began, folder, settling });
@@ -108,7 +112,7 @@ impl Saver {
         let Some(Pending { progress, began, folder, settling }) = self.pending.take() else { return Ok(None) };
         let path = self.run_dir.checkpoint(progress.step);
         self.patiently(|saver| {
-            agree(&*saver.world, &path, settling.wait())?;
+            agree(&*saver.all, &path, settling.wait())?;
             saver.as_first(&path, || {
                 saver.write_manifest(&folder, progress)?;
                 publish_folder(&folder, &path)
@@ -123,7 +127,7 @@ impl Saver {
         let folder = temporary_name(&to);
         self.patiently(|saver| {
             let written = saver.write(memory, &folder, &to, Self::write_model)?;
-            agree(&*saver.world, &to, written.iter().try_for_each(|path| sync(path)))?;
+            agree(&*saver.all, &to, written.iter().try_for_each(|path| sync(path)))?;
             saver.as_first(&to, || publish_folder(&folder, &to))
         })?;
         Ok(to)
@@ -153,19 +157,19 @@ impl Saver {
     ) -> Result<Vec<PathBuf>> {
         self.as_first(to, || fresh_folder(folder))?;
         match parts(self, memory, folder) {
-            Ok(written) => agree(&*self.world, to, Ok(())).map(|()| written),
-            Err(err) => agree(&*self.world, to, Err(err)).map(|()| Vec::new()),
+            Ok(written) => agree(&*self.all, to, Ok(())).map(|()| written),
+            Err(err) => agree(&*self.all, to, Err(err)).map(|()| Vec::new()),
         }
     }
 
     /// Rank 0 does something; all agree that it could.
     fn as_first(&self, at: &Path, work: impl FnOnce() -> Result<()>) -> Result<()> {
-        agree(&*self.world, at, if self.world.rank() == 0 { work() } else { Ok(()) })
+        agree(&*self.all, at, if self.all.rank() == 0 { work() } else { Ok(()) })
     }
 
     /// This rank's part of the model. Every rank calls it.
     fn write_model(&mut self, memory: &mut Memory, folder: &Path) -> Result<Vec<PathBuf>> {
-        let companions = if self.world.rank() == 0 { self.companions.write(folder) } else { Ok(Vec::new()) };
+        let companions = if self.all.rank() == 0 { self.companions.write(folder) } else { Ok(Vec::new()) };
         // Even when the companions cannot be written: the peers wait for this rank's parts.
         let mut written = write_weights(folder, &self.collector, memory, self.disk_dtype)?;
         written.extend(companions?);
@@ -175,7 +179,7 @@ impl Saver {
     /// This rank's part of the model and of all that a run needs to go on.
     fn write_checkpoint(&mut self, memory: &mut Memory, folder: &Path) -> Result<Vec<PathBuf>> {
         let mut written = self.write_model(memory, folder)?;
-        let path = folder.join(optimizer_state::file_name(self.world.rank(), self.world.size()));
+        let path = folder.join(optimizer_state::file_name(self.all.rank(), self.all.size()));
         optimizer_state::write(&path, memory)?;
         written.push(path);
         Ok(written)
@@ -184,7 +188,7 @@ impl Saver {
     /// What rank 0 adds when all files are on the disk.
     fn write_manifest(&self, folder: &Path, progress: Progress) -> Result<()> {
         let (mut optimizer, mut files) = (BTreeMap::new(), BTreeMap::new());
-        for rank in 0..self.world.size() {
+        for rank in 0..self.all.size() {
             let part = take_part(folder, rank)?;
             optimizer.extend(part.optimizer);
             files.extend(part.files);

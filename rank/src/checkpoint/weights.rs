@@ -5,11 +5,10 @@ use std::path::{Path, PathBuf};
 
 use proto::memory::WEIGHT_FILE_BYTES;
 use proto::model_config::DiskDType;
-use safetensors::tensor::View;
 use tch::{Kind, Tensor};
 
 use super::collector::Collector;
-use super::error::{CheckpointError, Result, damaged, writing};
+use super::error::{CheckpointError, Result};
 use super::files::write;
 use super::safetensors_writer::{SafetensorsWriter, TensorHeader};
 use crate::engine::Memory;
@@ -26,7 +25,7 @@ pub(super) fn write_weights(
 ) -> Result<Vec<PathBuf>> {
     let units = collector.units();
     let files = Files::new(shards(&units, dtype, WEIGHT_FILE_BYTES));
-    let (rank, world_size) = (memory.groups().world.rank(), memory.groups().world.size());
+    let (rank, world_size) = (memory.groups().all.rank(), memory.groups().all.size());
     let mut writer = Writer { written: Vec::new(), open: None };
     let mut outcome = if rank == 0 { writer.index(folder, &files.shards) } else { Ok(()) };
     for (unit, layout) in units.iter().enumerate() {
@@ -142,20 +141,6 @@ fn index(shards: &[Shard]) -> Vec<u8> {
         "weight_map": weight_map,
     });
     serde_json::to_vec_pretty(&index).expect("a map of strings")
-}
-
-/// Writes one safetensors file.
-pub(super) fn write_safetensors<N, V>(path: &Path, tensors: impl IntoIterator<Item = (N, V)>) -> Result<()>
-where
-    N: AsRef<str> + Ord + std::fmt::Display,
-    V: View,
-{
-    let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    match safetensors::serialize_to_file(tensors, Some(metadata), path) {
-        Ok(()) => Ok(()),
-        Err(safetensors::SafeTensorError::IoError(source)) => Err(writing(path)(source)),
-        Err(err) => Err(damaged(path, err.to_string())),
-    }
 }
 
 /// The tensor type of weights on disk.

@@ -15,7 +15,7 @@ pub use mapped::MappedFile;
 use order::RowOrder;
 
 use crate::engine::MicroBatch;
-use crate::model::Samples;
+use crate::model::{Labels, Samples};
 
 /// The training rows as one data-parallel rank sees them. Nothing is remembered between calls: any step can be asked
 /// for, so a resumed run starts where it stopped at no cost.
@@ -124,5 +124,9 @@ fn micro_batch(dataset: &Dataset<MappedFile>, rows: impl Iterator<Item = usize>)
         targets.extend(row.targets().map(i64::from));
         lens.extend(row.sample_lens().map(|len| len as i64));
     }
-    MicroBatch { tokens: Tensor::from_slice(&tokens), targets, samples: Rc::new(Samples::new(lens)) }
+    MicroBatch {
+        tokens: Tensor::from_slice(&tokens),
+        labels: Labels::new(&targets),
+        samples: Rc::new(Samples::new(&lens)),
+    }
 }

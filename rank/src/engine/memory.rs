@@ -12,23 +12,24 @@
 //! shards) lies in plain memory.
 
 use std::ops::Range;
-use std::rc::Rc;
 
-use comm::{Buffer, CommError, ReduceOp, ShmWorld, Work};
+use comm::{CommError, ReduceOp, Work};
 use proto::layout::{ParamLayout, Piece, UnitLayout, rank_layout};
 use proto::memory::{grad_claims, param_claims};
 use proto::plan::Plan;
 use proto::sharding::Sharding;
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 use super::adamw::Update;
-use super::kind;
 use super::offload::Staging;
 use super::slots::Slots;
 use super::tied::TiedGradients;
 use super::unit::Unit;
-use super::views::UnitViews;
+use crate::device::{HOST, Section, compute_kind};
 use crate::groups::Groups;
+use crate::kernels::LossSum;
+use crate::model::UnitViews;
+use crate::ranks::Ranks;
 use crate::shake::Shake;
 
 /// Parameters, gradients and optimizer state of all units on this rank. Its units are numbered in the order of the forward
@@ -49,20 +50,21 @@ pub struct Memory {
 
 impl Memory {
     /// Allocates everything, all zero. Does not block.
-    pub fn new(plan: &Plan, world: &Rc<ShmWorld>, groups: &Groups, shake: Shake) -> Result<Self, CommError> {
+    pub fn new(plan: &Plan, ranks: &Ranks) -> Result<Self, CommError> {
+        let (groups, shake) = (&ranks.groups, &ranks.shake);
         let sharding = Sharding::new(plan.zero.stage, groups.dp.size(), groups.dp.rank());
         let layouts = rank_layout(plan, groups.coord);
         let numel_padded: Vec<usize> = layouts.iter().map(|layout| sharding.padded(layout.numel())).collect();
-        let params_kind = kind(plan.model.compute_dtype);
+        let params_kind = compute_kind(plan.model.compute_dtype);
         Ok(Self {
-            params: Slots::new(world, &layouts, &numel_padded, &param_claims(plan, &layouts), params_kind)?,
-            grads: Slots::new(world, &layouts, &numel_padded, &grad_claims(plan, &layouts), Kind::Float)?,
-            tied: TiedGradients::new(plan, world, groups, &layouts)?,
-            units: layouts.into_iter().map(|layout| Unit::new(layout, sharding, plan)).collect(),
+            params: Slots::new(ranks, &layouts, &numel_padded, &param_claims(plan, &layouts), params_kind)?,
+            grads: Slots::new(ranks, &layouts, &numel_padded, &grad_claims(plan, &layouts), Kind::Float)?,
+            tied: TiedGradients::new(plan, ranks, &layouts)?,
+            units: layouts.into_iter().map(|layout| Unit::new(layout, sharding, plan, ranks.device)).collect(),
             groups: groups.clone(),
             prefetch_units: plan.zero.prefetch_units,
             staging: plan.zero.offload_optimizer.then(|| Staging::new(shake.clone())),
-            shake,
+            shake: shake.clone(),
         })
     }
 
@@ -91,7 +93,7 @@ impl Memory {
         slot.release(&self.shake);
         self.units[unit].put_masters(&mut slot.flat);
         self.shake.delay();
-        self.groups.dp.all_gather(slot.flat.buffer())?.wait()?;
+        self.groups.dp.all_gather(slot.flat.operand())?.wait()?;
         slot.holds = Some(unit);
         Ok(())
     }
@@ -117,7 +119,7 @@ impl Memory {
     pub(super) fn begin_gradients(&mut self, unit: usize) {
         let slot = self.grads.get_mut(unit);
         if slot.holds != Some(unit) {
-            slot.flat.as_f32_mut().fill(0.0);
+            slot.flat.zero();
         }
     }
 
@@ -129,7 +131,7 @@ impl Memory {
         self.sum_replicas(unit)?;
         self.shake.delay();
         let slot = self.grads.get_mut(unit);
-        self.groups.dp.reduce_scatter(slot.flat.buffer(), ReduceOp::Sum)?.wait()?;
+        self.groups.dp.reduce_scatter(slot.flat.operand(), ReduceOp::Sum)?.wait()?;
         self.units[unit].add_grad_shard(&slot.flat);
         slot.release(&self.shake);
         Ok(())
@@ -140,7 +142,7 @@ impl Memory {
         let (flat, layout) = (&self.grads.get(unit).flat, &self.units[unit].layout);
         for param in layout.params.iter().filter(|param| param.sums_replicas) {
             let group = if param.replicas == self.groups.tp.size() { &self.groups.tp } else { &self.groups.key_value };
-            group.all_reduce(flat.buffer().slice(param.offset, param.numel()), ReduceOp::Sum)?.wait()?;
+            group.all_reduce(flat.operand().slice(param.offset, param.numel()), ReduceOp::Sum)?.wait()?;
         }
         Ok(())
     }
@@ -157,7 +159,7 @@ impl Memory {
             }
             self.sum_replicas(idx)?;
             self.shake.delay();
-            let buffer = slot.flat.buffer();
+            let buffer = slot.flat.operand();
             let owns_only_its_shard = unit.owned() == unit.shard();
             pending.push(if owns_only_its_shard {
                 self.groups.dp.reduce_scatter(buffer, ReduceOp::Sum)?
@@ -174,9 +176,12 @@ impl Memory {
 
     /// Global L2 norm of the reduced gradients. Collective over all ranks.
     pub(super) fn grad_norm(&self) -> Result<f64, CommError> {
-        let of_unit = |(idx, unit): (usize, &Unit)| unit.square_norm(&self.grads.get(idx).flat);
-        let mut square = [self.units.iter().enumerate().map(of_unit).sum::<f64>()];
-        self.groups.world.all_reduce_scalars(&mut square, ReduceOp::Sum)?;
+        let mut sum = LossSum::default();
+        for (idx, unit) in self.units.iter().enumerate() {
+            sum.add(unit.square_norm(&self.grads.get(idx).flat));
+        }
+        let mut square = [sum.read()];
+        self.groups.all.all_reduce_scalars(&mut square, ReduceOp::Sum)?;
         Ok(square[0].sqrt())
     }
 
@@ -185,10 +190,7 @@ impl Memory {
     pub(super) fn update(&mut self, update: &Update) -> Result<(), CommError> {
         for (idx, unit) in self.units.iter_mut().enumerate() {
             let (params, grads) = (&mut self.params.get_mut(idx).flat, &mut self.grads.get_mut(idx).flat);
-            match &mut self.staging {
-                Some(staging) => unit.apply_offloaded(update, staging, params, grads),
-                None => unit.apply(update, params, grads),
-            }
+            unit.apply(update, self.staging.as_mut(), params, grads);
         }
         let mut pending: Vec<Work> = Vec::new();
         for (idx, unit) in self.units.iter().enumerate() {
@@ -196,7 +198,7 @@ impl Memory {
             if unit.is_gathered() {
                 self.params.get_mut(idx).release(&self.shake);
             } else if unit.owned().len() < unit.numel_padded {
-                pending.push(self.groups.dp.all_gather(self.params.get(idx).flat.buffer())?);
+                pending.push(self.groups.dp.all_gather(self.params.get(idx).flat.operand())?);
             }
         }
         pending.into_iter().try_for_each(Work::wait)
@@ -213,10 +215,10 @@ impl Memory {
 /// Loading and saving.
 impl Memory {
     /// Where this rank's part of a parameter lies in the arena, as stored, in the compute type. The unit has been gathered.
-    pub fn param(&self, unit: usize, param: &ParamLayout) -> Buffer {
+    pub fn param(&self, unit: usize, param: &ParamLayout) -> comm::Buffer {
         let slot = self.params.get(unit);
         assert_eq!(slot.holds, Some(unit), "unit {unit} is read before it is gathered");
-        slot.flat.buffer().slice(param.offset, param.numel())
+        slot.flat.operand().slice(param.offset, param.numel())
     }
 
     /// As [`Memory::param`], as a tensor.
@@ -235,9 +237,11 @@ impl Memory {
         let slot = self.params.get_mut(unit);
         let state = &mut self.units[unit];
         let (owned, is_gathered) = (state.owned(), state.is_gathered());
-        let whole = match slot.flat.kind() {
-            Kind::Float => slot.flat.view(0, &[state.numel_padded]),
-            _ => Tensor::zeros([state.numel_padded as i64], (Kind::Float, Device::Cpu)),
+        // What files hold and generators draw is in the host's memory.
+        let is_filled_in_place = slot.flat.kind() == Kind::Float && slot.flat.device() == HOST;
+        let whole = match is_filled_in_place {
+            true => slot.flat.range(0..state.numel_padded),
+            false => Tensor::zeros([state.numel_padded as i64], (Kind::Float, HOST)),
         };
         for param in &state.layout.params {
             let is_owned = param.offset < owned.end && owned.start < param.range().end;
@@ -248,8 +252,8 @@ impl Memory {
                 fill(param, if param.is_transposed { rows.tr() } else { rows })?;
             }
         }
-        if slot.flat.kind() != Kind::Float {
-            slot.flat.view(0, &[state.numel_padded]).copy_(&whole);
+        if !is_filled_in_place {
+            slot.flat.range(0..state.numel_padded).copy_(&whole);
         }
         state.take_masters(&whole);
         if is_gathered {
@@ -266,7 +270,7 @@ impl Memory {
     }
 
     /// Master parameters, first and second moment of `range` of a unit's flat buffer, which lies in this rank's shard.
-    pub fn state(&self, unit: usize, range: Range<usize>) -> [&[f32]; 3] {
+    pub fn state(&self, unit: usize, range: Range<usize>) -> [Section<'_>; 3] {
         self.units[unit].state(&self.params.get(unit).flat, range)
     }
 

@@ -2,17 +2,18 @@
 //! stage goes on with its next pass; receiving does, and that wait is the pipeline's bubble.
 
 use std::collections::VecDeque;
-use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use comm::{Channel, CommError, ShmWorld, Work};
+use comm::{Channel, CommError, Work};
 use proto::memory::{Exchange, MESSAGES_UNDER_WAY};
+use proto::plan::Plan;
 use proto::progress::CallKind;
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
-use crate::flat::FlatBuffer;
-use crate::groups::{Group, Groups};
+use crate::device::{Buffer, compute_kind};
+use crate::groups::Group;
 use crate::progress::ProgressLine;
+use crate::ranks::Ranks;
 use crate::shake::Shake;
 
 /// This stage's messages to and from its neighbours.
@@ -29,27 +30,23 @@ struct Lane {
     channel: Channel,
     from: usize,
     to: usize,
-    arrived: FlatBuffer,
-    buffers: Vec<FlatBuffer>,
+    arrived: Buffer,
+    buffers: Vec<Buffer>,
     /// The oldest first. The buffers take turns, so the oldest is in the one that is next.
     under_way: VecDeque<Work>,
     next: usize,
     shake: Shake,
-    progress: ProgressLine,
+    line: ProgressLine,
 }
 
 impl Messages {
-    /// Allocates the buffers. Does not block. `kind`: the compute type.
-    pub fn new(
-        (world, groups): (&Rc<ShmWorld>, &Groups),
-        sizes: &Exchange,
-        hidden_size: usize,
-        kind: Kind,
-        (shake, progress): (Shake, &ProgressLine),
-    ) -> Result<Self, CommError> {
+    /// Allocates the buffers. Does not block.
+    pub fn new(plan: &Plan, ranks: &Ranks) -> Result<Self, CommError> {
+        let groups = &ranks.groups;
+        let (numel, kind) = (Exchange::of(plan, groups.coord).message, compute_kind(plan.model.compute_dtype));
         let (stages, stage) = (groups.mesh.pp, groups.coord.pp);
         let (next, previous) = ((stage + 1) % stages, (stage + stages - 1) % stages);
-        let buffer = || FlatBuffer::new(world, kind, sizes.message);
+        let buffer = || Buffer::in_arena(ranks, kind, numel);
         let lane = |channel, from, to| -> Result<Lane, CommError> {
             let buffers = if stages > 1 { MESSAGES_UNDER_WAY } else { 0 };
             let buffers = (0..buffers).map(|_| buffer()).collect::<Result<_, _>>()?;
@@ -61,15 +58,15 @@ impl Messages {
                 buffers,
                 under_way: VecDeque::new(),
                 next: 0,
-                shake: shake.clone(),
-                progress: progress.clone(),
+                shake: ranks.shake.clone(),
+                line: ranks.line.clone(),
             })
         };
         Ok(Self {
             forward: lane(Channel::Forward, previous, next)?,
             backward: lane(Channel::Backward, next, previous)?,
             pp: groups.pp.clone(),
-            hidden_size,
+            hidden_size: plan.model.config.hidden_size,
             waited: Duration::ZERO,
         })
     }
@@ -112,7 +109,7 @@ impl Lane {
         let started = Instant::now();
         if self.under_way.len() == self.buffers.len() {
             let oldest = self.under_way.pop_front().expect("a stage with a neighbour has buffers");
-            self.progress.exchange(CallKind::Send, || oldest.wait())?;
+            self.line.exchange(CallKind::Send, || oldest.wait())?;
         }
         let waited = started.elapsed();
         self.shake.delay();
@@ -120,7 +117,7 @@ impl Lane {
         self.shake.release(buffer);
         let rows = x.size()[0] as usize;
         buffer.view(0, &[rows, x.size()[1] as usize]).copy_(x);
-        self.under_way.push_back(pp.send(buffer.buffer().slice(0, x.numel()), self.to, self.channel)?);
+        self.under_way.push_back(pp.send(buffer.operand().slice(0, x.numel()), self.to, self.channel)?);
         self.next = (self.next + 1) % self.buffers.len();
         Ok(waited)
     }
@@ -128,7 +125,7 @@ impl Lane {
     /// Returns the message and how long it waited for it.
     fn recv(&mut self, pp: &Group, rows: usize, width: usize) -> Result<(Tensor, Duration), CommError> {
         let started = Instant::now();
-        pp.recv(self.arrived.buffer().slice(0, rows * width), self.from, self.channel)?.wait()?;
+        pp.recv(self.arrived.operand().slice(0, rows * width), self.from, self.channel)?.wait()?;
         let waited = started.elapsed();
         let message = self.arrived.view(0, &[rows, width]).copy();
         self.shake.release(&mut self.arrived);

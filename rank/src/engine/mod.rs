@@ -13,7 +13,6 @@
 //! - `ENG-2` what only moves or recomputes data changes no bit.
 
 mod adamw;
-mod grad_norm;
 mod memory;
 mod messages;
 mod offload;
@@ -22,26 +21,24 @@ mod slots;
 mod stage;
 mod tied;
 mod unit;
-mod views;
 
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::time::Instant;
 
-use comm::{CommError, ShmWorld};
-use proto::layout::{TensorSplit, rank_layout};
-use proto::memory::Exchange;
+use comm::CommError;
+use proto::layout::rank_layout;
 use proto::pipeline::Action;
-use proto::plan::{Dtype, Plan};
+use proto::plan::Plan;
 use proto::progress::Phase;
 use tch::Tensor;
 
 pub use memory::Memory;
 
-use crate::groups::Groups;
-use crate::model::{Embedding, Head, RopeTable, Samples, TensorParallel};
+use crate::kernels::LossSum;
+use crate::model::{Embedding, Head, Labels, RopeTable, Samples, TensorParallel};
 use crate::progress::ProgressLine;
-use crate::shake::Shake;
+use crate::ranks::Ranks;
 use adamw::AdamW;
 use messages::Messages;
 use passes::WeightPass;
@@ -52,8 +49,8 @@ use stage::Stage;
 pub struct MicroBatch {
     /// `[T]` int64
     pub tokens: Tensor,
-    /// `[T]`: the token that follows in the same sample, or -100 where nothing is to be predicted.
-    pub targets: Vec<i64>,
+    /// Of each token the one that follows in the same sample, where it is to be predicted.
+    pub labels: Labels,
     /// Where samples begin.
     pub samples: Rc<Samples>,
 }
@@ -87,27 +84,20 @@ pub struct Engine {
 
 impl Engine {
     /// Allocates every buffer; parameters, gradients and optimizer state are zero. Does not block.
-    pub fn new(
-        plan: Rc<Plan>,
-        world: &Rc<ShmWorld>,
-        groups: &Groups,
-        (shake, progress): (Shake, &ProgressLine),
-    ) -> Result<Self, CommError> {
-        let (coord, config, kind) = (groups.coord, &plan.model.config, kind(plan.model.compute_dtype));
-        let sizes = Exchange::of(&plan, coord);
-        let split = TensorSplit { size: plan.mesh.tp, rank: coord.tp, sequence: plan.sequence_parallel };
-        let memory = Memory::new(&plan, world, groups, shake.clone())?;
-        let tp = TensorParallel::new(split, groups.tp.clone(), world, (&sizes, config.hidden_size), kind)?;
+    pub fn new(plan: Rc<Plan>, ranks: &Ranks) -> Result<Self, CommError> {
+        let (coord, config) = (ranks.groups.coord, &plan.model.config);
+        let memory = Memory::new(&plan, ranks)?;
+        let tp = TensorParallel::new(&plan, ranks)?;
         let chunks = plan.pipeline.chunks_of(coord.pp, plan.mesh.pp);
         Ok(Self {
             stage: Stage::new(&rank_layout(&plan, coord), chunks.map(|chunk| chunk.len())),
             actions: plan.stage_actions().swap_remove(coord.pp).into(),
-            messages: Messages::new((world, groups), &sizes, config.hidden_size, kind, (shake, progress))?,
+            messages: Messages::new(&plan, ranks)?,
             rope: RopeTable::new(config),
             embedding: Embedding::new(config.vocab_size, &tp),
             head: Head::new(config.rms_norm_eps, config.vocab_size, &tp),
-            adamw: AdamW::new(&plan.optimizer, plan.threads_per_rank),
-            progress: progress.clone(),
+            adamw: AdamW::new(&plan.optimizer),
+            progress: ranks.line.clone(),
             memory,
             tp,
             plan,
@@ -124,11 +114,6 @@ impl Engine {
         &self.memory
     }
 
-    /// This rank's groups.
-    pub fn groups(&self) -> &Groups {
-        self.memory.groups()
-    }
-
     /// All forward and backward passes of a step: adds the gradients of every micro-batch to the gradient buffers.
     ///
     /// `micro_batch`: this rank's rows of each micro-batch, asked for once by every chunk. `scale`: gradient of the step's
@@ -141,7 +126,7 @@ impl Engine {
         let _guard = tch::no_grad_guard();
         let started = Instant::now();
         let (mut in_flight, mut deferred) = (HashMap::new(), HashMap::new());
-        let mut loss = 0.0;
+        let mut loss = LossSum::default();
         for &action in Rc::clone(&self.actions).iter() {
             match action {
                 Action::Forward { chunk, micro_batch: idx } => {
@@ -149,12 +134,12 @@ impl Engine {
                 }
                 Action::Backward { chunk, micro_batch } => {
                     let pass = in_flight.remove(&(chunk, micro_batch)).expect("forward comes first");
-                    loss += self.backward_chunk(chunk, pass, scale, WeightPass::Within)?.0;
+                    loss.add(self.backward_chunk(chunk, pass, scale, WeightPass::Within)?.0);
                 }
                 Action::BackwardInput { chunk, micro_batch } => {
                     let pass = in_flight.remove(&(chunk, micro_batch)).expect("forward comes first");
                     let (of_batch, pending) = self.backward_chunk(chunk, pass, scale, WeightPass::Apart)?;
-                    loss += of_batch;
+                    loss.add(of_batch);
                     deferred.insert((chunk, micro_batch), pending);
                 }
                 Action::BackwardWeight { chunk, micro_batch } => {
@@ -165,7 +150,7 @@ impl Engine {
         }
         Ok(PassesOutcome {
             // Every rank of a layer has the same loss.
-            loss: if self.tp.split().rank == 0 { loss } else { 0.0 },
+            loss: if self.tp.split().rank == 0 { loss.read() } else { 0.0 },
             seconds: started.elapsed().as_secs_f64(),
             waited_seconds: self.messages.take_waited().as_secs_f64(),
         })
@@ -175,18 +160,18 @@ impl Engine {
     /// micro-batch, only a part in the peers' gathers. Every rank of the job calls it equally often.
     pub fn loss(&mut self, batch: Option<&MicroBatch>) -> Result<f64, CommError> {
         let _guard = tch::no_grad_guard();
-        let mut loss = 0.0;
+        let mut loss = LossSum::default();
         for chunk in 0..self.stage.chunks.len() {
             let Some(batch) = batch else {
                 self.gather_chunk(chunk)?;
                 continue;
             };
-            let (_, x) = self.forward_blocks(chunk, batch, drop)?;
+            let x = self.evaluate_chunk(chunk, batch)?;
             if let (Some(head), Some(x)) = (self.stage.chunks[chunk].head, x) {
-                loss += self.head_loss(head, &x, &batch.targets)?;
+                loss.add(self.head_loss(head, &x, &batch.labels)?);
             }
         }
-        Ok(if self.tp.split().rank == 0 { loss } else { 0.0 })
+        Ok(if self.tp.split().rank == 0 { loss.read() } else { 0.0 })
     }
 
     /// The gathers of a chunk's forward pass, without the pass.
@@ -228,11 +213,4 @@ impl Engine {
 /// What `max_grad_norm` makes of a finite gradient norm: torch's `clip_grad_norm_`. 0 turns clipping off.
 pub fn clip_scale(max_grad_norm: f64, grad_norm: f64) -> f32 {
     if max_grad_norm == 0.0 { 1.0 } else { (max_grad_norm / (grad_norm + 1e-6)).min(1.0) as f32 }
-}
-
-fn kind(dtype: Dtype) -> tch::Kind {
-    match dtype {
-        Dtype::Bf16 => tch::Kind::BFloat16,
-        Dtype::Fp32 => tch::Kind::Float,
-    }
 }

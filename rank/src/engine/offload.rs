@@ -4,10 +4,10 @@
 
 use std::ops::Range;
 
-use tch::Kind;
+use tch::{Kind, Tensor};
 
-use crate::flat::FlatBuffer;
-use crate::kernels::narrow_all;
+use crate::device::{Buffer, HOST};
+use crate::kernels::round;
 use crate::shake::Shake;
 
 /// Elements of a tile: large enough for a copy to run at full speed, small enough for the second-level cache's shadow.
@@ -15,14 +15,14 @@ const TILE_NUMEL: usize = 1 << 18;
 
 /// One tile's gradients and parameters on their way.
 pub(super) struct Staging {
-    grads: Vec<f32>,
+    grads: Buffer,
     shake: Shake,
 }
 
 impl Staging {
     /// Allocates the tile.
     pub fn new(shake: Shake) -> Self {
-        Self { grads: vec![0.0; TILE_NUMEL], shake }
+        Self { grads: Buffer::zeros(HOST, Kind::Float, TILE_NUMEL), shake }
     }
 
     /// Cuts `range` into tiles.
@@ -31,20 +31,18 @@ impl Staging {
         range.clone().step_by(TILE_NUMEL).map(move |start| start..end.min(start + TILE_NUMEL))
     }
 
-    /// Gradients of `tile`, in the host's memory until the next call.
-    pub fn fetch(&mut self, grads: &FlatBuffer, tile: Range<usize>) -> &[f32] {
+    /// One tile's gradients (`[n]` fp32) in the host's memory, until the next call.
+    pub fn fetch(&mut self, grads: &Tensor) -> Tensor {
         self.shake.delay();
-        let fetched = &mut self.grads[..tile.len()];
-        fetched.copy_from_slice(&grads.as_f32()[tile]);
+        let mut fetched = self.grads.range(0..grads.numel());
+        fetched.copy_(grads);
         fetched
     }
 
-    /// Puts updated masters of `tile` into their place among the parameters, in the compute type.
-    pub fn store(&self, masters: &[f32], params: &mut FlatBuffer, tile: Range<usize>) {
+    /// Puts one tile's updated masters (`[n]` fp32) into their place among the parameters, in the compute type.
+    pub fn store(&self, masters: &Tensor, params: &mut Tensor) {
         self.shake.delay();
-        match params.kind() {
-            Kind::Float => params.as_f32_mut()[tile].copy_from_slice(masters),
-            _ => narrow_all(&mut params.as_bf16_mut()[tile], masters),
-        }
+        let masters = masters.to_device(params.device());
+        round(params, &masters);
     }
 }

@@ -4,9 +4,9 @@ use comm::CommError;
 use proto::progress::Phase;
 use tch::Tensor;
 
-use super::views::UnitViews;
 use super::{Engine, MicroBatch};
-use crate::model::{Block, BlockSaved, HeadWeights, PendingGrad, WeightGrads};
+use crate::kernels::LossSum;
+use crate::model::{Block, BlockSaved, BlockSpec, BlockWeights, GradPass, HeadPass, Labels, PendingGrad, WeightGrads};
 
 /// A micro-batch between its forward and its backward pass of a chunk.
 pub(super) struct InFlight {
@@ -35,47 +35,76 @@ pub(super) enum WeightPass {
 impl Engine {
     /// Embedding and blocks of a chunk. Returns what the backward pass takes.
     pub(super) fn forward_chunk(&mut self, chunk: usize, batch: MicroBatch) -> Result<InFlight, CommError> {
+        let x = self.chunk_input(chunk, &batch)?;
+        let block = self.block(&batch, &x);
         let mut saved = Vec::with_capacity(self.stage.chunks[chunk].blocks.len());
-        let (block, last) = self.forward_blocks(chunk, &batch, |kept| saved.push(kept))?;
+        let y = self.through_blocks(chunk, x, |engine, unit, x| {
+            let (y, kept) = block.forward(&engine.tp, engine.memory.param_views(unit).block(), x)?;
+            saved.push(kept);
+            Ok(y)
+        })?;
+        let last = self.chunk_output(chunk, y)?;
         Ok(InFlight { batch, block, saved, last })
     }
 
-    /// As [`Engine::forward_chunk`], with what each block saved going to `keep`. Where the head is not in this chunk, the
-    /// next stage gets what the blocks made.
-    pub(super) fn forward_blocks(
+    /// As [`Engine::forward_chunk`], without a backward pass: nothing is saved. Returns what the chunk's blocks made, where
+    /// the head takes it: `[S, D]`.
+    pub(super) fn evaluate_chunk(&mut self, chunk: usize, batch: &MicroBatch) -> Result<Option<Tensor>, CommError> {
+        let x = self.chunk_input(chunk, batch)?;
+        let block = self.block(batch, &x);
+        let y = self.through_blocks(chunk, x, |engine, unit, x| {
+            block.evaluate(&engine.tp, engine.memory.param_views(unit).block(), x)
+        })?;
+        self.chunk_output(chunk, y)
+    }
+
+    /// What the first block of a chunk takes: `[S, D]`, from the embedding or the stage before.
+    fn chunk_input(&mut self, chunk: usize, batch: &MicroBatch) -> Result<Tensor, CommError> {
+        let chunk = &self.stage.chunks[chunk];
+        let Some(unit) = chunk.embedding else {
+            self.progress.enter(Phase::Forward);
+            return self.messages.recv_forward(self.tp.stream_rows(batch.samples.num_tokens()));
+        };
+        self.progress.enter_unit(Phase::Forward, unit);
+        self.memory.gather_ahead(unit..chunk.units().end)?;
+        self.embedding.forward(&self.tp, self.memory.param_views(unit).embedding(), &batch.tokens)
+    }
+
+    /// Takes `x` through a chunk's blocks by `pass`, which gets each block's unit.
+    fn through_blocks(
         &mut self,
         chunk: usize,
-        batch: &MicroBatch,
-        mut keep: impl FnMut(BlockSaved),
-    ) -> Result<(Block, Option<Tensor>), CommError> {
+        mut x: Tensor,
+        mut pass: impl FnMut(&Self, usize, Tensor) -> Result<Tensor, CommError>,
+    ) -> Result<Tensor, CommError> {
         let chunk = self.stage.chunks[chunk].clone();
         let last = chunk.units().end;
-        let mut x = match chunk.embedding {
-            Some(unit) => {
-                self.progress.enter_unit(Phase::Forward, unit);
-                self.memory.gather_ahead(unit..last)?;
-                let weights = self.memory.param_views(unit).embedding();
-                self.embedding.forward(&self.tp, weights, &batch.tokens)?
-            }
-            None => {
-                self.progress.enter(Phase::Forward);
-                self.messages.recv_forward(self.tp.stream_rows(batch.samples.num_tokens()))?
-            }
-        };
-        let (config, checkpointing) = (&self.plan.model.config, self.plan.activation_checkpointing);
-        let block = Block::new((config, &self.tp), &self.rope, &batch.samples, checkpointing, x.kind());
         for unit in chunk.blocks {
             self.progress.enter_unit(Phase::Forward, unit);
             self.memory.gather_ahead(unit..last)?;
-            let (y, kept) = block.forward(&self.tp, self.memory.param_views(unit).block(), x)?;
-            keep(kept);
-            x = y;
+            x = pass(self, unit, x)?;
         }
-        if chunk.head.is_some() {
-            return Ok((block, Some(x)));
+        Ok(x)
+    }
+
+    /// Sends what a chunk's blocks made to the next stage, or gives it back for the head.
+    fn chunk_output(&mut self, chunk: usize, y: Tensor) -> Result<Option<Tensor>, CommError> {
+        if self.stage.chunks[chunk].head.is_some() {
+            return Ok(Some(y));
         }
-        self.messages.send_forward(&x)?;
-        Ok((block, None))
+        self.messages.send_forward(&y)?;
+        Ok(None)
+    }
+
+    /// The block unit of a micro-batch whose stream is `x`.
+    fn block(&self, batch: &MicroBatch, x: &Tensor) -> Block {
+        let spec = BlockSpec {
+            config: &self.plan.model.config,
+            rope: &self.rope,
+            tp: &self.tp,
+            checkpointing: self.plan.activation_checkpointing,
+        };
+        Block::new(spec, &batch.samples, x.kind())
     }
 
     /// Head, blocks and embedding of a chunk, backwards. Returns the sum of the micro-batch's cross-entropies, 0 where the
@@ -86,14 +115,14 @@ impl Engine {
         in_flight: InFlight,
         scale: f64,
         weight_pass: WeightPass,
-    ) -> Result<(f64, Vec<Deferred>), CommError> {
+    ) -> Result<(LossSum, Vec<Deferred>), CommError> {
         let chunk = self.stage.chunks[chunk].clone();
         let InFlight { batch, block, mut saved, last } = in_flight;
         let (loss, mut dx) = match (chunk.head, last) {
-            (Some(head), Some(x)) => self.backward_head(head, &x, &batch.targets, scale)?,
+            (Some(head), Some(x)) => self.backward_head(head, &x, &batch.labels, scale)?,
             _ => {
                 self.progress.enter(Phase::Backward);
-                (0.0, self.messages.recv_backward(self.tp.stream_rows(batch.samples.num_tokens()))?)
+                (LossSum::default(), self.messages.recv_backward(self.tp.stream_rows(batch.samples.num_tokens()))?)
             }
         };
         let mut deferred = Vec::new();
@@ -136,8 +165,7 @@ impl Engine {
         dy: Tensor,
     ) -> Result<Tensor, CommError> {
         self.memory.begin_gradients(unit);
-        let (weights, grads) = (self.memory.param_views(unit).block(), self.memory.grad_views(unit).block());
-        let dx = block.backward(&self.tp, (weights, grads, &WeightGrads::Now), kept, dy)?;
+        let dx = block.backward(&self.tp, self.block_pass(unit, &WeightGrads::Now), kept, dy)?;
         self.memory.end_gradients(unit)?;
         Ok(dx)
     }
@@ -150,9 +178,12 @@ impl Engine {
         dy: Tensor,
     ) -> Result<(Tensor, Vec<PendingGrad>), CommError> {
         let sink = WeightGrads::later();
-        let (weights, grads) = (self.memory.param_views(unit).block(), self.memory.grad_views(unit).block());
-        let dx = block.backward(&self.tp, (weights, grads, &sink), kept, dy)?;
+        let dx = block.backward(&self.tp, self.block_pass(unit, &sink), kept, dy)?;
         Ok((dx, sink.into_pending()))
+    }
+
+    fn block_pass<'a>(&'a self, unit: usize, sink: &'a WeightGrads) -> GradPass<'a, BlockWeights> {
+        GradPass { weights: self.memory.param_views(unit).block(), grads: self.memory.grad_views(unit).block(), sink }
     }
 
     fn backward_embedding(&mut self, unit: usize, tokens: &Tensor, dx: &Tensor) -> Result<(), CommError> {
@@ -168,9 +199,9 @@ impl Engine {
         &mut self,
         head: usize,
         x: &Tensor,
-        targets: &[i64],
+        labels: &Labels,
         scale: f64,
-    ) -> Result<(f64, Tensor), CommError> {
+    ) -> Result<(LossSum, Tensor), CommError> {
         self.progress.enter_unit(Phase::Backward, head);
         self.gather_head(head)?;
         self.memory.begin_gradients(head);
@@ -179,9 +210,10 @@ impl Engine {
             self.memory.begin_gradients(tied);
         }
         let tied = self.stage.tied.unwrap_or(head);
-        let weights = head_views(self.memory.param_views(head), self.memory.param_views(tied));
-        let grads = head_views(self.memory.grad_views(head), self.memory.grad_views(tied));
-        let result = self.head.forward_backward(&self.tp, (&weights, &grads), x, targets, scale)?;
+        let weights = self.memory.param_views(head).head(self.memory.param_views(tied));
+        let grads = self.memory.grad_views(head).head(self.memory.grad_views(tied));
+        let pass = HeadPass { weights: &weights, grads: &grads, scale };
+        let result = self.head.forward_backward(&self.tp, pass, x, labels)?;
         self.memory.end_gradients(head)?;
         if self.stage.tied.is_some() && !self.stage.shares_embedding() {
             self.memory.end_gradients(tied)?;
@@ -190,12 +222,12 @@ impl Engine {
     }
 
     /// The sum of the cross-entropies of what a chunk's blocks made.
-    pub(super) fn head_loss(&mut self, head: usize, x: &Tensor, targets: &[i64]) -> Result<f64, CommError> {
+    pub(super) fn head_loss(&mut self, head: usize, x: &Tensor, labels: &Labels) -> Result<LossSum, CommError> {
         self.progress.enter_unit(Phase::Forward, head);
         self.gather_head(head)?;
         let tied = self.stage.tied.unwrap_or(head);
-        let weights = head_views(self.memory.param_views(head), self.memory.param_views(tied));
-        self.head.loss(&self.tp, &weights, x, targets)
+        let weights = self.memory.param_views(head).head(self.memory.param_views(tied));
+        self.head.loss(&self.tp, &weights, x, labels)
     }
 
     /// Makes sure that the head's weights are whole.
@@ -203,11 +235,4 @@ impl Engine {
         self.memory.gather(head)?;
         self.stage.tied.map_or(Ok(()), |tied| self.memory.gather(tied))
     }
-}
-
-/// The head's views; a tied lm_head is the embedding's matrix.
-fn head_views(head: &UnitViews, tied: &UnitViews) -> HeadWeights {
-    let (norm, lm_head) = head.head();
-    let lm_head = lm_head.unwrap_or_else(|| &tied.embedding().weight);
-    HeadWeights { norm: norm.shallow_clone(), lm_head: lm_head.shallow_clone() }
 }

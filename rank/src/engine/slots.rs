@@ -1,20 +1,19 @@
 //! Whole flat buffers that units compute on: one for each unit, or a few that units of a kind take turns in. Allocated
 //! once; views never move.
 
-use std::rc::Rc;
-
-use comm::{CommError, ShmWorld};
+use comm::CommError;
 use proto::layout::{UnitKind, UnitLayout};
 use proto::memory::{Claim, assign};
 use tch::Kind;
 
-use super::views::UnitViews;
-use crate::flat::FlatBuffer;
+use crate::device::Buffer;
+use crate::model::UnitViews;
+use crate::ranks::Ranks;
 use crate::shake::Shake;
 
 /// A whole flat buffer and its views.
 pub(super) struct Slot {
-    pub flat: FlatBuffer,
+    pub flat: Buffer,
     pub views: UnitViews,
     /// The unit whose values it holds.
     pub holds: Option<usize>,
@@ -38,7 +37,7 @@ pub(super) struct Slots {
 impl Slots {
     /// Allocates the slots, all zero; `numel_padded` and `claims` are by unit.
     pub fn new(
-        world: &Rc<ShmWorld>,
+        ranks: &Ranks,
         layouts: &[UnitLayout],
         numel_padded: &[usize],
         claims: &[Claim],
@@ -47,9 +46,9 @@ impl Slots {
         let kinds: Vec<UnitKind> = layouts.iter().map(|layout| layout.kind).collect();
         let (of_unit, layout_of_slot) = assign(&kinds, claims);
         let slot = |&unit: &usize| {
-            let flat = FlatBuffer::new(world, kind, numel_padded[unit])?;
+            let flat = Buffer::in_arena(ranks, kind, numel_padded[unit])?;
             let holds = (claims[unit] == Claim::Own).then_some(unit);
-            Ok(Slot { views: UnitViews::new(&layouts[unit], &flat), flat, holds })
+            Ok(Slot { views: UnitViews::new(&layouts[unit], |offset, shape| flat.view(offset, shape)), flat, holds })
         };
         Ok(Self { slots: layout_of_slot.iter().map(slot).collect::<Result<_, CommError>>()?, of_unit })
     }

@@ -1,9 +1,7 @@
 //! A tied embedding whose head is on another pipeline stage: both stages hold the matrix, each sees a part of its
 //! gradient, and both add up the same sum, so that the copies stay equal to the bit.
 
-use std::rc::Rc;
-
-use comm::{Channel, CommError, ShmWorld};
+use comm::{Channel, CommError};
 use proto::layout::{UnitKind, UnitLayout};
 use proto::memory::Exchange;
 use proto::plan::Plan;
@@ -11,8 +9,9 @@ use tch::Kind;
 
 use super::slots::Slots;
 use super::unit::Unit;
-use crate::flat::FlatBuffer;
-use crate::groups::{Group, Groups};
+use crate::device::Buffer;
+use crate::groups::Group;
+use crate::ranks::Ranks;
 
 /// The gradients that the first and the last stage exchange.
 pub(super) struct TiedGradients {
@@ -22,17 +21,13 @@ pub(super) struct TiedGradients {
     /// The embedding among this rank's units, or its copy.
     unit: usize,
     /// What arrives, a part at a time.
-    arrived: FlatBuffer,
+    arrived: Buffer,
 }
 
 impl TiedGradients {
     /// `None` where this rank holds neither the embedding nor its copy, or both are one. Does not block.
-    pub fn new(
-        plan: &Plan,
-        world: &Rc<ShmWorld>,
-        groups: &Groups,
-        layouts: &[UnitLayout],
-    ) -> Result<Option<Self>, CommError> {
+    pub fn new(plan: &Plan, ranks: &Ranks, layouts: &[UnitLayout]) -> Result<Option<Self>, CommError> {
+        let groups = &ranks.groups;
         let numel = Exchange::of(plan, groups.coord).tied_gradients;
         if numel == 0 {
             return Ok(None);
@@ -42,7 +37,7 @@ impl TiedGradients {
             pp: groups.pp.clone(),
             other: groups.mesh.pp - 1 - groups.coord.pp,
             unit: layouts.iter().position(is_embedding).expect("a copy, or the embedding itself"),
-            arrived: FlatBuffer::new(world, Kind::Float, numel)?,
+            arrived: Buffer::in_arena(ranks, Kind::Float, numel)?,
         }))
     }
 
@@ -50,17 +45,17 @@ impl TiedGradients {
     pub fn sum(&mut self, units: &mut [Unit], grads: &mut Slots) -> Result<(), CommError> {
         let (unit, slot) = (&mut units[self.unit], grads.get_mut(self.unit));
         let owned = unit.owned();
-        let at_a_time = self.arrived.buffer().numel();
+        let at_a_time = self.arrived.numel();
         for start in owned.clone().step_by(at_a_time) {
             let range = start..owned.end.min(start + at_a_time);
-            let arrived = self.arrived.buffer().slice(0, range.len());
+            let arrived = self.arrived.operand().slice(0, range.len());
             unit.put_gradients(&mut slot.flat, range.clone());
-            let sent = self.pp.send(slot.flat.buffer().slice(start, range.len()), self.other, Channel::Forward)?;
+            let sent = self.pp.send(slot.flat.operand().slice(start, range.len()), self.other, Channel::Forward)?;
             self.pp.recv(arrived, self.other, Channel::Forward)?.wait()?;
             // Only then: the sum replaces what is being sent.
             sent.wait()?;
-            let values = &self.arrived.as_f32()[..range.len()];
-            unit.add_gradients(&mut slot.flat, range, values);
+            let values = self.arrived.range(0..range.len());
+            unit.add_gradients(&mut slot.flat, range, &values);
         }
         Ok(())
     }

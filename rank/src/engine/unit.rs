@@ -1,5 +1,6 @@
 //! What a rank keeps of one unit from step to step beside its slots: masters, gradient sums and moments of what it owns.
 
+use std::iter;
 use std::ops::Range;
 
 use proto::layout::UnitLayout;
@@ -7,11 +8,9 @@ use proto::plan::Plan;
 use proto::sharding::Sharding;
 use tch::{Kind, Tensor};
 
-use super::adamw::{Stretch, Update};
-use super::grad_norm::sum_of_squares;
 use super::offload::Staging;
-use crate::flat::FlatBuffer;
-use crate::kernels::narrow_all;
+use crate::device::{Buffer, Device, HOST, Section};
+use crate::kernels::{LossSum, Stretch, Update, adamw, round, sum_of_squares};
 
 /// One unit's lasting state on this rank.
 pub(super) struct Unit {
@@ -20,27 +19,30 @@ pub(super) struct Unit {
     sharding: Sharding,
     /// `[owned]` fp32. `None` where whole fp32 parameters stay in a slot of their own and nothing is offloaded: those are
     /// the masters.
-    master: Option<Vec<f32>>,
+    master: Option<Buffer>,
     /// `[shard]` fp32, where gradients are sharded: the sum over micro-batches.
-    grad_shard: Option<Vec<f32>>,
-    /// First moment: `[owned]`
-    exp_avg: Vec<f32>,
-    /// Second moment: `[owned]`
-    exp_avg_sq: Vec<f32>,
+    grad_shard: Option<Buffer>,
+    /// First moment: `[owned]` fp32, where the master is.
+    exp_avg: Buffer,
+    /// Second moment: `[owned]` fp32, where the master is.
+    exp_avg_sq: Buffer,
 }
 
 impl Unit {
-    /// All zero.
-    pub fn new(layout: UnitLayout, sharding: Sharding, plan: &Plan) -> Self {
+    /// All zero, on `device`, or in the host's memory where the plan offloads the optimizer.
+    pub fn new(layout: UnitLayout, sharding: Sharding, plan: &Plan, device: Device) -> Self {
         let numel_padded = sharding.padded(layout.numel());
         let owned = sharding.owned(numel_padded).len();
         let has_masters = plan.zero.offload_optimizer || sharding.has_masters(layout.numel(), plan.model.compute_dtype);
         let shard = sharding.shard(numel_padded).len();
+        let state_device = if plan.zero.offload_optimizer { HOST } else { device.of_tensors() };
+        let state = || Buffer::zeros(state_device, Kind::Float, owned);
+        let sum = || Buffer::zeros(state_device, Kind::Float, shard);
         Self {
-            master: has_masters.then(|| vec![0.0; owned]),
-            grad_shard: sharding.shards_gradients().then(|| vec![0.0; shard]),
-            exp_avg: vec![0.0; owned],
-            exp_avg_sq: vec![0.0; owned],
+            master: has_masters.then(state),
+            grad_shard: sharding.shards_gradients().then(sum),
+            exp_avg: state(),
+            exp_avg_sq: state(),
             layout,
             numel_padded,
             sharding,
@@ -62,165 +64,151 @@ impl Unit {
         self.sharding.shard(self.numel_padded)
     }
 
+    /// `range`, which lies in what this rank owns, as a range of buffers that hold only that.
+    fn in_owned(&self, range: &Range<usize>) -> Range<usize> {
+        relative(range, self.owned().start)
+    }
+
     /// Master parameters, first and second moment of `range`, which lies in what this rank owns.
-    pub fn state<'a>(&'a self, params: &'a FlatBuffer, range: Range<usize>) -> [&'a [f32]; 3] {
-        let owned = self.owned();
-        let local = range.start - owned.start..range.end - owned.start;
+    pub fn state<'a>(&'a self, params: &'a Buffer, range: Range<usize>) -> [Section<'a>; 3] {
+        let local = self.in_owned(&range);
         let master = match &self.master {
-            Some(master) => &master[local.clone()],
-            None => &params.as_f32()[range],
+            Some(master) => master.section(local.clone()),
+            None => params.section(range),
         };
-        [master, &self.exp_avg[local.clone()], &self.exp_avg_sq[local]]
+        [master, self.exp_avg.section(local.clone()), self.exp_avg_sq.section(local)]
     }
 
     /// Takes its part of the whole parameters (`[numel_padded]` fp32) as the masters: after loading weights.
     pub fn take_masters(&mut self, whole: &Tensor) {
         let owned = self.owned();
         if let Some(master) = &mut self.master {
-            whole.narrow(0, owned.start as i64, owned.len() as i64).copy_data(master, owned.len());
+            master.range(0..owned.len()).copy_(&whole.narrow(0, owned.start as i64, owned.len() as i64));
         }
     }
 
     /// Writes the masters that this rank owns into their place among the whole parameters.
-    pub fn put_masters(&self, params: &mut FlatBuffer) {
+    pub fn put_masters(&self, params: &mut Buffer) {
         let owned = self.owned();
-        match &self.master {
-            None => {}
-            Some(master) if params.kind() == Kind::Float => params.as_f32_mut()[owned].copy_from_slice(master),
-            Some(master) => narrow_all(&mut params.as_bf16_mut()[owned], master),
+        if let Some(master) = &self.master {
+            let masters = master.range(0..owned.len()).to_device(params.device());
+            round(&mut params.range(owned), &masters);
         }
     }
 
     /// Sets master parameters of `start ..`: all of them where whole parameters stay, else what this rank owns.
-    pub fn load_masters(&mut self, params: &mut FlatBuffer, start: usize, values: &[f32]) {
-        let (owned, end) = (self.owned(), start + values.len());
+    pub fn load_masters(&mut self, params: &mut Buffer, start: usize, values: &[f32]) {
+        let owned = self.owned();
         if !self.is_gathered() {
-            match params.kind() {
-                Kind::Float => params.as_f32_mut()[start..end].copy_from_slice(values),
-                _ => narrow_all(&mut params.as_bf16_mut()[start..end], values),
-            }
+            params.write(start, values);
         }
         if let Some(master) = &mut self.master {
-            copy_overlap(master, owned.start, values, start);
+            write_overlap(master, owned.start, start, values);
         }
     }
 
     /// Sets what this rank owns of the moments of `start ..`.
     pub fn load_moments(&mut self, start: usize, exp_avg: &[f32], exp_avg_sq: &[f32]) {
         let owned = self.owned();
-        copy_overlap(&mut self.exp_avg, owned.start, exp_avg, start);
-        copy_overlap(&mut self.exp_avg_sq, owned.start, exp_avg_sq, start);
+        write_overlap(&mut self.exp_avg, owned.start, start, exp_avg);
+        write_overlap(&mut self.exp_avg_sq, owned.start, start, exp_avg_sq);
     }
 
     /// Adds this rank's shard of reduced gradients, where gradients are sharded.
-    pub fn add_grad_shard(&mut self, grads: &FlatBuffer) {
+    pub fn add_grad_shard(&mut self, grads: &Buffer) {
         let shard = self.shard();
-        if let Some(sum) = &mut self.grad_shard {
-            for (sum, grad) in sum.iter_mut().zip(&grads.as_f32()[shard]) {
-                *sum += grad;
-            }
+        if let Some(sum) = &self.grad_shard {
+            let grads = grads.range(shard).to_device(sum.device());
+            let _ = sum.range(0..grads.numel()).g_add_(&grads);
+        }
+    }
+
+    /// The reduced gradients of `range`, which lies in this rank's shard if gradients are sharded.
+    fn reduced(&self, grads: &Buffer, range: &Range<usize>) -> Tensor {
+        match &self.grad_shard {
+            Some(sum) => sum.range(relative(range, self.shard().start)),
+            None => grads.range(range.clone()),
         }
     }
 
     /// Square of the L2 norm of what this rank counts of the step's reduced gradients: its shard, as far as no other rank
-    /// holds the same. The same cut in every stage: the same bits.
-    pub fn square_norm(&self, grads: &FlatBuffer) -> f64 {
-        let shard = self.shard();
-        let reduced = match &self.grad_shard {
-            Some(sum) => sum,
-            None => &grads.as_f32()[shard.clone()],
-        };
-        let counted = self.layout.primary_pieces(shard.clone()).into_iter();
-        counted.map(|piece| sum_of_squares(&reduced[piece.local - shard.start..][..piece.whole.len()])).sum()
+    /// holds the same. The same cut in every stage: the same bits. Does not wait for the device.
+    pub fn square_norm(&self, grads: &Buffer) -> LossSum {
+        let mut sum = LossSum::default();
+        for piece in self.layout.primary_pieces(self.shard()) {
+            sum.add(sum_of_squares(&self.reduced(grads, &(piece.local..piece.local + piece.whole.len()))));
+        }
+        sum
     }
 
     /// Copies the reduced gradients of `range`, which lies in [`Unit::owned`], into their place in `grads`, if they are
     /// not there.
-    pub fn put_gradients(&self, grads: &mut FlatBuffer, range: Range<usize>) {
-        if let Some(sum) = &self.grad_shard {
-            let start = self.shard().start;
-            grads.as_f32_mut()[range.clone()].copy_from_slice(&sum[range.start - start..range.end - start]);
+    pub fn put_gradients(&self, grads: &mut Buffer, range: Range<usize>) {
+        if self.grad_shard.is_some() {
+            grads.range(range.clone()).copy_(&self.reduced(grads, &range));
         }
     }
 
-    /// Adds `values` to the reduced gradients of `range`.
-    pub fn add_gradients(&mut self, grads: &mut FlatBuffer, range: Range<usize>, values: &[f32]) {
-        let start = self.shard().start;
-        let reduced = match &mut self.grad_shard {
-            Some(sum) => &mut sum[range.start - start..range.end - start],
-            None => &mut grads.as_f32_mut()[range],
-        };
-        reduced.iter_mut().zip(values).for_each(|(sum, value)| *sum += value);
+    /// Adds `values` (`[n]` fp32) to the reduced gradients of `range`.
+    pub fn add_gradients(&mut self, grads: &mut Buffer, range: Range<usize>, values: &Tensor) {
+        let _ = self.reduced(grads, &range).g_add_(values);
     }
 
-    /// Updates what this rank owns, and zeroes the gradients.
-    pub fn apply(&mut self, update: &Update, params: &mut FlatBuffer, grads: &mut FlatBuffer) {
-        let owned = self.owned();
-        for param in &self.layout.params {
-            let range = intersection(&owned, &param.range());
-            let local = range.start - owned.start..range.end - owned.start;
-            update.apply(Stretch {
-                params: match &mut self.master {
-                    Some(master) => &mut master[local.clone()],
-                    None => &mut params.as_f32_mut()[range.clone()],
-                },
-                grads: match &self.grad_shard {
-                    Some(sum) => &sum[local.clone()],
-                    None => &grads.as_f32()[range],
-                },
-                exp_avg: &mut self.exp_avg[local.clone()],
-                exp_avg_sq: &mut self.exp_avg_sq[local],
-                decays: param.decays(),
-            });
-        }
-        if !self.is_gathered() {
-            self.put_masters(params);
-        }
-        self.zero_gradients(grads);
-    }
-
-    /// As [`Unit::apply`], with masters and moments in the host's memory: gradients come and parameters go through
-    /// `staging`, a tile at a time.
-    pub fn apply_offloaded(
+    /// Updates what this rank owns, and zeroes the gradients. Where optimizer state is in the host's memory, gradients
+    /// come and parameters go through `staging`, a tile at a time.
+    pub fn apply(
         &mut self,
         update: &Update,
-        staging: &mut Staging,
-        params: &mut FlatBuffer,
-        grads: &mut FlatBuffer,
+        mut staging: Option<&mut Staging>,
+        params: &mut Buffer,
+        grads: &mut Buffer,
     ) {
         let owned = self.owned();
-        let master = self.master.as_mut().expect("an offloaded optimizer has masters");
-        for tile in staging.tiles(&owned) {
-            let in_owned = tile.start - owned.start..tile.end - owned.start;
-            let tile_grads = match &self.grad_shard {
-                Some(sum) => &sum[in_owned.clone()],
-                None => staging.fetch(grads, tile.clone()),
-            };
-            for param in &self.layout.params {
-                let range = intersection(&tile, &param.range());
-                let local = range.start - owned.start..range.end - owned.start;
-                update.apply(Stretch {
-                    params: &mut master[local.clone()],
-                    grads: &tile_grads[range.start - tile.start..range.end - tile.start],
-                    exp_avg: &mut self.exp_avg[local.clone()],
-                    exp_avg_sq: &mut self.exp_avg_sq[local],
-                    decays: param.decays(),
-                });
+        let tiles: Box<dyn Iterator<Item = Range<usize>>> = match &staging {
+            Some(staging) => Box::new(staging.tiles(&owned)),
+            None => Box::new(iter::once(owned)),
+        };
+        for tile in tiles {
+            let mut reduced = self.reduced(grads, &tile);
+            // Sums over micro-batches are in the host's memory already.
+            if let (Some(staging), None) = (&mut staging, &self.grad_shard) {
+                reduced = staging.fetch(&reduced);
             }
-            if !self.sharding.shards_parameters(self.layout.numel()) {
-                staging.store(&master[in_owned], params, tile);
+            self.apply_tile(update, &tile, params, &reduced);
+            if let Some(master) = self.master.as_ref().filter(|_| !self.is_gathered()) {
+                let masters = master.range(self.in_owned(&tile));
+                match &staging {
+                    Some(staging) => staging.store(&masters, &mut params.range(tile)),
+                    None => round(&mut params.range(tile), &masters),
+                }
             }
         }
         self.zero_gradients(grads);
+    }
+
+    /// Updates masters and moments of `tile`. `grads`: its reduced gradients, where the masters are.
+    fn apply_tile(&self, update: &Update, tile: &Range<usize>, params: &Buffer, grads: &Tensor) {
+        for param in &self.layout.params {
+            let range = intersection(tile, &param.range());
+            let in_tile = relative(&range, tile.start);
+            let [params, exp_avg, exp_avg_sq] = self.state(params, range).map(|section| section.tensor());
+            let grads = grads.narrow(0, in_tile.start as i64, in_tile.len() as i64);
+            adamw(update, Stretch { params, grads, exp_avg, exp_avg_sq, decays: param.decays() });
+        }
     }
 
     /// Zeroes the step's gradients.
-    pub fn zero_gradients(&mut self, grads: &mut FlatBuffer) {
+    pub fn zero_gradients(&mut self, grads: &mut Buffer) {
         match &mut self.grad_shard {
-            Some(sum) => sum.fill(0.0),
-            None => grads.as_f32_mut().fill(0.0),
+            Some(sum) => sum.zero(),
+            None => grads.zero(),
         }
     }
+}
+
+/// `range` of a buffer, in a buffer that begins at `start` of it.
+fn relative(range: &Range<usize>, start: usize) -> Range<usize> {
+    range.start - start..range.end - start
 }
 
 /// What two ranges share; empty, and inside `a`, if they share nothing.
@@ -229,12 +217,11 @@ fn intersection(a: &Range<usize>, b: &Range<usize>) -> Range<usize> {
     start..a.end.min(b.end).max(start)
 }
 
-/// Copies what `values`, which begin at `values_start`, and `to`, which begins at `to_start`, have in common.
-fn copy_overlap(to: &mut [f32], to_start: usize, values: &[f32], values_start: usize) {
-    let shared = intersection(&(to_start..to_start + to.len()), &(values_start..values_start + values.len()));
+/// Writes what `values`, which begin at `values_start`, and `to`, which begins at `to_start`, have in common.
+fn write_overlap(to: &mut Buffer, to_start: usize, values_start: usize, values: &[f32]) {
+    let shared = intersection(&(to_start..to_start + to.numel()), &(values_start..values_start + values.len()));
     if !shared.is_empty() {
-        let from = &values[shared.start - values_start..shared.end - values_start];
-        to[shared.start - to_start..shared.end - to_start].copy_from_slice(from);
+        to.write(shared.start - to_start, &values[relative(&shared, values_start)]);
     }
 }
 
@@ -251,11 +238,11 @@ mod tests {
     }
 
     #[test]
-    fn overlaps_are_copied_to_their_place() {
-        let mut to = [0.0; 4];
-        copy_overlap(&mut to, 10, &[1.0, 2.0, 3.0], 12);
-        copy_overlap(&mut to, 10, &[9.0, 8.0], 9);
-        copy_overlap(&mut to, 10, &[7.0], 20);
-        assert_eq!(to, [8.0, 0.0, 1.0, 2.0]);
+    fn overlaps_are_written_to_their_place() {
+        let mut to = Buffer::zeros(HOST, Kind::Float, 4);
+        write_overlap(&mut to, 10, 12, &[1.0, 2.0, 3.0]);
+        write_overlap(&mut to, 10, 9, &[9.0, 8.0]);
+        write_overlap(&mut to, 10, 20, &[7.0]);
+        assert_eq!(Vec::<f32>::try_from(to.range(0..4)).unwrap(), [8.0, 0.0, 1.0, 2.0]);
     }
 }

@@ -1,52 +1,243 @@
-//! Fused element-wise kernels for the CPU: RMSNorm, rotary embedding, SwiGLU, cross-entropy. Each passes over its data
-//! once, where a chain of tensor operations passes over it once per operation.
+//! The operations that the model, the engine and the optimizer are made of, beside libtorch's own. This file is the whole
+//! list. Each operation runs where its operands are: [`cpu`] holds the implementations for a CPU, and `side` is the only
+//! place that knows which devices have any.
 //!
-//! Every kernel is generic over the element (`element`: fp32, bf16 with fp32 arithmetic, fp64 for tests), compiled
-//! for several instruction sets (the crate `multiversion`), and split by rows over libtorch's own OpenMP team (`team`). Sums
-//! along a row use a fixed number of lanes and nothing is fused, so that all instruction sets give the same bits.
+//! An operation takes and gives what a device can keep: nothing here reads a value back to the host unless it says so.
+//! Operands are dense and on one device unless stated otherwise. No two operands share memory, except where an operation
+//! reads several and writes none. A wrong shape or type is a bug and panics.
 //!
-//! Functions here take tensors, check type and shape, and leave mathematics to the slices below them. Letters are
-//! those of [`crate::model`].
+//! Letters are those of [`crate::model`]. The *wide type* is the one that arithmetic is done in: fp32 for bf16 and fp32,
+//! fp64 for fp64.
 
-mod cross_entropy;
-mod element;
-mod norm;
-mod rope;
-mod slices;
-mod swiglu;
-mod team;
+mod adamw;
+mod attention;
+mod cpu;
+mod loss_sum;
+mod samples;
 
-pub use cross_entropy::{cross_entropy, cross_entropy_backward, row_exponentials, row_gradients, row_maxima};
-pub use element::narrow_all;
-pub use norm::{RmsNormGrad, rms_norm, rms_norm_backward};
-pub use rope::rotate;
-pub use swiglu::{swiglu, swiglu_backward};
+use tch::{Kind, Tensor};
 
-use tch::Kind;
+use crate::device::HOST;
+pub use adamw::{Stretch, Update};
+pub use attention::{AttentionGrad, AttentionSaved, AttentionShape, KeyValueCache};
+pub use loss_sum::LossSum;
+pub use samples::Samples;
+
+/// The devices that have implementations.
+enum Side {
+    Cpu,
+}
+
+/// Where an operation on `tensor` runs. A device without implementations ends here: the plan admits none.
+fn side(tensor: &Tensor) -> Side {
+    match tensor.device() {
+        HOST => Side::Cpu,
+        other => panic!("no operations for {other:?}"),
+    }
+}
 
 /// The type that arithmetic on `kind` is done in.
 pub fn wide_kind(kind: Kind) -> Kind {
     if kind == Kind::Double { Kind::Double } else { Kind::Float }
 }
 
-/// Calls a generic kernel with the element type of a tensor.
-macro_rules! for_element {
-    ($tensor:expr, $element:ident => $call:expr) => {
-        match $tensor.kind() {
-            tch::Kind::Float => {
-                type $element = f32;
-                $call
-            }
-            tch::Kind::BFloat16 => {
-                type $element = half::bf16;
-                $call
-            }
-            tch::Kind::Double => {
-                type $element = f64;
-                $call
-            }
-            other => panic!("no kernel for {other:?}"),
-        }
-    };
+// Norms
+
+/// RMSNorm (Zhang and Sennrich, 2019). `weight`: `[D]`, `x`: `[T, D]`, both of one type.
+///
+/// Returns `y`: `[T, D]` in that type, and `rstd = 1 / sqrt(mean(x^2) + eps)`: `[T]` in the wide type.
+pub fn rms_norm(weight: &Tensor, x: &Tensor, eps: f64) -> (Tensor, Tensor) {
+    match side(x) {
+        Side::Cpu => cpu::norm::rms_norm(weight, x, eps),
+    }
 }
-use for_element;
+
+/// Operands of [`rms_norm_backward`].
+pub struct RmsNormGrad<'a> {
+    /// `[D]`
+    pub weight: &'a Tensor,
+    /// Input of the forward pass: `[T, D]`
+    pub x: &'a Tensor,
+    /// From the forward pass: `[T]`
+    pub rstd: &'a Tensor,
+    /// `[T, D]`
+    pub dy: &'a Tensor,
+    /// Gradient that reaches `x` past the norm, on the residual path: `[T, D]`. It may be `dy`'s memory.
+    pub residual: Option<&'a Tensor>,
+}
+
+/// Returns `dx`: `[T, D]` in the type of `x`, and the weight's gradient in parts: `[parts, D]` in the wide type, to be
+/// added to the flat gradient by [`accumulate_rows`]. How many parts there are is the device's choice.
+///
+/// `dw = sum_T(dy x rstd)` and `dx = rstd (dy w) - x (rstd^3 / D) sum(dy w x) + residual`.
+pub fn rms_norm_backward(pass: RmsNormGrad) -> (Tensor, Tensor) {
+    match side(pass.x) {
+        Side::Cpu => cpu::norm::rms_norm_backward(pass),
+    }
+}
+
+// Attention
+
+/// Turns pair `(x[k], x[k + K/2])` of the first `heads` heads of every token by its angle, in place.
+///
+/// `x`: `[T, heads or more, K]`; `cos` and `sin`: `[T, K/2]` in the type of `x`.
+pub fn rotate(x: &mut Tensor, heads: usize, cos: &Tensor, sin: &Tensor) {
+    match side(x) {
+        Side::Cpu => cpu::rope::rotate(x, heads, cos, sin),
+    }
+}
+
+/// Causal self-attention within each of `samples`. `qkv`: `[T, H + 2G, K]`, q and k rotated.
+///
+/// Returns the heads' output, `[T, H K]`, and what [`attend_backward`] reads beside its operands.
+pub fn attend(shape: &AttentionShape, qkv: &Tensor, samples: &Samples) -> (Tensor, AttentionSaved) {
+    match side(qkv) {
+        Side::Cpu => cpu::attention::attend(shape, qkv, samples),
+    }
+}
+
+/// The backward pass of [`attend`]. Returns the gradient of `qkv`: `[T, H + 2G, K]`.
+pub fn attend_backward(shape: &AttentionShape, pass: AttentionGrad) -> Tensor {
+    match side(pass.qkv) {
+        Side::Cpu => cpu::attention::attend_backward(shape, pass),
+    }
+}
+
+/// Causal attention of new tokens to themselves and to the tokens of their sequence before them, whose keys and values
+/// `caches` hold. Appends the new tokens' own. Saves nothing: it has no backward pass.
+///
+/// `qkv`: `[T, H + 2G, K]`, q and k rotated to their positions in the sequence; `samples`: the new tokens of each
+/// sequence, each of which begins where its cache ends; `caches`: one for each of `samples`, in their order. Returns the
+/// heads' output: `[T, H K]`.
+pub fn attend_cached(
+    shape: &AttentionShape,
+    qkv: &Tensor,
+    samples: &Samples,
+    caches: &mut [&mut KeyValueCache],
+) -> Tensor {
+    match side(qkv) {
+        Side::Cpu => cpu::attention::attend_cached(shape, qkv, samples, caches),
+    }
+}
+
+// Feed-forward
+
+/// SwiGLU (Shazeer, 2020): `silu(gate) * up`. `gate_up`: `[T, 2F]`, gate first. Returns `[T, F]`.
+pub fn swiglu(gate_up: &Tensor) -> Tensor {
+    match side(gate_up) {
+        Side::Cpu => cpu::swiglu::swiglu(gate_up),
+    }
+}
+
+/// Turns `gate_up` (`[T, 2F]`) into its own gradient. `dy`: `[T, F]`.
+pub fn swiglu_backward(gate_up: &mut Tensor, dy: &Tensor) {
+    match side(gate_up) {
+        Side::Cpu => cpu::swiglu::swiglu_backward(gate_up, dy),
+    }
+}
+
+// Cross-entropy over whole rows
+
+/// Adds the sum of `-log softmax(logits)[target]` over all rows to `loss`. `logits`: `[R, V]` fp32 or fp64, `targets`:
+/// `[R]` int64.
+///
+/// The logits' memory is used: they hold something else afterwards.
+pub fn cross_entropy(logits: &mut Tensor, targets: &Tensor, loss: &mut LossSum) {
+    match side(logits) {
+        Side::Cpu => cpu::cross_entropy::cross_entropy(logits, targets, loss),
+    }
+}
+
+/// As [`cross_entropy`], and turns the logits into the sum's gradient: `softmax(logits) - onehot(target)`.
+pub fn cross_entropy_backward(logits: &mut Tensor, targets: &Tensor, loss: &mut LossSum) {
+    match side(logits) {
+        Side::Cpu => cpu::cross_entropy::cross_entropy_backward(logits, targets, loss),
+    }
+}
+
+// Cross-entropy over rows of which each rank has some columns: between the steps, the ranks exchange a number or two a
+// row. A part may have no columns at all.
+
+/// The first step: the largest logit of each row, minus infinity where there are no columns. `logits`: `[R, columns]`
+/// fp32 or fp64. Returns `[R]` fp64.
+pub fn row_maxima(logits: &mut Tensor) -> Tensor {
+    match side(logits) {
+        Side::Cpu => cpu::cross_entropy::row_maxima(logits),
+    }
+}
+
+/// The second step: replaces each logit by `e^(logit - maximum)`.
+///
+/// `maxima`: `[R]` fp64, over all parts; `targets`: `[R]` int64, the column of each row's target, or a number that is no
+/// column where the target is in another part. Returns `[2, R]` fp64: the sum of each row's exponentials over this part,
+/// and the logit of its target, 0 where that is in another part.
+pub fn row_exponentials(logits: &mut Tensor, maxima: &Tensor, targets: &Tensor) -> Tensor {
+    match side(logits) {
+        Side::Cpu => cpu::cross_entropy::row_exponentials(logits, maxima, targets),
+    }
+}
+
+/// Adds the sum of all rows' cross-entropies to `loss`. `maxima`: `[R]` fp64; `sums`: `[2, R]` fp64, what
+/// [`row_exponentials`] returned, summed over all parts.
+pub fn row_losses(maxima: &Tensor, sums: &Tensor, loss: &mut LossSum) {
+    match side(sums) {
+        Side::Cpu => cpu::cross_entropy::row_losses(maxima, sums, loss),
+    }
+}
+
+/// The last step: turns exponentials into gradients. `exponentials`: `[R, columns]`; `sums` as in [`row_losses`];
+/// `targets` as in [`row_exponentials`].
+pub fn row_gradients(exponentials: &mut Tensor, sums: &Tensor, targets: &Tensor) {
+    match side(exponentials) {
+        Side::Cpu => cpu::cross_entropy::row_gradients(exponentials, sums, targets),
+    }
+}
+
+// Gradients of weights. `grad` is a view of a flat gradient, in the wide type of what it is a gradient of.
+
+/// `grad += a b`, in the type of `grad` whatever that of `a` and `b`. `grad`: `[m, n]`, `a`: `[m, k]`, `b`: `[k, n]`;
+/// each may be a transposed view.
+pub fn accumulate_product(grad: &Tensor, a: &Tensor, b: &Tensor) {
+    match side(grad) {
+        Side::Cpu => cpu::accumulate::product(grad, a, b),
+    }
+}
+
+/// `grad += sum(parts)`, with the parts added up in their order first. `grad`: `[n]`, `parts`: `[parts, n]`.
+pub fn accumulate_rows(grad: &Tensor, parts: &Tensor) {
+    match side(grad) {
+        Side::Cpu => cpu::accumulate::rows(grad, parts),
+    }
+}
+
+/// `grad[rows[t]] += values[t]` for every t, in the order of t. `grad`: `[rows, D]`, `rows`: `[T]` int64, `values`:
+/// `[T, D]`.
+pub fn accumulate_at_rows(grad: &Tensor, rows: &Tensor, values: &Tensor) {
+    match side(grad) {
+        Side::Cpu => cpu::accumulate::at_rows(grad, rows, values),
+    }
+}
+
+// Flat state of the optimizer
+
+/// One AdamW update (Loshchilov and Hutter, 2019) of a stretch of parameters, in place, on as many threads as the rank
+/// has.
+pub fn adamw(update: &Update, stretch: Stretch) {
+    match side(&stretch.params) {
+        Side::Cpu => cpu::adamw::adamw(update, stretch),
+    }
+}
+
+/// `sum(x^2)` in fp64, in an order that depends on the length of `x` alone. `x`: `[n]` fp32.
+pub fn sum_of_squares(x: &Tensor) -> LossSum {
+    match side(x) {
+        Side::Cpu => cpu::sum_of_squares::sum_of_squares(x),
+    }
+}
+
+/// `to = from`, rounded to nearest even. `from`: `[n]` fp32; `to`: `[n]` fp32 or bf16.
+pub fn round(to: &mut Tensor, from: &Tensor) {
+    match side(to) {
+        Side::Cpu => cpu::element::round(to, from),
+    }
+}

@@ -7,12 +7,12 @@ use proto::model_config::ModelConfig;
 use proto::plan::ActivationCheckpointing;
 use tch::{Kind, Tensor};
 
-use super::attention::{Attention, AttentionPlace, AttentionSaved, AttentionWeights};
+use super::attention::{Attention, AttentionSaved, AttentionWeights, attention_shape};
 use super::feed_forward::{FeedForward, FeedForwardSaved, FeedForwardWeights};
 use super::rope::{RopeTable, Rotation};
-use super::samples::Samples;
 use super::tensor_parallel::TensorParallel;
-use super::weight_grads::WeightGrads;
+use super::weight_grads::GradPass;
+use crate::kernels::{AttentionShape, KeyValueCache, Samples};
 
 /// Weights of a block. The same type holds the gradients, as fp32 views.
 #[derive(Debug)]
@@ -34,10 +34,23 @@ pub struct BlockSaved {
     feed_forward: Option<FeedForwardSaved>,
 }
 
+/// What all blocks of a model have in common.
+#[derive(Clone, Copy)]
+pub struct BlockSpec<'a> {
+    /// Sizes of the model.
+    pub config: &'a ModelConfig,
+    /// The model's positions.
+    pub rope: &'a RopeTable,
+    /// The ranks that compute a block together.
+    pub tp: &'a TensorParallel,
+    /// What is computed again rather than saved.
+    pub checkpointing: ActivationCheckpointing,
+}
+
 /// The block unit of one micro-batch: sizes, and the micro-batch's positions and boundaries.
 #[derive(Debug)]
 pub struct Block {
-    attention: Attention,
+    attention: AttentionShape,
     norm_eps: f64,
     rotation: Rotation,
     samples: Rc<Samples>,
@@ -46,16 +59,20 @@ pub struct Block {
 
 impl Block {
     /// The block unit for a micro-batch whose samples are `samples`, with activations of type `kind`.
-    pub fn new(
-        (config, tp): (&ModelConfig, &TensorParallel),
-        rope: &RopeTable,
-        samples: &Rc<Samples>,
-        checkpointing: ActivationCheckpointing,
-        kind: Kind,
-    ) -> Self {
-        let rotation = rope.rotation(&samples.positions(), kind);
-        let attention = Attention::new(config, tp.split());
-        Self { attention, norm_eps: config.rms_norm_eps, rotation, samples: samples.clone(), checkpointing }
+    pub fn new(spec: BlockSpec, samples: &Rc<Samples>, kind: Kind) -> Self {
+        let BlockSpec { config, rope, tp, checkpointing } = spec;
+        Self {
+            attention: attention_shape(config, tp.split()),
+            norm_eps: config.rms_norm_eps,
+            rotation: rope.rotation(&samples.positions(), kind),
+            samples: samples.clone(),
+            checkpointing,
+        }
+    }
+
+    /// Sizes of the block's attention on this rank: what its key/value caches are made for.
+    pub fn attention_shape(&self) -> &AttentionShape {
+        &self.attention
     }
 
     /// `x`: this rank's stream, `[S, D]`. Returns the stream after the block. Collective over tp.
@@ -65,7 +82,7 @@ impl Block {
         weights: &BlockWeights,
         x: Tensor,
     ) -> Result<(Tensor, BlockSaved), CommError> {
-        let (middle, attention) = self.attention.forward(self.place(tp), &weights.attention, &x)?;
+        let (middle, attention) = self.attention(tp).forward(&weights.attention, &x)?;
         let (y, feed_forward) = self.feed_forward(tp).forward(&weights.feed_forward, &middle)?;
         let saved = match self.checkpointing {
             ActivationCheckpointing::None => {
@@ -77,37 +94,65 @@ impl Block {
         Ok((y, saved))
     }
 
-    /// `dy`: `[S, D]`. Gives the gradients of the weights to `sink`, for `grads`, frees what was saved, and returns `dx`:
+    /// As [`Block::forward`], to the bit, for a pass that has no backward: saves nothing, and frees each intermediate
+    /// result after its last use.
+    pub fn evaluate(&self, tp: &TensorParallel, weights: &BlockWeights, x: Tensor) -> Result<Tensor, CommError> {
+        let middle = self.attention(tp).evaluate(&weights.attention, &x)?;
+        drop(x);
+        self.feed_forward(tp).evaluate(&weights.feed_forward, &middle)
+    }
+
+    /// As [`Block::evaluate`], for new tokens of sequences whose earlier keys and values `caches` hold, one for each of the
+    /// block's samples; appends the new tokens' own. What the tokens become is what [`Block::evaluate`] makes of them in
+    /// their whole sequences, up to rounding.
+    pub fn extend(
+        &self,
+        tp: &TensorParallel,
+        weights: &BlockWeights,
+        x: Tensor,
+        caches: &mut [&mut KeyValueCache],
+    ) -> Result<Tensor, CommError> {
+        let middle = self.attention(tp).extend(&weights.attention, &x, caches)?;
+        drop(x);
+        self.feed_forward(tp).evaluate(&weights.feed_forward, &middle)
+    }
+
+    /// `dy`: `[S, D]`. Gives the gradients of the weights to the pass's sink, frees what was saved, and returns `dx`:
     /// `[S, D]`. Collective over tp.
     pub fn backward(
         &self,
         tp: &TensorParallel,
-        (weights, grads, sink): (&BlockWeights, &BlockWeights, &WeightGrads),
+        pass: GradPass<BlockWeights>,
         saved: BlockSaved,
         dy: Tensor,
     ) -> Result<Tensor, CommError> {
         let BlockSaved { x, attention, feed_forward } = saved;
+        let (attention_half, feed_forward_half) = (self.attention(tp), self.feed_forward(tp));
         let (middle, attention) = match attention {
             Some(saved) => saved,
-            None => self.attention.forward(self.place(tp), &weights.attention, &x)?,
+            None => attention_half.forward(&pass.weights.attention, &x)?,
         };
-        let half = self.feed_forward(tp);
         let feed_forward = match feed_forward {
             Some(saved) => saved,
-            None => half.up(&weights.feed_forward, &middle)?,
+            None => feed_forward_half.up(&pass.weights.feed_forward, &middle)?,
         };
-        let ffn = (&weights.feed_forward, &grads.feed_forward, sink);
-        let dmiddle = half.backward(ffn, &middle, feed_forward, &dy)?;
+        let dmiddle =
+            feed_forward_half.backward(pass.of(|weights| &weights.feed_forward), feed_forward, &middle, &dy)?;
         drop((middle, dy));
-        let attend = (&weights.attention, &grads.attention, sink);
-        self.attention.backward(self.place(tp), attend, (&x, &attention), &dmiddle)
+        attention_half.backward(pass.of(|weights| &weights.attention), &attention, &x, &dmiddle)
     }
 
-    fn place<'a>(&'a self, tp: &'a TensorParallel) -> AttentionPlace<'a> {
-        AttentionPlace { tp, rotation: &self.rotation, samples: &self.samples }
+    fn attention<'a>(&'a self, tp: &'a TensorParallel) -> Attention<'a> {
+        Attention {
+            shape: self.attention,
+            norm_eps: self.norm_eps,
+            tp,
+            rotation: &self.rotation,
+            samples: &self.samples,
+        }
     }
 
     fn feed_forward<'a>(&self, tp: &'a TensorParallel) -> FeedForward<'a> {
-        FeedForward { tp, norm_eps: self.norm_eps, tokens: self.samples.num_tokens() }
+        FeedForward { norm_eps: self.norm_eps, tp, tokens: self.samples.num_tokens() }
     }
 }

@@ -2,81 +2,60 @@
 //! and they exchange every row's maximum, sum of exponentials and target logit.
 
 use comm::{CommError, ReduceOp};
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 use super::tensor_parallel::TensorParallel;
-use crate::kernels::{cross_entropy, cross_entropy_backward, row_exponentials, row_gradients, row_maxima};
+use crate::kernels::{
+    LossSum, cross_entropy, cross_entropy_backward, row_exponentials, row_gradients, row_losses, row_maxima,
+};
 
 /// Cross-entropy over one chunk of rows.
 pub(super) struct CrossEntropy<'a> {
     pub tp: &'a TensorParallel,
     /// Token id of this rank's first column.
     pub first_id: i64,
+    /// `[R]` int64
+    pub targets: &'a Tensor,
 }
 
 impl CrossEntropy<'_> {
-    /// Sum of `-log softmax(logits)[target]`. `logits`: `[R, V/tp]`, whose memory is used; `targets`: `[R]`. Collective
-    /// over tp: every rank gets the same sum.
-    pub fn loss(&self, logits: &mut Tensor, targets: &[i64]) -> Result<f64, CommError> {
+    /// Adds the sum of `-log softmax(logits)[target]` to `loss`. `logits`: `[R, V/tp]`, whose memory is used. Collective
+    /// over tp: every rank adds the same sum.
+    pub fn loss(&self, logits: &mut Tensor, loss: &mut LossSum) -> Result<(), CommError> {
         match self.tp {
-            TensorParallel::Off => Ok(cross_entropy(logits, targets)),
-            TensorParallel::On(_) => Ok(self.over_parts(logits, targets)?.loss),
+            TensorParallel::Off => cross_entropy(logits, self.targets, loss),
+            TensorParallel::On(_) => {
+                self.over_parts(logits, loss)?;
+            }
         }
+        Ok(())
     }
 
     /// As [`CrossEntropy::loss`], and turns the logits into the sum's gradient.
-    pub fn gradient(&self, logits: &mut Tensor, targets: &[i64]) -> Result<f64, CommError> {
+    pub fn gradient(&self, logits: &mut Tensor, loss: &mut LossSum) -> Result<(), CommError> {
         match self.tp {
-            TensorParallel::Off => Ok(cross_entropy_backward(logits, targets)),
+            TensorParallel::Off => cross_entropy_backward(logits, self.targets, loss),
             TensorParallel::On(_) => {
-                let Parts { loss, sums, own_targets } = self.over_parts(logits, targets)?;
-                row_gradients(logits, &sums, &own_targets);
-                Ok(loss)
+                let Parts { sums, columns } = self.over_parts(logits, loss)?;
+                row_gradients(logits, &sums, &columns);
             }
         }
+        Ok(())
     }
 
-    fn over_parts(&self, logits: &mut Tensor, targets: &[i64]) -> Result<Parts, CommError> {
-        let (rows, columns) = (targets.len(), logits.size()[1]);
-        let own = |&target: &i64| {
-            let column = target - self.first_id;
-            (0..columns).contains(&column).then_some(column as usize)
-        };
-        let own_targets: Vec<Option<usize>> = targets.iter().map(own).collect();
-        let mut maxima = row_maxima(logits);
-        self.tp.all_reduce(&mut maxima, ReduceOp::Max)?;
-        let of_targets = target_logits(logits, &own_targets);
-        let mut sums = row_exponentials(logits, &maxima);
-        sums.extend(of_targets);
-        self.tp.all_reduce(&mut sums, ReduceOp::Sum)?;
-        let of_targets = sums.split_off(rows);
-        let losses = sums.iter().zip(&maxima).zip(&of_targets).map(|((sum, max), target)| sum.ln() + max - target);
-        Ok(Parts { loss: losses.sum(), sums, own_targets })
+    fn over_parts(&self, logits: &mut Tensor, loss: &mut LossSum) -> Result<Parts, CommError> {
+        let columns = self.targets - self.first_id;
+        let maxima = self.tp.all_reduce(&row_maxima(logits), ReduceOp::Max)?;
+        let sums = self.tp.all_reduce(&row_exponentials(logits, &maxima, &columns), ReduceOp::Sum)?;
+        row_losses(&maxima, &sums, loss);
+        Ok(Parts { sums, columns })
     }
 }
 
-/// What the ranks know together of a chunk.
+/// What turns a chunk's exponentials into gradients.
 struct Parts {
-    loss: f64,
-    /// Of the exponentials of each row, over all ranks.
-    sums: Vec<f64>,
-    /// Column of each row's target, where it is one of ours.
-    own_targets: Vec<Option<usize>>,
-}
-
-/// The logit of each row's target, 0 where it is another rank's.
-fn target_logits(logits: &Tensor, own_targets: &[Option<usize>]) -> Vec<f64> {
-    let columns = logits.size()[1];
-    let own = own_targets.iter().enumerate().filter_map(|(row, target)| Some((row, (*target)?)));
-    let (rows, places): (Vec<usize>, Vec<i64>) =
-        own.map(|(row, target)| (row, row as i64 * columns + target as i64)).unzip();
-    let mut found = vec![0.0; own_targets.len()];
-    if rows.is_empty() {
-        return found;
-    }
-    let values = logits.take(&Tensor::from_slice(&places)).to_kind(Kind::Double);
-    for (row, value) in rows.into_iter().zip(Vec::<f64>::try_from(values).expect("a vector of fp64")) {
-        found[row] = value;
-    }
-    found
+    /// Of each row over all ranks, the sum of the exponentials and the target's logit: `[2, R]` fp64
+    sums: Tensor,
+    /// Column of each row's target, if it is one of this rank's: `[R]` int64
+    columns: Tensor,
 }

@@ -6,6 +6,7 @@ use comm::CommError;
 use tch::{Kind, Tensor};
 
 use super::tensor_parallel::TensorParallel;
+use crate::kernels::accumulate_at_rows;
 
 /// `[V/tp, D]`. The same type holds the gradient, as an fp32 view.
 #[derive(Debug)]
@@ -51,15 +52,14 @@ impl Embedding {
         dy: &Tensor,
         grads: &EmbeddingWeights,
     ) -> Result<(), CommError> {
-        let mut grad = grads.weight.shallow_clone();
         let dy = tp.gather(dy, tokens.size()[0])?;
-        let _ = match tp {
-            TensorParallel::Off => grad.index_add_(0, tokens, &dy.to_kind(grad.kind())),
+        match tp {
+            TensorParallel::Off => accumulate_at_rows(&grads.weight, tokens, &dy),
             TensorParallel::On(_) => {
                 let (places, rows) = self.own(tokens);
-                grad.index_add_(0, &rows, &dy.index_select(0, &places).to_kind(grads.weight.kind()))
+                accumulate_at_rows(&grads.weight, &rows, &dy.index_select(0, &places));
             }
-        };
+        }
         Ok(())
     }
 

@@ -11,13 +11,11 @@ use proto::memory::LOGITS_AT_A_TIME;
 use tch::Tensor;
 
 use super::cross_entropy::CrossEntropy;
-use super::norm::{NormPass, Normed, norm_backward, norm_forward};
+use super::labels::Labels;
+use super::norm::{NormGrads, Normed, norm_backward, norm_forward};
 use super::tensor_parallel::TensorParallel;
-use super::weight_grads::{WeightGrads, accumulate_matmul};
-use crate::kernels::wide_kind;
-
-/// Label of a token that is not trained on.
-const IGNORED: i64 = -100;
+use super::weight_grads::{GradPass, WeightGrads};
+use crate::kernels::{LossSum, accumulate_product, wide_kind};
 
 /// Weights of the head. The same type holds the gradients, as fp32 views.
 #[derive(Debug)]
@@ -37,14 +35,20 @@ pub struct Head {
     chunk_elements: usize,
 }
 
-/// The final norm of all labelled tokens, as the chunks take it.
+/// What the backward pass takes beside its input and the labels.
+#[derive(Clone, Copy)]
+pub struct HeadPass<'a> {
+    /// The head's weights.
+    pub weights: &'a HeadWeights,
+    /// Their gradients, which are added to.
+    pub grads: &'a HeadWeights,
+    /// Gradient of the job's loss with respect to one token's cross-entropy.
+    pub scale: f64,
+}
+
+/// The final norm of the stream, and its rows of the tokens that have a label.
 struct Labelled {
-    /// Of the whole stream.
     normed: Normed,
-    /// Which tokens have a label: `[labels]` int64
-    places: Tensor,
-    /// Their labels.
-    targets: Vec<i64>,
     /// `[labels, D]`
     y: Tensor,
 }
@@ -65,70 +69,65 @@ impl Head {
         Self { norm_eps, ids: rows.start as i64..rows.end as i64, chunk_elements }
     }
 
-    /// Sum of the cross-entropies of all labelled tokens, without gradients. `x`: the stream, `[S, D]`, `targets`: `[T]`.
-    /// Collective over tp; every rank gets the same sum.
+    /// Sum of the cross-entropies of all labelled tokens, without gradients. `x`: the stream, `[S, D]`. Collective over
+    /// tp; every rank gets the same sum.
     pub fn loss(
         &self,
         tp: &TensorParallel,
         weights: &HeadWeights,
         x: &Tensor,
-        targets: &[i64],
-    ) -> Result<f64, CommError> {
-        let labelled = self.labelled(tp, weights, x, targets)?;
-        let mut loss = 0.0;
-        for rows in self.chunks(labelled.targets.len(), weights) {
-            let mut logits = self.logits(weights, &part(&labelled.y, &rows));
-            loss += self.cross_entropy(tp).loss(&mut logits, &labelled.targets[rows])?;
+        labels: &Labels,
+    ) -> Result<LossSum, CommError> {
+        let Labelled { y, .. } = self.labelled(tp, weights, x, labels)?;
+        let mut loss = LossSum::default();
+        for rows in self.chunks(labels.num_labels(), weights) {
+            let mut logits = self.logits(weights, &part(&y, &rows));
+            self.cross_entropy(tp, &part(&labels.targets, &rows)).loss(&mut logits, &mut loss)?;
         }
         Ok(loss)
     }
 
-    /// Forward and backward in one. `x`: the stream, `[S, D]`, `targets`: `[T]` (-100: no label), `scale`: gradient of the
-    /// job's loss with respect to one token's cross-entropy.
+    /// Forward and backward in one. `x`: the stream, `[S, D]`.
     ///
-    /// Returns the sum of the cross-entropies (not scaled) and `dx`: `[S, D]`; adds to `grads`. Collective over tp.
+    /// Returns the sum of the cross-entropies (not scaled) and `dx`: `[S, D]`; adds to `pass.grads`. Collective over tp.
     pub fn forward_backward(
         &self,
         tp: &TensorParallel,
-        (weights, grads): (&HeadWeights, &HeadWeights),
+        pass: HeadPass,
         x: &Tensor,
-        targets: &[i64],
-        scale: f64,
-    ) -> Result<(f64, Tensor), CommError> {
-        let Labelled { normed, places, targets: labels, y } = self.labelled(tp, weights, x, targets)?;
+        labels: &Labels,
+    ) -> Result<(LossSum, Tensor), CommError> {
+        let HeadPass { weights, grads, scale } = pass;
+        let Labelled { normed, y } = self.labelled(tp, weights, x, labels)?;
         let dy = y.empty_like();
-        let mut loss = 0.0;
-        for rows in self.chunks(labels.len(), weights) {
+        let mut loss = LossSum::default();
+        for rows in self.chunks(labels.num_labels(), weights) {
             let y = part(&y, &rows);
             let mut logits = self.logits(weights, &y);
-            loss += self.cross_entropy(tp).gradient(&mut logits, &labels[rows.clone()])?;
+            self.cross_entropy(tp, &part(&labels.targets, &rows)).gradient(&mut logits, &mut loss)?;
             // `scale` goes to the narrow side of both products: `[rows, D]`, not `[rows, V]`.
             let dlogits = logits.to_kind(y.kind());
             let _ = dlogits.mm_out(&part(&dy, &rows), &self.own(&weights.lm_head));
-            accumulate_matmul(&self.own(&grads.lm_head), &dlogits.tr(), &(y * scale));
+            accumulate_product(&self.own(&grads.lm_head), &dlogits.tr(), &(y * scale));
         }
         drop(y);
-        let mut partial = tp.partial(targets.len() as i64, x, x.size()[1]);
-        let _ = partial.zero_().index_copy_(0, &places, &(dy * scale));
+        let mut partial = tp.partial(labels.num_tokens(), x, x.size()[1]);
+        let _ = partial.zero_().index_copy_(0, &labels.places, &(dy * scale));
         let dnormed = tp.reduce(partial)?;
-        let norm = NormPass { weight: &weights.norm, grad: &grads.norm, sink: &WeightGrads::Now };
-        Ok((loss, norm_backward(norm, x, &normed, (&dnormed, None))))
+        let norm = GradPass { weights: &weights.norm, grads: &grads.norm, sink: &WeightGrads::Now };
+        Ok((loss, norm_backward(norm, &normed, NormGrads { x, dy: &dnormed, residual: None })))
     }
 
-    /// The final norm, and its rows that have a label.
     fn labelled(
         &self,
         tp: &TensorParallel,
         weights: &HeadWeights,
         x: &Tensor,
-        targets: &[i64],
+        labels: &Labels,
     ) -> Result<Labelled, CommError> {
         let normed = norm_forward(&weights.norm, x, self.norm_eps);
-        let labels = targets.iter().enumerate().filter(|&(_, &target)| target != IGNORED);
-        let (places, labels): (Vec<i64>, Vec<i64>) = labels.map(|(idx, &target)| (idx as i64, target)).unzip();
-        let places = Tensor::from_slice(&places);
-        let y = tp.gather(&normed.y, targets.len() as i64)?.index_select(0, &places);
-        Ok(Labelled { normed, places, targets: labels, y })
+        let y = tp.gather(&normed.y, labels.num_tokens())?.index_select(0, &labels.places);
+        Ok(Labelled { normed, y })
     }
 
     /// Row chunks whose logits are held at a time: the same on every rank, whatever its padding.
@@ -137,8 +136,9 @@ impl Head {
         (0..rows).step_by(size).map(move |start| start..rows.min(start + size))
     }
 
-    fn cross_entropy<'a>(&self, tp: &'a TensorParallel) -> CrossEntropy<'a> {
-        CrossEntropy { tp, first_id: self.ids.start }
+    /// `targets`: `[rows]` int64
+    fn cross_entropy<'a>(&self, tp: &'a TensorParallel, targets: &'a Tensor) -> CrossEntropy<'a> {
+        CrossEntropy { tp, first_id: self.ids.start, targets }
     }
 
     /// `[rows, V/tp]` in fp32, or in the input's own type if wider.

@@ -1,11 +1,15 @@
 //! `y = x W^T + b` and its backward, whole or as one rank's part: cut by output ([`column_forward`]) or by input
 //! ([`row_forward`]). Weight gradients are added into fp32 views of the flat buffer.
+//!
+//! The products of a block's activations with its weights (q, k, v, o, gate, up and down) are here and nowhere else: the
+//! methods of [`LinearWeights`], and of [`GradPass`] over it. Whatever changes what a projection computes, such as an adapter or
+//! a quantised weight, is a field there and a term in these methods; no other file sees it.
 
 use comm::CommError;
 use tch::Tensor;
 
 use super::tensor_parallel::TensorParallel;
-use super::weight_grads::WeightGrads;
+use super::weight_grads::GradPass;
 
 /// Weight `[out, in]` and bias `[out]` of a projection. The same type holds the gradients, as fp32 views.
 #[derive(Debug)]
@@ -16,12 +20,48 @@ pub struct LinearWeights {
     pub bias: Option<Tensor>,
 }
 
-/// What the backward pass of a projection takes beside its input and `dy`.
-#[derive(Clone, Copy)]
-pub(super) struct LinearPass<'a> {
-    pub weights: &'a LinearWeights,
-    pub grads: &'a LinearWeights,
-    pub sink: &'a WeightGrads,
+impl LinearWeights {
+    /// `x W^T + b`. `x`: `[T, in]`. Returns `[T, out]`.
+    fn apply(&self, x: &Tensor) -> Tensor {
+        match &self.bias {
+            None => x.mm(&self.weight.tr()),
+            Some(bias) => bias.addmm(x, &self.weight.tr()),
+        }
+    }
+
+    /// `x W^T`, into `partial`. `x`: `[T, in]`, `partial`: `[T, out]`.
+    fn apply_into(&self, x: &Tensor, partial: &Tensor) -> Tensor {
+        x.mm_out(partial, &self.weight.tr())
+    }
+
+    /// `dy W`. `dy`: `[T, out]`. Returns `[T, in]`.
+    fn input_grad(&self, dy: &Tensor) -> Tensor {
+        dy.mm(&self.weight)
+    }
+
+    /// `dy W`, into `partial`. `dy`: `[T, out]`, `partial`: `[T, in]`.
+    fn input_grad_into(&self, dy: &Tensor, partial: &Tensor) -> Tensor {
+        dy.mm_out(partial, &self.weight)
+    }
+}
+
+impl GradPass<'_, LinearWeights> {
+    /// `dW += dy^T x`. `dy`: `[T, out]`, `x`: `[T, in]`.
+    fn add_weight_grad(&self, dy: &Tensor, x: &Tensor) {
+        self.sink.add_product(&self.grads.weight, dy, x);
+    }
+
+    /// `db += sum_T(dy)`. `dy`: `[T, out]`.
+    fn add_bias_grad(&self, dy: &Tensor) {
+        if let Some(bias) = &self.grads.bias {
+            self.sink.add_rows(bias, dy);
+        }
+    }
+
+    /// What was gathered, for a sink that may need it after the next exchange.
+    fn lasting(&self, tp: &TensorParallel, gathered: Tensor) -> Tensor {
+        if self.sink.keeps() { tp.keep(gathered) } else { gathered }
+    }
 }
 
 /// A projection cut by output. `x`: this rank's stream, `[S, in]`. Returns `[T, out/tp]`.
@@ -31,30 +71,22 @@ pub(super) fn column_forward(
     x: &Tensor,
     tokens: i64,
 ) -> Result<Tensor, CommError> {
-    let x = tp.gather(x, tokens)?;
-    Ok(match &weights.bias {
-        None => x.mm(&weights.weight.tr()),
-        Some(bias) => bias.addmm(&x, &weights.weight.tr()),
-    })
+    Ok(weights.apply(&tp.gather(x, tokens)?))
 }
 
 /// `x`: the stream of the forward pass, `[S, in]`; `dy`: `[T, out/tp]`. Returns `dx`: `[S, in]`, which holds until the
 /// next call of a method of `tp`.
 pub(super) fn column_backward(
     tp: &TensorParallel,
-    pass: LinearPass,
+    pass: GradPass<LinearWeights>,
     x: &Tensor,
     dy: &Tensor,
 ) -> Result<Tensor, CommError> {
-    let LinearPass { weights, grads, sink } = pass;
     let tokens = dy.size()[0];
-    let all = tp.gather(x, tokens)?;
-    sink.add_product(&grads.weight, dy, &if sink.keeps() { tp.keep(all) } else { all });
-    if let Some(bias) = &grads.bias {
-        sink.add_rows(bias, dy);
-    }
-    let partial = tp.partial(tokens, dy, weights.weight.size()[1]);
-    tp.reduce(dy.mm_out(&partial, &weights.weight))
+    pass.add_weight_grad(dy, &pass.lasting(tp, tp.gather(x, tokens)?));
+    pass.add_bias_grad(dy);
+    let partial = tp.partial(tokens, dy, x.size()[1]);
+    tp.reduce(pass.weights.input_grad_into(dy, &partial))
 }
 
 /// A projection cut by input. `x`: `[T, in/tp]`. Returns `residual + x W^T + b`: this rank's stream, `[S, out]`.
@@ -64,8 +96,8 @@ pub(super) fn row_forward(
     x: &Tensor,
     residual: &Tensor,
 ) -> Result<Tensor, CommError> {
-    let partial = tp.partial(x.size()[0], x, weights.weight.size()[0]);
-    let mut y = tp.reduce_onto(x.mm_out(&partial, &weights.weight.tr()), residual)?;
+    let partial = tp.partial(x.size()[0], x, residual.size()[1]);
+    let mut y = tp.reduce_onto(weights.apply_into(x, &partial), residual)?;
     if let Some(bias) = &weights.bias {
         let _ = y.g_add_(bias);
     }
@@ -75,16 +107,12 @@ pub(super) fn row_forward(
 /// `x`: `[T, in/tp]` of the forward pass, `dy`: the stream's gradient, `[S, out]`. Returns `dx`: `[T, in/tp]`.
 pub(super) fn row_backward(
     tp: &TensorParallel,
-    pass: LinearPass,
+    pass: GradPass<LinearWeights>,
     x: &Tensor,
     dy: &Tensor,
 ) -> Result<Tensor, CommError> {
-    let LinearPass { weights, grads, sink } = pass;
-    if let Some(bias) = &grads.bias {
-        sink.add_rows(bias, dy);
-    }
-    let all = tp.gather(dy, x.size()[0])?;
-    let all = if sink.keeps() { tp.keep(all) } else { all };
-    sink.add_product(&grads.weight, &all, x);
-    Ok(all.mm(&weights.weight))
+    pass.add_bias_grad(dy);
+    let all = pass.lasting(tp, tp.gather(dy, x.size()[0])?);
+    pass.add_weight_grad(&all, x);
+    Ok(pass.weights.input_grad(&all))
 }

@@ -1,7 +1,7 @@
 //! The LLaMA-architecture decoder as units with explicit backward.
 //!
 //! A unit is what is gathered, computed, reduced, checkpointed and saved at once: the [`Embedding`], each [`Block`],
-//! the [`Head`]. Each has `forward(weights, x) -> (y, saved)` and `backward(weights, saved, dy, grads) -> dx` under
+//! the [`Head`]. Each has `forward(weights, x) -> (y, saved)` and `backward(pass, saved, dy) -> dx` under
 //! `no_grad`: weight gradients are accumulated in place into the unit's flat buffer, and what stays alive between the
 //! two passes is exactly what `saved` holds. libtorch's autograd is the oracle in the tests, never the engine. Under
 //! tensor parallelism a unit is one rank's part, and [`TensorParallel`] is where the parts meet.
@@ -18,22 +18,25 @@ mod cross_entropy;
 mod embedding;
 mod feed_forward;
 mod head;
+mod labels;
 mod linear;
 mod norm;
 mod rope;
-mod samples;
 mod tensor_parallel;
 #[cfg(test)]
 mod tests;
+mod views;
 mod weight_grads;
 
+pub use crate::kernels::Samples;
 pub use attention::AttentionWeights;
-pub use block::{Block, BlockSaved, BlockWeights};
+pub use block::{Block, BlockSaved, BlockSpec, BlockWeights};
 pub use embedding::{Embedding, EmbeddingWeights};
-pub use feed_forward::FeedForwardWeights;
-pub use head::{Head, HeadWeights};
+pub use feed_forward::{DenseWeights, FeedForwardWeights, MixingWeights};
+pub use head::{Head, HeadPass, HeadWeights};
+pub use labels::Labels;
 pub use linear::LinearWeights;
 pub use rope::RopeTable;
-pub use samples::Samples;
 pub use tensor_parallel::TensorParallel;
-pub use weight_grads::{PendingGrad, WeightGrads};
+pub use views::UnitViews;
+pub use weight_grads::{GradPass, PendingGrad, WeightGrads};

@@ -2,7 +2,7 @@
 
 use tch::Tensor;
 
-use super::weight_grads::WeightGrads;
+use super::weight_grads::GradPass;
 use crate::kernels::{RmsNormGrad, rms_norm, rms_norm_backward};
 
 /// A norm's output and what its backward pass reads.
@@ -14,14 +14,15 @@ pub(super) struct Normed {
     rstd: Tensor,
 }
 
-/// What the backward pass of a norm takes beside its input and `dy`.
+/// A norm's input, and the gradients that reach it.
 #[derive(Clone, Copy)]
-pub(super) struct NormPass<'a> {
-    /// `[D]`
-    pub weight: &'a Tensor,
-    /// `[D]` fp32
-    pub grad: &'a Tensor,
-    pub sink: &'a WeightGrads,
+pub(super) struct NormGrads<'a> {
+    /// Of the forward pass: `[S, D]`
+    pub x: &'a Tensor,
+    /// Gradient of the norm's output: `[S, D]`
+    pub dy: &'a Tensor,
+    /// Gradient that reaches `x` past the norm: `[S, D]`
+    pub residual: Option<&'a Tensor>,
 }
 
 /// `x`: `[S, D]`, `weight`: `[D]`.
@@ -30,15 +31,10 @@ pub(super) fn norm_forward(weight: &Tensor, x: &Tensor, eps: f64) -> Normed {
     Normed { y, rstd }
 }
 
-/// `dy`: `[S, D]`. Returns the gradient of `x`: that through the norm plus `residual`, which goes past it.
-pub(super) fn norm_backward(
-    pass: NormPass,
-    x: &Tensor,
-    saved: &Normed,
-    (dy, residual): (&Tensor, Option<&Tensor>),
-) -> Tensor {
-    let NormPass { weight, grad, sink } = pass;
-    let (dx, dw) = rms_norm_backward(RmsNormGrad { weight, x, rstd: &saved.rstd, dy, residual });
-    sink.add(grad, dw);
+/// `pass`: of the weight, `[D]`. Returns the gradient of `x`, `[S, D]`: that through the norm plus the residual.
+pub(super) fn norm_backward(pass: GradPass<Tensor>, saved: &Normed, grads: NormGrads) -> Tensor {
+    let NormGrads { x, dy, residual } = grads;
+    let (dx, parts) = rms_norm_backward(RmsNormGrad { weight: pass.weights, x, rstd: &saved.rstd, dy, residual });
+    pass.sink.add_parts(pass.grads, parts);
     dx
 }

@@ -2,7 +2,7 @@
 //! Llama-3 scaling. Angles are computed in fp32 with the same operations as transformers, so that they agree to the bit.
 
 use proto::model_config::{ModelConfig, RopeScaling};
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 use crate::kernels::rotate;
 
@@ -26,12 +26,13 @@ pub(super) struct Rotation {
 impl RopeTable {
     /// The table of a model.
     pub fn new(config: &ModelConfig) -> Self {
-        let exponent = Tensor::arange_start_step(0, config.head_dim as i64, 2, (Kind::Float, Device::Cpu));
+        let exponents: Vec<f32> = (0..config.head_dim).step_by(2).map(|exponent| exponent as f32).collect();
+        let exponent = Tensor::from_slice(&exponents);
         let inv_freq = Tensor::pow_scalar(config.rope_theta, &(exponent / config.head_dim as f64)).reciprocal();
         Self { inv_freq: scaled(inv_freq, config.rope_scaling) }
     }
 
-    /// `positions`: `[T]` int64. Angles are cast to `kind`, the type of the activations.
+    /// `positions`: `[T]` int64, beside the table. Angles are cast to `kind`, the type of the activations.
     pub(super) fn rotation(&self, positions: &Tensor, kind: Kind) -> Rotation {
         let angles = positions.to_kind(Kind::Float).unsqueeze(1) * self.inv_freq.unsqueeze(0); // [T, K/2]
         let sin = angles.sin().to_kind(kind);
@@ -71,6 +72,7 @@ fn scaled(inv_freq: Tensor, scaling: RopeScaling) -> Tensor {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tch::Device;
 
     #[test]
     fn turning_back_restores_the_input() {

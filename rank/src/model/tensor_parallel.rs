@@ -13,16 +13,15 @@
 //! Each is the other's backward pass: the gradient of what was gathered is reduced, and the other way round. Under
 //! sequence parallelism the tokens are padded to a multiple of the ranks; rows of padding have zero gradients.
 
-use std::cell::RefCell;
-use std::rc::Rc;
-
-use comm::{CommError, ReduceOp, ShmWorld};
+use comm::{CommError, ReduceOp};
 use proto::layout::TensorSplit;
 use proto::memory::Exchange;
+use proto::plan::Plan;
 use tch::{Kind, Tensor};
 
-use crate::flat::FlatBuffer;
+use crate::device::{Buffer, compute_kind};
 use crate::groups::Group;
+use crate::ranks::Ranks;
 
 /// How this rank takes part in a layer.
 pub enum TensorParallel {
@@ -38,32 +37,27 @@ pub struct Part {
     group: Group,
     /// `[T, D]` of the largest micro-batch, in the compute type. What `gather` and `reduce` return lies in it and holds
     /// until the next call.
-    tokens: FlatBuffer,
+    tokens: Buffer,
     /// Two fp64 values per token.
-    rows: RefCell<FlatBuffer>,
+    rows: Buffer,
     hidden_size: i64,
 }
 
 impl TensorParallel {
-    /// Allocates the buffers where `split` has more than one rank. Does not block.
-    ///
-    /// `kind`: the compute type.
-    pub fn new(
-        split: TensorSplit,
-        group: Group,
-        world: &Rc<ShmWorld>,
-        (sizes, hidden_size): (&Exchange, usize),
-        kind: Kind,
-    ) -> Result<Self, CommError> {
+    /// Allocates the buffers where a layer has more than one rank. Does not block.
+    pub fn new(plan: &Plan, ranks: &Ranks) -> Result<Self, CommError> {
+        let coord = ranks.groups.coord;
+        let split = TensorSplit { size: plan.mesh.tp, rank: coord.tp, sequence: plan.sequence_parallel };
         if split.size == 1 {
             return Ok(Self::Off);
         }
+        let (sizes, kind) = (Exchange::of(plan, coord), compute_kind(plan.model.compute_dtype));
         Ok(Self::On(Box::new(Part {
-            tokens: FlatBuffer::new(world, kind, sizes.tokens)?,
-            rows: RefCell::new(FlatBuffer::new(world, Kind::Double, sizes.rows)?),
-            hidden_size: hidden_size as i64,
+            tokens: Buffer::in_arena(ranks, kind, sizes.tokens)?,
+            rows: Buffer::in_arena(ranks, Kind::Double, sizes.rows)?,
+            hidden_size: plan.model.config.hidden_size as i64,
+            group: ranks.groups.tp.clone(),
             split,
-            group,
         })))
     }
 
@@ -130,15 +124,14 @@ impl TensorParallel {
         }
     }
 
-    /// Replaces each value, at most two per token of a micro-batch, by the sum or maximum over the ranks. Collective
-    /// over tp.
-    pub fn all_reduce(&self, values: &mut [f64], op: ReduceOp) -> Result<(), CommError> {
-        let Self::On(part) = self else { return Ok(()) };
-        let mut rows = part.rows.borrow_mut();
-        rows.as_f64_mut()[..values.len()].copy_from_slice(values);
-        part.group.all_reduce(rows.buffer().slice(0, values.len()), op)?.wait()?;
-        values.copy_from_slice(&rows.as_f64_mut()[..values.len()]);
-        Ok(())
+    /// The sum or maximum of each value over the ranks. `values`: fp64, at most two per token of a micro-batch.
+    /// Collective over tp. The result is the caller's.
+    pub fn all_reduce(&self, values: &Tensor, op: ReduceOp) -> Result<Tensor, CommError> {
+        let Self::On(part) = self else { return Ok(values.shallow_clone()) };
+        let mut exchanged = part.rows.view(0, &[values.numel()]).view_as(values);
+        exchanged.copy_(values);
+        part.group.all_reduce(part.rows.operand().slice(0, values.numel()), op)?.wait()?;
+        Ok(exchanged.copy())
     }
 }
 
@@ -154,7 +147,7 @@ impl Part {
     }
 
     fn elements(&self, rows: i64) -> comm::Buffer {
-        self.tokens.buffer().slice(0, (rows * self.hidden_size) as usize)
+        self.tokens.operand().slice(0, (rows * self.hidden_size) as usize)
     }
 
     /// This rank's rows of the padded tokens: `[T/tp, D]`.

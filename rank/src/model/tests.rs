@@ -9,6 +9,7 @@ use proto::plan::ActivationCheckpointing;
 use tch::{Device, Kind, Tensor};
 
 use super::*;
+use crate::kernels::KeyValueCache;
 
 /// The whole layer on one rank.
 const OFF: TensorParallel = TensorParallel::Off;
@@ -72,17 +73,34 @@ fn block_weights(params: &[(String, Tensor)], zeros: bool) -> BlockWeights {
         },
         feed_forward: FeedForwardWeights {
             norm: get("post_attention_layernorm.weight").unwrap(),
-            gate_up: linear(&["gate_proj", "up_proj"]),
-            down: linear(&["down_proj"]),
+            mixing: MixingWeights::Dense(DenseWeights {
+                gate_up: linear(&["gate_proj", "up_proj"]),
+                down: linear(&["down_proj"]),
+            }),
         },
     }
+}
+
+/// Leaves of a case's block, by their names on disk.
+fn random_block(case: &Case, kind: Kind) -> Vec<(String, Tensor)> {
+    let unit = &model_layout(&case.config, TensorSplit::WHOLE)[1];
+    let leaf = |param: &proto::layout::ParamLayout| {
+        let shape: Vec<i64> = param.disk_shape().iter().map(|&size| size as i64).collect();
+        (param.name.clone(), random(&shape, kind).set_requires_grad(true))
+    };
+    unit.params.iter().map(leaf).collect()
+}
+
+fn spec<'a>(case: &'a Case, rope: &'a RopeTable, checkpointing: ActivationCheckpointing) -> BlockSpec<'a> {
+    BlockSpec { config: &case.config, rope, tp: &OFF, checkpointing }
 }
 
 /// The oracle's view of a block's gradients, in the order of the fused weights.
 fn flat_grads(grads: &BlockWeights) -> Tensor {
     let BlockWeights { attention, feed_forward } = grads;
     let mut parts = vec![attention.norm.shallow_clone(), feed_forward.norm.shallow_clone()];
-    for linear in [&attention.qkv, &attention.output, &feed_forward.gate_up, &feed_forward.down] {
+    let MixingWeights::Dense(dense) = &feed_forward.mixing;
+    for linear in [&attention.qkv, &attention.output, &dense.gate_up, &dense.down] {
         parts.push(linear.weight.reshape(-1));
         parts.extend(linear.bias.as_ref().map(|bias| bias.reshape(-1)));
     }
@@ -107,7 +125,7 @@ fn oracle_block(params: &[(String, Tensor)], x: &Tensor, case: &Case) -> Tensor 
     let get = |suffix: &str| params.iter().find(|(name, _)| name.ends_with(suffix)).map(|(_, tensor)| tensor);
     let project =
         |x: &Tensor, name: &str| x.linear(get(&format!("{name}.weight")).unwrap(), get(&format!("{name}.bias")));
-    let samples = Samples::new(case.samples.clone());
+    let samples = Samples::new(&case.samples);
     let (tokens, head_dim) = (x.size()[0], config.head_dim as i64);
     let (heads, groups) = (config.num_attention_heads as i64, config.num_key_value_heads as i64);
     let normed = oracle_norm(get("input_layernorm.weight").unwrap(), x, config.rms_norm_eps);
@@ -139,16 +157,8 @@ fn check_close(what: &str, got: &Tensor, expected: &Tensor, tolerance: f64) {
 
 fn check_block(case: &Case, kind: Kind, checkpointing: ActivationCheckpointing, tolerance: f64) {
     tch::manual_seed(7);
-    let unit = &model_layout(&case.config, TensorSplit::WHOLE)[1];
-    let leaves: Vec<(String, Tensor)> = unit
-        .params
-        .iter()
-        .map(|param| {
-            let shape: Vec<i64> = param.disk_shape().iter().map(|&size| size as i64).collect();
-            (param.name.clone(), random(&shape, kind).set_requires_grad(true))
-        })
-        .collect();
-    let samples = Rc::new(Samples::new(case.samples.clone()));
+    let leaves = random_block(case, kind);
+    let samples = Rc::new(Samples::new(&case.samples));
     let x = random(&[samples.num_tokens(), case.config.hidden_size as i64], kind).set_requires_grad(true);
     let dy = random(&x.size(), kind);
     let expected = oracle_block(&leaves, &x, case);
@@ -158,10 +168,11 @@ fn check_block(case: &Case, kind: Kind, checkpointing: ActivationCheckpointing, 
     let (weights, grads) = (block_weights(&leaves, false), block_weights(&leaves, true));
     let rope = RopeTable::new(&case.config);
     let (y, dx) = tch::no_grad(|| {
-        let block = Block::new((&case.config, &OFF), &rope, &samples, checkpointing, kind);
+        let block = Block::new(spec(case, &rope, checkpointing), &samples, kind);
         let pass = |grads: &BlockWeights, sink: &WeightGrads| {
             let (y, saved) = block.forward(&OFF, &weights, x.detach()).unwrap();
-            (y, block.backward(&OFF, (&weights, grads, sink), saved, dy.shallow_clone()).unwrap())
+            let pass = GradPass { weights: &weights, grads, sink };
+            (y, block.backward(&OFF, pass, saved, dy.shallow_clone()).unwrap())
         };
         let apart = block_weights(&leaves, true);
         let later = WeightGrads::later();
@@ -170,6 +181,7 @@ fn check_block(case: &Case, kind: Kind, checkpointing: ActivationCheckpointing, 
         later.into_pending().into_iter().for_each(PendingGrad::add);
         let (y, dx) = pass(&grads, &WeightGrads::Now);
         assert!(flat_grads(&apart).equal(&flat_grads(&grads)), "a pass of its own changes no bit");
+        assert!(block.evaluate(&OFF, &weights, x.detach()).unwrap().equal(&y), "saving nothing changes no bit");
         (y, dx)
     });
     let what = |part: &str| format!("{} {kind:?} {checkpointing:?} {part}", case.name);
@@ -195,6 +207,93 @@ fn recomputing_a_block_changes_nothing() {
     }
 }
 
+/// Takes the case's samples through a block as sequences that grow: `rounds` says how many new tokens each has in each
+/// batch, 0 where it has none.
+fn check_cached(case: &Case, rounds: &[Vec<i64>], kind: Kind, tolerance: f64) {
+    tch::manual_seed(7);
+    let _guard = tch::no_grad_guard();
+    let weights = block_weights(&random_block(case, kind), false);
+    let rope = RopeTable::new(&case.config);
+    let spec = spec(case, &rope, ActivationCheckpointing::None);
+    let whole = Rc::new(Samples::new(&case.samples));
+    let x = random(&[whole.num_tokens(), case.config.hidden_size as i64], kind);
+    let block = Block::new(spec, &whole, kind);
+    let expected = block.evaluate(&OFF, &weights, x.shallow_clone()).unwrap();
+
+    let cache = |&len: &i64| KeyValueCache::new(block.attention_shape(), len, (kind, Device::Cpu));
+    let mut caches: Vec<KeyValueCache> = case.samples.iter().map(cache).collect();
+    let starts: Vec<i64> =
+        (0..case.samples.len()).map(|sequence| case.samples[..sequence].iter().sum::<i64>()).collect();
+    for round in rounds {
+        let new: Vec<usize> = (0..round.len()).filter(|&sequence| round[sequence] > 0).collect();
+        let lens: Vec<i64> = new.iter().map(|&sequence| round[sequence]).collect();
+        let positions: Vec<i64> = new.iter().map(|&sequence| caches[sequence].len()).collect();
+        let of_round = |tensor: &Tensor| {
+            let rows = new.iter().map(|&sequence| starts[sequence] + caches[sequence].len()).zip(&lens);
+            Tensor::cat(&rows.map(|(start, &len)| tensor.narrow(0, start, len)).collect::<Vec<_>>(), 0)
+        };
+        let (x, expected) = (of_round(&x), of_round(&expected));
+        let block = Block::new(spec, &Rc::new(Samples::continuing(&lens, &positions)), kind);
+        let mut of_new: Vec<&mut KeyValueCache> = caches
+            .iter_mut()
+            .enumerate()
+            .filter(|(sequence, _)| new.contains(sequence))
+            .map(|(_, cache)| cache)
+            .collect();
+        let y = block.extend(&OFF, &weights, x, &mut of_new).unwrap();
+        check_close(&format!("{} {kind:?} {round:?} after {positions:?}", case.name), &y, &expected, tolerance);
+    }
+    let lens: Vec<i64> = caches.iter().map(KeyValueCache::len).collect();
+    assert_eq!(lens, case.samples, "{}: the rounds take all tokens", case.name);
+}
+
+/// Batches in which each sequence has `size` new tokens as long as it has any.
+fn rounds_of(samples: &[i64], size: i64) -> Vec<Vec<i64>> {
+    let longest = samples.iter().copied().max().unwrap_or(0);
+    let round = |done: i64| samples.iter().map(|len| (len - done).clamp(0, size)).collect();
+    (0..longest).step_by(size as usize).map(round).collect()
+}
+
+#[test]
+fn new_tokens_with_a_cache_become_what_they_are_in_the_whole_sequence() {
+    for case in cases() {
+        for (kind, tolerance) in [(Kind::Double, FP64_TOLERANCE), (Kind::Float, FP32_TOLERANCE)] {
+            for size in [1, 4, i64::MAX / 2] {
+                check_cached(&case, &rounds_of(&case.samples, size), kind, tolerance);
+            }
+        }
+    }
+}
+
+#[test]
+fn sequences_of_a_batch_grow_by_different_numbers_of_tokens() {
+    let case = Case { samples: vec![9, 20, 3], ..cases().swap_remove(2) };
+    let rounds = [vec![8, 0, 3], vec![1, 17, 0], vec![0, 1, 0], vec![0, 2, 0]];
+    check_cached(&case, &rounds, Kind::Double, FP64_TOLERANCE);
+}
+
+#[test]
+fn a_cache_that_was_cut_is_as_if_the_tokens_had_never_been() {
+    let _guard = tch::no_grad_guard();
+    let case = &cases()[2];
+    let weights = block_weights(&random_block(case, Kind::Double), false);
+    let rope = RopeTable::new(&case.config);
+    let extend = |cache: &mut KeyValueCache, x: &Tensor| {
+        let samples = Rc::new(Samples::continuing(&[x.size()[0]], &[cache.len()]));
+        let block = Block::new(spec(case, &rope, ActivationCheckpointing::None), &samples, Kind::Double);
+        block.extend(&OFF, &weights, x.shallow_clone(), &mut [cache]).unwrap()
+    };
+    let shape = crate::model::attention::attention_shape(&case.config, TensorSplit::WHOLE);
+    let mut cache = KeyValueCache::new(&shape, 9, (Kind::Double, Device::Cpu));
+    let (first, second) = (random(&[5, 48], Kind::Double), random(&[4, 48], Kind::Double));
+    drop(extend(&mut cache, &first));
+    let expected = extend(&mut cache, &second);
+    cache.truncate(5);
+    drop(extend(&mut cache, &random(&[3, 48], Kind::Double)));
+    cache.truncate(5);
+    assert!(extend(&mut cache, &second).equal(&expected));
+}
+
 fn check_head(kind: Kind, labels: &[i64], chunk_elements: usize, tolerance: f64) {
     tch::manual_seed(7);
     let (hidden, vocab, tokens, scale) = (24, 101, labels.len() as i64, 0.37);
@@ -209,10 +308,12 @@ fn check_head(kind: Kind, labels: &[i64], chunk_elements: usize, tolerance: f64)
     let head = Head::with_chunk_elements(1e-6, vocab as usize, &OFF, chunk_elements);
     let weights = HeadWeights { norm: norm.detach(), lm_head: lm_head.detach() };
     let grads = HeadWeights { norm: norm.zeros_like().detach(), lm_head: lm_head.zeros_like().detach() };
-    let (got, dx) =
-        tch::no_grad(|| head.forward_backward(&OFF, (&weights, &grads), &x.detach(), labels, scale)).unwrap();
-    let evaluated = tch::no_grad(|| head.loss(&OFF, &weights, &x.detach(), labels)).unwrap();
-    assert_eq!(got, evaluated, "with and without gradients");
+    let labels = Labels::new(labels);
+    let pass = HeadPass { weights: &weights, grads: &grads, scale };
+    let (got, dx) = tch::no_grad(|| head.forward_backward(&OFF, pass, &x.detach(), &labels)).unwrap();
+    let evaluated = tch::no_grad(|| head.loss(&OFF, &weights, &x.detach(), &labels)).unwrap();
+    let got = got.read();
+    assert_eq!(got, evaluated.read(), "with and without gradients");
     let expected = loss.double_value(&[]);
     assert!((got - expected).abs() <= tolerance * expected.abs().max(1.0), "{got} {expected}");
     check_close("dx", &dx, &x.grad(), tolerance);

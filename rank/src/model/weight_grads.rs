@@ -5,6 +5,35 @@ use std::cell::RefCell;
 
 use tch::{Kind, Tensor};
 
+use crate::kernels::{accumulate_product, accumulate_rows};
+
+/// The weights `W` that a backward pass reads, and the gradients that it adds to.
+#[derive(Debug)]
+pub struct GradPass<'a, W> {
+    /// The weights.
+    pub weights: &'a W,
+    /// Their gradients, which are views of a flat buffer.
+    pub grads: &'a W,
+    /// Adds to the gradients, at once or later.
+    pub sink: &'a WeightGrads,
+}
+
+// Not derived: that would ask `W` to be `Copy`.
+impl<W> Clone for GradPass<'_, W> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<W> Copy for GradPass<'_, W> {}
+
+impl<'a, W> GradPass<'a, W> {
+    /// The pass of a part of the weights.
+    pub(super) fn of<P>(self, part: impl Fn(&'a W) -> &'a P) -> GradPass<'a, P> {
+        GradPass { weights: part(self.weights), grads: part(self.grads), sink: self.sink }
+    }
+}
+
 /// Takes the gradients of a unit's weights.
 #[derive(Debug, Default)]
 pub enum WeightGrads {
@@ -27,12 +56,12 @@ pub enum PendingGrad {
         /// `[T, in]`
         x: Tensor,
     },
-    /// `grad += delta`
+    /// `grad += sum(parts)`
     Sum {
         /// `[n]` fp32
         grad: Tensor,
-        /// `[n]`
-        delta: Tensor,
+        /// `[parts, n]`
+        parts: Tensor,
     },
 }
 
@@ -50,12 +79,12 @@ impl WeightGrads {
 
     /// `grad += sum_T(dy)`. `dy`: `[T, out]`, `grad`: `[out]`.
     pub(super) fn add_rows(&self, grad: &Tensor, dy: &Tensor) {
-        self.add(grad, dy.sum_dim_intlist([0i64].as_slice(), false, None::<Kind>));
+        self.add_parts(grad, dy.sum_dim_intlist([0i64].as_slice(), true, None::<Kind>));
     }
 
-    /// `grad += delta`
-    pub(super) fn add(&self, grad: &Tensor, delta: Tensor) {
-        self.take(PendingGrad::Sum { grad: grad.shallow_clone(), delta });
+    /// `grad += sum(parts)`. `grad`: `[n]`, `parts`: `[parts, n]`, added up first and in their order.
+    pub(super) fn add_parts(&self, grad: &Tensor, parts: Tensor) {
+        self.take(PendingGrad::Sum { grad: grad.shallow_clone(), parts });
     }
 
     /// Whether what it is given has to outlast the call.
@@ -83,22 +112,8 @@ impl PendingGrad {
     /// Adds it.
     pub fn add(self) {
         match self {
-            Self::Product { grad, dy, x } => accumulate_matmul(&grad, &dy.tr(), &x),
-            Self::Sum { grad, delta } => accumulate(&grad, &delta),
+            Self::Product { grad, dy, x } => accumulate_product(&grad, &dy.tr(), &x),
+            Self::Sum { grad, parts } => accumulate_rows(&grad, &parts),
         }
     }
-}
-
-/// `grad += a b`, in fp32 whatever the type of `a` and `b`.
-pub(super) fn accumulate_matmul(grad: &Tensor, a: &Tensor, b: &Tensor) {
-    let mut grad = grad.shallow_clone();
-    if a.kind() == grad.kind() {
-        let _ = grad.addmm_(a, b);
-    } else {
-        accumulate(&grad, &a.mm(b));
-    }
-}
-
-fn accumulate(grad: &Tensor, delta: &Tensor) {
-    let _ = grad.shallow_clone().g_add_(delta);
 }

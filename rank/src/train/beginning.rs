@@ -14,10 +14,11 @@ use crate::snapshot::{SnapshotError, Snapshots};
 /// Fills parameters, masters and moments, and says where the run stands. Every rank of the job calls it.
 pub(super) fn load(
     beginning: &Beginning,
-    (plan, snapshots): (&Plan, Option<&Snapshots>),
+    plan: &Plan,
+    snapshots: Option<&Snapshots>,
     memory: &mut Memory,
 ) -> Result<Progress, TrainError> {
-    let progress = fill(beginning, (plan, snapshots), memory)?;
+    let progress = fill(beginning, plan, snapshots, memory)?;
     if let Some(snapshots) = snapshots {
         snapshots.forget_after(progress.step)?;
     }
@@ -26,7 +27,8 @@ pub(super) fn load(
 
 fn fill(
     beginning: &Beginning,
-    (plan, snapshots): (&Plan, Option<&Snapshots>),
+    plan: &Plan,
+    snapshots: Option<&Snapshots>,
     memory: &mut Memory,
 ) -> Result<Progress, TrainError> {
     match (beginning, plan.model.init) {
@@ -49,7 +51,7 @@ fn fill(
 fn from_snapshot(step: u64, snapshots: &Snapshots, memory: &mut Memory) -> Result<Progress, TrainError> {
     let checked = snapshots.check(step, memory);
     let mut damaged = [f64::from(u8::from(checked.is_err()))];
-    let agreed = memory.groups().world.all_reduce_scalars(&mut damaged, ReduceOp::Sum);
+    let agreed = memory.groups().all.all_reduce_scalars(&mut damaged, ReduceOp::Sum);
     let progress = checked?;
     agreed?;
     if damaged[0] > 0.0 {

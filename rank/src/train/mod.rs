@@ -8,7 +8,7 @@ mod validate;
 
 use std::rc::Rc;
 
-use comm::{ReduceOp, ShmWorld};
+use comm::ReduceOp;
 use proto::control::report_request::Event;
 use proto::control::{CheckpointSaved, Finished, SkippedStep, Started};
 use proto::env::{Beginning, WorkerEnv};
@@ -24,15 +24,14 @@ use crate::checkpoint::{self, Published, Saver};
 use crate::control::Control;
 use crate::data::{TrainData, ValidationData};
 use crate::engine::{Engine, clip_scale};
-use crate::groups::Groups;
 use crate::process;
-use crate::progress::ProgressLine;
-use crate::shake::Shake;
+use crate::ranks::Ranks;
 use crate::snapshot::Snapshots;
 
 /// What one rank trains with.
 pub struct Trainer {
     plan: Rc<Plan>,
+    ranks: Ranks,
     engine: Engine,
     train: TrainData,
     validation: Option<ValidationData>,
@@ -49,29 +48,26 @@ pub struct Trainer {
     /// A checkpoint was made that no finite step has followed yet: until then none before it is removed.
     unproven_checkpoint: bool,
     is_first: bool,
-    /// What the launcher can see of this rank.
-    line: ProgressLine,
     /// Resident memory before anything of the model was there.
     baseline_memory_bytes: u64,
 }
 
 impl Trainer {
     /// Opens the data, allocates every buffer and loads the weights, or the checkpoint that `env` names.
-    pub fn new(plan: Plan, env: &WorkerEnv, world: Rc<ShmWorld>, line: &ProgressLine) -> Result<Self, TrainError> {
+    pub fn new(plan: Plan, env: &WorkerEnv, ranks: Ranks) -> Result<Self, TrainError> {
         let baseline_memory_bytes = process::peak_memory_bytes();
         let plan = Rc::new(plan);
-        let groups = Groups::enter(&plan, &world, line)?;
-        let mut engine = Engine::new(plan.clone(), &world, &groups, (Shake::new(env.shake, env.rank), line))?;
+        let mut engine = Engine::new(plan.clone(), &ranks)?;
         let disk_dtype = match plan.model.init {
             Init::Pretrained => checkpoint::pretrained_dtype(&plan.model.path)?,
             Init::Random => plan.model.disk_dtype,
         };
-        let snapshots = env.snapshot_fd.map(|fd| Snapshots::new(process::inherited_fd(fd), &plan, env.rank));
-        let progress = beginning::load(&env.beginning, (&plan, snapshots.as_ref()), engine.memory_mut())?;
+        let snapshots = env.snapshot_fd.map(|fd| Snapshots::new(process::inherited_fd(fd), &plan, &ranks));
+        let progress = beginning::load(&env.beginning, &plan, snapshots.as_ref(), engine.memory_mut())?;
         Ok(Self {
-            train: TrainData::open(&plan, groups.coord.dp, progress)?,
-            validation: ValidationData::open(&plan, groups.coord.dp)?,
-            saver: Saver::new(plan.clone(), &world, groups, disk_dtype)?,
+            train: TrainData::open(&plan, ranks.groups.coord.dp, progress)?,
+            validation: ValidationData::open(&plan, ranks.groups.coord.dp)?,
+            saver: Saver::new(plan.clone(), &ranks, disk_dtype)?,
             snapshots,
             from_snapshot: matches!(env.beginning, Beginning::Snapshot(_)),
             current_step: progress.step,
@@ -79,10 +75,10 @@ impl Trainer {
             unproven_checkpoint: false,
             is_first: env.rank == 0,
             baseline_memory_bytes,
-            line: line.clone(),
             engine,
             progress,
             plan,
+            ranks,
         })
     }
 
@@ -103,12 +99,12 @@ impl Trainer {
         while self.progress.step < self.plan.steps {
             let step = self.progress.step + 1;
             self.current_step = step;
-            self.line.begin_step(step);
+            self.ranks.line.begin_step(step);
             control.check()?;
             control.heartbeat(step, "train");
             let StepEnd { outcome, checkpoint_is_settled, is_asked_to_stop } = self.train_step(step)?;
             if checkpoint_is_settled {
-                self.line.enter(Phase::Checkpoint);
+                self.ranks.line.enter(Phase::Checkpoint);
                 self.publish(control)?;
             }
             if outcome.is_finite() {
@@ -116,7 +112,7 @@ impl Trainer {
             } else {
                 self.report_skipped(&outcome, control)?;
             }
-            self.line.enter(Phase::Between);
+            self.ranks.line.enter(Phase::Between);
             metrics.count(outcome);
             if self.is_first {
                 control.report(Event::Step(metrics.row(self.progress.label_tokens, self.plan.logs(step))));
@@ -137,7 +133,7 @@ impl Trainer {
             }
         }
         control.heartbeat(self.progress.step, "save");
-        self.line.enter(Phase::Save);
+        self.ranks.line.enter(Phase::Save);
         self.publish(control)?;
         self.saver.save_final(self.engine.memory_mut())?;
         if self.bad_steps == 0 {
@@ -158,7 +154,7 @@ impl Trainer {
 
     /// The last that the launcher hears.
     fn finish(&self, end: End, control: &Control) -> Result<(), TrainError> {
-        self.line.enter(Phase::End);
+        self.ranks.line.enter(Phase::End);
         control.report(Event::Finished(Finished {
             step: self.progress.step,
             peak_memory_bytes: process::peak_memory_bytes(),
@@ -174,14 +170,15 @@ impl Trainer {
         let scale = 1.0 / num_labels.max(1) as f64;
         let micro_batch = |idx| self.train.micro_batch(step - 1, idx);
         let passes = self.engine.forward_backward(micro_batch, scale)?;
-        let world = &self.engine.groups().world;
+        let all = &self.ranks.groups.all;
         let busy_seconds = passes.seconds - passes.waited_seconds;
         let flag = |flag: bool| f64::from(u8::from(flag));
         // With the loss ranks tell each other what all have to do after the same step.
-        let mut sums = [passes.loss, busy_seconds, flag(self.saver.is_settled()), flag(self.line.is_asked_to_stop())];
-        world.all_reduce_scalars(&mut sums, ReduceOp::Sum)?;
+        let mut sums =
+            [passes.loss, busy_seconds, flag(self.saver.is_settled()), flag(self.ranks.line.is_asked_to_stop())];
+        all.all_reduce_scalars(&mut sums, ReduceOp::Sum)?;
         let [loss, busy_seconds, settled, asked_to_stop] = sums;
-        let checkpoint_is_settled = settled == world.size() as f64;
+        let checkpoint_is_settled = settled == all.size() as f64;
         let pipeline_bubble = self.pipeline_bubble(busy_seconds, passes.seconds)?;
         self.engine.reduce_gradients()?;
         let grad_norm = self.engine.grad_norm()?;
@@ -212,13 +209,13 @@ impl Trainer {
     /// The part of the stages' time, until the last of them is done, in which they waited for each other. `busy_seconds`: of
     /// all ranks together; `seconds`: how long this rank's passes took.
     fn pipeline_bubble(&self, busy_seconds: f64, seconds: f64) -> Result<Option<f64>, TrainError> {
-        let world = &self.engine.groups().world;
+        let all = &self.ranks.groups.all;
         if self.plan.mesh.pp == 1 {
             return Ok(None);
         }
         let mut longest = [seconds];
-        world.all_reduce_scalars(&mut longest, ReduceOp::Max)?;
-        Ok(Some(1.0 - busy_seconds / (longest[0] * world.size() as f64)))
+        all.all_reduce_scalars(&mut longest, ReduceOp::Max)?;
+        Ok(Some(1.0 - busy_seconds / (longest[0] * all.size() as f64)))
     }
 
     /// Tells which samples a skipped step was made of; an error once there are too many such steps in a row.
@@ -239,7 +236,7 @@ impl Trainer {
     /// Removes old checkpoints, now that a finite step, or the end, has followed the newest.
     fn prune(&mut self) -> Result<(), TrainError> {
         if std::mem::take(&mut self.unproven_checkpoint) && self.is_first {
-            self.line.enter(Phase::Checkpoint);
+            self.ranks.line.enter(Phase::Checkpoint);
             self.saver.prune(self.progress.step)?;
         }
         Ok(())
@@ -247,7 +244,7 @@ impl Trainer {
 
     fn save_checkpoint(&mut self, control: &Control) -> Result<(), TrainError> {
         control.heartbeat(self.progress.step, "checkpoint");
-        self.line.enter(Phase::Checkpoint);
+        self.ranks.line.enter(Phase::Checkpoint);
         self.publish(control)?;
         // A run that goes on from this checkpoint does not report the steps before it again.
         control.flush()?;
@@ -259,9 +256,9 @@ impl Trainer {
     /// attempt that goes on from here does not report that again.
     fn keep_snapshot(&self, control: &Control) -> Result<(), TrainError> {
         let Some(snapshots) = &self.snapshots else { return Ok(()) };
-        let copied = snapshots.copy(self.engine.memory(), self.progress, &self.line)?;
+        let copied = snapshots.copy(self.engine.memory(), self.progress)?;
         if self.is_first {
-            self.line.exchange(CallKind::Barrier, || control.flush())?;
+            self.ranks.line.exchange(CallKind::Barrier, || control.flush())?;
         }
         Ok(copied.seal()?)
     }

@@ -13,12 +13,12 @@ impl Trainer {
     pub(super) fn validate(&mut self, step: u64, control: &Control) -> Result<(), TrainError> {
         let Some(validation) = &self.validation else { return Ok(()) };
         control.heartbeat(step, "validate");
-        self.line.enter(Phase::Validate);
+        self.ranks.line.enter(Phase::Validate);
         let mut loss = [0.0];
         for batch in validation.micro_batches() {
             loss[0] += self.engine.loss(batch.as_ref())?;
         }
-        self.engine.groups().world.all_reduce_scalars(&mut loss, ReduceOp::Sum)?;
+        self.ranks.groups.all.all_reduce_scalars(&mut loss, ReduceOp::Sum)?;
         let label_tokens = validation.num_labels();
         if self.is_first {
             let eval_loss = loss[0] / label_tokens as f64;

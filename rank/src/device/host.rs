@@ -1,13 +1,34 @@
-//! Tensors as slices.
+//! Tensors in the host's memory, as slices.
 
 #![allow(unsafe_code, reason = "slices over tensors' memory")]
 
-use tch::{Device, Tensor};
+use half::bf16;
+use tch::{Kind, Tensor};
 
-use super::element::Element;
+/// What a tensor holds.
+pub trait Stored: Copy + Send + Sync + 'static {
+    /// Its tensor type.
+    const KIND: Kind;
+}
 
-/// The elements of a dense CPU tensor of type `E`. Panics for another one.
-pub(super) fn slice<E: Element>(tensor: &Tensor) -> &[E] {
+impl Stored for f32 {
+    const KIND: Kind = Kind::Float;
+}
+
+impl Stored for f64 {
+    const KIND: Kind = Kind::Double;
+}
+
+impl Stored for bf16 {
+    const KIND: Kind = Kind::BFloat16;
+}
+
+impl Stored for i64 {
+    const KIND: Kind = Kind::Int64;
+}
+
+/// The elements of a dense tensor on the host of type `E`. Panics for another one.
+pub(crate) fn slice<E: Stored>(tensor: &Tensor) -> &[E] {
     check::<E>(tensor);
     if tensor.numel() == 0 {
         return &[]; // an empty tensor may have no memory at all
@@ -17,8 +38,8 @@ pub(super) fn slice<E: Element>(tensor: &Tensor) -> &[E] {
     unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast(), tensor.numel()) }
 }
 
-/// The elements of a dense CPU tensor of type `E`, to write. Panics for another one.
-pub(super) fn slice_mut<E: Element>(tensor: &mut Tensor) -> &mut [E] {
+/// The elements of a dense tensor on the host of type `E`, to write. Panics for another one.
+pub(crate) fn slice_mut<E: Stored>(tensor: &mut Tensor) -> &mut [E] {
     check::<E>(tensor);
     if tensor.numel() == 0 {
         return &mut [];
@@ -28,7 +49,7 @@ pub(super) fn slice_mut<E: Element>(tensor: &mut Tensor) -> &mut [E] {
     unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr().cast(), tensor.numel()) }
 }
 
-fn check<E: Element>(tensor: &Tensor) {
-    let is_cpu = tensor.device() == Device::Cpu;
+fn check<E: Stored>(tensor: &Tensor) {
+    let is_cpu = tensor.device() == super::HOST;
     assert!(tensor.kind() == E::KIND && is_cpu && tensor.is_contiguous(), "{tensor:?} is not dense {:?}", E::KIND);
 }

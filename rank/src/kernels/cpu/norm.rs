@@ -1,21 +1,21 @@
 //! RMSNorm (Zhang and Sennrich, 2019) and its backward.
 
 use multiversion::multiversion;
-use tch::{Device, Tensor};
+use tch::Tensor;
 
+use super::super::{RmsNormGrad, wide_kind};
 use super::element::{Element, Wide, sum2};
 use super::for_element;
-use super::slices::{slice, slice_mut};
 use super::team;
+use crate::device::host::{slice, slice_mut};
 
 /// Rows whose weight gradients are summed before they are added to the rest: keeps fp32 sums over many rows accurate.
 const ROWS_PER_SUM: usize = 32;
 
-/// `x`: `[T, D]`, `weight`: `[D]`. Returns `y`: `[T, D]` in the type of `x`, and `rstd = 1 / sqrt(mean(x^2) + eps)`:
-/// `[T]` in the wide type.
+/// See [`super::super::rms_norm`].
 pub fn rms_norm(weight: &Tensor, x: &Tensor, eps: f64) -> (Tensor, Tensor) {
     let mut y = x.empty_like();
-    let mut rstd = Tensor::empty([x.size()[0]], (super::wide_kind(x.kind()), Device::Cpu));
+    let mut rstd = Tensor::empty([x.size()[0]], (wide_kind(x.kind()), x.device()));
     for_element!(x, E => {
         let (x, weight) = (slice::<E>(x), slice::<E>(weight));
         let width = weight.len();
@@ -41,23 +41,7 @@ fn forward<E: Element>(x: &[E], weight: &[E], eps: f64, y: &mut [E], rstd: &mut 
     }
 }
 
-/// Operands of [`rms_norm_backward`].
-pub struct RmsNormGrad<'a> {
-    /// `[D]`
-    pub weight: &'a Tensor,
-    /// Input of the forward pass: `[T, D]`
-    pub x: &'a Tensor,
-    /// From the forward pass: `[T]`
-    pub rstd: &'a Tensor,
-    /// `[T, D]`
-    pub dy: &'a Tensor,
-    /// Gradient that reaches `x` past the norm, on the residual path: `[T, D]`
-    pub residual: Option<&'a Tensor>,
-}
-
-/// Returns `dx`: `[T, D]` in the type of `x`, and `dw`: `[D]` in the wide type.
-///
-/// `dw = sum_T(dy x rstd)` and `dx = rstd (dy w) - x (rstd^3 / D) sum(dy w x) + residual`.
+/// See [`super::super::rms_norm_backward`]. Each part is the sum over consecutive rows.
 pub fn rms_norm_backward(pass: RmsNormGrad) -> (Tensor, Tensor) {
     let RmsNormGrad { weight, x, rstd, dy, residual } = pass;
     let mut dx = x.empty_like();
@@ -78,14 +62,7 @@ pub fn rms_norm_backward(pass: RmsNormGrad) -> (Tensor, Tensor) {
                 None => backward_alone(rows, weight, dx, dw),
             }
         });
-        // Parts in order: the same sum every time.
-        let (sum, others) = dw.split_at_mut(width);
-        for other in others.chunks(width) {
-            for (sum, other) in sum.iter_mut().zip(other) {
-                *sum += *other;
-            }
-        }
-        Tensor::from_slice(sum)
+        Tensor::from_slice(&dw).view([-1, width as i64])
     });
     (dx, dw)
 }

@@ -1,14 +1,14 @@
-//! SwiGLU (Shazeer, 2020): `silu(gate) * up`, and its backward.
+//! SwiGLU and its backward.
 
 use multiversion::multiversion;
 use tch::Tensor;
 
 use super::element::{Element, LANES, Wide};
 use super::for_element;
-use super::slices::{slice, slice_mut};
 use super::team;
+use crate::device::host::{slice, slice_mut};
 
-/// `gate_up`: `[T, 2F]`, gate first. Returns `[T, F]`.
+/// See [`super::super::swiglu`].
 pub fn swiglu(gate_up: &Tensor) -> Tensor {
     let (rows, ffn) = (gate_up.size()[0], gate_up.size()[1] / 2);
     let mut y = Tensor::empty([rows, ffn], (gate_up.kind(), gate_up.device()));
@@ -21,7 +21,7 @@ pub fn swiglu(gate_up: &Tensor) -> Tensor {
     y
 }
 
-/// Turns `gate_up` (`[T, 2F]`) into its own gradient. `dy`: `[T, F]`.
+/// See [`super::super::swiglu_backward`].
 pub fn swiglu_backward(gate_up: &mut Tensor, dy: &Tensor) {
     let (rows, ffn) = (dy.size()[0] as usize, dy.size()[1] as usize);
     let rows = team::rows_per_part(rows, 2 * ffn);

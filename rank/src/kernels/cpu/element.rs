@@ -5,13 +5,14 @@ use std::ops::{Add, AddAssign, Div, Mul, Neg, Sub};
 use comm::bf16::{bf16_from_f32, bf16_to_f32};
 use half::bf16;
 use multiversion::multiversion;
+use tch::Tensor;
 
-/// What a tensor holds.
-pub trait Element: Copy + Send + Sync + 'static {
+use crate::device::host::{Stored, slice, slice_mut};
+
+/// What a tensor of numbers holds.
+pub trait Element: Stored {
     /// What arithmetic is done in.
     type Wide: Wide;
-    /// Its tensor type.
-    const KIND: tch::Kind;
     /// Exact.
     fn widen(self) -> Self::Wide;
     /// Rounds to nearest even.
@@ -41,10 +42,9 @@ pub trait Wide:
 }
 
 macro_rules! wide_element {
-    ($float:ty, $kind:expr, $exp:expr) => {
+    ($float:ty, $exp:expr) => {
         impl Element for $float {
             type Wide = $float;
-            const KIND: tch::Kind = $kind;
             #[inline(always)]
             fn widen(self) -> $float {
                 self
@@ -75,12 +75,11 @@ macro_rules! wide_element {
     };
 }
 
-wide_element!(f32, tch::Kind::Float, exp_f32);
-wide_element!(f64, tch::Kind::Double, f64::exp);
+wide_element!(f32, exp_f32);
+wide_element!(f64, f64::exp);
 
 impl Element for bf16 {
     type Wide = f32;
-    const KIND: tch::Kind = tch::Kind::BFloat16;
 
     #[inline(always)]
     fn widen(self) -> f32 {
@@ -93,9 +92,15 @@ impl Element for bf16 {
     }
 }
 
+/// See [`super::super::round`].
+pub fn round(to: &mut Tensor, from: &Tensor) {
+    assert_eq!(to.numel(), from.numel());
+    super::for_element!(to, E => narrow_all(slice_mut::<E>(to), slice::<<E as Element>::Wide>(from)));
+}
+
 /// `to = from`, rounded.
 #[multiversion(targets("x86_64+avx512f", "x86_64+avx2"), dispatcher = "direct")]
-pub fn narrow_all<E: Element>(to: &mut [E], from: &[E::Wide]) {
+fn narrow_all<E: Element>(to: &mut [E], from: &[E::Wide]) {
     for (to, from) in to.iter_mut().zip(from) {
         *to = E::narrow(*from);
     }

@@ -5,12 +5,10 @@ use tch::Tensor;
 
 use super::element::Element;
 use super::for_element;
-use super::slices::{slice, slice_mut};
 use super::team;
+use crate::device::host::{slice, slice_mut};
 
-/// Turns pair `(x[k], x[k + K/2])` of the first `heads` heads of every token by its angle, in place.
-///
-/// `x`: `[T, heads or more, K]`; `cos` and `sin`: `[T, K/2]` in the type of `x`.
+/// See [`super::super::rotate`].
 pub fn rotate(x: &mut Tensor, heads: usize, cos: &Tensor, sin: &Tensor) {
     let size = x.size();
     let (width, head_dim) = ((size[1] * size[2]) as usize, size[2] as usize);

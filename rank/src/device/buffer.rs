@@ -1,0 +1,172 @@
+//! A flat buffer, seen as tensors and, if it lies in the arena, as a collective's operand.
+//!
+//! Both are the same memory. What keeps them apart is the order of the step: the main thread is the only one that touches
+//! it, and a collective is waited for before anything else does.
+
+#![allow(unsafe_code, reason = "tensors over the arena's memory")]
+
+use std::ops::Range;
+
+use comm::{CommError, DType};
+use tch::{Kind, Tensor};
+
+use super::host;
+use crate::kernels;
+use crate::ranks::Ranks;
+
+/// Elements that pass between the host and a buffer at a time: 1 MiB.
+const CHUNK_NUMEL: usize = 1 << 18;
+
+/// `[numel]` elements of one type in one device's memory, zero at first.
+pub struct Buffer {
+    /// `[numel]`
+    whole: Tensor,
+    /// Where it is in the arena, if it is there.
+    operand: Option<comm::Buffer>,
+}
+
+impl Buffer {
+    /// Allocates in the arena, which is on the ranks' device. Every rank allocates the same buffers in the same order.
+    ///
+    /// # Errors
+    /// The arena is exhausted.
+    pub fn in_arena(ranks: &Ranks, kind: Kind, numel: usize) -> Result<Self, CommError> {
+        let dtype = match kind {
+            Kind::Float => DType::F32,
+            Kind::BFloat16 => DType::BF16,
+            Kind::Double => DType::F64,
+            _ => panic!("no buffers of {kind:?} in the arena"),
+        };
+        let operand = ranks.world.alloc(dtype, numel)?;
+        let start = ranks.world.as_ptr(operand);
+        // SAFETY: the world vouches for `numel` elements of this type from `start` on, in memory of this device, aligned,
+        // and there until the process ends, so that no view of the tensor outlives them.
+        let whole =
+            unsafe { Tensor::from_blob(start.as_ptr(), &[numel as i64], &[1], kind, ranks.device.of_tensors()) };
+        Ok(Self { whole, operand: Some(operand) })
+    }
+
+    /// Allocates memory of this rank's own, which no collective reaches.
+    pub fn zeros(device: tch::Device, kind: Kind, numel: usize) -> Self {
+        Self { whole: Tensor::zeros([numel as i64], (kind, device)), operand: None }
+    }
+
+    /// The operand of a collective. The buffer lies in the arena.
+    pub fn operand(&self) -> comm::Buffer {
+        self.operand.expect("a collective's operand lies in the arena")
+    }
+
+    /// Number of elements.
+    pub fn numel(&self) -> usize {
+        self.whole.numel()
+    }
+
+    /// Element type.
+    pub fn kind(&self) -> Kind {
+        self.whole.kind()
+    }
+
+    /// Where it is, as tensors name it.
+    pub fn device(&self) -> tch::Device {
+        self.whole.device()
+    }
+
+    /// A tensor of `shape` over the elements from `offset` on, dense. It shares the buffer's memory.
+    pub fn view(&self, offset: usize, shape: &[usize]) -> Tensor {
+        let sizes: Vec<i64> = shape.iter().map(|&size| size as i64).collect();
+        self.range(offset..offset + shape.iter().product::<usize>()).view(sizes.as_slice())
+    }
+
+    /// A tensor over the elements of `range`. It shares the buffer's memory.
+    pub fn range(&self, range: Range<usize>) -> Tensor {
+        self.whole.narrow(0, range.start as i64, range.len() as i64)
+    }
+
+    /// Sets all elements to 0.
+    pub fn zero(&mut self) {
+        let _ = self.whole.zero_();
+    }
+
+    /// Sets the elements from `start` on to `values`, which the host has, rounded to the buffer's type.
+    pub fn write(&mut self, start: usize, values: &[f32]) {
+        for (idx, chunk) in values.chunks(CHUNK_NUMEL).enumerate() {
+            let start = start + idx * CHUNK_NUMEL;
+            let on_device = Tensor::from_slice(chunk).to_device(self.whole.device());
+            kernels::round(&mut self.range(start..start + chunk.len()), &on_device);
+        }
+    }
+
+    /// The elements of `range`, to be read.
+    pub fn section(&self, range: Range<usize>) -> Section<'_> {
+        assert!(range.start <= range.end && range.end <= self.numel(), "{range:?} of {} elements", self.numel());
+        Section { buffer: self, range }
+    }
+}
+
+/// Some consecutive elements of a buffer.
+#[derive(Clone)]
+pub struct Section<'a> {
+    buffer: &'a Buffer,
+    range: Range<usize>,
+}
+
+impl Section<'_> {
+    /// Number of elements.
+    pub fn numel(&self) -> usize {
+        self.range.len()
+    }
+
+    /// The elements. The tensor shares the buffer's memory.
+    pub fn tensor(&self) -> Tensor {
+        self.buffer.range(self.range.clone())
+    }
+
+    /// Shows `take` the elements, which are fp32, in order, at most `chunk_numel` at a time, in the host's memory. Stops
+    /// at its first error.
+    pub fn read<E>(&self, chunk_numel: usize, mut take: impl FnMut(&[f32]) -> Result<(), E>) -> Result<(), E> {
+        for start in self.range.clone().step_by(chunk_numel) {
+            let chunk = self.buffer.range(start..self.range.end.min(start + chunk_numel)).to_device(super::HOST);
+            take(host::slice(&chunk))?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::HOST;
+
+    #[test]
+    fn what_is_written_is_read_in_order_and_in_chunks() {
+        let mut buffer = Buffer::zeros(HOST, Kind::Float, 10);
+        buffer.write(3, &[1.0, 2.0, 3.0, 4.0, 5.0]);
+        let (mut read, mut lens) = (vec![], vec![]);
+        let done: Result<(), ()> = buffer.section(2..9).read(3, |chunk| {
+            read.extend_from_slice(chunk);
+            lens.push(chunk.len());
+            Ok(())
+        });
+        assert_eq!((done, read, lens), (Ok(()), vec![0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 0.0], vec![3, 3, 1]));
+        assert_eq!(buffer.section(0..9).read(4, |chunk| Err(chunk.len())), Err(4), "the first error ends it");
+    }
+
+    #[test]
+    fn what_is_written_is_rounded_to_the_buffers_type() {
+        let mut buffer = Buffer::zeros(HOST, Kind::BFloat16, CHUNK_NUMEL + 2);
+        let values = vec![1.0 + 1.0 / 512.0; CHUNK_NUMEL + 1];
+        buffer.write(1, &values);
+        let sum = buffer.range(0..CHUNK_NUMEL + 2).sum(Kind::Double).double_value(&[]);
+        assert_eq!(sum, (CHUNK_NUMEL + 1) as f64, "a tie goes to the even neighbour");
+    }
+
+    #[test]
+    fn views_share_the_buffers_memory() {
+        let mut buffer = Buffer::zeros(HOST, Kind::Float, 12);
+        let view = buffer.view(2, &[2, 3]);
+        let _ = view.narrow(0, 1, 1).fill_(7.0);
+        assert_eq!(Vec::<f32>::try_from(buffer.range(4..9)).unwrap(), [0.0, 7.0, 7.0, 7.0, 0.0]);
+        buffer.zero();
+        assert_eq!(view.abs().max().double_value(&[]), 0.0);
+    }
+}

@@ -1,0 +1,85 @@
+//! Operands of attention, whatever the device: sizes, what the backward pass reads, and the cache of keys and values.
+
+use tch::{Device, Kind, Tensor};
+
+use super::samples::Samples;
+
+/// Sizes of a layer's attention, as far as it is this rank's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AttentionShape {
+    /// Query heads: H.
+    pub num_heads: i64,
+    /// Key/value heads: G. Each serves H/G query heads that lie side by side.
+    pub num_key_value_heads: i64,
+    /// K
+    pub head_dim: i64,
+}
+
+impl AttentionShape {
+    /// Heads of q, k and v together: `H + 2G`.
+    pub fn num_qkv_heads(&self) -> i64 {
+        self.num_heads + 2 * self.num_key_value_heads
+    }
+}
+
+/// What attention's backward pass reads beside its operands. Which variant it is, is the device's choice.
+#[derive(Debug)]
+pub enum AttentionSaved {
+    /// All samples have one length and were computed in one call: the log-sum-exp of the scores, `[samples, H, L]`.
+    Dense(Tensor),
+    /// Runs of samples of one length were computed in a call each: the log-sum-exp of each, in order.
+    Runs(Vec<Tensor>),
+}
+
+/// Operands of [`attend_backward`](super::attend_backward).
+pub struct AttentionGrad<'a> {
+    /// Of the forward pass: `[T, H + 2G, K]`
+    pub qkv: &'a Tensor,
+    /// Of the forward pass.
+    pub samples: &'a Samples,
+    /// Output of the forward pass: `[T, H K]`
+    pub heads: &'a Tensor,
+    /// From the forward pass.
+    pub saved: &'a AttentionSaved,
+    /// Gradient of `heads`: `[T, H K]`
+    pub dheads: &'a Tensor,
+}
+
+/// Keys (rotated) and values of one sequence's tokens in one layer, as far as they are this rank's heads.
+#[derive(Debug)]
+pub struct KeyValueCache {
+    /// `[G, capacity, K]`
+    pub(super) keys: Tensor,
+    /// `[G, capacity, K]`
+    pub(super) values: Tensor,
+    pub(super) len: i64,
+}
+
+impl KeyValueCache {
+    /// An empty cache for up to `capacity` tokens. `options`: type and device of the activations.
+    pub fn new(shape: &AttentionShape, capacity: i64, options: (Kind, Device)) -> Self {
+        let size = [shape.num_key_value_heads, capacity, shape.head_dim];
+        Self { keys: Tensor::zeros(size, options), values: Tensor::zeros(size, options), len: 0 }
+    }
+
+    /// Tokens that it holds: the position of the next one.
+    pub fn len(&self) -> i64 {
+        self.len
+    }
+
+    /// Whether it holds no token.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Tokens that it has room for.
+    pub fn capacity(&self) -> i64 {
+        self.keys.size()[1]
+    }
+
+    /// Forgets all tokens from position `len` on: 0 gives it to another sequence. `len` is at most [`KeyValueCache::len`].
+    pub fn truncate(&mut self, len: i64) {
+        assert!((0..=self.len).contains(&len), "a cache of {} tokens cannot be cut to {len}", self.len);
+        self.len = len;
+    }
+}

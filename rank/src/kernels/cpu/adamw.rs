@@ -1,0 +1,86 @@
+//! AdamW over flat fp32 slices. The kernel is compiled for several instruction sets. It rounds the same on all of them:
+//! nothing is fused, nothing is summed across elements.
+
+use multiversion::multiversion;
+
+use super::super::adamw::{Stretch, Update};
+use crate::device::host::{slice, slice_mut};
+
+/// Below this many elements one thread is as fast as several.
+const MIN_NUMEL_PER_THREAD: usize = 1 << 16;
+
+/// See [`super::super::adamw`].
+pub fn adamw(update: &Update, stretch: Stretch) {
+    on_threads(update, stretch, tch::get_num_threads() as usize);
+}
+
+fn on_threads(update: &Update, stretch: Stretch, threads: usize) {
+    let Stretch { mut params, grads, mut exp_avg, mut exp_avg_sq, decays } = stretch;
+    let (params, grads) = (slice_mut::<f32>(&mut params), slice::<f32>(&grads));
+    let (exp_avg, exp_avg_sq) = (slice_mut::<f32>(&mut exp_avg), slice_mut::<f32>(&mut exp_avg_sq));
+    let numel = params.len();
+    assert!(grads.len() == numel && exp_avg.len() == numel && exp_avg_sq.len() == numel);
+    let decay = if decays { update.decay } else { 1.0 };
+    let threads = threads.min(numel / MIN_NUMEL_PER_THREAD).max(1);
+    if threads == 1 {
+        return kernel(update, decay, params, grads, exp_avg, exp_avg_sq);
+    }
+    let part = numel.div_ceil(threads);
+    std::thread::scope(|scope| {
+        let params = params.chunks_mut(part).zip(grads.chunks(part));
+        let moments = exp_avg.chunks_mut(part).zip(exp_avg_sq.chunks_mut(part));
+        for ((params, grads), (exp_avg, exp_avg_sq)) in params.zip(moments) {
+            scope.spawn(move || kernel(update, decay, params, grads, exp_avg, exp_avg_sq));
+        }
+    });
+}
+
+#[multiversion(targets("x86_64+avx512f", "x86_64+avx2"))]
+fn kernel(update: &Update, decay: f32, params: &mut [f32], grads: &[f32], exp_avg: &mut [f32], exp_avg_sq: &mut [f32]) {
+    let elements = params.iter_mut().zip(grads).zip(exp_avg.iter_mut().zip(exp_avg_sq.iter_mut()));
+    for ((param, grad), (m, v)) in elements {
+        let grad = grad * update.grad_scale;
+        *m += update.one_minus_beta1 * (grad - *m);
+        *v = update.beta2 * *v + update.one_minus_beta2 * grad * grad;
+        let denominator = v.sqrt() / update.bias_correction2_sqrt + update.eps;
+        *param = decay * *param - update.step_size * (*m / denominator);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::Tensor;
+
+    #[test]
+    fn threads_change_no_bit() {
+        let update = Update {
+            grad_scale: 0.5,
+            decay: 0.999,
+            one_minus_beta1: 0.1,
+            beta2: 0.95,
+            one_minus_beta2: 0.05,
+            bias_correction2_sqrt: 0.3,
+            eps: 1e-8,
+            step_size: 0.1,
+        };
+        let numel = 3 * MIN_NUMEL_PER_THREAD + 17;
+        let run = |threads| {
+            let [params, grads, exp_avg] = [0.3, 0.7, 0.9]
+                .map(|factor: f32| -> Vec<f32> { (0..numel).map(|idx| (idx as f32 * factor).sin()).collect() })
+                .map(|values| Tensor::from_slice(&values));
+            let exp_avg_sq = exp_avg.square();
+            let of = Tensor::shallow_clone;
+            let stretch = Stretch {
+                params: of(&params),
+                grads,
+                exp_avg: of(&exp_avg),
+                exp_avg_sq: of(&exp_avg_sq),
+                decays: true,
+            };
+            on_threads(&update, stretch, threads);
+            [params, exp_avg, exp_avg_sq].map(|updated| Vec::<f32>::try_from(updated).unwrap())
+        };
+        assert_eq!(run(1), run(3));
+    }
+}

@@ -1,0 +1,66 @@
+//! The dense SwiGLU feed-forward (Shazeer, 2020): gate and up projections as one, `silu(gate) * up`, down projection.
+
+use comm::CommError;
+use tch::Tensor;
+
+use crate::kernels::{swiglu, swiglu_backward};
+use crate::model::linear::{LinearWeights, column_backward, column_forward, row_backward, row_forward};
+use crate::model::tensor_parallel::TensorParallel;
+use crate::model::weight_grads::GradPass;
+
+/// Weights of the projections.
+#[derive(Debug)]
+pub struct DenseWeights {
+    /// gate and up as one projection: `[2F/tp, D]`
+    pub gate_up: LinearWeights,
+    /// `[D, F/tp]`
+    pub down: LinearWeights,
+}
+
+/// What the backward pass reads.
+#[derive(Debug)]
+pub(super) struct DenseSaved {
+    /// `[T, 2F/tp]`
+    gate_up: Tensor,
+    /// `silu(gate) * up`: `[T, F/tp]`
+    pub activation: Tensor,
+}
+
+impl DenseWeights {
+    /// `x`: the normed stream, `[S, D]`. Computes all but the down projection.
+    pub(super) fn up(&self, tp: &TensorParallel, x: &Tensor, tokens: i64) -> Result<DenseSaved, CommError> {
+        let gate_up = column_forward(tp, &self.gate_up, x, tokens)?;
+        let activation = swiglu(&gate_up);
+        Ok(DenseSaved { gate_up, activation })
+    }
+
+    /// Returns `residual` plus the down projection of `activation`: `[S, D]`.
+    pub(super) fn down(
+        &self,
+        tp: &TensorParallel,
+        activation: &Tensor,
+        residual: &Tensor,
+    ) -> Result<Tensor, CommError> {
+        row_forward(tp, &self.down, activation, residual)
+    }
+}
+
+impl GradPass<'_, DenseWeights> {
+    /// `x`: the normed stream of the forward pass, `[S, D]`; `dy`: `[S, D]`, the gradient of the stream after the
+    /// feed-forward. Returns that of the normed stream, `[S, D]`, which holds until the next call of a method of `tp`. Frees
+    /// `saved`.
+    pub(super) fn backward(
+        self,
+        tp: &TensorParallel,
+        saved: DenseSaved,
+        x: &Tensor,
+        dy: &Tensor,
+    ) -> Result<Tensor, CommError> {
+        let DenseSaved { mut gate_up, activation } = saved;
+        let dactivation = row_backward(tp, self.of(|weights| &weights.down), &activation, dy)?;
+        drop(activation);
+        swiglu_backward(&mut gate_up, &dactivation);
+        drop(dactivation);
+        column_backward(tp, self.of(|weights| &weights.gate_up), x, &gate_up)
+    }
+}

@@ -1,0 +1,97 @@
+//! The feed-forward half of a block: norm, then one of the ways to mix a token's features, then the residual.
+//!
+//! A way is a variant here and a file beside this one. It takes the normed stream and gives its share of the stream after
+//! the feed-forward; which one a block has, its weights say.
+
+mod dense;
+
+use comm::CommError;
+use tch::Tensor;
+
+use super::norm::{NormGrads, Normed, norm_backward, norm_forward};
+use super::tensor_parallel::TensorParallel;
+use super::weight_grads::GradPass;
+use dense::DenseSaved;
+pub use dense::DenseWeights;
+
+/// Weights of the feed-forward half of a block. The same type holds the gradients, as fp32 views.
+#[derive(Debug)]
+pub struct FeedForwardWeights {
+    /// `[D]`
+    pub norm: Tensor,
+    /// Those of the variant.
+    pub mixing: MixingWeights,
+}
+
+/// The weights between norm and residual, and with them the choice of the variant.
+#[derive(Debug)]
+pub enum MixingWeights {
+    /// Every token passes through the same SwiGLU.
+    Dense(DenseWeights),
+}
+
+/// What the backward pass reads.
+#[derive(Debug)]
+pub(super) struct FeedForwardSaved {
+    normed: Normed,
+    mixing: MixingSaved,
+}
+
+#[derive(Debug)]
+enum MixingSaved {
+    Dense(DenseSaved),
+}
+
+/// The feed-forward half of a block for one micro-batch.
+#[derive(Clone, Copy)]
+pub(super) struct FeedForward<'a> {
+    pub norm_eps: f64,
+    /// Computes it together with this rank.
+    pub tp: &'a TensorParallel,
+    /// Tokens of the micro-batch.
+    pub tokens: i64,
+}
+
+impl FeedForward<'_> {
+    /// `x`: the stream, `[S, D]`. Returns the stream after the feed-forward: `[S, D]`.
+    pub fn forward(&self, weights: &FeedForwardWeights, x: &Tensor) -> Result<(Tensor, FeedForwardSaved), CommError> {
+        let saved = self.up(weights, x)?;
+        let (MixingWeights::Dense(dense), MixingSaved::Dense(mixing)) = (&weights.mixing, &saved.mixing);
+        let y = dense.down(self.tp, &mixing.activation, x)?;
+        Ok((y, saved))
+    }
+
+    /// As [`FeedForward::forward`], without a backward pass: each intermediate result is freed after its last use.
+    pub fn evaluate(&self, weights: &FeedForwardWeights, x: &Tensor) -> Result<Tensor, CommError> {
+        let FeedForwardSaved { mixing: MixingSaved::Dense(mixing), .. } = self.up(weights, x)?;
+        let (MixingWeights::Dense(dense), DenseSaved { activation, .. }) = (&weights.mixing, mixing);
+        dense.down(self.tp, &activation, x)
+    }
+
+    /// What the backward pass reads, without the rest of the forward pass.
+    pub fn up(&self, weights: &FeedForwardWeights, x: &Tensor) -> Result<FeedForwardSaved, CommError> {
+        let normed = norm_forward(&weights.norm, x, self.norm_eps);
+        let MixingWeights::Dense(dense) = &weights.mixing;
+        let mixing = MixingSaved::Dense(dense.up(self.tp, &normed.y, self.tokens)?);
+        Ok(FeedForwardSaved { normed, mixing })
+    }
+
+    /// `x`: `[S, D]` of the forward pass; `dy`: `[S, D]`, the gradient of the stream after the feed-forward. Returns that of
+    /// the stream before it: `[S, D]`. Frees `saved`.
+    pub fn backward(
+        &self,
+        pass: GradPass<FeedForwardWeights>,
+        saved: FeedForwardSaved,
+        x: &Tensor,
+        dy: &Tensor,
+    ) -> Result<Tensor, CommError> {
+        let FeedForwardSaved { normed, mixing: MixingSaved::Dense(mixing) } = saved;
+        let dense = pass.of(|weights| {
+            let MixingWeights::Dense(dense) = &weights.mixing;
+            dense
+        });
+        let dnormed = dense.backward(self.tp, mixing, &normed.y, dy)?;
+        let grads = NormGrads { x, dy: &dnormed, residual: Some(dy) };
+        Ok(norm_backward(pass.of(|weights| &weights.norm), &normed, grads))
+    }
+}

@@ -1,0 +1,43 @@
+//! This rank among the others: the memory that they exchange through, the groups that it is in, and how both are watched
+//! and shaken. Whatever talks to other ranks is made from it.
+
+use std::rc::Rc;
+
+use comm::{CommError, World};
+use proto::plan::Plan;
+
+use crate::device::Device;
+use crate::groups::Groups;
+use crate::progress::ProgressLine;
+use crate::shake::Shake;
+
+// The plan and `comm` know nothing of each other, and count on the same limits.
+const _: () = assert!(proto::mesh::MAX_RANKS == comm::MAX_RANKS);
+const _: () = assert!(proto::mesh::MAX_GROUPS < comm::MAX_SLOTS);
+const _: () = assert!(proto::memory::ALIGN_BYTES == comm::ALIGN_BYTES);
+
+/// A rank's context. Clones are the same rank. `!Send`: the main thread alone communicates.
+#[derive(Clone)]
+pub struct Ranks {
+    /// All ranks of the job, by whatever backend they are joined.
+    pub world: Rc<dyn World>,
+    /// What this rank computes on; the world's arena is there.
+    pub device: Device,
+    /// The groups of this rank.
+    pub groups: Groups,
+    /// What the launcher can see of this rank.
+    pub line: ProgressLine,
+    /// Shakes what moves between ranks.
+    pub shake: Shake,
+}
+
+impl Ranks {
+    /// Enters every group of this rank, whose exchanges `line` shows. Every rank of the job calls it.
+    ///
+    /// # Errors
+    /// A fault of the world.
+    pub fn enter(plan: &Plan, world: Rc<dyn World>, line: &ProgressLine, shake: Shake) -> Result<Self, CommError> {
+        let groups = Groups::enter(plan, &*world, line)?;
+        Ok(Self { groups, line: line.clone(), world, device: Device::Cpu, shake })
+    }
+}
