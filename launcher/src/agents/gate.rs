@@ -1,0 +1,163 @@
+//! The gate before the agents' service: who connects from the network and has not proved itself costs little, and not for long.
+//!
+//! - GAT-1 Nobody reaches the service who has not shaken hands ([`handshake`]), in [`HANDSHAKE_TIMEOUT`].
+//! - GAT-2 Strangers are limited in number; when more come, they push out each other ([`Newcomers`]), never anybody admitted.
+//! - GAT-3 No error of the listener ends it or makes it spin. Without a free descriptor a stranger goes, and it pauses.
+//! - GAT-4 All that is taken here leaves the launcher descriptors for its own work.
+
+use std::io;
+use std::net::{IpAddr, Ipv6Addr};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::{sleep_until, timeout};
+use tonic::transport::server::Connected;
+
+use super::handshake::{self, Secret};
+use crate::listening::descriptors;
+use crate::listening::newcomers::Newcomers;
+
+/// How long a connection may take to prove itself.
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
+/// For how long it is safe from those who come after it: a few round trips.
+const GRACE: Duration = Duration::from_millis(100);
+/// Strangers at a time, if the process may have descriptors enough.
+const MOST_STRANGERS: usize = 512;
+/// Pause after a connection that could not be taken for lack of something: nobody tells when it is there again.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// Connections that are to be taken.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// That have not proved themselves.
+    pub strangers: usize,
+    /// That have.
+    pub admitted: usize,
+}
+
+impl Limits {
+    /// What this process can afford: the rest of its descriptors is for the launcher's own work.
+    pub fn of_this_process() -> Self {
+        Self { strangers: MOST_STRANGERS.min(descriptors::share(8)).max(1), admitted: descriptors::share(2).max(1) }
+    }
+}
+
+/// Shakes hands with whoever connects to `listener`, and hands on those that know the secret, until nobody takes them.
+pub async fn keep(listener: TcpListener, secret: Secret, limits: Limits, admitted: mpsc::Sender<Admitted>) {
+    let places = Arc::new(Semaphore::new(limits.admitted));
+    let mut handshakes = JoinSet::new();
+    let mut strangers: Newcomers<IpAddr, AbortHandle> = Newcomers::new(limits.strangers, GRACE);
+    let mut paused_until = None;
+    loop {
+        let not_before = strangers.room_at().max(paused_until);
+        let accept = async {
+            if let Some(instant) = not_before {
+                sleep_until(instant.into()).await;
+            }
+            listener.accept().await
+        };
+        tokio::select! {
+            () = admitted.closed() => return,
+            Some(ended) = handshakes.join_next() => {
+                strangers.retain(AbortHandle::is_finished);
+                // One that has failed, or had to go, needs no word.
+                let Ok(Some(connection)) = ended else { continue };
+                if admitted.send(connection).await.is_err() {
+                    return;
+                }
+            }
+            accepted = accept => match accepted {
+                Ok((stream, address)) => {
+                    let handshake = shake_hands(stream, secret.clone(), places.clone());
+                    let goes = strangers.enter(network(address.ip()), handshakes.spawn(handshake), Instant::now());
+                    goes.iter().for_each(AbortHandle::abort);
+                }
+                Err(error) if is_its_own(&error) => {}
+                Err(_) => {
+                    strangers.drop_one().iter().for_each(AbortHandle::abort);
+                    paused_until = Some(Instant::now() + PAUSE);
+                }
+            },
+        }
+    }
+}
+
+/// Whether the error is about the connection that was to be taken: it is gone, and the next one may be good.
+fn is_its_own(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted, NetworkDown, NetworkUnreachable, TimedOut};
+    let kinds = [ConnectionAborted, ConnectionReset, Interrupted, NetworkDown, NetworkUnreachable, TimedOut];
+    kinds.contains(&error.kind())
+}
+
+/// Whoever has one address of version 6 has 2^64 of them.
+fn network(ip: IpAddr) -> IpAddr {
+    match ip.to_canonical() {
+        IpAddr::V4(ip) => ip.into(),
+        IpAddr::V6(ip) => Ipv6Addr::from_bits(ip.to_bits() & !u128::from(u64::MAX)).into(),
+    }
+}
+
+/// `None`: it is no agent of this run, it takes too long, or there are too many.
+async fn shake_hands(mut stream: TcpStream, secret: Secret, places: Arc<Semaphore>) -> Option<Admitted> {
+    // Without it, answers are only slower.
+    let _ = stream.set_nodelay(true);
+    let place = timeout(HANDSHAKE_TIMEOUT, async {
+        let session = handshake::challenge(&mut stream, &secret).await.ok()??;
+        let place = places.try_acquire_owned().ok()?;
+        handshake::welcome(&mut stream, &secret, session).await.ok()?;
+        Some(place)
+    });
+    place.await.ok()?.map(|place| Admitted { stream, _place: place })
+}
+
+/// The connection of an agent of this run.
+#[derive(Debug)]
+pub struct Admitted {
+    stream: TcpStream,
+    /// One of those that there are, until it is closed.
+    _place: OwnedSemaphorePermit,
+}
+
+impl Connected for Admitted {
+    type ConnectInfo = ();
+
+    fn connect_info(&self) {}
+}
+
+impl AsyncRead for Admitted {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Admitted {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
