@@ -218,12 +218,12 @@ async fn rank(dialling: &OwnedFd) -> Client {
 
 /// Connects to a coordinator, as an agent does or as somebody who knows nothing of handshakes.
 #[derive(Clone)]
-struct Way {
+struct Connector {
     address: SocketAddr,
     secret: Option<Secret>,
 }
 
-impl Service<Uri> for Way {
+impl Service<Uri> for Connector {
     type Response = TokioIo<TcpStream>;
     type Error = io::Error;
     type Future = std::pin::Pin<Box<dyn Future<Output = io::Result<Self::Response>> + Send>>;
@@ -246,7 +246,7 @@ impl Service<Uri> for Way {
 
 fn agent(address: SocketAddr, token: Option<&Token>) -> Client {
     let secret = token.map(|token| Secret::of(token).unwrap());
-    let channel = Endpoint::from_static("http://x").connect_with_connector_lazy(Way { address, secret });
+    let channel = Endpoint::from_static("http://x").connect_with_connector_lazy(Connector { address, secret });
     Client { grpc: Grpc::new(channel), service: "dslaunch.agents.v1.Agents" }
 }
 
