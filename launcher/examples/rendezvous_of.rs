@@ -21,11 +21,11 @@ async fn main() -> Result<(), Failure> {
     launcher::listening::descriptors::raise()?;
     let (sender, _notices) = mpsc::unbounded_channel();
     let rendezvous = Rendezvous::new(0, num_ranks, Duration::from_secs(60), Instant::now());
-    let (_server, dialling) = Server::start(rendezvous, sender)?;
+    let (_server, outside) = Server::start(rendezvous, sender)?;
     let start = Instant::now();
     let mut ranks = JoinSet::new();
     for rank in 0..num_ranks as u32 {
-        ranks.spawn(register(dialling.as_raw_fd(), rank));
+        ranks.spawn(register(outside.as_raw_fd(), rank));
     }
     while let Some(registered) = ranks.join_next().await {
         registered??;
@@ -34,8 +34,8 @@ async fn main() -> Result<(), Failure> {
     Ok(())
 }
 
-async fn register(dialling: RawFd, rank: u32) -> Result<(), Failure> {
-    let mut client = ControlClient::new(dial::channel(dialling).await?);
+async fn register(outside: RawFd, rank: u32) -> Result<(), Failure> {
+    let mut client = ControlClient::new(dial::channel(outside).await?);
     client.register(RegisterRequest { caller: Some(Caller { attempt: 0, rank }), pid: rank + 1 }).await?;
     Ok(())
 }

@@ -211,8 +211,8 @@ impl Client {
     }
 }
 
-async fn rank(dialling: &OwnedFd) -> Client {
-    let grpc = Grpc::new(dial::channel(dialling.as_raw_fd()).await.unwrap());
+async fn rank(outside: &OwnedFd) -> Client {
+    let grpc = Grpc::new(dial::channel(outside.as_raw_fd()).await.unwrap());
     Client { grpc, service: "dslaunch.control.v1.Control" }
 }
 
@@ -253,8 +253,8 @@ fn agent(address: SocketAddr, token: Option<&Token>) -> Client {
 fn server() -> (Server, OwnedFd, mpsc::UnboundedReceiver<Notice>) {
     let (sender, notices) = mpsc::unbounded_channel();
     let rendezvous = Rendezvous::new(0, 2, Duration::from_millis(50), Instant::now());
-    let (server, dialling) = Server::start(rendezvous, sender).unwrap();
-    (server, dialling, notices)
+    let (server, outside) = Server::start(rendezvous, sender).unwrap();
+    (server, outside, notices)
 }
 
 async fn coordinator(token: &Token) -> agents_service::Server {
@@ -268,8 +268,8 @@ async fn no_message_harms_the_launcher() {
     for seed in SEEDS {
         println!("seed {seed}");
         let mut random = Random(seed);
-        let (_server, dialling, mut notices) = server();
-        let mut rank = rank(&dialling).await;
+        let (_server, outside, mut notices) = server();
+        let mut rank = rank(&outside).await;
         let mut supervisor = Supervisor::new(2, OnInterrupt::Kill);
         let mut refused = 0;
         for _ in 0..MESSAGES {
@@ -358,11 +358,11 @@ async fn garbage(random: &mut Random, mut stream: impl AsyncRead + AsyncWrite + 
 #[tokio::test]
 async fn what_is_not_even_http_harms_nothing() {
     let token = Token::random().unwrap();
-    let (_server, dialling, mut notices) = server();
+    let (_server, outside, mut notices) = server();
     let coordinator = coordinator(&token).await;
     let mut random = Random(5);
     for _ in 0..200 {
-        let stream = dial::dial(dialling.as_raw_fd()).unwrap();
+        let stream = dial::dial(outside.as_raw_fd()).unwrap();
         stream.set_nonblocking(true).unwrap();
         garbage(&mut random, UnixStream::from_std(stream).unwrap()).await;
         let mut stream = TcpStream::connect(coordinator.address()).await.unwrap();
@@ -374,7 +374,7 @@ async fn what_is_not_even_http_harms_nothing() {
     }
     assert!(notices.try_recv().is_err());
     let heartbeat = HeartbeatRequest { caller: Some(Caller { attempt: 0, rank: 1 }), step: 5, phase: String::new() };
-    rank(&dialling).await.call("Heartbeat", heartbeat.encode_to_vec()).await.unwrap();
+    rank(&outside).await.call("Heartbeat", heartbeat.encode_to_vec()).await.unwrap();
     let mut agent = agent(coordinator.address(), Some(&token));
     assert_eq!(agent.call("Leave", vec![]).await.unwrap_err().code(), Code::InvalidArgument);
 }

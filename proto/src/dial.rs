@@ -1,13 +1,13 @@
 //! Dialling: how a rank connects to its launcher without an address that anybody else could connect to.
 //!
 //! ```text
-//! launcher                                     rank
-//! [`line`] ── one end ─── sequenced packets ── the other end, inherited (DSLAUNCH_CONTROL_FD)
-//!    │                                          │ [`dial`]: makes a pair of stream sockets,
-//!    └──<── one packet that carries an end ──<──┘ keeps one, sends the other
+//! launcher                                      rank
+//! [`hatch`] ── inside ─── sequenced packets ─── outside, inherited (DSLAUNCH_CONTROL_FD)
+//!    │                                           │ [`dial`]: makes a pair of stream sockets,
+//!    └──<── one packet that carries an end ───<──┘ keeps one, sends the other
 //! ```
 //!
-//! All ranks of an attempt inherit the same end of one line, and dial as often as their connections break. A socket without
+//! All ranks of an attempt inherit the same end of one hatch, and dial as often as their connections break. A socket without
 //! a name cannot be connected to, nor opened through /proc: only who has inherited it has it, and with the attempt it goes.
 //!
 //! Owns the packet and the client's half. Packets are taken by the launcher, where descriptors become owned ones.
@@ -32,39 +32,39 @@ use tonic::transport::{Channel, Endpoint};
 /// The byte that a packet consists of besides its descriptor: a packet without any reads like the end.
 pub const PACKET: [u8; 1] = [1];
 
-/// Longest wait for room on a line: hundreds of packets fit, and the launcher takes them at once.
+/// Longest wait for room in a hatch: hundreds of packets fit, and the launcher takes them at once.
 const SEND_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The two ends of a line.
+/// A pair of sockets through which connections are handed. Neither has a name.
 #[derive(Debug)]
-pub struct Line {
+pub struct Hatch {
     /// The launcher's: packets come out of it. It does not block.
-    pub taking: OwnedFd,
+    pub inside: OwnedFd,
     /// The ranks': see [`dial`].
-    pub dialling: OwnedFd,
+    pub outside: OwnedFd,
 }
 
-/// A new line; both ends are close-on-exec.
-pub fn line() -> io::Result<Line> {
-    let (taking, dialling) =
+/// A new hatch; both ends are close-on-exec.
+pub fn hatch() -> io::Result<Hatch> {
+    let (inside, outside) =
         socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK)?;
     // The flag belongs to the end, whoever inherits it: who dials may wait, within limits.
-    nix::fcntl::fcntl(&dialling, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::empty()))?;
-    setsockopt(&dialling, sockopt::SendTimeout, &TimeVal::seconds(SEND_TIMEOUT.as_secs() as i64))?;
-    Ok(Line { taking, dialling })
+    nix::fcntl::fcntl(&outside, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::empty()))?;
+    setsockopt(&outside, sockopt::SendTimeout, &TimeVal::seconds(SEND_TIMEOUT.as_secs() as i64))?;
+    Ok(Hatch { inside, outside })
 }
 
-/// Connects through the dialling end of a line. Blocks while the line is full, for seconds at most.
+/// Connects through a hatch, from its `outside`. Blocks while the hatch is full, for seconds at most.
 ///
 /// The connection is the launcher's once this returns. It may still be closed without a word: a launcher that has no
 /// descriptor left cannot take it. Whoever dials tries again, as after any broken connection.
-pub fn dial(dialling: RawFd) -> io::Result<UnixStream> {
+pub fn dial(outside: RawFd) -> io::Result<UnixStream> {
     let (ours, theirs) = UnixStream::pair()?;
     let descriptors = [theirs.as_raw_fd()];
     let carried = [ControlMessage::ScmRights(&descriptors)];
     loop {
         // A launcher that is gone is an error, not a signal.
-        match sendmsg::<()>(dialling, &[IoSlice::new(&PACKET)], &carried, MsgFlags::MSG_NOSIGNAL, None) {
+        match sendmsg::<()>(outside, &[IoSlice::new(&PACKET)], &carried, MsgFlags::MSG_NOSIGNAL, None) {
             Ok(_) => return Ok(ours),
             Err(Errno::EINTR) => {}
             Err(Errno::EAGAIN) => return Err(io::ErrorKind::TimedOut.into()),
@@ -73,10 +73,10 @@ pub fn dial(dialling: RawFd) -> io::Result<UnixStream> {
     }
 }
 
-/// A gRPC channel to whoever has the other end of the line. It dials at once, and again whenever its connection is broken
+/// A gRPC channel to whoever is at the inside of the hatch. It dials at once, and again whenever its connection is broken
 /// and a call is made.
-pub async fn channel(dialling: RawFd) -> Result<Channel, tonic::transport::Error> {
-    channel_by(move || dial(dialling)).await
+pub async fn channel(outside: RawFd) -> Result<Channel, tonic::transport::Error> {
+    channel_by(move || dial(outside)).await
 }
 
 /// The same where `dial` connects, on a thread that may block.
@@ -118,10 +118,10 @@ mod tests {
     use nix::sys::socket::recvmsg;
 
     /// Takes one packet and lets go of what it carries.
-    fn take(line: &Line) -> usize {
+    fn take(hatch: &Hatch) -> usize {
         let (mut byte, mut space) = ([0], nix::cmsg_space!(RawFd));
         let mut parts = [IoSliceMut::new(&mut byte)];
-        let message = recvmsg::<()>(line.taking.as_raw_fd(), &mut parts, Some(&mut space), MsgFlags::empty()).unwrap();
+        let message = recvmsg::<()>(hatch.inside.as_raw_fd(), &mut parts, Some(&mut space), MsgFlags::empty()).unwrap();
         let carried = message.cmsgs().unwrap().count();
         assert_eq!(message.bytes, PACKET.len());
         carried
@@ -129,29 +129,29 @@ mod tests {
 
     #[test]
     fn each_call_sends_one_end_of_a_new_pair() {
-        let line = line().unwrap();
+        let hatch = hatch().unwrap();
         for _ in 0..2 {
-            dial(line.dialling.as_raw_fd()).unwrap();
+            dial(hatch.outside.as_raw_fd()).unwrap();
         }
-        assert_eq!((take(&line), take(&line)), (1, 1));
+        assert_eq!((take(&hatch), take(&hatch)), (1, 1));
     }
 
     #[test]
-    fn a_line_whose_launcher_is_gone_says_so() {
-        let line = line().unwrap();
-        let mut queued = dial(line.dialling.as_raw_fd()).unwrap();
-        drop(line.taking);
-        assert_eq!(dial(line.dialling.as_raw_fd()).unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+    fn a_hatch_whose_launcher_is_gone_says_so() {
+        let hatch = hatch().unwrap();
+        let mut queued = dial(hatch.outside.as_raw_fd()).unwrap();
+        drop(hatch.inside);
+        assert_eq!(dial(hatch.outside.as_raw_fd()).unwrap_err().kind(), io::ErrorKind::BrokenPipe);
         assert_eq!(queued.read(&mut [0]).unwrap(), 0, "one that was not taken is closed");
     }
 
     #[test]
-    fn a_line_has_no_name_and_cannot_be_opened() {
-        let line = line().unwrap();
-        let path = format!("/proc/self/fd/{}", line.dialling.as_raw_fd());
+    fn a_hatch_has_no_name_and_cannot_be_opened() {
+        let hatch = hatch().unwrap();
+        let path = format!("/proc/self/fd/{}", hatch.outside.as_raw_fd());
         let error = std::fs::File::options().read(true).write(true).open(path).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(Errno::ENXIO as i32));
-        let name: nix::sys::socket::UnixAddr = nix::sys::socket::getsockname(line.dialling.as_raw_fd()).unwrap();
+        let name: nix::sys::socket::UnixAddr = nix::sys::socket::getsockname(hatch.outside.as_raw_fd()).unwrap();
         assert_eq!((name.path(), name.as_abstract()), (None, None));
     }
 }

@@ -34,7 +34,7 @@ pub enum ControlError {
     /// Nobody is at the other end.
     #[error("the launcher cannot be reached through descriptor {descriptor}")]
     Connect {
-        /// The dialling end of its line.
+        /// The outside of its hatch.
         descriptor: RawFd,
         /// Why not.
         source: tonic::transport::Error,

@@ -63,8 +63,7 @@ fn becomes(is_so: impl Fn() -> bool) -> bool {
 }
 
 /// A run of two nodes that is flooded from before node 1 joins until after a rank has died and both were started again.
-fn a_flooded_run_loses_nothing(flood: Flood, lasts: Duration, draw: &mut Draw) {
-    let cluster = Cluster::new(2);
+fn a_flooded_run_loses_nothing(cluster: &Cluster, flood: Flood, lasts: Duration, draw: &mut Draw) {
     let script = format!(
         "echo $$ > pid.$RANK.tmp; mv pid.$RANK.tmp pid.$RANK.$TORCHELASTIC_RESTART_COUNT; \
          if [ $TORCHELASTIC_RESTART_COUNT = 0 ]; then exec sleep 1000; fi; \
@@ -80,7 +79,7 @@ fn a_flooded_run_loses_nothing(flood: Flood, lasts: Duration, draw: &mut Draw) {
         cluster.wait_for(&format!("pid.{rank}.0"));
     }
     let joined = start.elapsed();
-    send(pid_in(&cluster, &format!("pid.{}.0", draw.below(2))), Signal::SIGKILL);
+    send(pid_in(cluster, &format!("pid.{}.0", draw.below(2))), Signal::SIGKILL);
     for rank in 0..2 {
         cluster.wait_for(&format!("pid.{rank}.1"));
     }
@@ -127,8 +126,28 @@ fn no_flood_harms_a_run_on_several_nodes() {
     let lasts = Duration::from_secs(if trials.count > Flood::ALL.len() { 30 } else { 3 });
     for (trial, mut draw) in trials.draws() {
         let flood = Flood::ALL[(trials.seed as usize + trial) % Flood::ALL.len()];
-        a_flooded_run_loses_nothing(flood, lasts, &mut draw);
+        a_flooded_run_loses_nothing(&Cluster::new(2), flood, lasts, &mut draw);
     }
+}
+
+#[test]
+fn with_few_descriptors_those_that_are_left_are_for_the_ranks() {
+    raise_limit();
+    let cluster = Cluster::new(2).with_descriptors(64);
+    a_flooded_run_loses_nothing(&cluster, Flood::Silent, Duration::from_secs(3), &mut Draw::from_seed(1));
+}
+
+#[test]
+fn the_launcher_takes_more_descriptors_and_its_ranks_have_what_the_user_has_set() {
+    let script = "ulimit -Sn; ulimit -Hn; awk '/Max open files/ { print $4 }' /proc/$PPID/limits";
+    let mut command = Command::new("prlimit");
+    command
+        .arg("--nofile=300:4000")
+        .arg(program("dslaunch"))
+        .args(["run", "--nproc", "1", "--", "/bin/sh", "-c", script]);
+    let end = command.output().unwrap();
+    let said = String::from_utf8(end.stdout).unwrap();
+    assert_eq!(said, "300\n4000\n4000\n", "{}", String::from_utf8_lossy(&end.stderr));
 }
 
 fn job(scratch: &Scratch) -> Job {

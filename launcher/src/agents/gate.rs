@@ -161,3 +161,94 @@ impl AsyncWrite for Admitted {
         Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::agents::token::Token;
+    use tokio::io::AsyncReadExt;
+    use tokio::task::JoinHandle;
+
+    struct Gate {
+        address: std::net::SocketAddr,
+        admitted: mpsc::Receiver<Admitted>,
+        secret: Secret,
+        task: JoinHandle<()>,
+    }
+
+    async fn gate(strangers: usize, admitted: usize) -> Gate {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let secret = Secret::of(&Token::random().unwrap()).unwrap();
+        let (sender, receiver) = mpsc::channel(1);
+        let task = tokio::spawn(keep(listener, secret.clone(), Limits { strangers, admitted }, sender));
+        Gate { address, admitted: receiver, secret, task }
+    }
+
+    impl Gate {
+        async fn agent(&self) -> TcpStream {
+            let mut stream = TcpStream::connect(self.address).await.unwrap();
+            handshake::introduce(&mut stream, &self.secret).await.unwrap();
+            stream
+        }
+    }
+
+    /// Reads until the other end closes.
+    async fn closed(mut stream: TcpStream) {
+        let mut rest = vec![];
+        // However it does that.
+        let _ = stream.read_to_end(&mut rest).await;
+    }
+
+    #[tokio::test]
+    async fn gat_1_who_says_nothing_is_dropped_in_time() {
+        let mut gate = gate(4, 4).await;
+        let silent = TcpStream::connect(gate.address).await.unwrap();
+        let since = Instant::now();
+        closed(silent).await;
+        assert!(since.elapsed() < HANDSHAKE_TIMEOUT + Duration::from_secs(2), "{:?}", since.elapsed());
+        assert!(gate.admitted.try_recv().is_err());
+    }
+
+    #[tokio::test]
+    async fn gat_2_agents_get_through_a_crowd_and_keep_their_places() {
+        let mut gate = gate(4, 4).await;
+        let first = gate.agent().await;
+        let first_inside = gate.admitted.recv().await.unwrap();
+        let mut crowd = vec![];
+        for _ in 0..20 {
+            crowd.push(TcpStream::connect(gate.address).await.unwrap());
+        }
+        let second = gate.agent().await;
+        let second_inside = gate.admitted.recv().await.unwrap();
+        // Sixteen had to go before the last four.
+        for stranger in crowd.drain(..16) {
+            closed(stranger).await;
+        }
+        for (mut inside, mut outside) in [(first_inside, first), (second_inside, second)] {
+            tokio::io::AsyncWriteExt::write_all(&mut inside, b"x").await.unwrap();
+            assert_eq!(outside.read_u8().await.unwrap(), b'x');
+        }
+    }
+
+    #[tokio::test]
+    async fn gat_4_there_are_only_so_many_places_and_they_are_given_back() {
+        let mut gate = gate(4, 1).await;
+        let first = gate.agent().await;
+        let inside = gate.admitted.recv().await.unwrap();
+        let mut second = TcpStream::connect(gate.address).await.unwrap();
+        assert!(handshake::introduce(&mut second, &gate.secret).await.is_err(), "it is not told that it is in");
+        drop((first, inside));
+        gate.agent().await;
+        gate.admitted.recv().await.unwrap();
+        drop(gate.admitted);
+        gate.task.await.unwrap();
+    }
+
+    #[test]
+    fn strangers_of_one_network_are_of_one_origin() {
+        let same = |one: &str, other: &str| network(one.parse().unwrap()) == network(other.parse().unwrap());
+        assert!(same("2001:db8::1", "2001:db8::ffff:2") && same("::ffff:10.0.0.1", "10.0.0.1"));
+        assert!(!same("2001:db8::1", "2001:db8:0:1::1") && !same("10.0.0.1", "10.0.0.2"));
+    }
+}

@@ -17,17 +17,19 @@ use tokio::time::{sleep_until, timeout};
 
 use super::address;
 use super::protocol::{REQUEST_BYTES, Reply, Request};
+use crate::listening::descriptors;
 use crate::listening::newcomers::Newcomers;
 use crate::output::Output;
 use crate::output::console::Shown;
 use crate::output::status::JobStatus;
 use crate::process::signals;
 
-/// Connections at a time that have asked for nothing yet; when more come, they push out each other.
+/// Connections at a time that have asked for nothing yet, if the process may have descriptors enough; when more come, they push
+/// out each other.
 const NEWCOMERS: usize = 64;
 /// For how long a newcomer is safe from those who come after it: a line is said at once.
 const GRACE: Duration = Duration::from_millis(50);
-/// Clients at a time that stay: they follow the job, or wait for its end.
+/// Clients at a time that stay, likewise: they follow the job, or wait for its end.
 const FOLLOWERS: usize = 32;
 /// How long a client may take for its request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
@@ -87,8 +89,9 @@ impl Drop for ControlSocket {
 
 /// Until the end is near, and then until followers have read the last lines.
 async fn serve(listener: UnixListener, source: Source, mut end: oneshot::Receiver<()>) {
-    let places = Arc::new(Semaphore::new(FOLLOWERS));
-    let mut newcomers: Newcomers<Option<i32>, AbortHandle> = Newcomers::new(NEWCOMERS, GRACE);
+    let affordable = descriptors::share(8).max(1);
+    let places = Arc::new(Semaphore::new(FOLLOWERS.min(affordable)));
+    let mut newcomers: Newcomers<Option<i32>, AbortHandle> = Newcomers::new(NEWCOMERS.min(affordable), GRACE);
     let (mut asking, mut answering) = (JoinSet::new(), JoinSet::new());
     let mut paused_until = None;
     loop {
@@ -171,7 +174,7 @@ async fn answer(
         }
         (Request::Attach, Some(_place)) => client.follow(source).await,
         (Request::Attach, None) => {
-            client.write(Reply::Refused(format!("{FOLLOWERS} others follow this job already"))).await
+            client.write(Reply::Refused("as many as may follow this job do already".into())).await
         }
     }
 }

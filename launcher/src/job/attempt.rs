@@ -88,7 +88,7 @@ pub async fn run(job: &Job, number: u32, from: &StartingPoint, edge: &mut Edge<'
     let rendezvous_timeout = RENDEZVOUS_TIMEOUT.min(Duration::from_secs(job.plan.comm_timeout_seconds));
     let rendezvous = Rendezvous::new(number, world_size, rendezvous_timeout, Instant::now());
     let served = Server::start(rendezvous, sender.clone());
-    let (server, control) = served.map_err(LaunchError::io("make the ranks' line to the launcher"))?;
+    let (server, control) = served.map_err(LaunchError::io("make the ranks' way to the launcher"))?;
     let inherited = Inherited::new(job, control, progress_fd)?;
     let logs = job.run_dir.attempt_logs(number);
     fs::create_dir_all(&logs).map_err(LaunchError::io(format!("create {}", logs.display())))?;
@@ -136,7 +136,7 @@ pub async fn run(job: &Job, number: u32, from: &StartingPoint, edge: &mut Edge<'
 struct Inherited {
     /// The arena's memory: size 0, for the ranks to size it.
     shm: Arc<OwnedFd>,
-    /// The dialling end of the line to the control service.
+    /// Through which the control service is dialled.
     control: Arc<OwnedFd>,
     progress: Arc<OwnedFd>,
     snapshots: Option<Arc<OwnedFd>>,

@@ -1,7 +1,7 @@
 //! The control service: a thin adapter from gRPC to [`rendezvous`](crate::ranks::rendezvous) and to the job's notices.
 //!
 //! Owns the waiting calls. It decides nothing: rendezvous says who waits and for what, and the job says what a notice means.
-//! One server per attempt, on a [line](crate::ranks::line) of its own, so that nobody but this attempt's ranks reaches it (and
+//! One server per attempt, behind a [hatch](crate::ranks::hatch) of its own, so that nobody but this attempt's ranks reaches it (and
 //! a rank of another would be refused by its attempt number if it did).
 
 use std::collections::HashMap;
@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tonic::{Code, Request, Response, Status};
 
-use crate::ranks::line;
+use crate::ranks::hatch;
 use crate::ranks::rendezvous::{Answer, Call, Caller, Refusal, Rendezvous, Replies, Reply, Ticket};
 use crate::supervise::{Event, Kind};
 
@@ -57,16 +57,16 @@ pub struct Server {
 }
 
 impl Server {
-    /// Serves whoever has the descriptor that comes with it, the dialling end of a line ([`proto::dial`]): for the ranks to
+    /// Serves whoever has the descriptor that comes with it, the outside of its hatch ([`proto::dial`]): for the ranks to
     /// inherit. Needs a tokio runtime.
     pub fn start(rendezvous: Rendezvous, notices: mpsc::UnboundedSender<Notice>) -> io::Result<(Self, OwnedFd)> {
-        let (connections, dialling) = line::connections()?;
+        let (connections, outside) = hatch::connections()?;
         let desk =
             Arc::new(Mutex::new(Desk { rendezvous, tickets: 0, waiting: HashMap::new(), reports: HashMap::new() }));
         let service = ControlServer::new(Service { desk: desk.clone(), notices });
         let serve =
             tonic::transport::Server::builder().max_concurrent_streams(CALLS).serve_with_incoming(service, connections);
-        Ok((Self { desk, task: tokio::spawn(serve) }, dialling))
+        Ok((Self { desk, task: tokio::spawn(serve) }, outside))
     }
 
     /// The event of ranks that have not registered although the time is over.
@@ -289,20 +289,20 @@ mod tests {
 
     struct Job {
         server: Server,
-        dialling: OwnedFd,
+        outside: OwnedFd,
         notices: mpsc::UnboundedReceiver<Notice>,
     }
 
     fn job(world_size: usize, timeout: Duration) -> Job {
         let (sender, notices) = mpsc::unbounded_channel();
         let rendezvous = Rendezvous::new(2, world_size, timeout, Instant::now());
-        let (server, dialling) = Server::start(rendezvous, sender).unwrap();
-        Job { server, dialling, notices }
+        let (server, outside) = Server::start(rendezvous, sender).unwrap();
+        Job { server, outside, notices }
     }
 
     impl Job {
         async fn rank(&self) -> Client {
-            ControlClient::new(dial::channel(self.dialling.as_raw_fd()).await.unwrap())
+            ControlClient::new(dial::channel(self.outside.as_raw_fd()).await.unwrap())
         }
     }
 
@@ -323,9 +323,9 @@ mod tests {
     async fn a_connection_that_breaks_is_dialled_again_and_nothing_counts_twice() {
         let mut job = job(1, Duration::from_secs(60));
         let (sender, mut connections) = mpsc::unbounded_channel();
-        let dialling = job.dialling.as_raw_fd();
+        let outside = job.outside.as_raw_fd();
         let dial = move || {
-            let stream = dial::dial(dialling)?;
+            let stream = dial::dial(outside)?;
             sender.send(stream.try_clone()?).map_err(io::Error::other)?;
             Ok(stream)
         };
@@ -349,10 +349,10 @@ mod tests {
 
     #[tokio::test]
     async fn once_the_attempt_is_over_nobody_is_reached() {
-        let Job { server, dialling, notices } = job(1, Duration::from_secs(60));
+        let Job { server, outside, notices } = job(1, Duration::from_secs(60));
         drop((server, notices));
         // The runtime ends the task when it comes to it.
-        while dial::channel(dialling.as_raw_fd()).await.is_ok() {
+        while dial::channel(outside.as_raw_fd()).await.is_ok() {
             tokio::task::yield_now().await;
         }
     }

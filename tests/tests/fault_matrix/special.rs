@@ -42,8 +42,8 @@ fn a_rank_that_the_launcher_has_not_started_changes_nothing(scene: &Scene) {
     running.wait_for("step 2/");
     let rank = running.ranks()[1];
     let environment = environment(rank);
-    let (_, line) = environment.iter().find(|(name, _)| name == "DSLAUNCH_CONTROL_FD").expect("a line to the launcher");
-    let open = OpenOptions::new().read(true).write(true).open(format!("/proc/{rank}/fd/{line}"));
+    let (_, hatch) = environment.iter().find(|(name, _)| name == "DSLAUNCH_CONTROL_FD").expect("a way to the launcher");
+    let open = OpenOptions::new().read(true).write(true).open(format!("/proc/{rank}/fd/{hatch}"));
     assert_eq!(open.unwrap_err().raw_os_error(), Some(Errno::ENXIO as i32), "a socket without a name cannot be opened");
     for _ in 0..2 {
         #[allow(clippy::disallowed_methods, reason = "a stranger that poses as rank 1")]
@@ -56,7 +56,7 @@ fn a_rank_that_the_launcher_has_not_started_changes_nothing(scene: &Scene) {
         let end = stranger.output().unwrap();
         let said = String::from_utf8_lossy(&end.stderr).into_owned();
         assert_eq!(end.status.code(), Some(1), "{said}");
-        assert!(said.contains(&format!("the launcher cannot be reached through descriptor {line}")), "{said}");
+        assert!(said.contains(&format!("the launcher cannot be reached through descriptor {hatch}")), "{said}");
     }
     let finished = running.wait();
     assert!(!finished.run.events().iter().any(|event| event["event"] == "restarted"));

@@ -1,4 +1,4 @@
-//! The launcher's end of a [line](proto::dial): connections as they are dialled.
+//! The launcher's end of a [hatch](proto::dial): connections as they are dialled.
 
 #![allow(unsafe_code, reason = "a descriptor that a packet carries belongs to nobody before it is taken")]
 
@@ -18,17 +18,17 @@ use tokio_stream::Stream;
 /// Connections that are dialled through the descriptor beside them, which is to be inherited. They end when nobody has it any
 /// more. Needs a tokio runtime.
 pub fn connections() -> io::Result<(Connections, OwnedFd)> {
-    let dial::Line { taking, dialling } = dial::line()?;
+    let dial::Hatch { inside, outside } = dial::hatch()?;
     // SAFETY: an `OwnedFd` names the same open descriptor until it is dropped, and the `AsyncFd` drops it after its own
     // registration.
-    let taking = unsafe { AsyncFd::register(taking)? };
-    Ok((Connections { taking }, dialling))
+    let inside = unsafe { AsyncFd::register(inside)? };
+    Ok((Connections { inside }, outside))
 }
 
 /// See [`connections`].
 #[derive(Debug)]
 pub struct Connections {
-    taking: AsyncFd<OwnedFd>,
+    inside: AsyncFd<OwnedFd>,
 }
 
 impl Stream for Connections {
@@ -36,8 +36,8 @@ impl Stream for Connections {
 
     fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         loop {
-            let mut ready = ready!(self.taking.poll_read_ready(context))?;
-            match ready.try_io(|taking| take(taking.get_ref())) {
+            let mut ready = ready!(self.inside.poll_read_ready(context))?;
+            match ready.try_io(|inside| take(inside.get_ref())) {
                 Ok(Ok(Packet::Connection(stream))) => return Poll::Ready(Some(Ok(stream))),
                 // Whoever has dialled sees it closed, and dials again.
                 Ok(Ok(Packet::Lost)) => {}
@@ -49,7 +49,7 @@ impl Stream for Connections {
     }
 }
 
-/// What came out of a line.
+/// What came out of a hatch.
 enum Packet {
     Connection(UnixStream),
     /// It carried nothing that is a connection, or this process has no descriptor left for it.
@@ -58,11 +58,11 @@ enum Packet {
     End,
 }
 
-fn take(line: &OwnedFd) -> io::Result<Packet> {
+fn take(inside: &OwnedFd) -> io::Result<Packet> {
     let (mut byte, mut space) = (dial::PACKET, nix::cmsg_space!(RawFd));
     let mut parts = [IoSliceMut::new(&mut byte)];
     let message = loop {
-        match recvmsg::<()>(line.as_raw_fd(), &mut parts, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC) {
+        match recvmsg::<()>(inside.as_raw_fd(), &mut parts, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC) {
             Err(Errno::EINTR) => {}
             received => break received?,
         }
@@ -101,9 +101,9 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_dialled_is_taken_in_turn_until_nobody_can_dial() {
-        let (mut connections, dialling) = connections().unwrap();
+        let (mut connections, outside) = connections().unwrap();
         for word in [b"a", b"b"] {
-            let mut rank = dial::dial(dialling.as_raw_fd()).unwrap();
+            let mut rank = dial::dial(outside.as_raw_fd()).unwrap();
             std::io::Write::write_all(&mut rank, word).unwrap();
             let mut taken = connections.next().await.unwrap().unwrap();
             let mut said = [0];
@@ -112,24 +112,24 @@ mod tests {
             taken.write_all(b"!").await.unwrap();
             std::io::Read::read_exact(&mut rank, &mut said).unwrap();
         }
-        drop(dialling);
+        drop(outside);
         assert!(connections.next().await.is_none());
     }
 
     #[tokio::test]
     async fn what_carries_no_connection_is_passed_over() {
-        let (mut connections, dialling) = connections().unwrap();
+        let (mut connections, outside) = connections().unwrap();
         let send = |bytes: &[u8], descriptors: &[RawFd]| {
             let carried = [ControlMessage::ScmRights(descriptors)];
             let carried = if descriptors.is_empty() { &carried[1..] } else { &carried };
-            sendmsg::<()>(dialling.as_raw_fd(), &[IoSlice::new(bytes)], carried, MsgFlags::empty(), None).unwrap();
+            sendmsg::<()>(outside.as_raw_fd(), &[IoSlice::new(bytes)], carried, MsgFlags::empty(), None).unwrap();
         };
         let (mut read, write) = io::pipe().unwrap();
         send(b"nonsense", &[]);
         send(&[1], &[write.as_raw_fd()]);
         send(&[], &[write.as_raw_fd()]);
         drop(write);
-        let rank = dial::dial(dialling.as_raw_fd()).unwrap();
+        let rank = dial::dial(outside.as_raw_fd()).unwrap();
         let taken = connections.next().await.unwrap().unwrap();
         assert_eq!(std::io::Read::read(&mut read, &mut [0]).unwrap(), 0, "nothing is left of what was passed over");
         drop((rank, taken));
