@@ -24,6 +24,9 @@ use super::{Ending, LOST, Offer, Place, Report, Word, wire};
 
 /// How long one call may take. It is held for a part of that at most.
 const CALL: Duration = Duration::from_secs(2);
+/// How long a connection may take to begin: longer than a call, which is made again meanwhile. Where strangers crowd, it waits
+/// in the listener's queue, and one that is given up joins that at the end.
+const CONNECT: Duration = Duration::from_secs(5);
 /// How long to wait after a call that failed: nobody tells when a machine can be reached again.
 const RETRY: Duration = Duration::from_millis(200);
 /// How long the last calls may take: whoever is gone misses nothing.
@@ -134,7 +137,7 @@ impl Agent {
             Endpoint::from_shared(format!("http://{}", contact.endpoint)).map_err(|error| unusable(&error))?;
         let secret = Secret::of(&contact.token).map_err(|error| unusable(&error))?;
         let channel = endpoint
-            .connect_timeout(CALL)
+            .connect_timeout(CONNECT)
             // A machine that is gone closes no connection.
             .http2_keep_alive_interval(Duration::from_secs(1))
             .keep_alive_timeout(Duration::from_secs(3))

@@ -26,7 +26,10 @@ use crate::listening::newcomers::Newcomers;
 /// How long a connection may take to prove itself.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
 /// For how long it is safe from those who come after it: a few round trips.
-const GRACE: Duration = Duration::from_millis(100);
+const LONGEST_GRACE: Duration = Duration::from_millis(100);
+/// The same, divided among the strangers that there may be: where they are few, each is safe for less, or an agent would wait
+/// for ever behind the thousands that the kernel keeps in the listener's queue.
+const GRACE_EACH: Duration = Duration::from_micros(500);
 /// Strangers at a time, if the process may have descriptors enough.
 const MOST_STRANGERS: usize = 512;
 /// Pause after a connection that could not be taken for lack of something: nobody tells when it is there again.
@@ -52,7 +55,8 @@ impl Limits {
 pub async fn keep(listener: TcpListener, secret: Secret, limits: Limits, admitted: mpsc::Sender<Admitted>) {
     let places = Arc::new(Semaphore::new(limits.admitted));
     let mut handshakes = JoinSet::new();
-    let mut strangers: Newcomers<IpAddr, AbortHandle> = Newcomers::new(limits.strangers, GRACE);
+    let grace = GRACE_EACH.saturating_mul(limits.strangers as u32).min(LONGEST_GRACE);
+    let mut strangers: Newcomers<IpAddr, AbortHandle> = Newcomers::new(limits.strangers, grace);
     let mut paused_until = None;
     loop {
         let not_before = strangers.room_at().max(paused_until);
