@@ -4,7 +4,7 @@
 //! [`supervise`] (what to do when a rank fails, hangs or lags), [`ranks`] (how ranks are met, heard and watched),
 //! [`process`] (how programs start, and how nothing outlives a job), [`run_dir`] (what lies on disk), [`data`] (rows from
 //! files), [`output`] (what the user sees), [`control_socket`] (how a running job is asked, stopped and followed),
-//! [`agents`] (how several machines agree) and [`commands`] (everything that is not training).
+//! [`agents`] (how several machines agree), [`listening`] (how strangers are kept from crowding out ours) and [`commands`] (everything that is not training).
 //!
 //! Decisions are pure state machines, tested without processes; input and output sit at the edge. The launcher links no
 //! libtorch: it must start, and explain itself, without it.
@@ -16,8 +16,10 @@ pub mod control_socket;
 pub mod data;
 pub mod error;
 pub mod job;
+pub mod listening;
 pub mod output;
 pub mod process;
+pub mod random;
 pub mod ranks;
 pub mod run_dir;
 pub mod supervise;

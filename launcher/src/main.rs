@@ -9,6 +9,7 @@ use launcher::cli::{Cli, Task};
 use launcher::commands::detach::Place;
 use launcher::commands::{checkpoint, deepspeed, detach, doctor, run, schedulers};
 use launcher::error::LaunchError;
+use launcher::listening::descriptors;
 use launcher::output::terminal::{Item, Stream, Terminal};
 use launcher::process::guardian::{self, Side};
 use launcher::{control_socket, job};
@@ -30,7 +31,8 @@ fn main() -> ExitCode {
     };
     if let Some(place) = place {
         match guardian::split(place) {
-            Ok(Side::Launcher) => {}
+            // With fewer descriptors it runs as well, only not as many ranks.
+            Ok(Side::Launcher) => drop(descriptors::raise()),
             Ok(Side::Guardian(code)) => return ExitCode::from(code),
             Err(error) => {
                 let _ = writeln!(io::stderr(), "error: cannot start a process\n  {error}");

@@ -7,7 +7,7 @@
 //! [`dataset`] (prepared training data on disk), [`run_dir`] (where everything of a run lies),
 //! [`manifest`] (what a checkpoint holds), [`mod@env`] (worker
 //! environment), [`progress`] (what each rank is doing), [`fault`] (faults on purpose), [`snapshot`] (state in memory),
-//! [`control`] (the gRPC service for ranks) and [`agents`] (the one for several machines).
+//! [`control`] (the gRPC service for ranks), [`dial`] (how they reach it) and [`agents`] (the one for several machines).
 //!
 //! **Invariant:** no tensors, no libtorch, no NCCL here: the launcher must start, and explain itself, on a
 //! machine without them.
@@ -16,6 +16,7 @@
 
 pub mod config;
 pub mod dataset;
+pub mod dial;
 pub mod env;
 pub mod fault;
 pub mod layout;
@@ -35,16 +36,10 @@ pub mod snapshot;
 pub mod control {
     #![allow(missing_docs, reason = "generated; control.proto holds the documentation")]
     tonic::include_proto!("dslaunch.control.v1");
-
-    /// Metadata key that carries the job's token on every call.
-    pub const TOKEN_KEY: &str = "x-dslaunch-token";
 }
 
 /// The gRPC service by which the launchers of several machines agree, generated from `proto/agents.proto`.
 pub mod agents {
     #![allow(missing_docs, reason = "generated; agents.proto holds the documentation")]
     tonic::include_proto!("dslaunch.agents.v1");
-
-    /// Metadata key that carries the run's token on every call.
-    pub const TOKEN_KEY: &str = "x-dslaunch-token";
 }

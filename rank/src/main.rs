@@ -11,7 +11,7 @@ use proto::fault::Fault;
 use proto::memory::arena_bytes;
 use proto::plan::Plan;
 use proto::progress::{CallKind, Phase};
-use rank::control::Control;
+use rank::control::{Breaker, Control};
 use rank::fault::Faults;
 use rank::process;
 use rank::progress::ProgressLine;
@@ -34,7 +34,8 @@ fn run() -> anyhow::Result<ExitCode> {
     process::set_up(env.threads);
     let faults = Fault::parse_all(env.fault.as_deref().unwrap_or_default());
     let faults = faults.map_err(|error| anyhow!("DSLAUNCH_FAULT: {error}"))?;
-    let faults = Faults::new(&faults, env.rank, env.attempt);
+    let breaker = Breaker::default();
+    let faults = Faults::new(&faults, env.rank, env.attempt, breaker.clone());
     let page = process::inherited_fd(env.progress_fd);
     let progress =
         ProgressLine::map(page, env.local_rank, env.local_world_size, faults).context("the progress page")?;
@@ -42,7 +43,7 @@ fn run() -> anyhow::Result<ExitCode> {
     let text = std::fs::read(&env.plan).with_context(|| format!("{}: cannot be read", env.plan.display()))?;
     let plan: Plan = serde_json::from_slice(&text).with_context(|| format!("{}: damaged", env.plan.display()))?;
     progress.enter(Phase::Rendezvous);
-    let control = progress.exchange(CallKind::Barrier, || Control::register(&env))?;
+    let control = progress.exchange(CallKind::Barrier, || Control::register(&env, &breaker))?;
     control.heartbeat(0, "load");
     let mut step = 0;
     match train(plan, &env, &control, &progress, &mut step) {

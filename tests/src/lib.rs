@@ -2,11 +2,14 @@
 //! only at what a user could see (exit code, output, the run directory, processes).
 //!
 //! In reading order: [`fixtures`] (models and data), [`job`] (a train.toml and its run), [`run`] (a run's results),
-//! [`nodes`] (`dslaunch run` as several nodes), [`slurm`] (a Slurm of the test's own), [`trials`] (draws at random).
+//! [`nodes`] (`dslaunch run` as several nodes), [`slurm`] (a Slurm of the test's own), [`process`] (what the kernel knows of it all), [`flood`] (strangers from the network),
+//! [`trials`] (draws at random).
 
 pub mod fixtures;
+pub mod flood;
 pub mod job;
 pub mod nodes;
+pub mod process;
 pub mod run;
 pub mod slurm;
 pub mod trials;

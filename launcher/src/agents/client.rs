@@ -1,24 +1,32 @@
 //! An agent: a node's line to the coordinator. It repeats its calls until they are answered, and says when nobody is there.
 
+use std::error::Error;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use hyper_util::rt::TokioIo;
 use proto::agents;
 use proto::agents::agents_client::AgentsClient;
 use proto::agents::{heartbeat_reply, join_reply};
+use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
-use tonic::metadata::{Ascii, MetadataValue};
-use tonic::service::Interceptor;
-use tonic::service::interceptor::InterceptedService;
+use tonic::codegen::Service;
+use tonic::codegen::http::Uri;
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Code, Request, Status};
+use tonic::{Code, Status};
 
 use super::coordinator::Caller;
+use super::handshake::{self, HandshakeError, Secret};
+use super::token::Token;
 use super::{Ending, LOST, Offer, Place, Report, Word, wire};
-use crate::ranks::token::Token;
 
 /// How long one call may take. It is held for a part of that at most.
 const CALL: Duration = Duration::from_secs(2);
+/// How long a connection may take to begin: longer than a call, which is made again meanwhile. Where strangers crowd, it waits
+/// in the listener's queue, and one that is given up joins that at the end.
+const CONNECT: Duration = Duration::from_secs(5);
 /// How long to wait after a call that failed: nobody tells when a machine can be reached again.
 const RETRY: Duration = Duration::from_millis(200);
 /// How long the last calls may take: whoever is gone misses nothing.
@@ -70,16 +78,33 @@ pub struct Contact {
 #[derive(Debug, Clone)]
 pub struct Agent {
     contact: Contact,
-    client: AgentsClient<InterceptedService<Channel, AddToken>>,
+    client: AgentsClient<Channel>,
 }
 
-#[derive(Debug, Clone)]
-struct AddToken(MetadataValue<Ascii>);
+/// Connects to the coordinator and proves who this is.
+#[derive(Clone)]
+struct Connector {
+    endpoint: String,
+    secret: Secret,
+}
 
-impl Interceptor for AddToken {
-    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        request.metadata_mut().insert(agents::TOKEN_KEY, self.0.clone());
-        Ok(request)
+impl Service<Uri> for Connector {
+    type Response = TokioIo<TcpStream>;
+    type Error = HandshakeError;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, HandshakeError>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), HandshakeError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: Uri) -> Self::Future {
+        let Self { endpoint, secret } = self.clone();
+        Box::pin(async move {
+            let mut stream = TcpStream::connect(endpoint).await?;
+            stream.set_nodelay(true)?;
+            handshake::introduce(&mut stream, &secret).await?;
+            Ok(TokioIo::new(stream))
+        })
     }
 }
 
@@ -106,20 +131,18 @@ pub enum Heard {
 impl Agent {
     /// Nothing is connected yet. Needs a tokio runtime.
     pub fn new(contact: Contact) -> Result<Self, AgentError> {
-        let unusable = |error: &dyn std::error::Error| {
-            AgentError::Refused(format!("{} is no address to call: {error}", contact.endpoint))
-        };
+        let unusable =
+            |error: &dyn Error| AgentError::Refused(format!("{} is no address to call: {error}", contact.endpoint));
         let endpoint =
             Endpoint::from_shared(format!("http://{}", contact.endpoint)).map_err(|error| unusable(&error))?;
+        let secret = Secret::of(&contact.token).map_err(|error| unusable(&error))?;
         let channel = endpoint
-            .connect_timeout(CALL)
-            .tcp_nodelay(true)
+            .connect_timeout(CONNECT)
             // A machine that is gone closes no connection.
             .http2_keep_alive_interval(Duration::from_secs(1))
             .keep_alive_timeout(Duration::from_secs(3))
-            .connect_lazy();
-        let token = contact.token.expose().parse().map_err(|error| unusable(&error))?;
-        Ok(Self { client: AgentsClient::with_interceptor(channel, AddToken(token)), contact })
+            .connect_with_connector_lazy(Connector { endpoint: contact.endpoint.clone(), secret });
+        Ok(Self { client: AgentsClient::new(channel), contact })
     }
 
     /// Joins round `round` or a later one; returns when all nodes have. While nobody answers, it tries for `patience`.
@@ -229,8 +252,15 @@ impl<'a> Line<'a> {
             Ok(Err(status)) => status,
             Err(_) => Status::unavailable("it does not answer"),
         };
+        match handshake_error(&status) {
+            Some(HandshakeError::Refused) => return Err(AgentError::Token(endpoint.clone())),
+            Some(error @ HandshakeError::Impostor) => {
+                return Err(AgentError::Refused(format!("{endpoint}: {error}")));
+            }
+            // It may be another one that still holds the port.
+            Some(HandshakeError::Stranger | HandshakeError::Broken(_)) | None => {}
+        }
         match status.code() {
-            Code::Unauthenticated => return Err(AgentError::Token(endpoint.clone())),
             Code::FailedPrecondition | Code::InvalidArgument => {
                 return Err(AgentError::Refused(status.message().to_owned()));
             }
@@ -246,9 +276,15 @@ impl<'a> Line<'a> {
     }
 }
 
+/// Why the connection did not begin, if that is what the call failed of.
+fn handshake_error(status: &Status) -> Option<&HandshakeError> {
+    let mut causes = std::iter::successors(status.source(), |&cause| cause.source());
+    causes.find_map(|cause| cause.downcast_ref())
+}
+
 /// tonic's own words say no more than "transport error".
 fn root_cause(status: &Status) -> String {
-    let mut cause: &dyn std::error::Error = status;
+    let mut cause: &dyn Error = status;
     while let Some(source) = cause.source() {
         cause = source;
     }

@@ -8,7 +8,8 @@
 //! ```
 //!
 //! In reading order: this file (the words), [`coordinator`] (who has joined, who is silent, what ended a round),
-//! [`service`] (its socket), [`client`] (an agent), [`wire`] (the words in protobuf). It knows nothing of processes, flags
+//! [`service`] (its socket), [`gate`] (who may reach that), [`handshake`] (how a connection proves itself), [`token`] (by
+//! what), [`client`] (an agent), [`wire`] (the words in protobuf). It knows nothing of processes, flags
 //! or logs: [`run`](crate::commands::run) does.
 //!
 //! - AGT-1 Only an agent with the run's token, the run's name, and the newest incarnation of its node changes anything.
@@ -20,7 +21,10 @@
 
 pub mod client;
 pub mod coordinator;
+pub mod gate;
+pub mod handshake;
 pub mod service;
+pub mod token;
 pub mod wire;
 
 use std::fmt;

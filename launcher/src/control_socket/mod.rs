@@ -6,7 +6,7 @@
 //! - CTL-1 Only root and the user whom the job runs as get anything or change anything: the file's mode says so, and the
 //!   kernel is asked for every connection who is at its other end.
 //! - CTL-2 Nothing that a client does or does not do harms the job: requests have a length and a deadline, connections a
-//!   number, and a follower who does not read misses lines.
+//!   number, and a follower who does not read misses lines. Who says nothing keeps nobody else from being heard.
 //! - CTL-3 The name in the run directory appears when the socket listens already and belongs to whoever holds the
 //!   directory's lock: a stale one is replaced.
 

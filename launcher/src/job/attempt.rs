@@ -1,7 +1,7 @@
 //! One attempt: all ranks, from their start until none is left.
 //!
 //! The edge of [`supervise`](crate::supervise): it turns exits, calls, signals and timers into events, and actions into
-//! signals and rows. Everything an attempt has is its own (token, shared memory, service, channel), so nothing of an
+//! signals and rows. Everything an attempt has is its own (shared memory, service, channel), so nothing of an
 //! earlier attempt reaches a later one.
 
 use std::fs;
@@ -32,7 +32,6 @@ use crate::ranks::progress_page::{self, ProgressPage};
 use crate::ranks::rendezvous::Rendezvous;
 use crate::ranks::service::{Notice, Server};
 use crate::ranks::snapshots::SnapshotMemory;
-use crate::ranks::token::Token;
 use crate::supervise::hang::{HangLimits, HangWatch, LOOK_INTERVAL, ProcessState};
 use crate::supervise::out_of_memory;
 use crate::supervise::straggler::StragglerWatch;
@@ -84,14 +83,13 @@ pub async fn run(job: &Job, number: u32, from: &StartingPoint, edge: &mut Edge<'
     let world_size = job.plan.mesh.world_size();
     let kernel_kills = out_of_memory::kernel_kills();
     let (sender, notices) = mpsc::unbounded_channel();
-    let token = Token::random().map_err(LaunchError::io("draw a random token"))?;
     let page = ProgressPage::create(world_size).map_err(LaunchError::io("create the ranks' progress page"))?;
     let (progress, progress_fd) = page;
-    let inherited = Inherited::new(job, &token, progress_fd)?;
     let rendezvous_timeout = RENDEZVOUS_TIMEOUT.min(Duration::from_secs(job.plan.comm_timeout_seconds));
     let rendezvous = Rendezvous::new(number, world_size, rendezvous_timeout, Instant::now());
-    let server = Server::start(rendezvous, token, sender.clone()).await;
-    let server = server.map_err(LaunchError::io("listen on the loopback address"))?;
+    let served = Server::start(rendezvous, sender.clone());
+    let (server, control) = served.map_err(LaunchError::io("make the ranks' way to the launcher"))?;
+    let inherited = Inherited::new(job, control, progress_fd)?;
     let logs = job.run_dir.attempt_logs(number);
     fs::create_dir_all(&logs).map_err(LaunchError::io(format!("create {}", logs.display())))?;
 
@@ -138,24 +136,24 @@ pub async fn run(job: &Job, number: u32, from: &StartingPoint, edge: &mut Edge<'
 struct Inherited {
     /// The arena's memory: size 0, for the ranks to size it.
     shm: Arc<OwnedFd>,
-    token: Arc<OwnedFd>,
+    /// Through which the control service is dialled.
+    control: Arc<OwnedFd>,
     progress: Arc<OwnedFd>,
     snapshots: Option<Arc<OwnedFd>>,
 }
 
 impl Inherited {
     /// Close-on-exec here, inherited by ranks only.
-    fn new(job: &Job, token: &Token, progress: Arc<OwnedFd>) -> Result<Self, LaunchError> {
-        let token = token.to_memfd().map_err(LaunchError::io("keep the token in memory"))?;
+    fn new(job: &Job, control: OwnedFd, progress: Arc<OwnedFd>) -> Result<Self, LaunchError> {
         let shm = memfd_create("dslaunch-arena", MFdFlags::MFD_CLOEXEC);
         let shm = shm.map_err(|errno| LaunchError::io("create the ranks' shared memory")(errno.into()))?;
         let snapshots = job.snapshots.as_ref().map(SnapshotMemory::fd).transpose();
         let snapshots = snapshots.map_err(LaunchError::io("share the memory for snapshots"))?;
-        Ok(Self { shm: Arc::new(shm), token: Arc::new(token), progress, snapshots })
+        Ok(Self { shm: Arc::new(shm), control: Arc::new(control), progress, snapshots })
     }
 
     fn fds(&self) -> Vec<Arc<OwnedFd>> {
-        [&self.shm, &self.token, &self.progress].into_iter().chain(&self.snapshots).cloned().collect()
+        [&self.shm, &self.control, &self.progress].into_iter().chain(&self.snapshots).cloned().collect()
     }
 }
 
@@ -204,8 +202,7 @@ impl Attempt {
             max_restarts: job.max_restarts,
             run_id: job.run_id.clone(),
             threads: job.plan.threads_per_rank,
-            coordinator: self.server.address(),
-            token_file: format!("/proc/self/fd/{}", inherited.token.as_raw_fd()).into(),
+            control_fd: inherited.control.as_raw_fd(),
             rendezvous_timeout: self.rendezvous_timeout,
             plan: job.run_dir.plan(),
             shm_fd: inherited.shm.as_raw_fd(),

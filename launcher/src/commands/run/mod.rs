@@ -38,7 +38,7 @@ use crate::output::terminal::{Item, Stream, Terminal};
 use crate::process::exit::Exit;
 use crate::process::signals::{Interrupt, Signals};
 use crate::process::spawn::Spawner;
-use crate::ranks::token::random_hex;
+use crate::random::random_hex;
 use crate::supervise::Outcome;
 use crate::supervise::restart::Budget;
 

@@ -19,10 +19,11 @@ use super::{exit_code, report, say, stopped};
 use crate::agents::client::{Agent, Contact, Heard, Joined};
 use crate::agents::coordinator::{Coordinator, Terms};
 use crate::agents::service::Server;
+use crate::agents::token::Token;
 use crate::agents::{Cause, Ending, LOST, Meeting, Offer, Place, Report, Word};
 use crate::error::LaunchError;
 use crate::process::signals::Interrupt;
-use crate::ranks::token::{Token, random_hex};
+use crate::random::random_hex;
 use crate::supervise::{Failure, Outcome};
 
 /// How long a machine that the user has stopped waits until the others know.
