@@ -128,7 +128,8 @@ pub async fn run(job: &Job, number: u32, from: &StartingPoint, edge: &mut Edge<'
     drop(inherited);
     let outcome = attempt.supervise(&job.plan, edge).await;
     // In whatever session: the next attempt needs the devices.
-    group.clear().await.map_err(LaunchError::io("end the processes that ranks have left"))?;
+    let left = group.clear().await.warnings();
+    left.iter().for_each(|warning| edge.output.console().warn(&format!("warning: {warning}")));
     let kernel_kills = out_of_memory::kernel_kills().saturating_sub(kernel_kills);
     let (preempted_after, lines) = (attempt.preempted_after, attempt.progress.lines());
     Ok(Ended { outcome, preempted_after, lines, kernel_kills })
