@@ -7,8 +7,8 @@
 //! - HNG-2 Time counts as far as it was watched: a launcher or a machine that stood still itself sees nobody hang.
 //! - HNG-3 A rank is given `FACTOR` times the longest that is known of its place, but at least [`HangLimits::floor`]. What is
 //!   known is the first of these that there is:
-//!   1. how long ranks of its stage were seen to stand there. Places that all ranks are through with between two looks are
-//!      never seen;
+//!   1. how long ranks of its stage that have left it were seen to stand there. Places that all ranks are through with between
+//!      two looks are never seen;
 //!   2. the longest whole step that any rank has done since the attempt began: none of a step's places takes longer;
 //!   3. in the first step, how long those of its stage that are further on needed for their way, from the step's beginning
 //!      to where they now wait: they do the same work.
@@ -152,6 +152,8 @@ struct Seen {
     line: Line,
     /// How long it has not changed. HNG-2.
     still: Duration,
+    /// The longest that it stood still outside exchanges since it came to its place, up to the last change.
+    longest_here: Duration,
     /// How long the rank has been at its step, at most: from the look before it was first seen there.
     in_step: Duration,
 }
@@ -160,7 +162,8 @@ impl HangWatch {
     /// For an attempt whose ranks have written nothing yet.
     pub fn new(course: Course, limits: HangLimits) -> Self {
         let line = Line::from_words([0; USED_WORDS]);
-        let seen = Seen { line, still: Duration::ZERO, in_step: Duration::ZERO };
+        let [still, longest_here, in_step] = [Duration::ZERO; 3];
+        let seen = Seen { line, still, longest_here, in_step };
         let ranks = vec![seen; course.mesh.world_size()];
         Self { limits, course, ranks, longest: HashMap::new(), longest_step: Duration::ZERO, last_step: 0 }
     }
@@ -200,11 +203,15 @@ impl HangWatch {
             self.ranks[rank].still += passed.min(2 * LOOK_INTERVAL);
             return;
         }
-        if !seen.line.call.is_inside && seen.line.place_since != 0 {
+        let here = if seen.line.call.is_inside { seen.longest_here } else { seen.longest_here.max(seen.still) };
+        let leaves = line.place != seen.line.place || line.place_since != seen.line.place_since;
+        if leaves && seen.line.place_since != 0 {
+            // Not before: between its exchanges a place has short and long work.
             let longest = self.longest.entry(self.spot(rank, seen.line.place)).or_default();
-            *longest = seen.still.max(*longest);
+            *longest = here.max(*longest);
         }
-        self.ranks[rank] = Seen { line, still: Duration::ZERO, ..seen };
+        let longest_here = if leaves { Duration::ZERO } else { here };
+        self.ranks[rank] = Seen { line, still: Duration::ZERO, longest_here, ..seen };
     }
 
     /// Takes note of how long `rank` is at its step, now that its line is `line`. It may be through with several since the last

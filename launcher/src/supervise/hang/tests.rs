@@ -192,3 +192,18 @@ fn a_launcher_that_stood_still_takes_no_step_for_short() {
     let (_, after) = stand_still(&mut watch, &lines, MINUTE, ProcessState::Running).unwrap();
     assert!(after >= Duration::from_secs(40), "{after:?}");
 }
+
+#[test]
+fn short_work_before_an_exchange_says_nothing_of_long_work_behind_it() {
+    let mut watch = watch(1, HangLimits::learned(MINUTE));
+    let place = Place { step: 1, phase: Phase::Forward, unit: Some(1) };
+    let line = |number, is_inside| {
+        let call = Call { number, kind: CallKind::AllGather, is_inside };
+        Line { place, place_since: 7, call, call_since: 7 + number, busy: 0 }
+    };
+    for line in [line(0, false), line(1, true)] {
+        assert_eq!(watch.look(&[line], LOOK_INTERVAL, |_| Some(ProcessState::Sleeping)), None);
+    }
+    let hang = stand_still(&mut watch, &[line(1, false)], 2 * MINUTE, ProcessState::Running);
+    assert_eq!(hang, Some((0, MINUTE)), "nobody has left the place");
+}

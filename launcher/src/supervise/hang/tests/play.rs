@@ -225,10 +225,12 @@ fn ranks_that_are_slow_do_not_hang() {
     let bases = [MS, 40 * MS, 300 * MS, 2 * SECOND, 6 * SECOND];
     for seed in 0..500 {
         let mesh = [mesh(1, 1), mesh(1, 2), mesh(1, 3), mesh(2, 1), mesh(2, 2)][seed as usize % 5];
+        let programs: Vec<Vec<Do>> = (0..mesh.world_size()).map(|rank| program(mesh, rank)).collect();
         let takes = |rank: usize, step: u64, thing: usize| {
-            let (stage, thing) = (mesh.coord(rank).pp as u64, thing as u64);
-            let base = bases[draw([seed, stage, thing, 0], 5) as usize];
-            base * (1 + draw([seed, rank as u64, step, thing + 1], 9))
+            // The same work at the same place.
+            let place = programs[rank].iter().position(|other| *other == programs[rank][thing]).expect("itself");
+            let base = bases[draw([seed, mesh.coord(rank).pp as u64, place as u64, 0], 5) as usize];
+            base * (1 + draw([seed, rank as u64, step, thing as u64 + 1], 9))
         };
         let run = Run { mesh, steps: 4, takes };
         let end = run.play().iter().map(|rank| rank.changes.last().expect("it began").0).max().expect("ranks");
