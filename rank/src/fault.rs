@@ -9,6 +9,7 @@ use nix::sys::signal::{Signal, kill, raise};
 use nix::unistd::Pid;
 use proto::fault::{Fault, FaultKind};
 use proto::progress::Place;
+use proto::say;
 
 use crate::control::Breaker;
 
@@ -31,7 +32,8 @@ impl Faults {
     pub fn strike(&self, place: Place) {
         for fault in self.faults.iter().filter(|fault| fault.kind != FaultKind::HangInside && fault.is_at(place)) {
             // For whoever reads the log: it did come to this.
-            eprintln!("dslaunch-rank: a fault strikes: {:?} in step {}, {}", fault.kind, place.step, place.phase);
+            let Place { step, phase, .. } = place;
+            say::err(format_args!("dslaunch-rank: a fault strikes: {:?} in step {step}, {phase}", fault.kind));
             self.suffer(fault.kind);
         }
     }

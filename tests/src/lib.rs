@@ -2,9 +2,13 @@
 //! only at what a user could see (exit code, output, the run directory, processes).
 //!
 //! In reading order: [`fixtures`] (models and data), [`job`] (a train.toml and its run), [`run`] (a run's results),
-//! [`nodes`] (`dslaunch run` as several nodes), [`slurm`] (a Slurm of the test's own), [`process`] (what the kernel knows of it all), [`flood`] (strangers from the network),
-//! [`trials`] (draws at random).
+//! [`nodes`] (`dslaunch run` as several nodes), [`slurm`] (a Slurm of the test's own), [`process`] (what the kernel knows
+//! of it all), [`flood`] (strangers from the network), [`daemons`] (workers that are hard to end), [`trials`] (draws at
+//! random).
 
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "tests tell how they go")]
+
+pub mod daemons;
 pub mod fixtures;
 pub mod flood;
 pub mod job;
