@@ -11,7 +11,8 @@ use proto::config::TrainConfig;
 use proto::manifest::Progress;
 use proto::memory::{self, Room};
 use proto::model_config::ModelConfig;
-use proto::plan::{Draft, Plan, PreparedData, World};
+use proto::plan::Plan;
+use proto::resolve::{Draft, PreparedData, World};
 use proto::run_dir::RunDir;
 
 use crate::cli::JobArgs;

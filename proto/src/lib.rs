@@ -2,7 +2,7 @@
 //! ranks talk.
 //!
 //! In reading order: [`config`] (train.toml as typed), [`model_config`] (the model's config.json), [`mesh`]
-//! (rank and coordinates), [`plan`] (everything resolved and checked), [`schedule`] (learning rates), [`layout`]
+//! (rank and coordinates), [`plan`] (everything resolved and checked), [`resolve`] (how), [`schedule`] (learning rates), [`layout`]
 //! (which parameters a unit owns), [`sharding`] (ZeRO: who keeps what), [`memory`] (how much that is),
 //! [`dataset`] (prepared training data on disk), [`run_dir`] (where everything of a run lies),
 //! [`manifest`] (what a checkpoint holds), [`mod@env`] (worker
@@ -26,6 +26,7 @@ pub mod model_config;
 pub mod pipeline;
 pub mod plan;
 pub mod progress;
+pub mod resolve;
 pub mod run_dir;
 pub mod schedule;
 pub mod sharding;

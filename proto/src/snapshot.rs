@@ -168,7 +168,7 @@ mod tests {
     use crate::config::TrainConfig;
     use crate::layout::{TensorSplit, model_layout};
     use crate::model_config::ModelConfig;
-    use crate::plan::{Draft, World};
+    use crate::resolve::{Draft, World};
 
     fn plan(extra: &str, world_size: usize) -> Plan {
         let text = r#"{"architectures": ["LlamaForCausalLM"], "hidden_size": 24, "intermediate_size": 40,

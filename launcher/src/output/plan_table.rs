@@ -180,7 +180,7 @@ mod tests {
 
     use proto::config::TrainConfig;
     use proto::manifest::Progress;
-    use proto::plan::{Draft, PreparedData, World};
+    use proto::resolve::{Draft, PreparedData, World};
 
     const DEEPSEEK: &str = r#"{
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "hidden_size": 4096,

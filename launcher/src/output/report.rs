@@ -200,7 +200,7 @@ mod tests {
     use proto::config::TrainConfig;
     use proto::manifest::Progress;
     use proto::model_config::ModelConfig;
-    use proto::plan::{Draft, PreparedData, World};
+    use proto::resolve::{Draft, PreparedData, World};
 
     fn failure(rank: usize, message: Option<&str>, exit: Option<Exit>) -> Failure {
         Failure { rank, kind: Kind::Died, step: 17, message: message.map(str::to_owned), exit }

@@ -146,7 +146,7 @@ mod tests {
     use super::*;
     use crate::config::TrainConfig;
     use crate::model_config::ModelConfig;
-    use crate::plan::{Draft, World};
+    use crate::resolve::{Draft, World};
 
     const GIB: u64 = 1 << 30;
 

@@ -109,7 +109,7 @@ mod tests {
     use crate::config::TrainConfig;
     use crate::manifest::Progress;
     use crate::model_config::ModelConfig;
-    use crate::plan::{Draft, PreparedData, World};
+    use crate::resolve::{Draft, PreparedData, World};
 
     fn deepseek(zero: &str, world_size: usize) -> StateBytes {
         let text = r#"{"architectures": ["LlamaForCausalLM"], "hidden_size": 4096, "intermediate_size": 11008,

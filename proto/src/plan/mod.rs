@@ -1,21 +1,12 @@
 //! The plan: what a job does, with every default filled and every product checked. Pure.
 //!
-//! `train.toml + config.json + world -> Draft -> (prepared data) -> Plan`. The first arrow finds every mistake that
-//! can be found before data is touched; the second adds what only the data knows (rows, hence steps). The launcher
-//! writes the plan to `plan.json`; ranks read that and never train.toml, so nothing downstream has a default left to
-//! fill in.
-
-mod draft;
-mod parallel;
-mod unsupported;
+//! [`crate::resolve`] makes it. The launcher writes it to `plan.json`; ranks read that and never train.toml, so nothing
+//! downstream has a default left to fill in.
 
 use std::ops::Range;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
-
-pub use draft::{Draft, PreparedData, World};
-pub use parallel::MAX_RANKS;
 
 pub use crate::config::{ActivationCheckpointing, Dtype, Init, PipelineSchedule, ZeroStage};
 use crate::manifest::Progress;

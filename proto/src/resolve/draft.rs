@@ -1,12 +1,12 @@
 //! From what the user wrote to a plan: first without the data, then with it.
 
-use super::{BatchPlan, CheckpointPlan, DataPlan, ModelPlan, OptimizerPlan, PipelinePlan, Plan, ZeroPlan};
 use super::{parallel, unsupported};
 use crate::config::{AutoOr, Batch, ConfigErrors, Dtype, Length, Offload, Problem, TrainConfig, ZeroStage};
 use crate::manifest::Progress;
 use crate::memory::{self, Room};
 use crate::mesh::Mesh;
 use crate::model_config::{DiskDType, ModelConfig};
+use crate::plan::{BatchPlan, CheckpointPlan, DataPlan, ModelPlan, OptimizerPlan, PipelinePlan, Plan, ZeroPlan};
 use crate::schedule::Schedule;
 use std::path::PathBuf;
 

@@ -1,14 +1,14 @@
 //! Whether the ranks, the axes and the model fit together, and which pipeline stage gets which units. Pure.
 
-use super::PipelinePlan;
 use crate::config::{AutoOr, Offload, PipelineSchedule, Problem, TrainConfig, ZeroStage};
 use crate::layout::num_units;
 use crate::mesh::Mesh;
 use crate::model_config::ModelConfig;
 use crate::pipeline::{partition, unit_costs};
+use crate::plan::PipelinePlan;
 
 /// Ranks of one machine: as many as `comm`'s control page has room for.
-pub const MAX_RANKS: usize = 64;
+const MAX_RANKS: usize = 64;
 
 /// Chunks of a stage in an interleaved pipeline: two halve the bubble, more mostly add messages.
 const INTERLEAVED_CHUNKS: usize = 2;
