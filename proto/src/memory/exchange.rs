@@ -3,11 +3,8 @@
 use super::{ALIGN_BYTES, element_bytes};
 use crate::layout::rank_layout;
 use crate::mesh::Coord;
+use crate::pipeline::MESSAGES_UNDER_WAY;
 use crate::plan::Plan;
-
-/// Messages of one direction that a pipeline stage may have under way: the next forward pass need not wait until the
-/// neighbour has taken the last one's result.
-pub const MESSAGES_UNDER_WAY: usize = 3;
 
 /// Gradients of a tied embedding that the first and the last stage exchange at a time.
 const TIED_GRADIENTS_AT_A_TIME: usize = 1 << 18;

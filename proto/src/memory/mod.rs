@@ -8,8 +8,8 @@ mod peak;
 mod slots;
 
 pub use activations::LOGITS_AT_A_TIME;
-pub use exchange::{Exchange, MESSAGES_UNDER_WAY};
-pub use fit::{Room, Shortage, check, helpful_keys, needed};
+pub use exchange::Exchange;
+pub use fit::{Need, Room, Shortage, Side, check, helpful_keys, needs};
 pub use peak::{PeakBytes, WEIGHT_FILE_BYTES};
 pub use slots::{Claim, assign, grad_claims, param_claims};
 
@@ -109,7 +109,7 @@ mod tests {
     use crate::config::TrainConfig;
     use crate::manifest::Progress;
     use crate::model_config::ModelConfig;
-    use crate::resolve::{Draft, PreparedData, World};
+    use crate::resolve::{Draft, Machine, PreparedData, World};
 
     fn deepseek(zero: &str, world_size: usize) -> StateBytes {
         let text = r#"{"architectures": ["LlamaForCausalLM"], "hidden_size": 4096, "intermediate_size": 11008,
@@ -117,7 +117,13 @@ mod tests {
         let model = ModelConfig::parse("config.json".as_ref(), text).unwrap();
         let toml = format!("[model]\npath = \"m\"\ndtype = \"bf16\"\n[data]\ntrain = \"d\"\n[zero]\n{zero}\n");
         let config = TrainConfig::parse("train.toml".as_ref(), &toml, &[]).unwrap();
-        let world = World { world_size, cores: 8, current_dir: "/".into(), room: None };
+        let world = World {
+            world_size,
+            cores: 8,
+            current_dir: "/".into(),
+            machine: Machine::This { gpus: 0 },
+            room: Room::default(),
+        };
         let data = PreparedData { path: "/d".into(), rows: 8, tokens: 80, longest_row: 64 };
         let draft = Draft::new(&config, world, model).unwrap();
         StateBytes::largest(&draft.with_data(data, None, Progress::default()).unwrap())

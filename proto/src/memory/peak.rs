@@ -4,11 +4,11 @@
 //! its peers.
 
 use super::activations::{BlockBytes, head_bytes};
-use super::{Exchange, MESSAGES_UNDER_WAY, StateBytes, element_bytes};
+use super::{Exchange, StateBytes, element_bytes};
 use crate::config::{Dtype, ZeroStage};
 use crate::layout::{TensorSplit, UnitKind, model_layout, rank_layout};
 use crate::mesh::Coord;
-use crate::pipeline::Action;
+use crate::pipeline::{Action, MESSAGES_UNDER_WAY};
 use crate::plan::Plan;
 
 /// Largest weights file. Larger models are cut into several, which the ranks write in turn.
@@ -64,10 +64,6 @@ impl PeakBytes {
         let workspace = of_block.max(if has_head { head_bytes(plan) } else { 0 });
         // What is recomputed is freed in another order than it was allocated in: the heap has room for it twice.
         let recomputed = if has_blocks { block.all - block.saved } else { 0 };
-        let libraries = match plan.model.compute_dtype {
-            Dtype::Fp32 => RUNTIME_BYTES_FP32,
-            Dtype::Bf16 => RUNTIME_BYTES_BF16,
-        };
         Self {
             parameters: state.parameters,
             gradients: state.gradients + state.gradient_shards,
@@ -77,18 +73,8 @@ impl PeakBytes {
             workspace,
             communication: exchange(plan, coord),
             peers: peers(plan, coord, &state) + collected(plan, coord),
-            runtime: libraries
-                + THREAD_BYTES * (plan.threads_per_rank as u64 - 1)
-                + ((activations + workspace) as f64 * HEAP_WASTE) as u64
-                + recomputed,
+            runtime: library_bytes(plan) + ((activations + workspace) as f64 * HEAP_WASTE) as u64 + recomputed,
         }
-    }
-
-    /// Of the rank that holds the most, and which that is.
-    pub fn largest(plan: &Plan) -> (usize, Self) {
-        let ranks = (0..plan.mesh.world_size()).map(|rank| (rank, Self::of(plan, plan.mesh.coord(rank))));
-        // The first of those that hold equally much.
-        ranks.rev().max_by_key(|(_, bytes)| bytes.total()).expect("a job has ranks")
     }
 
     /// All of it.
@@ -102,6 +88,15 @@ impl PeakBytes {
             + self.peers
             + self.runtime
     }
+}
+
+/// What libtorch takes of the host's memory for one rank.
+pub(super) fn library_bytes(plan: &Plan) -> u64 {
+    let libraries = match plan.model.compute_dtype {
+        Dtype::Fp32 => RUNTIME_BYTES_FP32,
+        Dtype::Bf16 => RUNTIME_BYTES_BF16,
+    };
+    libraries + THREAD_BYTES * (plan.threads_per_rank as u64 - 1)
 }
 
 /// The most that a stage's schedule keeps alive.

@@ -1,8 +1,7 @@
 //! List scheduling: all stages in time, each taking the most urgent pass that is ready. A stage whose neighbour has not
 //! taken its last messages waits, here as in reality.
 
-use super::{Action, PipelineShape};
-use crate::memory::MESSAGES_UNDER_WAY;
+use super::{Action, MESSAGES_UNDER_WAY, PipelineShape};
 
 /// In what order every stage makes its passes.
 pub(super) struct Order {

@@ -3,12 +3,16 @@
 //! [`crate::resolve`] makes it. The launcher writes it to `plan.json`; ranks read that and never train.toml, so nothing
 //! downstream has a default left to fill in.
 
+mod backend;
+
 use std::ops::Range;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-pub use crate::config::{ActivationCheckpointing, Dtype, Init, PipelineSchedule, ZeroStage};
+pub use backend::Backend;
+
+pub use crate::config::{ActivationCheckpointing, Device, Dtype, Init, PipelineSchedule, ZeroStage};
 use crate::manifest::Progress;
 use crate::mesh::Mesh;
 use crate::model_config::{DiskDType, ModelConfig};
@@ -24,6 +28,10 @@ pub struct Plan {
     pub output_dir: PathBuf,
     /// Seed of initialisation and shuffling.
     pub seed: u64,
+    /// What ranks compute on.
+    pub device: Device,
+    /// What carries their collectives.
+    pub backend: Backend,
     /// Sizes of the axes.
     pub mesh: Mesh,
     /// Whether tensor-parallel ranks hold a part of the tokens each between the parallel parts of a layer.

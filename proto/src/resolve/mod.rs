@@ -4,8 +4,10 @@
 //! can be found before data is touched; the second adds what only the data knows (rows, hence steps). `unsupported.rs`
 //! is the one place that refuses what is not done yet.
 
+mod device;
 mod draft;
 mod parallel;
 mod unsupported;
 
+pub use device::Machine;
 pub use draft::{Draft, PreparedData, World};

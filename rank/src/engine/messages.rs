@@ -6,7 +6,8 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use comm::{Channel, CommError, ShmWorld, Work};
-use proto::memory::{Exchange, MESSAGES_UNDER_WAY};
+use proto::memory::Exchange;
+use proto::pipeline::MESSAGES_UNDER_WAY;
 use proto::progress::CallKind;
 use tch::{Kind, Tensor};
 
