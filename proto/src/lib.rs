@@ -5,7 +5,7 @@
 //! (rank and coordinates), [`plan`] (everything resolved and checked), [`resolve`] (how), [`schedule`] (learning rates), [`layout`]
 //! (which parameters a unit owns), [`sharding`] (ZeRO: who keeps what), [`memory`] (how much that is),
 //! [`dataset`] (prepared training data on disk), [`run_dir`] (where everything of a run lies),
-//! [`manifest`] (what a checkpoint holds), [`mod@env`] (worker
+//! [`manifest`] (what a checkpoint holds), [`weight_files`] (which tensor is in which of its files), [`mod@env`] (worker
 //! environment), [`progress`] (what each rank is doing), [`fault`] (faults on purpose), [`snapshot`] (state in memory),
 //! [`control`] (the gRPC service for ranks) and [`agents`] (the one for several machines).
 //!
@@ -31,6 +31,7 @@ pub mod run_dir;
 pub mod schedule;
 pub mod sharding;
 pub mod snapshot;
+pub mod weight_files;
 
 /// The gRPC control service, generated from `proto/control.proto`.
 pub mod control {

@@ -14,7 +14,7 @@ use std::ops::Range;
 
 pub use params::model_layout;
 pub use pieces::{Overlap, Piece, overlaps};
-pub use stage::{num_units, rank_layout};
+pub use stage::{num_units, rank_layout, tensor_layout};
 
 /// What a unit computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

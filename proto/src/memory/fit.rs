@@ -186,14 +186,14 @@ impl fmt::Display for Shortage {
         match side {
             Side::Gpu => write!(
                 f,
-                "rank {rank} needs {:.1} GiB and a GPU has {:.1} GiB, {missing:.2} GiB too few",
+                "rank {rank} needs {:.1} GiB and a GPU has {:.1} GiB: {missing:.2} GiB are missing",
                 gib(*bytes),
                 gib(*available)
             )?,
             Side::Host => write!(
                 f,
                 "all ranks together need {:.2} GiB of the host's memory, {:.2} GiB of it for snapshots, and {:.2} GiB \
-                 are available, {missing:.2} GiB too few",
+                 are available: {missing:.2} GiB are missing",
                 gib(*bytes),
                 gib(*snapshots),
                 gib(*available)

@@ -55,7 +55,7 @@ fn a_shortage_names_the_rank_the_parts_and_the_keys() {
     let shortages = check(&on_gpus("[zero]\nstage = 0\n", 2, 80), gpu(80)).unwrap_err();
     assert_eq!(shortages.len(), 1);
     let text = shortages[0].to_string();
-    assert!(text.starts_with("rank 0 needs 1") && text.contains("a GPU has 80.0 GiB, "), "{text}");
+    assert!(text.starts_with("rank 0 needs 1") && text.contains("a GPU has 80.0 GiB: "), "{text}");
     assert!(text.contains("optimizer 77.23 GiB") && text.contains("a higher zero.stage"), "{text}");
 }
 

@@ -10,7 +10,7 @@ mod slots;
 pub use activations::LOGITS_AT_A_TIME;
 pub use exchange::Exchange;
 pub use fit::{Need, Room, Shortage, Side, check, helpful_keys, needs};
-pub use peak::{PeakBytes, WEIGHT_FILE_BYTES};
+pub use peak::PeakBytes;
 pub use slots::{Claim, assign, grad_claims, param_claims};
 
 use crate::config::Dtype;

@@ -6,13 +6,11 @@
 use super::activations::{BlockBytes, head_bytes};
 use super::{Exchange, StateBytes, element_bytes};
 use crate::config::{Dtype, ZeroStage};
-use crate::layout::{TensorSplit, UnitKind, model_layout, rank_layout};
+use crate::layout::{ParamLayout, TensorSplit, UnitKind, model_layout, rank_layout, tensor_layout};
 use crate::mesh::Coord;
 use crate::pipeline::{Action, MESSAGES_UNDER_WAY};
 use crate::plan::Plan;
-
-/// Largest weights file. Larger models are cut into several, which the ranks write in turn.
-pub const WEIGHT_FILE_BYTES: usize = 5_000_000_000;
+use crate::weight_files::WeightFiles;
 
 /// What libtorch and its matrix libraries take once they compute: code pages, packed operands, workspace. Measured on
 /// x86-64 with libtorch 2.11: a rank of a tiny model has 15 MiB (in bf16 33 MiB) above an empty one, and products of real
@@ -182,23 +180,22 @@ fn collected(plan: &Plan, coord: Coord) -> u64 {
     if mesh.tp * mesh.pp == 1 {
         return 0;
     }
+    let files = WeightFiles::new(&model_layout(&plan.model.config, TensorSplit::WHOLE), plan.model.disk_dtype);
+    let is_written_here = |file| files.writer_of(file, mesh.world_size()) == rank;
+    if !(0..files.files().len()).any(is_written_here) {
+        return 0;
+    }
     let element = element_bytes(plan.model.compute_dtype) as u64;
-    let own: Vec<String> = rank_layout(plan, coord).into_iter().map(|unit| unit.name).collect();
-    let (mut room, mut file, mut from_peers, mut largest) = (WEIGHT_FILE_BYTES as u64, 0, 0, 0);
-    for unit in model_layout(&plan.model.config, TensorSplit::WHOLE) {
-        let is_own = own.contains(&unit.name);
-        for param in &unit.params {
-            let bytes = param.numel() as u64 * element;
-            if bytes > room {
-                (room, file) = (WEIGHT_FILE_BYTES as u64, file + 1);
-            }
-            room = room.saturating_sub(bytes);
-            if file % mesh.world_size() == rank {
-                let is_cut = param.decays() && mesh.tp > 1;
-                let part = if is_cut { bytes / mesh.tp as u64 } else { bytes };
-                let others = if is_own { bytes - if is_cut { part } else { bytes } } else { bytes };
-                from_peers += others;
-                largest = if others > 0 { part.max(largest) } else { largest };
+    let (mut from_peers, mut largest) = (0, 0);
+    for tp in 0..mesh.tp {
+        for (unit, layout) in tensor_layout(plan, tp).iter().enumerate() {
+            let is_own = tp == coord.tp && plan.pipeline.stage_of(unit, mesh.pp) == coord.pp;
+            let is_sent =
+                |param: &&ParamLayout| !is_own && param.is_primary() && is_written_here(files.file_of(&param.name));
+            for param in layout.params.iter().filter(is_sent) {
+                let bytes = param.numel() as u64 * element;
+                from_peers += bytes;
+                largest = bytes.max(largest);
             }
         }
     }

@@ -156,6 +156,11 @@ impl PipelinePlan {
     pub fn chunks_of(&self, stage: usize, num_stages: usize) -> impl Iterator<Item = Range<usize>> + '_ {
         self.chunks.iter().skip(stage).step_by(num_stages).cloned()
     }
+
+    /// The stage that holds a unit, counted over the whole model. Panics where no chunk has it.
+    pub fn stage_of(&self, unit: usize, num_stages: usize) -> usize {
+        self.chunks.iter().position(|chunk| chunk.contains(&unit)).expect("every unit is in a chunk") % num_stages
+    }
 }
 
 /// Prepared data: files in [`crate::dataset`]'s format.
