@@ -106,7 +106,7 @@ fn saved_ranges(plan: &Plan, rank: usize) -> UnitRanges {
     let coord = plan.mesh.coord(rank);
     let sharding = Sharding::new(plan.zero.stage, plan.mesh.dp, coord.dp);
     let of_unit = |layout: crate::layout::UnitLayout| {
-        let shard = sharding.shard(sharding.padded(layout.numel()));
+        let shard = sharding.shard(sharding.padded(layout.trained_numel()));
         let ranges = layout.primary_pieces(shard).into_iter().map(|piece| [piece.whole.start, piece.whole.end]);
         (layout.name.clone(), ranges.collect::<Vec<_>>())
     };

@@ -1,6 +1,6 @@
 //! The units that one rank holds: those of its pipeline stage, cut for its tensor-parallel index.
 
-use super::{TensorSplit, UnitLayout, model_layout};
+use super::{TensorSplit, UnitLayout, model_layout_with};
 use crate::mesh::Coord;
 use crate::model_config::ModelConfig;
 use crate::plan::Plan;
@@ -13,7 +13,7 @@ pub fn num_units(config: &ModelConfig) -> usize {
 /// All units of the plan's model, as one of its tensor-parallel ranks holds them.
 pub fn tensor_layout(plan: &Plan, tp_rank: usize) -> Vec<UnitLayout> {
     let split = TensorSplit { size: plan.mesh.tp, rank: tp_rank, sequence: plan.sequence_parallel };
-    model_layout(&plan.model.config, split)
+    model_layout_with(&plan.model.config, split, &plan.model.trained)
 }
 
 /// The units of the rank at `coord`, in the order of the forward pass. Where a tied embedding and the head are on

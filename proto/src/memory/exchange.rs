@@ -1,7 +1,7 @@
 //! Buffers in the arena that something passes through on its way between ranks.
 
 use super::{ALIGN_BYTES, element_bytes};
-use crate::layout::rank_layout;
+use crate::layout::{EMBEDDING, rank_layout};
 use crate::mesh::Coord;
 use crate::pipeline::MESSAGES_UNDER_WAY;
 use crate::plan::Plan;
@@ -41,7 +41,8 @@ impl Exchange {
             sizes.messages = 2 * (1 + MESSAGES_UNDER_WAY);
         }
         let has_tied_copy = plan.mesh.pp > 1 && plan.model.config.tie_word_embeddings;
-        if has_tied_copy && (coord.pp == 0 || coord.pp + 1 == plan.mesh.pp) {
+        let is_trained = plan.model.trained.includes(EMBEDDING);
+        if has_tied_copy && is_trained && (coord.pp == 0 || coord.pp + 1 == plan.mesh.pp) {
             sizes.tied_gradients = TIED_GRADIENTS_AT_A_TIME;
         }
         if plan.mesh.tp * plan.mesh.pp > 1 {

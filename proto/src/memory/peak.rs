@@ -29,7 +29,7 @@ const HEAP_WASTE: f64 = 0.17;
 /// What one rank holds when it holds the most, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 pub struct PeakBytes {
-    /// Whole parameters.
+    /// Whole parameters, and shards of frozen ones.
     pub parameters: u64,
     /// Gradients, whole and sharded.
     pub gradients: u64,
@@ -63,7 +63,7 @@ impl PeakBytes {
         // What is recomputed is freed in another order than it was allocated in: the heap has room for it twice.
         let recomputed = if has_blocks { block.all - block.saved } else { 0 };
         Self {
-            parameters: state.parameters,
+            parameters: state.parameters + state.frozen_shards,
             gradients: state.gradients + state.gradient_shards,
             gradient_shards: state.gradient_shards,
             optimizer: state.masters + state.moments,
@@ -158,7 +158,7 @@ fn peers(plan: &Plan, coord: Coord, state: &StateBytes) -> u64 {
     let (dp, tp) = (plan.mesh.dp, plan.mesh.tp);
     // A member of a group reduces its part of everybody's buffer, and gathers everybody's part.
     let reduced = share(state.gradients, dp);
-    let gathered = if plan.zero.stage == ZeroStage::Stage0 { 0 } else { share(state.parameters, dp) };
+    let gathered = if plan.zero.stage == ZeroStage::Stage0 { 0 } else { share(StateBytes::exchanged(plan, coord), dp) };
     let tokens = sizes.tokens as u64 * element;
     let of_layer = if plan.sequence_parallel { 2 * share(tokens, tp) } else { share(tokens, tp) };
     let of_layer = of_layer.min((tp as u64 - 1) * tokens);

@@ -4,6 +4,7 @@
 //! downstream has a default left to fill in.
 
 mod backend;
+mod trained;
 
 use std::ops::Range;
 use std::path::PathBuf;
@@ -11,6 +12,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub use backend::Backend;
+pub use trained::Trained;
 
 pub use crate::config::{ActivationCheckpointing, Device, Dtype, Init, PipelineSchedule, ZeroStage};
 use crate::manifest::Progress;
@@ -138,6 +140,8 @@ pub struct ModelPlan {
     /// Type of the weights in checkpoints of a model that starts from random weights. A pretrained one keeps that of its
     /// files, which the ranks read.
     pub disk_dtype: DiskDType,
+    /// Which parameters are trained.
+    pub trained: Trained,
     /// The model's config.json.
     pub config: ModelConfig,
 }

@@ -7,7 +7,9 @@ use crate::manifest::Progress;
 use crate::memory::{self, Room, Shortage};
 use crate::mesh::Mesh;
 use crate::model_config::{DiskDType, ModelConfig};
-use crate::plan::{BatchPlan, CheckpointPlan, DataPlan, ModelPlan, OptimizerPlan, PipelinePlan, Plan, ZeroPlan};
+use crate::plan::{
+    BatchPlan, CheckpointPlan, DataPlan, ModelPlan, OptimizerPlan, PipelinePlan, Plan, Trained, ZeroPlan,
+};
 use crate::schedule::Schedule;
 use std::path::PathBuf;
 
@@ -201,6 +203,7 @@ impl Draft {
                 AutoOr::Given(Dtype::Bf16) => DiskDType::Bf16,
                 AutoOr::Given(Dtype::Fp32) | AutoOr::Auto => DiskDType::F32,
             }),
+            trained: Trained::All,
             config: self.model.clone(),
         }
     }

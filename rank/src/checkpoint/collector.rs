@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use comm::{Channel, CommError, ShmWorld, Work};
-use proto::layout::{ParamLayout, TensorSplit, UnitLayout, model_layout};
+use proto::layout::{ParamLayout, TensorSplit, UnitLayout, model_layout, tensor_layout};
 use proto::memory::Exchange;
 use proto::mesh::Coord;
 use proto::plan::{Dtype, Plan};
@@ -40,10 +40,9 @@ impl Collector {
             Dtype::Bf16 => Kind::BFloat16,
             Dtype::Fp32 => Kind::Float,
         };
-        let split = |rank| TensorSplit { size: plan.mesh.tp, rank, sequence: plan.sequence_parallel };
         Ok(Self {
             arrived: FlatBuffer::new(world, kind, Exchange::of(&plan, groups.coord).parameter)?,
-            layouts: (0..plan.mesh.tp).map(|rank| model_layout(&plan.model.config, split(rank))).collect(),
+            layouts: (0..plan.mesh.tp).map(|rank| tensor_layout(&plan, rank)).collect(),
             groups,
             plan,
         })
