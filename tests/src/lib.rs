@@ -1,11 +1,13 @@
 //! The harness of the end-to-end tests: they run the real `dslaunch` with real rank processes on tiny models, and look
 //! only at what a user could see (exit code, output, the run directory, processes).
 //!
-//! In reading order: [`fixtures`] (models and data), [`job`] (a train.toml and its run), [`run`] (a run's results),
+//! In reading order: [`fixtures`] (models and data), [`job`] (a train.toml and its run), [`layout`] (jobs that differ
+//! only in what must not change the result), [`run`] (a run's results),
 //! [`nodes`] (`dslaunch run` as several nodes), [`slurm`] (a Slurm of the test's own).
 
 pub mod fixtures;
 pub mod job;
+pub mod layout;
 pub mod nodes;
 pub mod run;
 pub mod slurm;
