@@ -39,7 +39,7 @@ use control::MAX_SLOTS;
 use world::World;
 
 /// Every buffer starts on a cache line.
-const ALIGN_BYTES: usize = 64;
+pub const ALIGN_BYTES: usize = 64;
 
 /// How to join a world.
 #[derive(Debug)]

@@ -1,6 +1,6 @@
 //! Buffers in the arena that something passes through on its way between ranks.
 
-use super::{ALIGN_BYTES, element_bytes};
+use super::{ARENA_ALIGN_BYTES, element_bytes};
 use crate::layout::{EMBEDDING, rank_layout};
 use crate::mesh::Coord;
 use crate::pipeline::MESSAGES_UNDER_WAY;
@@ -57,7 +57,7 @@ impl Exchange {
     /// Bytes in the arena.
     pub fn bytes(&self, plan: &Plan) -> u64 {
         let element = element_bytes(plan.model.compute_dtype);
-        let aligned = |bytes: usize| bytes.next_multiple_of(ALIGN_BYTES) as u64;
+        let aligned = |bytes: usize| bytes.next_multiple_of(ARENA_ALIGN_BYTES) as u64;
         aligned(self.tokens * element)
             + aligned(self.rows * 8)
             + self.messages as u64 * aligned(self.message * element)

@@ -19,8 +19,8 @@ use crate::mesh::Coord;
 use crate::plan::Plan;
 use crate::sharding::Sharding;
 
-/// Alignment of buffers in the arena.
-const ALIGN_BYTES: usize = 64;
+/// Alignment of buffers in the arena, as `comm` allocates them.
+pub const ARENA_ALIGN_BYTES: usize = 64;
 
 /// What one rank keeps of the model from step to step, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -123,7 +123,7 @@ fn trained(layouts: &[UnitLayout], sharding: Sharding) -> Vec<usize> {
 /// `numels` are the lengths of the units' buffers.
 fn slot_bytes(layouts: &[UnitLayout], claims: &[Claim], numels: &[usize], element_bytes: usize) -> u64 {
     let (_, layout_of_slot) = assign(&classes(layouts), claims);
-    let slot = |unit: usize| (numels[unit] * element_bytes).next_multiple_of(ALIGN_BYTES);
+    let slot = |unit: usize| (numels[unit] * element_bytes).next_multiple_of(ARENA_ALIGN_BYTES);
     layout_of_slot.into_iter().map(|unit| slot(unit) as u64).sum()
 }
 

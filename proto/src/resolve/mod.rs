@@ -11,3 +11,4 @@ mod unsupported;
 
 pub use device::Machine;
 pub use draft::{Draft, PreparedData, World};
+pub use parallel::MAX_RANKS;

@@ -7,8 +7,8 @@ use crate::model_config::ModelConfig;
 use crate::pipeline::{partition, unit_costs};
 use crate::plan::PipelinePlan;
 
-/// Ranks of one machine: as many as `comm`'s control page has room for.
-const MAX_RANKS: usize = 64;
+/// The most ranks of one machine: as many as `comm`'s control page has room for.
+pub const MAX_RANKS: usize = 64;
 
 /// Chunks of a stage in an interleaved pipeline: two halve the bubble, more mostly add messages.
 const INTERLEAVED_CHUNKS: usize = 2;

@@ -17,7 +17,7 @@ use super::weight_grads::{WeightGrads, accumulate_matmul};
 use crate::kernels::wide_kind;
 
 /// Label of a token that is not trained on.
-const IGNORED: i64 = -100;
+const IGNORED: i64 = proto::dataset::IGNORED as i64;
 
 /// Weights of the head. The same type holds the gradients, as fp32 views.
 #[derive(Debug)]
