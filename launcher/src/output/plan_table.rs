@@ -197,8 +197,10 @@ fn beside_gpus(plan: &Plan, need: Need, room: Room) -> String {
     match memory::check(plan, Room { gpu: None, ..room }) {
         Ok(()) => needed,
         Err(shortages) => {
-            let short = |Shortage { available, keys, .. }: &Shortage| {
-                format!("; this machine has {}; what would help: {}", bytes(*available), keys.join(", "))
+            let short = |shortage: &Shortage| {
+                let (has, missing) = (bytes(shortage.available), bytes(shortage.missing()));
+                let keys = shortage.keys.join(", ");
+                format!("; this machine has {has}: {missing} are missing; what would help: {keys}")
             };
             needed + &shortages.iter().map(short).collect::<String>()
         }
@@ -255,11 +257,12 @@ mod tests {
     fn the_table_answers_what_will_be_done() {
         let table = plan_table(&plan("", 4), Room::default());
         let lines: Vec<_> = table.lines().collect();
-        assert_eq!(lines.len(), 11);
+        assert_eq!(lines.len(), 12);
         assert_eq!(lines[1], "output    /here/runs/sft");
         assert_eq!(lines[3], "ranks     4 = pipeline 1 * data 4 * tensor 1, 2 threads each");
-        assert_eq!(lines[5], "batch     32 rows = micro batch 1 * accumulation 8 * data 4");
-        assert_eq!(lines[6], "steps     10, 1.00 epochs, about 1.0 M tokens");
+        assert_eq!(lines[4], "device    cpu, ranks talk over shm");
+        assert_eq!(lines[6], "batch     32 rows = micro batch 1 * accumulation 8 * data 4");
+        assert_eq!(lines[7], "steps     10, 1.00 epochs, about 1.0 M tokens");
     }
 
     #[test]
@@ -269,14 +272,44 @@ mod tests {
         let lines: Vec<_> = table.lines().collect();
         assert_eq!(lines[3], "ranks     8 = pipeline 4 * data 1 * tensor 2 (with sequence parallelism), 1 thread each");
         let stages = "embed_tokens to layers.7 | layers.8 to layers.15 | layers.16 to layers.23 | layers.24 to head";
-        assert_eq!(lines[4], format!("pipeline  1f1b, stages {stages}; they wait 19 % of the time"));
+        assert_eq!(lines[5], format!("pipeline  1f1b, stages {stages}; they wait 19 % of the time"));
+    }
+
+    #[test]
+    fn a_plan_for_gpus_says_what_their_host_needs_and_compares_it_with_this_one() {
+        let row = |world_size, toml: &str, host: Option<u64>| {
+            let text = format!("[model]\npath = \"/m\"\n[data]\ntrain = \"a.jsonl\"\n{toml}");
+            let config = TrainConfig::parse(Path::new("sft.toml"), &text, &[]).unwrap();
+            let model = ModelConfig::parse(Path::new("config.json"), DEEPSEEK).unwrap();
+            let room = Room { gpu: Some(80 << 30), host };
+            let world = World { world_size, cores: 8, current_dir: "/here".into(), machine: Machine::Imagined, room };
+            let draft = Draft::new(&config, world, model).unwrap();
+            let plan = draft.without_data().unwrap();
+            assert!(draft.check_memory(&plan).is_ok(), "the host does not bind");
+            let table = plan_table_without_data(&plan, room);
+            let row = |name| table.lines().find(|line| line.starts_with(name)).unwrap().to_owned();
+            [row("device"), row("host")]
+        };
+        let [device, host] = row(4, "[zero]\nstage = 3\n", Some(1 << 40));
+        assert_eq!(device, "device    cuda, ranks talk over nccl");
+        let needed =
+            "host      158.72 GiB for all ranks together, snapshots 154.46 GiB of it; rank 0: runtime 1.06 GiB";
+        assert_eq!(host, needed);
+        assert_eq!(row(4, "[zero]\nstage = 3\n", None)[1], needed);
+        let short =
+            "; this machine has 16.00 GiB: 142.72 GiB are missing; what would help: restart.snapshot_every_steps = 0";
+        assert_eq!(row(4, "[zero]\nstage = 3\n", Some(16 << 30))[1], format!("{needed}{short}"));
+        let offloads = "[zero]\nstage = 0\noffload_optimizer = \"cpu\"\n[restart]\nsnapshot_every_steps = 0\n";
+        let [device, host] = row(1, offloads, None);
+        assert_eq!(device, "device    cuda, one rank that talks to nobody");
+        assert!(host.ends_with("rank 0: offloaded optimizer 77.23 GiB, runtime 1.11 GiB"), "{host}");
     }
 
     #[test]
     fn the_table_says_where_the_run_goes_on() {
         let steps = |start, toml| {
             let table = plan_table(&plan_from(start, toml, 4), Room::default());
-            table.lines().nth(6).unwrap().to_owned()
+            table.lines().nth(7).unwrap().to_owned()
         };
         // 288 of 320 rows in larger steps than now.
         let start = Progress { step: 4, rows: 288, label_tokens: 0 };

@@ -1,6 +1,6 @@
 //! The plan: what a job does, with every default filled and every product checked. Pure.
 //!
-//! [`crate::resolve`] makes it. The launcher writes it to `plan.json`; ranks read that and never train.toml, so nothing
+//! `resolve` makes it. The launcher writes it to `plan.json`; ranks read that and never train.toml, so nothing
 //! downstream has a default left to fill in.
 
 mod backend;

@@ -1,4 +1,4 @@
-//! Decides: turns what the user wrote and what there is into a [`Plan`](crate::plan::Plan). Pure.
+//! Decides: turns what the user wrote and what there is into a plan. Pure.
 //!
 //! `train.toml + config.json + world -> Draft -> (prepared data) -> Plan`. The first arrow finds every mistake that
 //! can be found before data is touched; the second adds what only the data knows (rows, hence steps). `unsupported.rs`
