@@ -152,7 +152,7 @@ fn schedule(plan: &Plan) -> String {
     )
 }
 
-/// What is needed of each memory: of the one that ranks compute in first.
+/// Rows on each memory that is needed: that of the device first.
 fn memory(plan: &Plan, room: Room) -> Vec<(&'static str, String)> {
     let mut needs = memory::needs(plan).into_iter();
     let device = needs.next().expect("ranks compute in a memory");
@@ -181,7 +181,7 @@ fn needed_of(need: Need, room: Room) -> String {
     }
 }
 
-/// What ranks on GPUs need of their host, compared with this machine's memory, which need not be theirs.
+/// Compares what ranks on GPUs need of their host with this machine's memory, which need not be theirs.
 fn beside_gpus(plan: &Plan, need: Need, room: Room) -> String {
     let Need { peak, snapshots, rank, .. } = need;
     let parts =

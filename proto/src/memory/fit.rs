@@ -42,7 +42,7 @@ const CUDA_BYTES: u64 = 3 << 29;
 /// measurement.
 const CUDA_HOST_BYTES: u64 = 1 << 30;
 
-/// What a job needs of one memory.
+/// The need that a job has of one memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Need {
     /// Which memory.
@@ -85,7 +85,7 @@ impl PeakBytes {
         Self { peers: 0, runtime: CUDA_BYTES, ..self }
     }
 
-    /// What a rank on a GPU has in the host's memory: what is offloaded, and libraries.
+    /// The part that a rank on a GPU has in the host's memory: what is offloaded, and libraries.
     pub fn beside_gpu(self, plan: &Plan) -> Self {
         let gradients = self.offloaded_gradients(plan);
         Self {
@@ -108,7 +108,7 @@ impl PeakBytes {
     }
 }
 
-/// What a job needs of each memory that it uses: the GPUs' first.
+/// The needs of a job, one for each memory that it uses: the GPUs' first.
 pub fn needs(plan: &Plan) -> Vec<Need> {
     let peaks: Vec<PeakBytes> =
         (0..plan.mesh.world_size()).map(|rank| PeakBytes::of(plan, plan.mesh.coord(rank))).collect();
@@ -134,7 +134,7 @@ fn largest(peaks: Vec<PeakBytes>) -> (usize, PeakBytes) {
     peaks.into_iter().enumerate().rev().max_by_key(|(_, peak)| peak.total()).expect("a job has ranks")
 }
 
-/// Whether a plan fits into every memory that is known; where not, each that is too small.
+/// Checks that a plan fits into every memory that is known; the error is each that is too small.
 pub fn check(plan: &Plan, room: Room) -> Result<(), Vec<Shortage>> {
     let shortage = |need: Need| {
         let available = match need.side {

@@ -63,7 +63,7 @@ pub struct Draft {
     batch: BatchPlan,
 }
 
-/// What the data adds to a draft.
+/// Facts that a draft lacks and the data knows.
 struct Rows<'a> {
     train: &'a PreparedData,
     validation: Option<&'a PreparedData>,
@@ -111,8 +111,8 @@ impl Draft {
         self.mesh
     }
 
-    /// What a plan of this draft lacks of the memory that it has to fit into. An imagined machine's GPUs bind; its host,
-    /// of which nothing is known, does not.
+    /// Checks that a plan of this draft fits into memory; the error is each memory that is too small. An imagined machine's
+    /// GPUs bind; its host, of which nothing is known, does not.
     pub fn check_memory(&self, plan: &Plan) -> Result<(), Vec<Shortage>> {
         memory::check(plan, self.world.binding_room())
     }
