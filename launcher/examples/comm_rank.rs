@@ -9,7 +9,7 @@ use proto::control::control_client::ControlClient;
 use proto::control::report_request::Event;
 use proto::control::{Caller, RegisterRequest, ReportRequest, Started};
 use proto::dial;
-use proto::env::WorkerEnv;
+use proto::env::{Meeting, WorkerEnv};
 
 const TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -22,9 +22,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         client.register(RegisterRequest { caller, pid: std::process::id() }).await?;
         Ok::<_, Box<dyn std::error::Error>>(client)
     })?;
+    let Meeting::Shm { fd } = env.meeting;
     #[allow(unsafe_code, reason = "a descriptor that the launcher hands down")]
     // SAFETY: the launcher opened it for this process alone, and nothing else here closes it.
-    let fd = unsafe { OwnedFd::from_raw_fd(env.shm_fd) };
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
     let options = ShmOptions { rank: env.rank, world_size: env.world_size, fd, arena_bytes: 1 << 16, timeout: TIMEOUT };
     let world = ShmWorld::join(options)?;
     let mut ranks = [1.0];

@@ -97,7 +97,8 @@ struct PlanCommand {
     #[arg(long, value_name = "ds_config.json", conflicts_with_all = ["json", "sets", "train_toml", "gpu_memory"])]
     deepspeed: Option<PathBuf>,
     /// Plan for GPUs with this much memory each (80GiB, 24GB), which need not be there, and look at no data: rows are
-    /// taken as data.seq_len long. Exit code 3 if the job does not fit
+    /// taken as data.seq_len long. Exit code 3 if the job does not fit into the GPUs; what it needs of the host is
+    /// compared with this machine's memory, and printed if that is too little
     #[arg(long, value_name = "SIZE", value_parser = memory_size)]
     gpu_memory: Option<u64>,
     /// Number of ranks [default: the number of GPUs, or 1 without one; with --deepspeed: as many as the config's batch

@@ -48,9 +48,9 @@ pub enum LaunchError {
     /// The job cannot be put into a scheduler's words.
     #[error(transparent)]
     Scheduler(#[from] SchedulerError),
-    /// The job needs more memory than there is.
-    #[error("{0}")]
-    Memory(Box<Shortage>),
+    /// The job needs more memory than there is: of GPUs, of the host, or of both.
+    #[error("{}", .0.iter().map(Shortage::to_string).collect::<Vec<_>>().join("\n"))]
+    Memory(Vec<Shortage>),
     /// The run directory cannot be used.
     #[error(transparent)]
     Lock(#[from] LockError),

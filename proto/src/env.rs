@@ -65,8 +65,8 @@ pub struct WorkerEnv {
     pub rendezvous_timeout: Duration,
     /// The resolved plan (`DSLAUNCH_PLAN`).
     pub plan: PathBuf,
-    /// Inherited descriptor of the arena's shared memory (`DSLAUNCH_SHM_FD`).
-    pub shm_fd: i32,
+    /// How this rank finds the others' tensors.
+    pub meeting: Meeting,
     /// Inherited descriptor of the page on which this rank says what it does (`DSLAUNCH_PROGRESS_FD`).
     pub progress_fd: i32,
     /// Inherited descriptor of the memory for snapshots (`DSLAUNCH_SNAPSHOT_FD`); `None` takes none.
@@ -78,6 +78,16 @@ pub struct WorkerEnv {
     /// Faults that ranks are to suffer (`DSLAUNCH_FAULT`), as [`crate::fault`] has them: for tests, and for whoever wants to
     /// see what becomes of a job.
     pub fault: Option<String>,
+}
+
+/// How ranks find each other's tensors: what the plan's backend needs to bring them together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Meeting {
+    /// In shared memory.
+    Shm {
+        /// Inherited descriptor of that memory (`DSLAUNCH_SHM_FD`): the launcher makes it afresh for every attempt.
+        fd: i32,
+    },
 }
 
 /// Where an attempt begins.
@@ -131,9 +141,11 @@ impl WorkerEnv {
             ("DSLAUNCH_CONTROL_FD", self.control_fd.to_string().into()),
             ("DSLAUNCH_RENDEZVOUS_TIMEOUT_MS", self.rendezvous_timeout.as_millis().to_string().into()),
             ("DSLAUNCH_PLAN", self.plan.clone().into()),
-            ("DSLAUNCH_SHM_FD", self.shm_fd.to_string().into()),
             ("DSLAUNCH_PROGRESS_FD", self.progress_fd.to_string().into()),
         ];
+        match &self.meeting {
+            Meeting::Shm { fd } => vars.push(("DSLAUNCH_SHM_FD", fd.to_string().into())),
+        }
         if let Some(fd) = self.snapshot_fd {
             vars.push(("DSLAUNCH_SNAPSHOT_FD", fd.to_string().into()));
         }
@@ -172,7 +184,7 @@ impl WorkerEnv {
             control_fd: vars.number("DSLAUNCH_CONTROL_FD")?,
             rendezvous_timeout: Duration::from_millis(vars.number("DSLAUNCH_RENDEZVOUS_TIMEOUT_MS")?),
             plan: vars.os("DSLAUNCH_PLAN")?.into(),
-            shm_fd: vars.number("DSLAUNCH_SHM_FD")?,
+            meeting: vars.meeting()?,
             progress_fd: vars.number("DSLAUNCH_PROGRESS_FD")?,
             snapshot_fd: vars.optional_number("DSLAUNCH_SNAPSHOT_FD")?,
             beginning: vars.beginning()?,
@@ -193,6 +205,11 @@ impl<F: Fn(&str) -> Option<OsString>> Vars<F> {
 
     fn text(&self, name: &'static str) -> Result<String, EnvError> {
         self.os(name)?.into_string().map_err(|value| EnvError::Invalid { name, value, expected: "valid UTF-8" })
+    }
+
+    /// Each kind has variables of its own; those of one kind are there.
+    fn meeting(&self) -> Result<Meeting, EnvError> {
+        Ok(Meeting::Shm { fd: self.number("DSLAUNCH_SHM_FD")? })
     }
 
     fn beginning(&self) -> Result<Beginning, EnvError> {
@@ -232,7 +249,7 @@ mod tests {
             control_fd: 9,
             rendezvous_timeout: Duration::from_secs(60),
             plan: "/runs/sft/plan.json".into(),
-            shm_fd: 8,
+            meeting: Meeting::Shm { fd: 8 },
             progress_fd: 7,
             snapshot_fd: Some(6),
             beginning: Beginning::Checkpoint("/runs/sft/checkpoints/step-00000010".into()),
@@ -254,7 +271,9 @@ mod tests {
     fn a_missing_or_wrong_variable_is_named() {
         let vars: HashMap<_, _> = example().to_vars().into_iter().collect();
         let without = |hidden: &str, name: &str| if name == hidden { None } else { vars.get(name).cloned() };
-        assert_eq!(WorkerEnv::read(|name| without("DSLAUNCH_PLAN", name)), Err(EnvError::Missing("DSLAUNCH_PLAN")));
+        for name in ["DSLAUNCH_PLAN", "DSLAUNCH_SHM_FD"] {
+            assert_eq!(WorkerEnv::read(|other| without(name, other)), Err(EnvError::Missing(name)));
+        }
         let wrong = WorkerEnv::read(|name| if name == "RANK" { Some("x".into()) } else { vars.get(name).cloned() });
         assert_eq!(wrong.unwrap_err().to_string(), "RANK = \"x\" is not a whole number");
     }

@@ -2,10 +2,10 @@
 //! ranks talk.
 //!
 //! In reading order: [`config`] (train.toml as typed), [`model_config`] (the model's config.json), [`mesh`]
-//! (rank and coordinates), [`plan`] (everything resolved and checked), [`schedule`] (learning rates), [`layout`]
+//! (rank and coordinates), [`plan`] (everything resolved and checked), [`resolve`] (how), [`schedule`] (learning rates), [`layout`]
 //! (which parameters a unit owns), [`sharding`] (ZeRO: who keeps what), [`memory`] (how much that is),
 //! [`dataset`] (prepared training data on disk), [`run_dir`] (where everything of a run lies),
-//! [`manifest`] (what a checkpoint holds), [`mod@env`] (worker
+//! [`manifest`] (what a checkpoint holds), [`weight_files`] (which tensor is in which of its files), [`mod@env`] (worker
 //! environment), [`progress`] (what each rank is doing), [`fault`] (faults on purpose), [`snapshot`] (state in memory),
 //! [`control`] (the gRPC service for ranks), [`dial`] (how they reach it) and [`agents`] (the one for several machines).
 //!
@@ -27,11 +27,13 @@ pub mod model_config;
 pub mod pipeline;
 pub mod plan;
 pub mod progress;
+pub mod resolve;
 pub mod run_dir;
 pub mod say;
 pub mod schedule;
 pub mod sharding;
 pub mod snapshot;
+pub mod weight_files;
 
 /// The gRPC control service, generated from `proto/control.proto`.
 pub mod control {

@@ -6,6 +6,7 @@
 //! out, resume), [`snapshot`] (state in the launcher's memory), [`ranks`] (this rank among the others), [`control`] (the
 //! launcher's ear), [`progress`] (what the launcher can see), [`fault`] (faults on purpose) and [`process`] (what a rank process sets for itself).
 
+mod agreed;
 pub mod checkpoint;
 pub mod control;
 pub mod data;

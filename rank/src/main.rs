@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use comm::{ShmOptions, ShmWorld};
-use proto::env::WorkerEnv;
+use proto::env::{Meeting, WorkerEnv};
 use proto::fault::Fault;
 use proto::memory::arena_bytes;
 use proto::plan::Plan;
@@ -74,10 +74,11 @@ fn train(
     progress: &ProgressLine,
     step: &mut u64,
 ) -> Result<(), TrainError> {
+    let Meeting::Shm { fd } = env.meeting;
     let world = ShmWorld::join(ShmOptions {
         rank: env.rank,
         world_size: env.world_size,
-        fd: process::inherited_fd(env.shm_fd),
+        fd: process::inherited_fd(fd),
         arena_bytes: arena_bytes(&plan) as usize,
         timeout: Duration::from_secs(plan.comm_timeout_seconds),
     })?;

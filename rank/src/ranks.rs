@@ -11,11 +11,6 @@ use crate::groups::Groups;
 use crate::progress::ProgressLine;
 use crate::shake::Shake;
 
-// The plan and `comm` know nothing of each other, and count on the same limits.
-const _: () = assert!(proto::mesh::MAX_RANKS == comm::MAX_RANKS);
-const _: () = assert!(proto::mesh::MAX_GROUPS < comm::MAX_SLOTS);
-const _: () = assert!(proto::memory::ALIGN_BYTES == comm::ALIGN_BYTES);
-
 /// A rank's context. Clones are the same rank. `!Send`: the main thread alone communicates.
 #[derive(Clone)]
 pub struct Ranks {

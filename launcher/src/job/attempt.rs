@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::signal::Signal;
-use proto::env::{Beginning, ServiceEnv, WorkerEnv};
+use proto::env::{Beginning, Meeting, ServiceEnv, WorkerEnv};
 use proto::plan::Plan;
 use proto::progress::Line;
 use proto::run_dir::RunDir;
@@ -212,7 +212,7 @@ impl Attempt {
             control_fd: inherited.control.as_raw_fd(),
             rendezvous_timeout: self.rendezvous_timeout,
             plan: job.run_dir.plan(),
-            shm_fd: inherited.shm.as_raw_fd(),
+            meeting: Meeting::Shm { fd: inherited.shm.as_raw_fd() },
             progress_fd: inherited.progress.as_raw_fd(),
             snapshot_fd: inherited.snapshots.as_ref().map(AsRawFd::as_raw_fd),
             beginning,

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use proto::config::AutoOr;
 use proto::env::{SchedulerEnv, ServiceEnv};
 use proto::manifest::Progress;
-use proto::memory::{PeakBytes, Room, helpful_keys};
+use proto::memory::{PeakBytes, Side, helpful_keys};
 use proto::plan::Plan;
 use proto::run_dir::RunDir;
 
@@ -294,7 +294,7 @@ fn explain(job: &Job, attempt: u32, ended: attempt::Ended, output: &mut Output) 
     report::recognise_loader_failure(&mut cause, &tail);
     if let Some(shortage) = out_of_memory::recognise(&cause, &tail, kernel_kills) {
         let peak = PeakBytes::of(&job.plan, job.plan.mesh.coord(cause.rank));
-        let keys = helpful_keys(&job.plan, Room::Host(0), &peak).join(", ");
+        let keys = helpful_keys(&job.plan, Side::Host, &peak).join(", ");
         cause.message = Some(format!("out of memory: {shortage}\nplanned: {peak}\nwhat would help: {keys}"));
         if matches!(shortage, OutOfMemory::Refused(_)) {
             cause.kind = Kind::Environment;

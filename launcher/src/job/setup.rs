@@ -9,9 +9,10 @@ use std::{env, fs};
 
 use proto::config::TrainConfig;
 use proto::manifest::Progress;
-use proto::memory::{self, Room};
+use proto::memory::Room;
 use proto::model_config::ModelConfig;
-use proto::plan::{Draft, Plan, PreparedData, World};
+use proto::plan::Plan;
+use proto::resolve::{Draft, Machine, PreparedData, World};
 use proto::run_dir::RunDir;
 
 use crate::cli::JobArgs;
@@ -33,7 +34,7 @@ pub struct Setup {
     pub notes: Vec<String>,
     model: ModelConfig,
     draft: Draft,
-    room: Option<Room>,
+    room: Room,
     /// The folder that relative paths start from.
     current_dir: PathBuf,
     cores: usize,
@@ -49,14 +50,11 @@ impl Setup {
         let model = ModelConfig::load(&current_dir.join(&config.model.path).join("config.json"))?;
         let (gpus, cores) = (num_gpus(), num_cores());
         let world_size = args.nproc.map_or(gpus.max(1), usize::from);
-        let room = gpu_memory.map(Room::Gpu).or_else(|| host_memory::available().map(Room::Host));
-        let world = World { world_size, cores, current_dir: current_dir.clone(), room };
+        let machine = if gpu_memory.is_some() { Machine::Imagined } else { Machine::This { gpus } };
+        let room = Room { gpu: gpu_memory, host: host_memory::available() };
+        let world = World { world_size, cores, current_dir: current_dir.clone(), machine, room };
         let draft = Draft::new(&config, world, model.clone())?;
-        let mut notes = draft.notes();
-        if gpus > 0 && gpu_memory.is_none() {
-            notes.push(format!("this machine has {gpus} NVIDIA GPUs; this version of dslaunch trains on the CPU"));
-        }
-        Ok(Self { config, notes, model, draft, room, current_dir, cores })
+        Ok(Self { config, notes: draft.notes(), model, draft, room, current_dir, cores })
     }
 
     /// The run directory. Nothing in it is touched.
@@ -104,14 +102,13 @@ impl Setup {
         Ok(plan)
     }
 
-    /// The memory that ranks have, where it is known.
-    pub fn room(&self) -> Option<Room> {
+    /// The memory that ranks have, where it is known. The host's is this machine's.
+    pub fn room(&self) -> Room {
         self.room
     }
 
     fn check_memory(&self, plan: &Plan) -> Result<(), LaunchError> {
-        let fits = self.room.map_or(Ok(()), |room| memory::check(plan, room));
-        fits.map_err(LaunchError::Memory)
+        self.draft.check_memory(plan).map_err(LaunchError::Memory)
     }
 
     fn model_file(&self, name: &str) -> PathBuf {

@@ -41,7 +41,8 @@ impl Rank {
     async fn connect(fault: String) -> Self {
         let env = WorkerEnv::from_process().unwrap();
         let plan = serde_json::from_slice(&fs::read(&env.plan).unwrap()).unwrap();
-        let arena = fs::File::open(format!("/proc/self/fd/{}", env.shm_fd)).unwrap();
+        let Meeting::Shm { fd } = env.meeting;
+        let arena = fs::File::open(format!("/proc/self/fd/{fd}")).unwrap();
         assert_eq!(fstat(&arena).unwrap().st_size, 0, "descriptor {} is a fresh arena", arena.as_raw_fd());
         let channel = dial::channel(env.control_fd).await.unwrap();
         Self { env, plan, client: ControlClient::new(channel), fault }

@@ -5,7 +5,8 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use comm::{Channel, CommError, Work};
-use proto::memory::{Exchange, MESSAGES_UNDER_WAY};
+use proto::memory::Exchange;
+use proto::pipeline::MESSAGES_UNDER_WAY;
 use proto::plan::Plan;
 use proto::progress::CallKind;
 use tch::Tensor;
