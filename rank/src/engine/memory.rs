@@ -21,13 +21,13 @@ use proto::plan::Plan;
 use proto::sharding::Sharding;
 use tch::{Device, Kind, Tensor};
 
-use super::adamw::Update;
 use super::kind;
 use super::offload::Staging;
 use super::slots::Slots;
 use super::tied::TiedGradients;
 use super::unit::Unit;
 use crate::groups::Groups;
+use crate::kernels::Update;
 use crate::model::UnitViews;
 use crate::shake::Shake;
 

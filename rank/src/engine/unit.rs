@@ -157,22 +157,20 @@ impl Unit {
         for param in &self.layout.params {
             let range = intersection(&owned, &param.range());
             let local = range.start - owned.start..range.end - owned.start;
-            adamw(
-                update,
-                Stretch {
-                    params: match &mut self.master {
-                        Some(master) => &mut master[local.clone()],
-                        None => &mut params.as_f32_mut()[range.clone()],
-                    },
-                    grads: match &self.grad_shard {
-                        Some(sum) => &sum[local.clone()],
-                        None => &grads.as_f32()[range],
-                    },
-                    exp_avg: &mut self.exp_avg[local.clone()],
-                    exp_avg_sq: &mut self.exp_avg_sq[local],
-                    decays: param.decays(),
+            let stretch = Stretch {
+                params: match &mut self.master {
+                    Some(master) => &mut master[local.clone()],
+                    None => &mut params.as_f32_mut()[range.clone()],
                 },
-            );
+                grads: match &self.grad_shard {
+                    Some(sum) => &sum[local.clone()],
+                    None => &grads.as_f32()[range],
+                },
+                exp_avg: &mut self.exp_avg[local.clone()],
+                exp_avg_sq: &mut self.exp_avg_sq[local],
+                decays: param.decays(),
+            };
+            adamw(update, stretch);
         }
         if !self.is_gathered() {
             self.put_masters(params);
@@ -200,16 +198,14 @@ impl Unit {
             for param in &self.layout.params {
                 let range = intersection(&tile, &param.range());
                 let local = range.start - owned.start..range.end - owned.start;
-                adamw(
-                    update,
-                    Stretch {
-                        params: &mut master[local.clone()],
-                        grads: &tile_grads[range.start - tile.start..range.end - tile.start],
-                        exp_avg: &mut self.exp_avg[local.clone()],
-                        exp_avg_sq: &mut self.exp_avg_sq[local],
-                        decays: param.decays(),
-                    },
-                );
+                let stretch = Stretch {
+                    params: &mut master[local.clone()],
+                    grads: &tile_grads[range.start - tile.start..range.end - tile.start],
+                    exp_avg: &mut self.exp_avg[local.clone()],
+                    exp_avg_sq: &mut self.exp_avg_sq[local],
+                    decays: param.decays(),
+                };
+                adamw(update, stretch);
             }
             if !self.sharding.shards_parameters(self.layout.numel()) {
                 staging.store(&master[in_owned], params, tile);
