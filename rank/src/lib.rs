@@ -2,9 +2,10 @@
 //! `comm`.
 //!
 //! In reading order: [`train`] (the step loop), [`engine`] (one step), [`model`] (units with explicit backward),
-//! [`kernels`] (the list of operations they are made of), [`data`] (rows as micro-batches), [`checkpoint`] (Hugging Face folders in and
-//! out, resume), [`snapshot`] (state in the launcher's memory), [`control`] (the launcher's ear), [`progress`] (what the
-//! launcher can see), [`fault`] (faults on purpose) and [`process`] (what a rank process sets for itself).
+//! [`kernels`] (the list of operations that they are made of), [`data`] (rows as micro-batches), [`checkpoint`] (Hugging
+//! Face folders in and out, resume), [`snapshot`] (state in the launcher's memory), [`control`] (the launcher's ear),
+//! [`progress`] (what the launcher can see), [`fault`] (faults on purpose) and [`process`] (what a rank process sets for
+//! itself).
 
 pub mod checkpoint;
 pub mod control;

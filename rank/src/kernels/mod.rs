@@ -1,5 +1,5 @@
 //! The operations that the model, the engine and the optimizer are made of, beside libtorch's own. This file is the whole
-//! list. Each operation runs where its operands are: [`cpu`] holds the implementations for a CPU, and `side` is the only
+//! list. Each operation runs where its operands are: `cpu` holds the implementations for a CPU, and `side` is the only
 //! place that knows which devices have any.
 //!
 //! An operation takes and gives what a device can keep: nothing here reads a value back to the host unless it says so.

@@ -8,7 +8,7 @@ use super::super::adamw::{Stretch, Update};
 /// Below this many elements one thread is as fast as several.
 const MIN_NUMEL_PER_THREAD: usize = 1 << 16;
 
-/// See [`crate::kernels::adamw`].
+/// See [`crate::kernels::adamw()`].
 pub fn adamw(update: &Update, stretch: Stretch) {
     on_threads(update, stretch, tch::get_num_threads() as usize);
 }
