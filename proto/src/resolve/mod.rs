@@ -11,4 +11,3 @@ mod unsupported;
 
 pub use device::Machine;
 pub use draft::{Draft, PreparedData, World};
-pub use parallel::MAX_RANKS;
