@@ -11,7 +11,7 @@ pub const WEIGHT_FILE_BYTES: usize = 5_000_000_000;
 
 /// One tensor in a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct WeightTensor {
+pub struct TensorEntry {
     /// The parameter's Hugging Face name.
     pub name: String,
     /// Type in the file.
@@ -28,7 +28,7 @@ pub struct WeightFile {
     /// Name in the model's folder.
     pub name: String,
     /// In the order of their bytes.
-    pub tensors: Vec<WeightTensor>,
+    pub tensors: Vec<TensorEntry>,
 }
 
 /// The weights files of a model, in order.
@@ -47,7 +47,7 @@ impl WeightFiles {
 
     /// Consecutive tensors, as many as fit into `file_bytes`; a larger one has a file of its own.
     fn with_file_bytes(units: &[UnitLayout], dtype: DiskDType, file_bytes: usize) -> Self {
-        let mut files: Vec<Vec<WeightTensor>> = Vec::new();
+        let mut files: Vec<Vec<TensorEntry>> = Vec::new();
         let mut room = 0;
         for param in units.iter().flat_map(|unit| &unit.params) {
             let shape = param.disk_shape();
@@ -57,7 +57,7 @@ impl WeightFiles {
                 room = file_bytes;
             }
             room = room.saturating_sub(bytes);
-            let tensor = WeightTensor { name: param.name.clone(), dtype, shape, bytes };
+            let tensor = TensorEntry { name: param.name.clone(), dtype, shape, bytes };
             files.last_mut().expect("the first tensor opened one").push(tensor);
         }
         let count = files.len();

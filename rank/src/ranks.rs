@@ -33,6 +33,6 @@ impl Ranks {
     /// A fault of the world.
     pub fn enter(plan: &Plan, world: Rc<dyn World>, line: &ProgressLine, shake: Shake) -> Result<Self, CommError> {
         let groups = Groups::enter(plan, &*world, line)?;
-        Ok(Self { groups, line: line.clone(), world, device: Device::Cpu, shake })
+        Ok(Self { groups, line: line.clone(), world, device: Device::of_plan(plan.device), shake })
     }
 }

@@ -11,7 +11,7 @@ use proto::control::control_client::ControlClient;
 use proto::control::report_request::Event;
 use proto::control::*;
 use proto::dial;
-use proto::env::{Beginning, WorkerEnv};
+use proto::env::{Beginning, Meeting, WorkerEnv};
 use proto::manifest::{Contents, FileEntry, Manifest, Progress};
 use proto::plan::Plan;
 use proto::progress::{STOP, wish_word};

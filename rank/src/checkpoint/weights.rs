@@ -1,6 +1,6 @@
 //! Weights out: a model as safetensors files that `from_pretrained` loads, written one tensor at a time.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use proto::model_config::DiskDType;
