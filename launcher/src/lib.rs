@@ -18,6 +18,8 @@ pub mod error;
 pub mod job;
 pub mod output;
 pub mod process;
+pub mod random;
 pub mod ranks;
 pub mod run_dir;
+pub mod runtime;
 pub mod supervise;

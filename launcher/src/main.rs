@@ -6,12 +6,12 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use launcher::cli::{Cli, Task};
-use launcher::commands::detach::Place;
-use launcher::commands::{checkpoint, deepspeed, detach, doctor, run, schedulers};
+use launcher::commands::{checkpoint, control, deepspeed, detach, doctor, run, schedulers};
 use launcher::error::LaunchError;
+use launcher::job;
 use launcher::output::terminal::{Item, Stream, Terminal};
 use launcher::process::guardian::{self, Side};
-use launcher::{control_socket, job};
+use launcher::process::job_control::JobControl;
 
 fn main() -> ExitCode {
     let start = Instant::now();
@@ -23,13 +23,13 @@ fn main() -> ExitCode {
             return ExitCode::from(usage.exit_code() as u8);
         }
     };
-    let place = match task {
-        Task::Train(_) | Task::Run(_) => Some(Place::Foreground),
-        Task::TrainInBackground(_) => Some(Place::Background),
+    let job_control = match task {
+        Task::Train(_) | Task::Run(_) => Some(JobControl::Foreground),
+        Task::TrainInBackground(_) => Some(JobControl::Background),
         _ => None,
     };
-    if let Some(place) = place {
-        match guardian::split(place) {
+    if let Some(job_control) = job_control {
+        match guardian::split(job_control) {
             Ok(Side::Launcher) => {}
             Ok(Side::Guardian(code)) => return ExitCode::from(code),
             Err(error) => {
@@ -46,14 +46,14 @@ fn main() -> ExitCode {
         }
     };
     let result = match task {
-        Task::Train(args) => job::train(&args, Place::Foreground, &terminal, start),
+        Task::Train(args) => job::train(&args, JobControl::Foreground, &terminal, start),
         Task::Detach(args) => detach::run(&args, &terminal),
-        Task::TrainInBackground(args) => job::train(&args, Place::Background, &terminal, start),
+        Task::TrainInBackground(args) => job::train(&args, JobControl::Background, &terminal, start),
         Task::Run(args) => run::run(*args, &terminal),
         Task::Plan(args) => job::print_plan(&args, &terminal),
         Task::MapDeepspeed(args) => deepspeed::run(&args, &terminal),
         Task::Checkpoint(task) => checkpoint::run(&task, &terminal),
-        Task::Control(task) => control_socket::command::run(&task, &terminal),
+        Task::Control(task) => control::run(&task, &terminal),
         Task::Systemd(args) => schedulers::print_systemd(&args, &terminal),
         Task::Slurm(args) => schedulers::print_slurm(&args, &terminal),
         Task::Doctor(args) => doctor::run(&args, &terminal),

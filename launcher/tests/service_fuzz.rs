@@ -5,8 +5,9 @@
 
 use std::time::{Duration, Instant};
 
+use launcher::ranks::notice::Notice;
 use launcher::ranks::rendezvous::Rendezvous;
-use launcher::ranks::service::{Notice, Server};
+use launcher::ranks::service::Server;
 use launcher::ranks::token::Token;
 use launcher::supervise::{Event, OnInterrupt, Supervisor};
 use prost::Message;

@@ -14,7 +14,7 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status};
 
 use super::coordinator::Caller;
-use super::{Ending, LOST, Offer, Place, Report, Word, wire};
+use super::{Ending, LOST, NodePlace, Offer, Report, Word, wire};
 use crate::ranks::token::Token;
 
 /// How long one call may take. It is held for a part of that at most.
@@ -87,7 +87,7 @@ impl Interceptor for AddToken {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Joined {
     /// The round begins.
-    Round(Place),
+    Round(NodePlace),
     /// The run has ended.
     Over(Ending),
 }
@@ -124,11 +124,11 @@ impl Agent {
 
     /// Joins round `round` or a later one; returns when all nodes have. While nobody answers, it tries for `patience`.
     pub async fn join(&self, round: u32, offer: Offer, patience: Duration) -> Result<Joined, AgentError> {
-        let mut line = Line::new(self);
+        let mut calls = RepeatedCalls::new(self);
         loop {
             let request = wire::join_request(self.caller(round), offer.clone());
             let mut client = self.client.clone();
-            let Some(reply) = line.call(client.join(request), patience).await? else { continue };
+            let Some(reply) = calls.call(client.join(request), patience).await? else { continue };
             let answer = match reply.answer {
                 Some(join_reply::Answer::Place(place)) => wire::place(place).map(Joined::Round),
                 Some(join_reply::Answer::Over(over)) => wire::ending(over).map(Joined::Over),
@@ -150,11 +150,11 @@ impl Agent {
     }
 
     async fn listen(&self, round: u32) -> Heard {
-        let mut line = Line::new(self);
+        let mut calls = RepeatedCalls::new(self);
         loop {
             let request = agents::HeartbeatRequest { caller: Some(self.caller(round).into()) };
             let mut client = self.client.clone();
-            let reply = match line.call(client.heartbeat(request), LOST).await {
+            let reply = match calls.call(client.heartbeat(request), LOST).await {
                 Ok(Some(reply)) => reply,
                 Ok(None) => continue,
                 Err(AgentError::Unreachable { .. }) => return Heard::Lost,
@@ -182,11 +182,11 @@ impl Agent {
     }
 
     async fn report(&self, round: u32, report: Report) {
-        let mut line = Line::new(self);
+        let mut calls = RepeatedCalls::new(self);
         let request = agents::ReportRequest { caller: Some(self.caller(round).into()), event: Some(report.into()) };
         let mut client = self.client.clone();
         // Whoever cannot be told finds out by the silence.
-        while let Ok(None) = line.call(client.report(request.clone()), LOST).await {}
+        while let Ok(None) = calls.call(client.report(request.clone()), LOST).await {}
     }
 
     /// The last call: this agent knows how the run has ended.
@@ -203,13 +203,13 @@ impl Agent {
 }
 
 /// Calls that are repeated until they are answered.
-struct Line<'a> {
+struct RepeatedCalls<'a> {
     agent: &'a Agent,
     /// When the coordinator was last heard, or was first called.
     heard: Instant,
 }
 
-impl<'a> Line<'a> {
+impl<'a> RepeatedCalls<'a> {
     fn new(agent: &'a Agent) -> Self {
         Self { agent, heard: Instant::now() }
     }

@@ -61,7 +61,7 @@ pub struct Offer {
 
 /// A node's place in a round.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Place {
+pub struct NodePlace {
     /// The round's number, from 0: how many times ranks were started again.
     pub round: u32,
     /// The first of this node's ranks.

@@ -5,63 +5,17 @@
 //! takes a session of its own, and it a file for its output, and the command ends. Until then Ctrl-C stops both, for the
 //! command and the guardian are one process group; afterwards no terminal reaches the job.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader};
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 
-use nix::unistd::{dup2_stderr, dup2_stdout};
-use proto::run_dir::RunDir;
-
 use crate::cli::JobArgs;
 use crate::error::LaunchError;
+use crate::job::background::BEGUN;
 use crate::job::setup::Setup;
 use crate::output::console::Console;
 use crate::output::terminal::Terminal;
-use crate::process::guardian;
 use crate::process::spawn;
-
-/// What the job says when it has begun. No text holds it.
-const BEGUN: u8 = 0;
-
-/// Where a job runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Place {
-    /// Where the user typed it, to its end.
-    Foreground,
-    /// There until it has begun, then in the background.
-    Background,
-}
-
-impl Place {
-    /// The job has begun: its run directory is locked and its plan is made.
-    pub fn begun(self, run_dir: &RunDir) -> Result<(), LaunchError> {
-        match self {
-            Place::Foreground => Ok(()),
-            Place::Background => {
-                let path = run_dir.console_log();
-                let log = open_log(&path).map_err(LaunchError::io(format!("open {}", path.display())))?;
-                leave(&log).map_err(LaunchError::io("leave the terminal"))
-            }
-        }
-    }
-}
-
-fn open_log(path: &std::path::Path) -> io::Result<File> {
-    fs::create_dir_all(path.parent().expect("a file in the run directory"))?;
-    OpenOptions::new().create(true).append(true).open(path)
-}
-
-/// From now on nobody hears us but the log. Fails if the command that the user typed is gone: nobody knows of this job.
-fn leave(log: &File) -> io::Result<()> {
-    guardian::leave_terminal()?;
-    let mut pipe = io::stdout();
-    pipe.write_all(&[BEGUN])?;
-    pipe.flush()?;
-    dup2_stdout(log)?;
-    dup2_stderr(log)?;
-    Ok(())
-}
 
 /// `dslaunch --detach train.toml`: returns 0 once the job has begun, or the exit code of the job that has not.
 pub fn run(args: &JobArgs, terminal: &Terminal) -> Result<u8, LaunchError> {

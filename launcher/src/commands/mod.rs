@@ -1,6 +1,7 @@
 //! The commands beside training, a folder or file each.
 
 pub mod checkpoint;
+pub mod control;
 pub mod deepspeed;
 pub mod detach;
 pub mod doctor;

@@ -12,7 +12,6 @@
 
 pub mod address;
 pub mod client;
-pub mod command;
 pub mod past;
 pub mod protocol;
 pub mod server;

@@ -1,6 +1,7 @@
 //! The story of a job: read, check, find where to begin, prepare, plan, then attempts until it is done or given up.
 
 pub mod attempt;
+pub mod background;
 pub mod host_memory;
 pub mod resume;
 pub mod setup;
@@ -16,11 +17,10 @@ use proto::plan::Plan;
 use proto::run_dir::RunDir;
 
 use crate::cli::{JobArgs, PlanArgs};
-use crate::commands::detach::Place;
 use crate::control_socket::server::ControlSocket;
 use crate::error::LaunchError;
 use crate::job::attempt::{Edge, Job};
-use crate::job::resume::{StartingPoint, Wish};
+use crate::job::resume::Wish;
 use crate::job::setup::{Setup, worker_binary};
 use crate::output::Output;
 use crate::output::console::Console;
@@ -30,16 +30,19 @@ use crate::output::plan_table::{plan_table, plan_table_without_data};
 use crate::output::report::{self, FailureReport, summary};
 use crate::output::terminal::Terminal;
 use crate::process::guardian;
+use crate::process::job_control::JobControl;
 use crate::process::signals::{Interrupt, Signals};
 use crate::process::spawn::Spawner;
 use crate::process::timer::Timer;
+use crate::random::random_hex;
 use crate::ranks::snapshots::SnapshotMemory;
-use crate::ranks::token::random_hex;
 use crate::run_dir::checkpoints::Checkpoint;
 use crate::run_dir::files::write_atomically;
 use crate::run_dir::leftovers;
 use crate::run_dir::lock::RunLock;
 use crate::run_dir::old_logs;
+use crate::run_dir::starting_point::StartingPoint;
+use crate::runtime::on_runtime;
 use crate::supervise::hang::HangLimits;
 use crate::supervise::out_of_memory::{self, OutOfMemory};
 use crate::supervise::restart::{RestartPolicy, Verdict};
@@ -71,7 +74,7 @@ pub fn print_plan(args: &PlanArgs, terminal: &Terminal) -> Result<u8, LaunchErro
 }
 
 /// `dslaunch train.toml`: trains. Returns the exit code. `start` is when the launcher started.
-pub fn train(args: &JobArgs, place: Place, terminal: &Terminal, start: Instant) -> Result<u8, LaunchError> {
+pub fn train(args: &JobArgs, job_control: JobControl, terminal: &Terminal, start: Instant) -> Result<u8, LaunchError> {
     let setup = Setup::load(args, None)?;
     let worker = worker_binary()?;
     let wish = Wish::of(&setup)?;
@@ -98,7 +101,7 @@ pub fn train(args: &JobArgs, place: Place, terminal: &Terminal, start: Instant) 
             leftovers::remove(&run_dir)?;
             let mut beginning = wish.checkpoint(&setup, output.console())?;
             let mut job = prepare(&setup, &worker, beginning.as_ref(), &mut signals, &mut output).await?;
-            place.begun(&run_dir)?;
+            background::begun(job_control, &run_dir)?;
             wish.leave_others_behind(&run_dir, output.console())?;
             let spawner = Spawner::start().map_err(LaunchError::io("start the spawning thread"))?;
             loop {
@@ -323,14 +326,4 @@ fn keep_logs_of_earlier_launches(run_dir: &RunDir) -> Result<(), LaunchError> {
     let logs = first.parent().expect("a folder in the run directory");
     old_logs::set_aside(logs)
         .map_err(LaunchError::io(format!("move the logs of earlier launches in {}", logs.display())))
-}
-
-/// Runs the launcher's tasks: two threads are plenty, and a blocking one that is left (data preparation) is not waited
-/// for.
-pub(crate) fn on_runtime(task: impl Future<Output = Result<u8, LaunchError>>) -> Result<u8, LaunchError> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-    let runtime = runtime.map_err(LaunchError::io("start the runtime"))?;
-    let result = runtime.block_on(task);
-    runtime.shutdown_background();
-    result
 }

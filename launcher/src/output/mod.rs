@@ -25,8 +25,8 @@ use proto::control::{CheckpointSaved, EvalMetrics, Finished, SkippedStep, StepMe
 use proto::run_dir::RunDir;
 use tokio::sync::watch;
 
-use crate::job::resume::StartingPoint;
 use crate::process::guardian;
+use crate::run_dir::starting_point::StartingPoint;
 use crate::supervise::straggler::Straggler;
 use console::Console;
 use events::{EventLog, Moment};

@@ -14,7 +14,7 @@ use std::sync::{Arc, OnceLock};
 use proto::env::Cgroups;
 
 use crate::process::descendants;
-use crate::ranks::token::random_hex;
+use crate::random::random_hex;
 
 /// The name of this job's groups, the same in guardian and launcher.
 static NAME: OnceLock<String> = OnceLock::new();

@@ -6,6 +6,7 @@ pub mod cgroup;
 pub mod descendants;
 pub mod exit;
 pub mod guardian;
+pub mod job_control;
 pub mod signals;
 pub mod spawn;
 pub mod sys;

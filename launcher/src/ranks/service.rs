@@ -19,35 +19,10 @@ use tonic::service::Interceptor;
 use tonic::transport::server::TcpIncoming;
 use tonic::{Code, Request, Response, Status};
 
+use crate::ranks::notice::Notice;
 use crate::ranks::rendezvous::{Answer, Call, Caller, Refusal, Rendezvous, Replies, Reply, Ticket};
 use crate::ranks::token::Token;
 use crate::supervise::{Event, Kind};
-
-/// Something that a rank, or the end of its process, tells the job.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Notice {
-    /// For the supervisor.
-    Supervise(Event),
-    /// All ranks have registered.
-    Assembled,
-    /// The model is loaded; the first step comes next.
-    Started(control::Started),
-    /// A step is done.
-    Step(control::StepMetrics),
-    /// A step was not finite, and its update was not applied.
-    Skipped(control::SkippedStep),
-    /// The validation set was scored.
-    Eval(control::EvalMetrics),
-    /// A checkpoint is complete.
-    Checkpoint(control::CheckpointSaved),
-    /// A rank's work is done.
-    Finished {
-        /// The rank.
-        rank: usize,
-        /// What it says.
-        report: control::Finished,
-    },
-}
 
 /// Connections that may wait to be taken. The kernel has a limit of its own, usually the same.
 const BACKLOG: u32 = 4096;

@@ -3,10 +3,12 @@
 
 use std::fmt;
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
+
+use crate::random::random_hex;
 
 /// A secret. That of an attempt is 32 random bytes as hex, and shows up in no environment, no file system and no log; that of a
 /// run on several machines is the user's.
@@ -51,17 +53,10 @@ impl fmt::Debug for Token {
     }
 }
 
-/// `bytes` random bytes from the kernel, as hex.
-pub fn random_hex(bytes: usize) -> io::Result<String> {
-    let mut random = vec![0; bytes];
-    File::open("/dev/urandom")?.read_exact(&mut random)?;
-    Ok(random.iter().map(|byte| format!("{byte:02x}")).collect())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::Seek;
+    use std::io::{Read, Seek};
 
     #[test]
     fn only_the_token_itself_is_the_token() {

@@ -5,3 +5,4 @@ pub mod files;
 pub mod leftovers;
 pub mod lock;
 pub mod old_logs;
+pub mod starting_point;

@@ -10,12 +10,12 @@ pub(super) struct Entry<'c> {
     /// `section.key`, as written.
     pub key: String,
     pub value: &'c Node,
-    pub place: Place,
+    pub place: KeyPlace,
 }
 
 /// What a key is.
 #[derive(Debug)]
-pub(super) enum Place {
+pub(super) enum KeyPlace {
     /// A row's.
     Row(&'static Row),
     /// A section of known keys that has another value than an object.
@@ -35,13 +35,13 @@ fn add<'c>(entries: &mut Vec<Entry<'c>>, section: &str, keys: &'c [(String, Node
     for (name, value) in keys {
         let key = format!("{section}{name}");
         let place = match (row(&key), value) {
-            (Some(row), _) => Place::Row(row),
+            (Some(row), _) => KeyPlace::Row(row),
             (None, Node::Object(keys)) if is_section(&key) && !keys.is_empty() => {
                 add(entries, &format!("{key}."), keys);
                 continue;
             }
-            (None, _) if is_section(&key) => Place::NoSection,
-            (None, _) => Place::Unknown,
+            (None, _) if is_section(&key) => KeyPlace::NoSection,
+            (None, _) => KeyPlace::Unknown,
         };
         entries.push(Entry { key, value, place });
     }

@@ -22,7 +22,7 @@ use crate::error::LaunchError;
 use crate::output::terminal::{Item, Stream, Terminal};
 use crate::output::units::printable;
 use document::Node;
-use lookup::{Entry, Place};
+use lookup::{Entry, KeyPlace};
 use rules::{Setting, Verdict, no_effect};
 use snippet::Snippet;
 
@@ -82,9 +82,9 @@ fn map(file: &str, config: &Node, keys: &[(String, Node)], nproc: Option<u64>) -
     let (mut snippet, mut remarks, mut is_complete) = (Snippet::default(), vec![], true);
     for Entry { key, value, place } in lookup::entries(keys) {
         let verdict = match place {
-            Place::Row(row) => row.verdict(value, config, nproc),
-            Place::NoSection => no_section(&key, value),
-            Place::Unknown => {
+            KeyPlace::Row(row) => row.verdict(value, config, nproc),
+            KeyPlace::NoSection => no_section(&key, value),
+            KeyPlace::Unknown => {
                 let meant = lookup::meant_by(&key).map(|meant| format!("; did you mean {meant}?"));
                 remarks.push(format!("{key}: unknown key{}", meant.unwrap_or_default()));
                 is_complete = false;

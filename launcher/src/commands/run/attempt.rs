@@ -1,7 +1,7 @@
 //! One attempt: all ranks, from their start until none is left and what they wrote is shown.
 //!
 //! The edge of [`supervise`](crate::supervise) for programs that speak no protocol: all that is known of a rank is how it
-//! ended, and exit code 0 means that its work is done. With several machines it also listens to them ([`Others`]): what
+//! ended, and exit code 0 means that its work is done. With several machines it also listens to them ([`PeerNodes`]): what
 //! ends the attempt there ends it here, and what goes wrong here is told at once.
 
 use proto::env::{ProgramEnv, TorchrunEnv};
@@ -11,11 +11,11 @@ use super::error_file;
 use super::job::Job;
 use super::logs::AttemptLogs;
 use super::nodes::TOKEN_VARIABLES;
-use super::others::Others;
+use super::peer_nodes::PeerNodes;
 use super::streams::Destination;
 use super::tee::Tee;
 use crate::agents::client::Heard;
-use crate::agents::{Cause, Ending, Place, Report, Word};
+use crate::agents::{Cause, Ending, NodePlace, Report, Word};
 use crate::error::LaunchError;
 use crate::output::terminal::{Stream, Terminal};
 use crate::process::cgroup::AttemptGroup;
@@ -52,10 +52,10 @@ pub struct Ended {
 /// Runs the ranks of this machine, which stand at `place`, until none is left.
 pub async fn run(
     job: &Job,
-    place: &Place,
+    place: &NodePlace,
     logs: &AttemptLogs,
     edge: &mut Edge<'_>,
-    others: &mut Others,
+    peer_nodes: &mut PeerNodes,
 ) -> Result<Ended, LaunchError> {
     let showing = tee(job, place, logs)?.map(|tee| tee.start(edge.terminal.clone())).transpose();
     let showing = showing.map_err(LaunchError::io("start a thread"))?;
@@ -79,7 +79,7 @@ pub async fn run(
         }
     }
     drop(sender);
-    let outcome = attempt.supervise(edge.signals, others).await;
+    let outcome = attempt.supervise(edge.signals, peer_nodes).await;
     group.clear().await.map_err(LaunchError::io("end the processes that workers have left"))?;
     let interrupt = match showing {
         Some(showing) => showing.end(edge.signals).await,
@@ -95,13 +95,13 @@ struct Attempt<'a> {
     supervisor: Supervisor,
     /// Whether the user wants it to stop.
     interrupted: bool,
-    place: &'a Place,
+    place: &'a NodePlace,
     logs: &'a AttemptLogs,
 }
 
 impl Attempt<'_> {
     /// The event loop.
-    async fn supervise(mut self, signals: &mut Signals, others: &mut Others) -> Outcome {
+    async fn supervise(mut self, signals: &mut Signals, peer_nodes: &mut PeerNodes) -> Outcome {
         let mut grace = Timer::off();
         loop {
             let event = tokio::select! {
@@ -115,10 +115,10 @@ impl Attempt<'_> {
                 }
                 interrupt = signals.next() => {
                     self.interrupted = true;
-                    others.tell(Report::Stopped(interrupt));
+                    peer_nodes.tell(Report::Stopped(interrupt));
                     Event::Interrupted(interrupt)
                 }
-                heard = others.next() => match heard {
+                heard = peer_nodes.next() => match heard {
                     // Who has stopped it here already has no need to hear it.
                     Heard::Word(Word::Over(Ending::Stopped(_))) if self.interrupted => continue,
                     Heard::Word(Word::Over(Ending::Stopped(interrupt))) => {
@@ -137,7 +137,7 @@ impl Attempt<'_> {
             for action in self.supervisor.handle(event) {
                 match action {
                     // The report tells of it, as soon as all that it tells of is known; other machines cannot wait.
-                    Action::FailureDetected { rank, .. } => others.tell(Report::Failed(self.cause(rank, exit))),
+                    Action::FailureDetected { rank, .. } => peer_nodes.tell(Report::Failed(self.cause(rank, exit))),
                     // A rank that cannot be signalled is found out by the deadline that follows every signal.
                     Action::Signal { ranks, signal } => ranks.into_iter().for_each(|rank| {
                         let _ = self.processes[rank].signal_group(signal);
@@ -169,7 +169,7 @@ impl Attempt<'_> {
 }
 
 /// What is to be shown of the ranks' files, if anything.
-fn tee(job: &Job, place: &Place, logs: &AttemptLogs) -> Result<Option<Tee>, LaunchError> {
+fn tee(job: &Job, place: &NodePlace, logs: &AttemptLogs) -> Result<Option<Tee>, LaunchError> {
     let streams = (0..job.num_workers).flat_map(|rank| [(rank, Stream::Out), (rank, Stream::Err)]);
     let teed: Vec<_> =
         streams.filter(|&(rank, stream)| job.streams.destination(rank, stream) == Destination::Tee).collect();
@@ -186,7 +186,7 @@ fn tee(job: &Job, place: &Place, logs: &AttemptLogs) -> Result<Option<Tee>, Laun
 }
 
 /// `rank`: on this machine.
-fn spec(job: &Job, place: &Place, rank: usize, logs: &AttemptLogs) -> Spec {
+fn spec(job: &Job, place: &NodePlace, rank: usize, logs: &AttemptLogs) -> Spec {
     let (node_rank, num_nodes) = job.nodes.as_ref().map_or((0, 1), |nodes| (nodes.node_rank, nodes.num_nodes));
     let torchrun = TorchrunEnv {
         rank: place.first_rank as usize + rank,

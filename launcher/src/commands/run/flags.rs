@@ -197,14 +197,14 @@ pub(super) mod tests {
     use clap::Parser;
 
     #[derive(Parser)]
-    struct Line {
+    struct Typed {
         #[command(flatten)]
         flags: RunFlags,
     }
 
     /// The flags of a command line, for tests of what is made of them.
     pub(in super::super) fn parse(line: &str) -> RunFlags {
-        Line::try_parse_from(format!("run {line}").split_whitespace())
+        Typed::try_parse_from(format!("run {line}").split_whitespace())
             .unwrap_or_else(|error| panic!("{line}: {error}"))
             .flags
     }

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use super::job::Job;
 use crate::error::LaunchError;
 use crate::output::terminal::Stream;
-use crate::ranks::token::random_hex;
+use crate::random::random_hex;
 use crate::run_dir::lock::RunLock;
 use crate::run_dir::old_logs;
 

@@ -1,9 +1,9 @@
 //! `dslaunch run`: any program as ranks of one or several machines, with torchrun's flags and worker environment.
 //!
 //! In reading order: [`flags`] (what was typed, and variables that stand for it), [`job`] (everything resolved),
-//! [`attempt`] (all ranks of this machine once), [`together`] (round after round on several machines, which
+//! [`attempt`] (all ranks of this machine once), [`rounds`] (round after round on several machines, which
 //! [`agents`](crate::agents) agree on), then what they are made of: [`nodes`], [`num_workers`], [`rendezvous`] and
-//! [`streams`] (torchrun's grammars and what they mean), [`others`] (the other machines during an attempt), [`logs`] (folders), [`tee`] over [`lines`] (the terminal),
+//! [`streams`] (torchrun's grammars and what they mean), [`peer_nodes`] (the other machines during an attempt), [`logs`] (folders), [`tee`] over [`lines`] (the terminal),
 //! [`error_file`] and [`report`] (what went wrong). Processes, supervision and restarts are the training jobs' own.
 
 pub mod attempt;
@@ -15,12 +15,12 @@ pub mod lines;
 pub mod logs;
 pub mod nodes;
 pub mod num_workers;
-pub mod others;
+pub mod peer_nodes;
 pub mod rendezvous;
 pub mod report;
+pub mod rounds;
 pub mod streams;
 pub mod tee;
-pub mod together;
 
 use proto::env::variable;
 
@@ -28,17 +28,17 @@ use self::attempt::{Edge, Ended};
 use self::job::Job;
 use self::logs::{Ending, LogFolder};
 use self::num_workers::{Devices, visible_gpus};
-use self::others::Others;
+use self::peer_nodes::PeerNodes;
 use self::rendezvous::HeldPort;
-use crate::agents::{Meeting, Place};
+use crate::agents::{Meeting, NodePlace};
 use crate::error::LaunchError;
-use crate::job::on_runtime;
 use crate::job::setup::{num_cores, num_gpus};
 use crate::output::terminal::{Item, Stream, Terminal};
 use crate::process::exit::Exit;
 use crate::process::signals::{Interrupt, Signals};
 use crate::process::spawn::Spawner;
-use crate::ranks::token::random_hex;
+use crate::random::random_hex;
+use crate::runtime::on_runtime;
 use crate::supervise::Outcome;
 use crate::supervise::restart::Budget;
 
@@ -61,7 +61,7 @@ pub fn run(args: RunArgs, terminal: &Terminal) -> Result<u8, LaunchError> {
         let mut edge = Edge { spawner: &spawner, signals: &mut signals, terminal };
         let result = match &job.nodes {
             None => attempts(&job, &logs, &mut edge).await,
-            Some(nodes) => together::run(&job, nodes, &logs, &mut edge).await,
+            Some(nodes) => rounds::run(&job, nodes, &logs, &mut edge).await,
         };
         logs.close(if matches!(result, Ok(0)) { Ending::Success } else { Ending::Failure });
         result
@@ -76,7 +76,8 @@ async fn attempts(job: &Job, logs: &LogFolder, edge: &mut Edge<'_>) -> Result<u8
         let attempt_logs = logs.begin_attempt(number, job.num_workers)?;
         let port = HeldPort::take(&job.master).map_err(LaunchError::io("find a free port for rank 0"))?;
         let place = alone(job, number, &port);
-        let Ended { outcome, interrupt } = attempt::run(job, &place, &attempt_logs, edge, &mut Others::none()).await?;
+        let Ended { outcome, interrupt } =
+            attempt::run(job, &place, &attempt_logs, edge, &mut PeerNodes::none()).await?;
         let (cause, follow_ons) = match outcome {
             Outcome::Done => return Ok(0),
             Outcome::Interrupted(interrupt) => return Ok(stopped(interrupt, edge.terminal)),
@@ -107,10 +108,10 @@ async fn attempts(job: &Job, logs: &LogFolder, edge: &mut Edge<'_>) -> Result<u8
 }
 
 /// Where the ranks of a machine that is alone stand.
-fn alone(job: &Job, round: u32, port: &HeldPort) -> Place {
+fn alone(job: &Job, round: u32, port: &HeldPort) -> NodePlace {
     let meeting = Meeting { addr: job.master.addr.clone(), port: port.number() };
     let world_size = job.num_workers as u32;
-    Place { round, first_rank: 0, world_size, max_restarts: job.max_restarts, meeting }
+    NodePlace { round, first_rank: 0, world_size, max_restarts: job.max_restarts, meeting }
 }
 
 fn stopped(interrupt: Interrupt, terminal: &Terminal) -> u8 {

@@ -7,16 +7,16 @@ use proto::run_dir::RunDir;
 use tokio::signal::ctrl_c;
 use tokio::time::timeout;
 
-use super::client::Connection;
-use super::protocol::{Reply, Request};
-use super::{ControlError, past};
 use crate::cli::ControlTask;
+use crate::control_socket::client::Connection;
+use crate::control_socket::protocol::{Reply, Request};
+use crate::control_socket::{ControlError, past};
 use crate::error::LaunchError;
-use crate::job::on_runtime;
 use crate::output::console::{Console, Shown};
 use crate::output::status::{JobStatus, State};
 use crate::output::terminal::Terminal;
 use crate::output::units;
+use crate::runtime::on_runtime;
 
 /// Does what the command line asks for. Returns the exit code.
 pub fn run(task: &ControlTask, terminal: &Terminal) -> Result<u8, LaunchError> {

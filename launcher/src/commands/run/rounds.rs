@@ -13,16 +13,17 @@ use super::error::{MIN_TOKEN_BYTES, RunError};
 use super::job::Job;
 use super::logs::{AttemptLogs, LogFolder};
 use super::nodes::{Nodes, TOKEN_VARIABLES, TokenSource};
-use super::others::Others;
+use super::peer_nodes::PeerNodes;
 use super::rendezvous::{HeldPort, Master};
 use super::{exit_code, report, say, stopped};
 use crate::agents::client::{Agent, Contact, Heard, Joined};
 use crate::agents::coordinator::{Coordinator, Terms};
 use crate::agents::service::Server;
-use crate::agents::{Cause, Ending, LOST, Meeting, Offer, Place, Report, Word};
+use crate::agents::{Cause, Ending, LOST, Meeting, NodePlace, Offer, Report, Word};
 use crate::error::LaunchError;
 use crate::process::signals::Interrupt;
-use crate::ranks::token::{Token, random_hex};
+use crate::random::random_hex;
+use crate::ranks::token::Token;
 use crate::supervise::{Failure, Outcome};
 
 /// How long a machine that the user has stopped waits until the others know.
@@ -126,11 +127,11 @@ impl Node<'_> {
     }
 
     /// The ranks of this machine once.
-    async fn round(&self, place: &Place, logs: &LogFolder, edge: &mut Edge<'_>) -> Result<Next, LaunchError> {
-        let mut others = Others::of(&self.agent, place.round);
+    async fn round(&self, place: &NodePlace, logs: &LogFolder, edge: &mut Edge<'_>) -> Result<Next, LaunchError> {
+        let mut peer_nodes = PeerNodes::of(&self.agent, place.round);
         let ended = match logs.begin_attempt(place.round, self.job.num_workers) {
             Ok(logs) => {
-                let ended = attempt::run(self.job, place, &logs, edge, &mut others).await;
+                let ended = attempt::run(self.job, place, &logs, edge, &mut peer_nodes).await;
                 ended.map(|ended| (ended, logs))
             }
             Err(error) => Err(error),
@@ -149,12 +150,12 @@ impl Node<'_> {
         }
         let failure = match outcome {
             Outcome::Done => {
-                others.tell(Report::Done);
+                peer_nodes.tell(Report::Done);
                 None
             }
             Outcome::Interrupted(interrupt) => {
-                if others.heard().is_none() {
-                    let _ = tokio::time::timeout(LAST_WORD, others.next()).await;
+                if peer_nodes.heard().is_none() {
+                    let _ = tokio::time::timeout(LAST_WORD, peer_nodes.next()).await;
                 }
                 return Ok(Next::End(stopped(interrupt, edge.terminal)));
             }
@@ -169,21 +170,21 @@ impl Node<'_> {
             Outcome::Failed { cause, follow_ons } => Some((cause, follow_ons)),
             Outcome::Recalled => None,
         };
-        if others.heard().is_none() {
+        if peer_nodes.heard().is_none() {
             tokio::select! {
-                _ = others.next() => {}
+                _ = peer_nodes.next() => {}
                 interrupt = edge.signals.next() => {
                     return Ok(Next::End(self.stop(place.round, interrupt, edge).await));
                 }
             }
         }
         let evidence = Evidence { place, logs: &logs, failure: failure.as_ref() };
-        self.next(others.heard().expect("it was waited for"), evidence, edge)
+        self.next(peer_nodes.heard().expect("it was waited for"), evidence, edge)
     }
 
     /// The round has ended everywhere.
     fn next(&self, heard: &Heard, evidence: Evidence<'_>, edge: &mut Edge<'_>) -> Result<Next, LaunchError> {
-        let Place { round, max_restarts, .. } = *evidence.place;
+        let NodePlace { round, max_restarts, .. } = *evidence.place;
         match heard {
             Heard::Word(Word::Again(cause)) => {
                 let told = match cause {
@@ -245,14 +246,14 @@ impl Node<'_> {
         stopped(interrupt, edge.terminal)
     }
 
-    fn own_failure(&self, place: &Place, message: String) -> Cause {
+    fn own_failure(&self, place: &NodePlace, message: String) -> Cause {
         Cause { node: self.nodes.node_rank, rank: None, exit: None, message, round: place.round }
     }
 }
 
 /// What this machine knows of a round.
 struct Evidence<'a> {
-    place: &'a Place,
+    place: &'a NodePlace,
     logs: &'a AttemptLogs,
     /// The first failure here, and what followed.
     failure: Option<&'a (Failure, Vec<Failure>)>,

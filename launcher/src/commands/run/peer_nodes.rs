@@ -5,10 +5,10 @@ use crate::agents::client::{Agent, Heard, Watch};
 
 /// The other machines of a run, during one attempt; or nobody.
 #[derive(Debug)]
-pub struct Others(Option<Line>);
+pub struct PeerNodes(Option<Connection>);
 
 #[derive(Debug)]
-struct Line {
+struct Connection {
     agent: Agent,
     round: u32,
     watch: Watch,
@@ -16,7 +16,7 @@ struct Line {
     heard: Option<Heard>,
 }
 
-impl Others {
+impl PeerNodes {
     /// This machine is alone: nobody hears, and nobody says anything.
     pub fn none() -> Self {
         Self(None)
@@ -24,7 +24,7 @@ impl Others {
 
     /// Those that `agent` talks to, in this round. From now on they know that this machine is alive.
     pub fn of(agent: &Agent, round: u32) -> Self {
-        Self(Some(Line { agent: agent.clone(), round, watch: agent.watch(round), heard: None }))
+        Self(Some(Connection { agent: agent.clone(), round, watch: agent.watch(round), heard: None }))
     }
 
     /// Tells them, in the background.
