@@ -19,6 +19,8 @@ pub mod server;
 use std::io;
 use std::path::PathBuf;
 
+use crate::error::LaunchError;
+
 /// Why a job cannot be looked at, stopped or followed.
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
@@ -65,5 +67,12 @@ impl ControlError {
             ControlError::NoAnswer { .. } => 1,
             ControlError::Answer { .. } | ControlError::Io { .. } => 3,
         }
+    }
+}
+
+impl From<ControlError> for LaunchError {
+    fn from(error: ControlError) -> Self {
+        let exit_code = error.exit_code();
+        Self::refused(error, exit_code)
     }
 }

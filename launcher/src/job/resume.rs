@@ -74,6 +74,12 @@ pub enum ResumeError {
     },
 }
 
+impl From<ResumeError> for LaunchError {
+    fn from(error: ResumeError) -> Self {
+        Self::refused(error, 2)
+    }
+}
+
 impl Wish {
     /// What the job's train.toml says. A path is looked at already; nothing is changed.
     pub fn of(setup: &Setup) -> Result<Self, ResumeError> {

@@ -43,6 +43,12 @@ pub enum CheckpointError {
     Manifest(#[from] ManifestError),
 }
 
+impl From<CheckpointError> for LaunchError {
+    fn from(error: CheckpointError) -> Self {
+        Self::refused(error, 2)
+    }
+}
+
 /// Does what the command line asks for. Returns the exit code.
 pub fn run(task: &CheckpointTask, terminal: &Terminal) -> Result<u8, LaunchError> {
     let mut console = Console::new(terminal.clone(), true);

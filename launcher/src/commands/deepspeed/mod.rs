@@ -47,6 +47,12 @@ pub enum DeepspeedError {
     },
 }
 
+impl From<DeepspeedError> for LaunchError {
+    fn from(error: DeepspeedError) -> Self {
+        Self::refused(error, 2)
+    }
+}
+
 /// What becomes of a config.
 #[derive(Debug)]
 struct Mapping {

@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use crate::agents::client::AgentError;
+use crate::error::LaunchError;
 
 /// A shorter token can be guessed.
 pub const MIN_TOKEN_BYTES: usize = 16;
@@ -104,5 +105,12 @@ impl RunError {
             // Another try may find what this one has not.
             Self::Agent(AgentError::Unreachable { .. } | AgentError::Replaced(_)) => 1,
         }
+    }
+}
+
+impl From<RunError> for LaunchError {
+    fn from(error: RunError) -> Self {
+        let exit_code = error.exit_code();
+        Self::refused(error, exit_code)
     }
 }

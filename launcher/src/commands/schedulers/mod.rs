@@ -59,6 +59,12 @@ pub enum SchedulerError {
     },
 }
 
+impl From<SchedulerError> for LaunchError {
+    fn from(error: SchedulerError) -> Self {
+        Self::refused(error, 2)
+    }
+}
+
 impl Command {
     /// The command for a job that is checked as far as its train.toml goes: model and data may lie on another machine.
     fn of(args: &JobArgs) -> Result<Self, LaunchError> {
