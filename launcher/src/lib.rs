@@ -10,6 +10,7 @@
 //! libtorch: it must start, and explain itself, without it.
 
 pub mod agents;
+pub mod attempt;
 pub mod cli;
 pub mod commands;
 pub mod control_socket;

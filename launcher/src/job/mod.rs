@@ -19,7 +19,7 @@ use proto::run_dir::RunDir;
 use crate::cli::{JobArgs, PlanArgs};
 use crate::control_socket::server::ControlSocket;
 use crate::error::LaunchError;
-use crate::job::attempt::{Edge, Job};
+use crate::job::attempt::{AttemptEnd, Edge, TrainingJob};
 use crate::job::resume::Wish;
 use crate::job::setup::{Setup, worker_binary};
 use crate::output::Output;
@@ -107,8 +107,8 @@ pub fn train(args: &JobArgs, job_control: JobControl, terminal: &Terminal, start
             loop {
                 let mut edge = Edge { spawner: &spawner, signals: &mut signals, output: &mut output };
                 match attempts(&job, beginning.as_ref(), &mut edge).await? {
-                    Ended::WithCode(code) => break Ok::<u8, LaunchError>(code),
-                    Ended::BeginningDamaged => {
+                    JobEnd::WithCode(code) => break Ok::<u8, LaunchError>(code),
+                    JobEnd::BeginningDamaged => {
                         let damaged = beginning.as_ref().expect("ranks have read it");
                         beginning = Some(wish.instead_of(damaged, &setup, output.console())?);
                         // Another beginning is another plan: a run by epochs counts the rows that are left.
@@ -141,7 +141,7 @@ async fn prepare(
     beginning: Option<&Checkpoint>,
     signals: &mut Signals,
     output: &mut Output,
-) -> Result<Job, LaunchError> {
+) -> Result<TrainingJob, LaunchError> {
     let run_dir = setup.run_dir();
     let plan = setup.plan(start_of(beginning), signals, output.console()).await?;
     note(&beginning.map_or(vec![], |from| resume::notes(from, &plan)), output.console());
@@ -160,11 +160,11 @@ async fn prepare(
     };
     let snapshots = SnapshotMemory::create(&plan).map_err(LaunchError::io("create the memory for snapshots"))?;
     let worker = worker.to_owned();
-    Ok(Job { plan, run_dir, worker, run_id, max_restarts, hang_limits, snapshots })
+    Ok(TrainingJob { plan, run_dir, worker, run_id, max_restarts, hang_limits, snapshots })
 }
 
 /// How attempt after attempt came to an end.
-enum Ended {
+enum JobEnd {
     /// With dslaunch's exit code.
     WithCode(u8),
     /// Ranks have found the checkpoint damaged that the job began from. Nothing was trained.
@@ -172,7 +172,11 @@ enum Ended {
 }
 
 /// Attempt after attempt.
-async fn attempts(job: &Job, beginning: Option<&Checkpoint>, edge: &mut Edge<'_>) -> Result<Ended, LaunchError> {
+async fn attempts(
+    job: &TrainingJob,
+    beginning: Option<&Checkpoint>,
+    edge: &mut Edge<'_>,
+) -> Result<JobEnd, LaunchError> {
     keep_logs_of_earlier_launches(&job.run_dir)?;
     let mut policy = RestartPolicy::new(job.max_restarts);
     let mut from = StartingPoint::from(beginning.cloned());
@@ -191,15 +195,15 @@ async fn attempts(job: &Job, beginning: Option<&Checkpoint>, edge: &mut Edge<'_>
         }
         // Also where the time was over before the last rank had gone.
         if let (Outcome::Done | Outcome::Interrupted(_), Some(step)) = (&ended.outcome, ended.preempted_after) {
-            return Ok(Ended::WithCode(preempted(step, edge.output)));
+            return Ok(JobEnd::WithCode(preempted(step, edge.output)));
         }
         let cause = match ended.outcome {
             Outcome::Failed { .. } => explain(job, number, ended, edge.output),
-            outcome => return Ok(Ended::WithCode(end(job, number, outcome, edge.output))),
+            outcome => return Ok(JobEnd::WithCode(end(job, number, outcome, edge.output))),
         };
         if let (Kind::Damaged, StartingPoint::Checkpoint(checkpoint)) = (cause.kind, &from) {
             if beginning == Some(checkpoint.as_ref()) {
-                return Ok(Ended::BeginningDamaged);
+                return Ok(JobEnd::BeginningDamaged);
             }
             resume::set_aside_damaged(&job.run_dir, checkpoint, edge.output.console())?;
         }
@@ -215,7 +219,7 @@ async fn attempts(job: &Job, beginning: Option<&Checkpoint>, edge: &mut Edge<'_>
                 match back_off(after, edge).await {
                     Some(interrupt) => {
                         let code = end(job, number, Outcome::Interrupted(interrupt), edge.output);
-                        return Ok(Ended::WithCode(code));
+                        return Ok(JobEnd::WithCode(code));
                     }
                     None => continue,
                 }
@@ -226,7 +230,7 @@ async fn attempts(job: &Job, beginning: Option<&Checkpoint>, edge: &mut Edge<'_>
         };
         edge.output.event(Moment::Failed { exit_code, reason: &reason });
         edge.output.console().warn(&reason);
-        return Ok(Ended::WithCode(exit_code));
+        return Ok(JobEnd::WithCode(exit_code));
     }
 }
 
@@ -250,7 +254,7 @@ async fn back_off(pause: Duration, edge: &mut Edge<'_>) -> Option<Interrupt> {
 }
 
 /// The end of a job that did not fail. Returns the exit code.
-fn end(job: &Job, restarts: u32, outcome: Outcome, output: &mut Output) -> u8 {
+fn end(job: &TrainingJob, restarts: u32, outcome: Outcome, output: &mut Output) -> u8 {
     output.console().clear();
     match outcome {
         Outcome::Interrupted(interrupt) => {
@@ -284,8 +288,8 @@ fn preempted(step: u64, output: &mut Output) -> u8 {
 }
 
 /// Tells the user what failed, with the evidence that the rank left behind. Returns the cause.
-fn explain(job: &Job, attempt: u32, ended: attempt::Ended, output: &mut Output) -> Failure {
-    let attempt::Ended { outcome: Outcome::Failed { mut cause, follow_ons }, lines, kernel_kills, .. } = ended else {
+fn explain(job: &TrainingJob, attempt: u32, ended: AttemptEnd, output: &mut Output) -> Failure {
+    let AttemptEnd { outcome: Outcome::Failed { mut cause, follow_ons }, lines, kernel_kills, .. } = ended else {
         panic!("an attempt that has not failed needs no explanation");
     };
     let line = lines[cause.rank];

@@ -32,7 +32,7 @@ pub enum CommandForm {
 
 /// A command to be run as ranks, complete.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Job {
+pub struct CommandJob {
     /// What each rank runs.
     pub program: PathBuf,
     /// Its arguments.
@@ -59,7 +59,7 @@ pub struct Job {
     pub defaults: Vec<(&'static str, OsString)>,
 }
 
-impl Job {
+impl CommandJob {
     /// Completes what was typed with `lookup`, the user's environment. `fresh_id` is a name that no other run has.
     pub fn new(
         args: RunArgs,
@@ -155,11 +155,11 @@ mod tests {
 
     use crate::commands::run::flags::tests::parse;
 
-    fn job(line: &str, vars: &[(&str, &str)]) -> Result<Job, RunError> {
+    fn job(line: &str, vars: &[(&str, &str)]) -> Result<CommandJob, RunError> {
         let form = if line.contains("-- ") { CommandForm::Verbatim } else { CommandForm::Script };
         let flags = parse(line);
         let lookup = |name: &str| vars.iter().find(|(var, _)| *var == name).map(|(_, value)| value.into());
-        Job::new(RunArgs { flags, form }, Devices { gpus: 0, cores: 4 }, "fresh".into(), lookup)
+        CommandJob::new(RunArgs { flags, form }, Devices { gpus: 0, cores: 4 }, "fresh".into(), lookup)
     }
 
     #[test]

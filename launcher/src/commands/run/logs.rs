@@ -9,7 +9,7 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use super::job::Job;
+use super::job::CommandJob;
 use crate::error::LaunchError;
 use crate::output::terminal::Stream;
 use crate::random::random_hex;
@@ -44,7 +44,7 @@ pub enum Ending {
 
 impl LogFolder {
     /// The folder that `job` asks for, or a fresh one.
-    pub fn open(job: &Job) -> Result<Self, LaunchError> {
+    pub fn open(job: &CommandJob) -> Result<Self, LaunchError> {
         let Some(named) = &job.log_dir else {
             let owner = if job.streams.any_file(job.num_workers) { Owner::Kept } else { Owner::Ours };
             let root = temporary_folder().map_err(LaunchError::io("make a temporary folder for logs"))?;

@@ -24,8 +24,8 @@ pub mod tee;
 
 use proto::env::variable;
 
-use self::attempt::{Edge, Ended};
-use self::job::Job;
+use self::attempt::{AttemptEnd, Edge};
+use self::job::CommandJob;
 use self::logs::{Ending, LogFolder};
 use self::num_workers::{Devices, visible_gpus};
 use self::peer_nodes::PeerNodes;
@@ -50,7 +50,7 @@ pub use self::job::{CommandForm, RunArgs};
 pub fn run(args: RunArgs, terminal: &Terminal) -> Result<u8, LaunchError> {
     let gpus = visible_gpus(num_gpus(), variable("CUDA_VISIBLE_DEVICES").as_deref());
     let fresh_id = random_hex(16).map_err(LaunchError::io("draw a random run id"))?;
-    let job = Job::new(args, Devices { gpus, cores: num_cores() }, fresh_id, variable)?;
+    let job = CommandJob::new(args, Devices { gpus, cores: num_cores() }, fresh_id, variable)?;
     on_runtime(async {
         let mut signals = Signals::listen().map_err(LaunchError::io("listen for signals"))?;
         let spawner = Spawner::start().map_err(LaunchError::io("start the spawning thread"))?;
@@ -58,7 +58,7 @@ pub fn run(args: RunArgs, terminal: &Terminal) -> Result<u8, LaunchError> {
         if let Some(folder) = logs.unnamed() {
             say(terminal, format!("logs are in {}", folder.display()));
         }
-        let mut edge = Edge { spawner: &spawner, signals: &mut signals, terminal };
+        let mut edge = Edge { spawner: &spawner, signals: &mut signals, output: terminal };
         let result = match &job.nodes {
             None => attempts(&job, &logs, &mut edge).await,
             Some(nodes) => rounds::run(&job, nodes, &logs, &mut edge).await,
@@ -69,38 +69,38 @@ pub fn run(args: RunArgs, terminal: &Terminal) -> Result<u8, LaunchError> {
 }
 
 /// Attempt after attempt on this machine alone.
-async fn attempts(job: &Job, logs: &LogFolder, edge: &mut Edge<'_>) -> Result<u8, LaunchError> {
+async fn attempts(job: &CommandJob, logs: &LogFolder, edge: &mut Edge<'_>) -> Result<u8, LaunchError> {
     let mut budget = Budget::new("--max-restarts", job.max_restarts);
     loop {
         let number = budget.used();
         let attempt_logs = logs.begin_attempt(number, job.num_workers)?;
         let port = HeldPort::take(&job.master).map_err(LaunchError::io("find a free port for rank 0"))?;
         let place = alone(job, number, &port);
-        let Ended { outcome, interrupt } =
+        let AttemptEnd { outcome, interrupt } =
             attempt::run(job, &place, &attempt_logs, edge, &mut PeerNodes::none()).await?;
         let (cause, follow_ons) = match outcome {
             Outcome::Done => return Ok(0),
-            Outcome::Interrupted(interrupt) => return Ok(stopped(interrupt, edge.terminal)),
+            Outcome::Interrupted(interrupt) => return Ok(stopped(interrupt, edge.output)),
             Outcome::Stuck { ranks } => {
-                say(edge.terminal, format!("giving up: ranks {ranks:?} hang in the kernel and do not die of SIGKILL"));
+                say(edge.output, format!("giving up: ranks {ranks:?} hang in the kernel and do not die of SIGKILL"));
                 return Ok(1);
             }
             Outcome::Failed { cause, follow_ons } => (cause, follow_ons),
             Outcome::Recalled => unreachable!("there is nobody else"),
         };
-        say(edge.terminal, report::report(job, &place, &attempt_logs, &cause, &follow_ons));
+        say(edge.output, report::report(job, &place, &attempt_logs, &cause, &follow_ons));
         if let Some(interrupt) = interrupt {
-            return Ok(stopped(interrupt, edge.terminal));
+            return Ok(stopped(interrupt, edge.output));
         }
         match budget.spend() {
             Ok(()) => {
                 let spent = format!("restart {} of {}", budget.used(), job.max_restarts);
-                say(edge.terminal, format!("starting all ranks again ({spent})"));
+                say(edge.output, format!("starting all ranks again ({spent})"));
             }
             // Without a budget nobody expects a restart.
             Err(_) if job.max_restarts == 0 => return Ok(exit_code(cause.exit)),
             Err(reason) => {
-                say(edge.terminal, format!("giving up: {reason}"));
+                say(edge.output, format!("giving up: {reason}"));
                 return Ok(exit_code(cause.exit));
             }
         }
@@ -108,7 +108,7 @@ async fn attempts(job: &Job, logs: &LogFolder, edge: &mut Edge<'_>) -> Result<u8
 }
 
 /// Where the ranks of a machine that is alone stand.
-fn alone(job: &Job, round: u32, port: &HeldPort) -> NodePlace {
+fn alone(job: &CommandJob, round: u32, port: &HeldPort) -> NodePlace {
     let meeting = Meeting { addr: job.master.addr.clone(), port: port.number() };
     let world_size = job.num_workers as u32;
     NodePlace { round, first_rank: 0, world_size, max_restarts: job.max_restarts, meeting }

@@ -8,9 +8,9 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use super::attempt::{self, Edge, Ended};
+use super::attempt::{self, AttemptEnd, Edge};
 use super::error::{MIN_TOKEN_BYTES, RunError};
-use super::job::Job;
+use super::job::CommandJob;
 use super::logs::{AttemptLogs, LogFolder};
 use super::nodes::{Nodes, TOKEN_VARIABLES, TokenSource};
 use super::peer_nodes::PeerNodes;
@@ -30,7 +30,7 @@ use crate::supervise::{Failure, Outcome};
 const LAST_WORD: Duration = Duration::from_secs(2);
 
 /// Runs the command's ranks on this machine until the run has ended on all. Returns the exit code.
-pub async fn run(job: &Job, nodes: &Nodes, logs: &LogFolder, edge: &mut Edge<'_>) -> Result<u8, LaunchError> {
+pub async fn run(job: &CommandJob, nodes: &Nodes, logs: &LogFolder, edge: &mut Edge<'_>) -> Result<u8, LaunchError> {
     let place = MeetingPlace::find(nodes)?;
     let token = token(&nodes.token, &place, &job.run_id)?;
     let incarnation = random_hex(16).map_err(LaunchError::io("draw a random number"))?;
@@ -75,7 +75,7 @@ pub async fn run(job: &Job, nodes: &Nodes, logs: &LogFolder, edge: &mut Edge<'_>
 
 /// This machine.
 struct Node<'a> {
-    job: &'a Job,
+    job: &'a CommandJob,
     nodes: &'a Nodes,
     /// The name that node 0 is known by.
     host: &'a str,
@@ -102,7 +102,7 @@ impl Node<'_> {
                 Joined::Round(place) => place,
                 Joined::Over(ending) => {
                     if let Ending::Failed { cause, .. } = &ending {
-                        say(edge.terminal, cause.to_string());
+                        say(edge.output, cause.to_string());
                     }
                     return Ok(self.end(&ending, edge));
                 }
@@ -136,7 +136,7 @@ impl Node<'_> {
             }
             Err(error) => Err(error),
         };
-        let (Ended { outcome, interrupt }, logs) = match ended {
+        let (AttemptEnd { outcome, interrupt }, logs) = match ended {
             Ok(ended) => ended,
             // Here nothing runs, and nothing would: the others need not wait for it.
             Err(error) => {
@@ -157,12 +157,12 @@ impl Node<'_> {
                 if peer_nodes.heard().is_none() {
                     let _ = tokio::time::timeout(LAST_WORD, peer_nodes.next()).await;
                 }
-                return Ok(Next::End(stopped(interrupt, edge.terminal)));
+                return Ok(Next::End(stopped(interrupt, edge.output)));
             }
             Outcome::Stuck { ranks } => {
                 let ranks: Vec<_> = ranks.into_iter().map(|rank| place.first_rank as usize + rank).collect();
                 let sentence = format!("ranks {ranks:?} hang in the kernel and do not die of SIGKILL");
-                say(edge.terminal, format!("giving up: {sentence}"));
+                say(edge.output, format!("giving up: {sentence}"));
                 let report = Report::Failed(self.own_failure(place, sentence));
                 self.agent.tell_to_stop(place.round, report).await;
                 return Ok(Next::End(1));
@@ -191,20 +191,20 @@ impl Node<'_> {
                     Some(cause) => self.tell(cause, &evidence),
                     None => "node 0's dslaunch was started again, and knows nothing of this attempt".to_owned(),
                 };
-                say(edge.terminal, told);
+                say(edge.output, told);
                 let spent = format!("restart {} of {max_restarts}", round + 1);
-                say(edge.terminal, format!("starting all ranks again ({spent})"));
+                say(edge.output, format!("starting all ranks again ({spent})"));
                 Ok(Next::Round(round + 1))
             }
             Heard::Word(Word::Over(ending)) => {
                 if let Ending::Failed { cause, .. } = ending {
-                    say(edge.terminal, self.tell(cause, &evidence));
+                    say(edge.output, self.tell(cause, &evidence));
                 }
                 Ok(Next::End(self.end(ending, edge)))
             }
             Heard::Lost => {
                 let seconds = LOST.as_secs();
-                say(edge.terminal, format!("node 0's dslaunch is out of reach for {seconds} s: waiting for it"));
+                say(edge.output, format!("node 0's dslaunch is out of reach for {seconds} s: waiting for it"));
                 Ok(Next::Round(round + 1))
             }
             Heard::Refused(error) => Err(RunError::from(error.clone()).into()),
@@ -228,13 +228,13 @@ impl Node<'_> {
             Ending::Failed { cause, reason } => {
                 // Without a budget nobody expects a restart.
                 if cause.round > 0 {
-                    say(edge.terminal, format!("giving up: {reason}"));
+                    say(edge.output, format!("giving up: {reason}"));
                 }
                 exit_code(cause.exit)
             }
-            Ending::Stopped(interrupt) => stopped(*interrupt, edge.terminal),
+            Ending::Stopped(interrupt) => stopped(*interrupt, edge.output),
             Ending::Missing(sentence) => {
-                say(edge.terminal, format!("giving up: {sentence}"));
+                say(edge.output, format!("giving up: {sentence}"));
                 1
             }
         }
@@ -243,7 +243,7 @@ impl Node<'_> {
     /// The user wants to stop, and no rank is left here.
     async fn stop(&self, round: u32, interrupt: Interrupt, edge: &mut Edge<'_>) -> u8 {
         self.agent.tell_to_stop(round, Report::Stopped(interrupt)).await;
-        stopped(interrupt, edge.terminal)
+        stopped(interrupt, edge.output)
     }
 
     fn own_failure(&self, place: &NodePlace, message: String) -> Cause {
