@@ -63,6 +63,19 @@ impl LaunchError {
         Self::Refused(Refusal { error: Box::new(error), exit_code })
     }
 
+    /// The error and its causes, a line each.
+    pub fn explanation(&self) -> String {
+        // Problems in train.toml say by themselves that they are errors.
+        let prefix = if matches!(self, Self::Config(_)) { "" } else { "error: " };
+        let mut text = format!("{prefix}{self}");
+        let mut cause = self.source();
+        while let Some(error) = cause {
+            text += &format!("\n  {error}");
+            cause = error.source();
+        }
+        text
+    }
+
     /// The launcher's exit code.
     pub fn exit_code(&self) -> u8 {
         match self {
@@ -106,8 +119,7 @@ mod tests {
     #[test]
     fn a_refusal_has_the_text_the_causes_and_the_code_of_its_error() {
         let error = LaunchError::refused(Leak { source: io::Error::other("rain") }, 75);
-        assert_eq!(error.to_string(), "the roof leaks");
-        assert_eq!(error.source().map(ToString::to_string).as_deref(), Some("rain"));
+        assert_eq!(error.explanation(), "error: the roof leaks\n  rain");
         assert_eq!(error.exit_code(), 75);
     }
 }

@@ -5,12 +5,13 @@
 //! takes a session of its own, and it a file for its output, and the command ends. Until then Ctrl-C stops both, for the
 //! command and the guardian are one process group; afterwards no terminal reaches the job.
 
+use std::ffi::OsString;
 use std::io::{self, BufRead, BufReader};
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 
-use crate::cli::JobArgs;
 use crate::error::LaunchError;
+use crate::job::args::JobArgs;
 use crate::job::background::BEGUN;
 use crate::job::setup::Setup;
 use crate::output::console::Console;
@@ -23,7 +24,7 @@ pub fn run(args: &JobArgs, terminal: &Terminal) -> Result<u8, LaunchError> {
     let mut console = Console::new(terminal.clone(), true);
     let (output, sink) = io::pipe().map_err(LaunchError::io("make a pipe"))?;
     let mut job =
-        spawn::start_again(args.words_in_background(), sink).map_err(LaunchError::io("start dslaunch again"))?;
+        spawn::start_again(words_in_background(args), sink).map_err(LaunchError::io("start dslaunch again"))?;
     if relay(output, |line| console.warn(line)).map_err(LaunchError::io("read what the job says"))? {
         let dir = run_dir.root().display();
         console.say(&format!(
@@ -37,6 +38,13 @@ pub fn run(args: &JobArgs, terminal: &Terminal) -> Result<u8, LaunchError> {
     // Both of its streams are closed without the word: it has ended, or is about to.
     let status = job.wait().map_err(LaunchError::io("wait for the job"))?;
     Ok(code(status))
+}
+
+/// The command line of this job in the background.
+fn words_in_background(args: &JobArgs) -> Vec<OsString> {
+    let mut words = vec!["--in-background".into()];
+    words.extend(args.words());
+    words
 }
 
 /// Shows what the job says until it says no more. Returns whether it has begun.
@@ -62,6 +70,24 @@ fn code(status: ExitStatus) -> u8 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::Cli;
+    use crate::cli::tests::parse;
+    use crate::commands::Task;
+
+    #[test]
+    fn a_job_in_the_background_is_the_same_job() {
+        assert_eq!(parse("--detach --nproc 4 train.toml"), Ok(Task::Detach(JobArgs::example(Some(4), &[]))));
+        for args in [
+            JobArgs::example(None, &[]),
+            JobArgs::example(Some(4), &["train.steps=3", "job.name=a=b", "job.name=\"-x y\""]),
+        ] {
+            for train_toml in ["train.toml", "-x", "plan", "--detach"] {
+                let args = JobArgs { train_toml: train_toml.into(), ..args.clone() };
+                let words: Vec<_> = std::iter::once("dslaunch".into()).chain(words_in_background(&args)).collect();
+                assert_eq!(Cli::parse_task(&words).unwrap(), Task::TrainInBackground(args));
+            }
+        }
+    }
 
     fn relayed(bytes: &[u8]) -> (bool, Vec<String>) {
         let mut lines = vec![];

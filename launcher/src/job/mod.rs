@@ -1,5 +1,6 @@
 //! The story of a job: read, check, find where to begin, prepare, plan, then attempts until it is done or given up.
 
+pub mod args;
 pub mod attempt;
 pub mod background;
 pub mod host_memory;
@@ -13,12 +14,11 @@ use proto::config::AutoOr;
 use proto::env::{SchedulerEnv, ServiceEnv};
 use proto::manifest::Progress;
 use proto::memory::{PeakBytes, Room, helpful_keys};
-use proto::plan::Plan;
 use proto::run_dir::RunDir;
 
-use crate::cli::{JobArgs, PlanArgs};
 use crate::control_socket::server::ControlSocket;
 use crate::error::LaunchError;
+use crate::job::args::JobArgs;
 use crate::job::attempt::{AttemptEnd, Edge, TrainingJob};
 use crate::job::resume::Wish;
 use crate::job::setup::{Setup, worker_binary};
@@ -26,7 +26,6 @@ use crate::output::Output;
 use crate::output::console::Console;
 use crate::output::events::Moment;
 use crate::output::notify::Notifier;
-use crate::output::plan_table::{plan_table, plan_table_without_data};
 use crate::output::report::{self, FailureReport, summary};
 use crate::output::terminal::Terminal;
 use crate::process::guardian;
@@ -47,31 +46,6 @@ use crate::supervise::hang::HangLimits;
 use crate::supervise::out_of_memory::{self, OutOfMemory};
 use crate::supervise::restart::{RestartPolicy, Verdict};
 use crate::supervise::{Failure, Kind, Outcome};
-
-/// `dslaunch plan`: prints the resolved plan. Prepares the data; starts no rank. Returns the exit code.
-pub fn print_plan(args: &PlanArgs, terminal: &Terminal) -> Result<u8, LaunchError> {
-    let setup = Setup::load(&args.job, args.gpu_memory)?;
-    let json = |plan: &Plan| serde_json::to_string_pretty(plan).expect("a plan is plain data");
-    if args.gpu_memory.is_some() {
-        let plan = setup.plan_without_data()?;
-        let mut console = Console::new(terminal.clone(), !args.json);
-        note(&setup.notes, &mut console);
-        console.say(&if args.json { json(&plan) } else { plan_table_without_data(&plan, setup.room()) });
-        return Ok(0);
-    }
-    let wish = Wish::of(&setup)?;
-    on_runtime(async {
-        let mut signals = Signals::listen().map_err(LaunchError::io("listen for signals"))?;
-        let mut console = Console::new(terminal.clone(), !args.json);
-        note(&setup.notes, &mut console);
-        let _lock = RunLock::acquire(setup.run_dir().root())?;
-        let from = wish.checkpoint(&setup, &mut console)?;
-        let plan = setup.plan(start_of(from.as_ref()), &mut signals, &mut console).await?;
-        note(&from.map_or(vec![], |from| resume::notes(&from, &plan)), &mut console);
-        console.say(&if args.json { json(&plan) } else { plan_table(&plan, setup.room()) });
-        Ok(0)
-    })
-}
 
 /// `dslaunch train.toml`: trains. Returns the exit code. `start` is when the launcher started.
 pub fn train(args: &JobArgs, job_control: JobControl, terminal: &Terminal, start: Instant) -> Result<u8, LaunchError> {
@@ -315,12 +289,13 @@ fn explain(job: &TrainingJob, attempt: u32, ended: AttemptEnd, output: &mut Outp
     cause
 }
 
-/// Where the job stands at `checkpoint`, or at its very beginning.
-fn start_of(checkpoint: Option<&Checkpoint>) -> Progress {
+/// The progress of a job at `checkpoint`, or at its very beginning.
+pub fn start_of(checkpoint: Option<&Checkpoint>) -> Progress {
     checkpoint.map_or(Progress::default(), |checkpoint| checkpoint.manifest.progress)
 }
 
-fn note(notes: &[String], console: &mut Console) {
+/// Tells the user what is worth knowing before the job starts.
+pub fn note(notes: &[String], console: &mut Console) {
     notes.iter().for_each(|note| console.warn(&format!("note: {note}")));
 }
 

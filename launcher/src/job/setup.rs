@@ -14,9 +14,9 @@ use proto::model_config::ModelConfig;
 use proto::plan::{Draft, Plan, PreparedData, World};
 use proto::run_dir::RunDir;
 
-use crate::cli::JobArgs;
 use crate::data::{self, DataJob, Prepared, Split};
 use crate::error::LaunchError;
+use crate::job::args::JobArgs;
 use crate::job::host_memory;
 use crate::output::console::Console;
 use crate::process::signals::Signals;

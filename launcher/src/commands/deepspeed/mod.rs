@@ -17,7 +17,6 @@ use std::fs;
 use std::io;
 use std::path::PathBuf;
 
-use crate::cli::DeepspeedArgs;
 use crate::error::LaunchError;
 use crate::output::terminal::{Item, Stream, Terminal};
 use crate::output::units::printable;
@@ -51,6 +50,15 @@ impl From<DeepspeedError> for LaunchError {
     fn from(error: DeepspeedError) -> Self {
         Self::refused(error, 2)
     }
+}
+
+/// Which DeepSpeed config is mapped.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeepspeedArgs {
+    /// The file.
+    pub config: PathBuf,
+    /// Number of ranks, if the user says one.
+    pub nproc: Option<u16>,
 }
 
 /// What becomes of a config.

@@ -21,6 +21,15 @@ pub struct RunArgs {
     pub form: CommandForm,
 }
 
+impl RunArgs {
+    /// `words` is the command line, whose end is the command.
+    pub fn new(flags: RunFlags, words: &[OsString]) -> Self {
+        let before = words.len().checked_sub(flags.command.len() + 1).and_then(|at| words.get(at));
+        let form = if before.is_some_and(|word| word == "--") { CommandForm::Verbatim } else { CommandForm::Script };
+        Self { flags, form }
+    }
+}
+
 /// How the command stands on the command line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CommandForm {

@@ -136,7 +136,11 @@ fn say(terminal: &Terminal, text: String) {
 
 #[cfg(test)]
 mod tests {
+    use std::ffi::OsString;
+
     use super::*;
+    use crate::cli::tests::parse;
+    use crate::commands::Task;
 
     #[test]
     fn a_failure_is_told_as_a_shell_does() {
@@ -144,5 +148,22 @@ mod tests {
         assert_eq!(exit_code(Some(Exit::Signal { number: libc::SIGKILL, core_dumped: false })), 137);
         assert_eq!(exit_code(Some(Exit::Signal { number: 64, core_dumped: false })), 192);
         assert_eq!(exit_code(None), 1);
+    }
+
+    #[test]
+    fn run_takes_a_command_with_or_without_dashes() {
+        let check = |line: &str, form: CommandForm, command: &[&str]| match parse(line) {
+            Ok(Task::Run(args)) => assert_eq!(
+                (args.form, args.flags.command),
+                (form, command.iter().map(OsString::from).collect()),
+                "{line}"
+            ),
+            other => panic!("{line}: {other:?}"),
+        };
+        check("run --nproc 2 -- train.py -x --y 1", CommandForm::Verbatim, &["train.py", "-x", "--y", "1"]);
+        check("run --nproc 2 train.py -x --y 1", CommandForm::Script, &["train.py", "-x", "--y", "1"]);
+        check("run train.py -- --nproc 2", CommandForm::Script, &["train.py", "--", "--nproc", "2"]);
+        check("run -- cmd -- x", CommandForm::Verbatim, &["cmd", "--", "x"]);
+        check("run -r 3 -- --odd", CommandForm::Verbatim, &["--odd"]);
     }
 }
