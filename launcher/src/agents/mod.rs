@@ -8,8 +8,8 @@
 //! ```
 //!
 //! In reading order: this file (the words), [`coordinator`] (who has joined, who is silent, what ended a round),
-//! [`service`] (its socket), [`client`] (an agent), [`wire`] (the words in protobuf). It knows nothing of processes, flags
-//! or logs: [`run`](crate::commands::run) does.
+//! [`service`] (its socket), [`client`] (an agent), [`wire`] (the words in protobuf). It refuses to know processes, flags
+//! and logs: [`run`](crate::commands::run) does.
 //!
 //! - AGT-1 Only an agent with the run's token, the run's name, and the newest incarnation of its node changes anything.
 //! - AGT-2 Whether a node is alive is judged by the time since it was last heard, on the coordinator's own clock; clocks of

@@ -1,7 +1,9 @@
 //! The control socket: how a running job is asked, stopped and followed from another terminal.
 //!
 //! A job listens on a Unix socket in its run directory. A client sends one line, a [`Request`](protocol::Request), and
-//! gets lines of JSON, [`Reply`](protocol::Reply) each, until the server closes.
+//! gets lines of JSON, [`Reply`](protocol::Reply) each, until the server closes. Where nobody listens, [`past`] reads the
+//! run's files. The commands `status`, `stop` and `attach` ask; the room refuses to know how they print the answer, and what
+//! the job does.
 //!
 //! - CTL-1 Only root and the user whom the job runs as get anything or change anything: the file's mode says so, and the
 //!   kernel is asked for every connection who is at its other end.

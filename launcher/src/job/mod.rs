@@ -1,4 +1,8 @@
-//! The story of a job: read, check, find where to begin, prepare, plan, then attempts until it is done or given up.
+//! The story of a training job: read, check, find where to begin, prepare, plan, then attempts until it is done or given up.
+//!
+//! In reading order: [`args`] (which job), [`setup`] (what can be known before any rank exists), [`resume`] (the point where
+//! it begins), this file (attempt after attempt), [`attempt`] (what training adds to one), [`background`] (how it leaves the
+//! terminal). It refuses to know the commands, and that there may be other machines.
 
 pub mod args;
 pub mod attempt;

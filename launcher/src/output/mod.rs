@@ -1,6 +1,6 @@
 //! What the user gets to see of a run: the terminal, metrics.jsonl, events.jsonl and reports of failures.
 //!
-//! Owns these files; the launcher is their only writer. It decides nothing. A file that cannot be written (a full disk)
+//! Owns these files; the launcher is their only writer. It decides nothing, and refuses to know how ranks are supervised. A file that cannot be written (a full disk)
 //! costs its rows and a warning, never the training.
 
 pub mod console;

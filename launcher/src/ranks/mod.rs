@@ -1,4 +1,7 @@
 //! The launcher's side of its ranks: how they find each other, report, show their progress and keep their newest steps.
+//!
+//! Owns the control service, the progress page and the memory for snapshots. It refuses to know processes, the terminal and
+//! what a report means for the job.
 
 pub mod notice;
 pub mod progress_page;

@@ -1,4 +1,6 @@
 //! The run directory on disk: its lock, its checkpoints, and the tidying of old logs and half-written files.
+//!
+//! Owns the folder and who may use it. It refuses to know which checkpoint a job should go on from, and what the user sees.
 
 pub mod checkpoints;
 pub mod files;

@@ -3,8 +3,9 @@
 //! In reading order: [`flags`] (what was typed, and variables that stand for it), [`job`] (everything resolved),
 //! [`attempt`] (all ranks of this machine once), [`rounds`] (round after round on several machines, which
 //! [`agents`](crate::agents) agree on), then what they are made of: [`nodes`], [`num_workers`], [`rendezvous`] and
-//! [`streams`] (torchrun's grammars and what they mean), [`peer_nodes`] (the other machines during an attempt), [`logs`] (folders), [`tee`] over [`lines`] (the terminal),
-//! [`error_file`] and [`report`] (what went wrong). Processes, supervision and restarts are the training jobs' own.
+//! [`streams`] (torchrun's grammars and what they mean), [`peer_nodes`] (the other machines during an attempt), [`logs`]
+//! (folders), [`tee`] over [`lines`] (the terminal), [`error_file`] and [`report`] (what went wrong). Processes, the event
+//! loop, supervision and the restart budget are those of training.
 
 pub mod attempt;
 mod error;
