@@ -1,4 +1,4 @@
-//! What the user types. Parsing only: nothing is read from disk here, and of the environment only what Slurm says.
+//! The command line. Parsing only: nothing is read from disk here, and of the environment only Slurm's variables.
 //!
 //! Lists the commands, whose arguments are their own.
 

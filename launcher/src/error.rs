@@ -1,4 +1,4 @@
-//! Why dslaunch cannot do what it is asked for, and the exit code that says so.
+//! The reasons why dslaunch cannot do what it is asked for, and their exit codes.
 //!
 //! Holds what several rooms meet, and knows no command and no room above it: an error of theirs becomes a [`Refusal`] in the
 //! file that declares it, by `impl From<XError> for LaunchError`.
@@ -15,7 +15,7 @@ use proto::model_config::ModelConfigError;
 use crate::process::signals::Interrupt;
 use crate::process::spawn::SpawnError;
 
-/// Why the launcher cannot do what it is asked for. A rank's failure is not among these: it is an outcome.
+/// A reason why the launcher cannot do what it is asked for. A rank's failure is not among these: it is an outcome.
 #[derive(Debug, thiserror::Error)]
 pub enum LaunchError {
     /// train.toml is wrong.
@@ -33,15 +33,15 @@ pub enum LaunchError {
     /// The worker binary is not where it should be.
     #[error("{} is missing: it is built with dslaunch and has to lie beside it", .path.display())]
     NoWorker {
-        /// Where it should be.
+        /// Its expected place.
         path: PathBuf,
     },
     /// The operating system refused something.
     #[error("cannot {what}")]
     Io {
-        /// What was tried.
+        /// The attempt, as a phrase: `cannot {what}`.
         what: String,
-        /// What the system said.
+        /// The system's reason.
         source: io::Error,
     },
     /// The user stopped the launcher before any rank was started.

@@ -17,24 +17,24 @@ use super::coordinator::Caller;
 use super::{Ending, LOST, NodePlace, Offer, Report, Word, wire};
 use crate::ranks::token::Token;
 
-/// How long one call may take. It is held for a part of that at most.
+/// One call may take this long. It is held for a part of that at most.
 const CALL: Duration = Duration::from_secs(2);
-/// How long to wait after a call that failed: nobody tells when a machine can be reached again.
+/// The pause after a call that failed: nobody tells when a machine can be reached again.
 const RETRY: Duration = Duration::from_millis(200);
-/// How long the last calls may take: whoever is gone misses nothing.
+/// The last calls may take this long: whoever is gone misses nothing.
 const FAREWELL: Duration = Duration::from_secs(2);
 
-/// Why an agent gives up.
+/// A reason why an agent gives up.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AgentError {
     /// Nobody is there.
     #[error("no dslaunch of node 0 answers at {endpoint}, for {seconds} s: {reason}")]
     Unreachable {
-        /// Where it should be.
+        /// Its expected place.
         endpoint: String,
         /// For how long.
         seconds: u64,
-        /// What the last try came to.
+        /// The result of the last try.
         reason: String,
     },
     /// It has another token.
@@ -60,7 +60,7 @@ pub struct Contact {
     pub token: Token,
     /// The run's name.
     pub run_id: String,
-    /// Which node's agent.
+    /// The agent's node.
     pub node_rank: u32,
     /// Random: which agent of that node.
     pub incarnation: String,
@@ -83,7 +83,7 @@ impl Interceptor for AddToken {
     }
 }
 
-/// What became of the wish to join.
+/// The answer to the wish to join.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Joined {
     /// The round begins.
@@ -92,7 +92,7 @@ pub enum Joined {
     Over(Ending),
 }
 
-/// What a watch has heard.
+/// The word that a watch has heard.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Heard {
     /// The coordinator's word.
@@ -205,7 +205,7 @@ impl Agent {
 /// Calls that are repeated until they are answered.
 struct RepeatedCalls<'a> {
     agent: &'a Agent,
-    /// When the coordinator was last heard, or was first called.
+    /// The time at which the coordinator was last heard, or was first called.
     heard: Instant,
 }
 

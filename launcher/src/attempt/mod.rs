@@ -30,7 +30,7 @@ use crate::process::spawn::{Process, SpawnError, Spawner, Spec};
 use crate::process::timer::Timer;
 use crate::supervise::{Action, Event, OnInterrupt, Outcome, Supervisor};
 
-/// What one kind of ranks adds to an attempt.
+/// One kind of ranks' own share in an attempt.
 pub trait AttemptKind {
     /// Something that a rank, or the end of its process, tells.
     type Notice: From<Exited> + Send + 'static;
@@ -54,11 +54,11 @@ pub trait AttemptKind {
 pub struct Exited {
     /// The rank, on this machine.
     pub rank: usize,
-    /// How it ended.
+    /// Its end.
     pub exit: Exit,
 }
 
-/// Who gets a signal that is meant for a rank.
+/// The processes that get a signal which is meant for a rank.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reach {
     /// Its process.
@@ -67,27 +67,27 @@ pub enum Reach {
     ProcessGroup,
 }
 
-/// What an attempt is told when it begins.
+/// The terms of an attempt, settled before it begins.
 #[derive(Debug, Clone, Copy)]
 pub struct Terms {
     /// Its number.
     pub number: u32,
     /// Ranks on this machine.
     pub num_ranks: usize,
-    /// What the user's wish to stop means for them.
+    /// The meaning of the user's wish to stop.
     pub on_interrupt: OnInterrupt,
-    /// Who gets their signals.
+    /// The processes that get their signals.
     pub reach: Reach,
 }
 
-/// The launcher's own ends: where processes are started, signals come from, and `O`, what the user sees.
+/// The launcher's own ends: where processes are started, signals come from, and `O`, the user's view.
 #[derive(Debug)]
 pub struct Edge<'a, O> {
     /// Starts processes.
     pub spawner: &'a Spawner,
     /// The user's wish to stop.
     pub signals: &'a mut Signals,
-    /// What the user sees.
+    /// The user's view.
     pub output: O,
 }
 
@@ -101,7 +101,7 @@ pub struct Ranks {
 }
 
 impl Ranks {
-    /// Whether `rank` has not ended yet and nobody stops it.
+    /// True if `rank` has not ended yet and nobody stops it.
     pub fn is_running(&self, rank: usize) -> bool {
         self.supervisor.is_running(rank)
     }
@@ -153,7 +153,7 @@ impl<N: From<Exited> + Send + 'static> Attempt<N> {
         }
     }
 
-    /// Where notices go.
+    /// The sending end for notices.
     pub fn notices(&self) -> mpsc::UnboundedSender<N> {
         self.sender.clone()
     }

@@ -18,7 +18,7 @@ use crate::output::terminal::Terminal;
 use crate::output::units;
 use crate::runtime::on_runtime;
 
-/// What to do with a job that runs, or has run.
+/// The commands for a job that runs, or has run.
 #[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
 pub enum ControlTask {
     /// Say where a job stands: step, loss, speed, restarts, processes; or how it ended
@@ -71,7 +71,7 @@ pub fn run(task: &ControlTask, terminal: &Terminal) -> Result<u8, LaunchError> {
     })
 }
 
-/// Where the job stands: it is asked, or its files are.
+/// Finds out about the job: it is asked, or its files are.
 async fn status(run_dir: &RunDir) -> Result<JobStatus, ControlError> {
     match Connection::ask(run_dir, Request::Status).await {
         Ok(Some((_, Reply::Status(status)))) => Ok(status),

@@ -29,7 +29,7 @@ use crate::job::args::JobArgs;
 use crate::output::terminal::Terminal;
 use crate::process::job_control::JobControl;
 
-/// What to do.
+/// A command with all that it was given.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Task {
     /// `dslaunch run -- CMD`
@@ -38,7 +38,7 @@ pub enum Task {
     Train(JobArgs),
     /// `dslaunch --detach train.toml`
     Detach(JobArgs),
-    /// What `dslaunch --detach` starts.
+    /// `dslaunch --in-background train.toml`, which `--detach` starts.
     TrainInBackground(JobArgs),
     /// `dslaunch plan train.toml`
     Plan(PlanArgs),
@@ -57,7 +57,7 @@ pub enum Task {
 }
 
 impl Task {
-    /// Where the processes of a job run; `None`: this command has none.
+    /// Foreground or background for the processes of a job; `None`: this command has none.
     pub fn job_control(&self) -> Option<JobControl> {
         match self {
             Self::Train(_) | Self::Run(_) => Some(JobControl::Foreground),

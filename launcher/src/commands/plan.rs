@@ -51,14 +51,14 @@ pub struct PlanCommand {
     train_toml: Option<PathBuf>,
 }
 
-/// Which job's plan, and how it is printed.
+/// The job to plan, and the form to print it in.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PlanArgs {
-    /// Whether it is printed as JSON.
+    /// True for JSON.
     pub json: bool,
     /// Bytes of each rank's GPU, where it is for GPUs that need not be there.
     pub gpu_memory: Option<u64>,
-    /// Which job.
+    /// The job.
     pub job: JobArgs,
 }
 
@@ -88,7 +88,7 @@ pub fn run(args: &PlanArgs, terminal: &Terminal) -> Result<u8, LaunchError> {
 }
 
 impl PlanCommand {
-    /// What was meant: a plan, or a config that is mapped.
+    /// Returns the task that was meant: a plan, or a config that is mapped.
     pub fn task(self) -> Task {
         let Self { json, deepspeed, gpu_memory, nproc, sets, train_toml } = self;
         match (deepspeed, train_toml) {

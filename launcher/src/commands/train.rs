@@ -8,7 +8,7 @@ use super::run::nodes::NumNodes;
 use super::run::rendezvous::Endpoint;
 use crate::job::args::JobArgs;
 
-/// Where `dslaunch train.toml` trains.
+/// The flags of `dslaunch train.toml` that are not about which job.
 #[derive(Debug, Args)]
 pub struct TrainFlags {
     /// Train in the background: return when the job has begun, or with its error if it cannot
@@ -25,13 +25,13 @@ pub struct TrainFlags {
     /// Where they meet
     #[arg(long, value_name = "HOST:PORT", requires = "train_toml", hide = true)]
     rendezvous: Option<Endpoint>,
-    /// What --detach starts.
+    /// Train here, as the process that --detach starts.
     #[arg(long, hide = true, requires = "train_toml", conflicts_with = "detach")]
     in_background: bool,
 }
 
 impl TrainFlags {
-    /// Why this is more than training on one machine. `slurm`: the step that this process is a task of.
+    /// Refuses more than one machine, with the reason. `slurm`: the step that this process is a task of.
     pub fn several_machines(&self, slurm: Option<&SlurmStep>) -> Option<String> {
         let waits = "training across nodes waits for comm's tcp backend and NCCL";
         let flag = match self {
@@ -48,7 +48,7 @@ impl TrainFlags {
         Some(format!("{flag}: {waits}: one machine only, for now"))
     }
 
-    /// What is to be done with the job.
+    /// Returns the task that the flags ask for.
     pub fn task(self, job: JobArgs) -> Task {
         match self {
             Self { detach: true, .. } => Task::Detach(job),

@@ -23,13 +23,13 @@ use std::path::PathBuf;
 
 use crate::error::LaunchError;
 
-/// Why a job cannot be looked at, stopped or followed.
+/// A reason why a job cannot be looked at, stopped or followed.
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
     /// There is no run.
     #[error("{}: there is no run (it holds no events.jsonl)", .dir.display())]
     NoRun {
-        /// What was named.
+        /// The folder that was named.
         dir: PathBuf,
     },
     /// The job is there and does not answer.
@@ -56,7 +56,7 @@ pub enum ControlError {
     Io {
         /// The socket.
         socket: PathBuf,
-        /// What the system said.
+        /// The system's reason.
         source: io::Error,
     },
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-/// Which job.
+/// The job.
 #[derive(Debug, Clone, PartialEq, Eq, Args)]
 pub struct JobArgs {
     /// Number of ranks [default: the number of GPUs, or 1 without one]

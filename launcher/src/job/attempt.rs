@@ -38,7 +38,7 @@ use crate::supervise::out_of_memory;
 use crate::supervise::straggler::StragglerWatch;
 use crate::supervise::{Event, OnInterrupt, Outcome};
 
-/// How long ranks may take at most from their start until all have registered: mostly the loading of libtorch, which a cold
+/// Ranks may take this long from their start until all have registered: mostly for the loading of libtorch, which a cold
 /// network file system can draw out. A rank that dies is noticed at once; this is for one that hangs. Where ranks wait for
 /// each other more briefly, they do here too.
 const RENDEZVOUS_TIMEOUT: Duration = Duration::from_secs(300);
@@ -47,12 +47,12 @@ const RENDEZVOUS_TIMEOUT: Duration = Duration::from_secs(300);
 const TO_THE_LAUNCHER: [Signal; 5] =
     [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGUSR2];
 
-/// What does not change from attempt to attempt.
+/// The part of a job that does not change from attempt to attempt.
 #[derive(Debug)]
 pub struct TrainingJob {
     /// The resolved plan, also on disk.
     pub plan: Plan,
-    /// Where everything of the run lies.
+    /// The run directory.
     pub run_dir: RunDir,
     /// The worker binary.
     pub worker: PathBuf,
@@ -60,23 +60,23 @@ pub struct TrainingJob {
     pub run_id: String,
     /// Restart budget, for ranks to know.
     pub max_restarts: u32,
-    /// How long a rank may stand still; `None`: for ever.
+    /// The time that a rank may stand still; `None`: for ever.
     pub hang_limits: Option<HangLimits>,
-    /// Where ranks keep their newest steps, if they do.
+    /// The memory for the newest steps of ranks, if they keep them.
     pub snapshots: Option<SnapshotMemory>,
 }
 
 /// The launcher's own ends, for training.
 pub type Edge<'a> = crate::attempt::Edge<'a, &'a mut Output>;
 
-/// What is known of an attempt that is over.
+/// The knowledge of an attempt that is over.
 #[derive(Debug)]
 pub struct AttemptEnd {
-    /// How it ended.
+    /// Its end.
     pub outcome: Outcome,
     /// The step after which all ranks have made a checkpoint and ended, because the machine is wanted back.
     pub preempted_after: Option<u64>,
-    /// What each rank did last.
+    /// Each rank's last line on the progress page.
     pub lines: Vec<Line>,
     /// Processes that the kernel has killed meanwhile for lack of memory, on the whole machine.
     pub kernel_kills: u64,
@@ -217,11 +217,11 @@ struct Training<'a> {
     output: &'a mut Output,
     server: Server,
     progress: ProgressPage,
-    /// What ranks did at the last look.
+    /// The ranks' lines at the last look.
     lines: Vec<Line>,
     hangs: Option<HangWatch>,
     stragglers: StragglerWatch,
-    /// When ranks are looked at.
+    /// Goes off when ranks are to be looked at.
     looks: Interval,
     last_look: Instant,
     /// Goes off when all ranks should have registered.

@@ -1,4 +1,4 @@
-//! How a job in the background leaves the terminal once it has begun. `dslaunch --detach` waits for it to do so.
+//! A job in the background leaves the terminal once it has begun; `dslaunch --detach` waits for it to do so.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -11,7 +11,7 @@ use crate::error::LaunchError;
 use crate::process::guardian;
 use crate::process::job_control::JobControl;
 
-/// What the job says when it has begun. No text holds it.
+/// The job writes this byte when it has begun. No text holds it.
 pub const BEGUN: u8 = 0;
 
 /// The job has begun: its run directory is locked and its plan is made. From now on a job in the background writes to its

@@ -141,7 +141,7 @@ async fn prepare(
     Ok(TrainingJob { plan, run_dir, worker, run_id, max_restarts, hang_limits, snapshots })
 }
 
-/// How attempt after attempt came to an end.
+/// The end of attempt after attempt.
 enum JobEnd {
     /// With dslaunch's exit code.
     WithCode(u8),

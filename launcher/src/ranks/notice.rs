@@ -25,7 +25,7 @@ pub enum Notice {
     Finished {
         /// The rank.
         rank: usize,
-        /// What it says.
+        /// Its last report.
         report: control::Finished,
     },
 }

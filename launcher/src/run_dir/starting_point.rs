@@ -5,7 +5,7 @@ use proto::manifest::Progress;
 
 use crate::run_dir::checkpoints::Checkpoint;
 
-/// Where an attempt begins.
+/// The point at which an attempt begins.
 #[derive(Debug, Clone)]
 pub enum StartingPoint {
     /// At the first step.
@@ -17,7 +17,7 @@ pub enum StartingPoint {
 }
 
 impl StartingPoint {
-    /// Where the job stands there.
+    /// The job's progress there.
     pub fn progress(&self) -> Progress {
         match self {
             Self::Beginning => Progress::default(),
@@ -26,7 +26,7 @@ impl StartingPoint {
         }
     }
 
-    /// As ranks are told.
+    /// The same in the ranks' environment.
     pub fn for_ranks(&self) -> Beginning {
         match self {
             Self::Beginning => Beginning::Start,

@@ -60,7 +60,7 @@ pub enum CheckpointError {
         RunDir::new(dir).checkpoints().display()
     )]
     None {
-        /// What was named.
+        /// The folder that was named.
         dir: PathBuf,
     },
     /// Its manifest cannot be used.

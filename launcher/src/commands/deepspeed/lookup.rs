@@ -1,4 +1,5 @@
-//! Which row of the table each key of a config belongs to, and what an unknown one was perhaps meant to be. Pure.
+//! Finds the row of the table that each key of a config belongs to, and the known key that an unknown one was perhaps meant
+//! to be. Pure.
 
 use super::document::Node;
 use super::keys::ROWS;
@@ -13,7 +14,7 @@ pub(super) struct Entry<'c> {
     pub place: KeyPlace,
 }
 
-/// What a key is.
+/// The place of a key in the table.
 #[derive(Debug)]
 pub(super) enum KeyPlace {
     /// A row's.

@@ -33,7 +33,7 @@ pub enum DeepspeedError {
     Read {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's reason.
         source: io::Error,
     },
     /// It is no JSON, or no object.
@@ -41,7 +41,7 @@ pub enum DeepspeedError {
     Damaged {
         /// The file.
         path: PathBuf,
-        /// What is wrong, and where.
+        /// The mistake, and its place.
         rule: String,
     },
 }
@@ -52,7 +52,7 @@ impl From<DeepspeedError> for LaunchError {
     }
 }
 
-/// Which DeepSpeed config is mapped.
+/// The DeepSpeed config to map.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeepspeedArgs {
     /// The file.
@@ -61,14 +61,14 @@ pub struct DeepspeedArgs {
     pub nproc: Option<u16>,
 }
 
-/// What becomes of a config.
+/// The result for a config.
 #[derive(Debug)]
 struct Mapping {
     /// A train.toml.
     snippet: String,
     /// One line for each key that is not in it.
     remarks: Vec<String>,
-    /// Whether no key is refused or unknown.
+    /// True if no key is refused or unknown.
     is_complete: bool,
 }
 

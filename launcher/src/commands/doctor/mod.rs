@@ -45,7 +45,7 @@ pub struct Facts {
     pub gpus: Gpus,
     /// The worker, libtorch, NCCL.
     pub libraries: Libraries,
-    /// How fast a folder is, or why that is not known.
+    /// The folder's speed, or the reason why it is not known.
     pub disk: Result<DiskSpeed, String>,
 }
 

@@ -29,10 +29,10 @@ const LONGEST_MESSAGE: usize = 4000;
 /// The launcher's own ends, for a program.
 pub type Edge<'a> = crate::attempt::Edge<'a, &'a Terminal>;
 
-/// How an attempt ended.
+/// The end of an attempt.
 #[derive(Debug)]
 pub struct AttemptEnd {
-    /// What became of the ranks.
+    /// The outcome for the ranks.
     pub outcome: Outcome,
     /// The user's wish to stop, if it came when no rank was left any more.
     pub interrupt: Option<Interrupt>,
@@ -64,9 +64,9 @@ pub async fn run(
 
 /// A program that runs as ranks.
 struct Program<'a> {
-    /// Whether the user wants it to stop.
+    /// True once the user wants it to stop.
     interrupted: bool,
-    /// How ranks have ended, by rank.
+    /// The ends of ranks' processes, by rank.
     exits: Vec<Option<Exit>>,
     place: &'a NodePlace,
     logs: &'a AttemptLogs,
@@ -74,7 +74,7 @@ struct Program<'a> {
 }
 
 impl Program<'_> {
-    /// What other machines are told of a rank's failure.
+    /// Describes a rank's failure to other machines.
     fn cause(&self, rank: usize) -> Cause {
         let message = error_file::message(&self.logs.error_file(rank)).unwrap_or_default();
         let message = message.chars().take(LONGEST_MESSAGE).collect();
@@ -119,7 +119,7 @@ impl AttemptKind for Program<'_> {
     }
 }
 
-/// What is to be shown of the ranks' files, if anything.
+/// Sets up the terminal's view of the ranks' files, if any of them is to be shown.
 fn tee(job: &CommandJob, place: &NodePlace, logs: &AttemptLogs) -> Result<Option<Tee>, LaunchError> {
     let streams = (0..job.num_workers).flat_map(|rank| [(rank, Stream::Out), (rank, Stream::Err)]);
     let teed: Vec<_> =

@@ -1,4 +1,4 @@
-//! Why a command cannot be run as its flags say.
+//! The reasons why a command cannot be run as its flags say.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -9,7 +9,7 @@ use crate::error::LaunchError;
 /// A shorter token can be guessed.
 pub const MIN_TOKEN_BYTES: usize = 16;
 
-/// Why a command cannot be run as its flags say.
+/// A reason why a command cannot be run as its flags say.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum RunError {
     /// A variable that stands for a flag holds something that the flag could not be.
@@ -17,9 +17,9 @@ pub enum RunError {
     Variable {
         /// Its name.
         name: &'static str,
-        /// What it holds.
+        /// Its value.
         value: OsString,
-        /// What is wrong with it.
+        /// The rule that it breaks.
         rule: String,
     },
     /// A number of machines that may change.
@@ -35,9 +35,9 @@ pub enum RunError {
     /// A machine that there is not.
     #[error("--node-rank {node_rank}: with --nnodes {num_nodes} the last one is {}", num_nodes - 1)]
     NodeRank {
-        /// What was said.
+        /// The value that was given.
         node_rank: u32,
-        /// How many there are.
+        /// Their number.
         num_nodes: u32,
     },
     /// Nobody else knows of a standalone run.
@@ -59,9 +59,9 @@ pub enum RunError {
     /// The token's file cannot be read.
     #[error("the token's file {}: {reason}", path.display())]
     TokenFile {
-        /// Where it should be.
+        /// Its expected place.
         path: PathBuf,
-        /// What the system says.
+        /// The system's reason.
         reason: String,
     },
     /// It is no token.
@@ -70,9 +70,9 @@ pub enum RunError {
     /// The name has no address.
     #[error("--rendezvous {endpoint}: {reason}")]
     NoAddress {
-        /// What was said.
+        /// The value that was given.
         endpoint: String,
-        /// What the system says.
+        /// The system's reason.
         reason: String,
     },
     /// The nodes do not talk to each other.

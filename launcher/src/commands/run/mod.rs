@@ -108,7 +108,7 @@ async fn attempts(job: &CommandJob, logs: &LogFolder, edge: &mut Edge<'_>) -> Re
     }
 }
 
-/// Where the ranks of a machine that is alone stand.
+/// The place of a machine that is alone.
 fn alone(job: &CommandJob, round: u32, port: &HeldPort) -> NodePlace {
     let meeting = Meeting { addr: job.master.addr.clone(), port: port.number() };
     let world_size = job.num_workers as u32;

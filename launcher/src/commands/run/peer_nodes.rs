@@ -12,7 +12,7 @@ struct Connection {
     agent: Agent,
     round: u32,
     watch: Watch,
-    /// What has ended the round, once it was heard.
+    /// The word that has ended the round, once it was heard.
     heard: Option<Heard>,
 }
 
@@ -22,7 +22,7 @@ impl PeerNodes {
         Self(None)
     }
 
-    /// Those that `agent` talks to, in this round. From now on they know that this machine is alive.
+    /// The nodes that `agent` talks to, in this round. From now on they know that this machine is alive.
     pub fn of(agent: &Agent, round: u32) -> Self {
         Self(Some(Connection { agent: agent.clone(), round, watch: agent.watch(round), heard: None }))
     }
@@ -34,7 +34,7 @@ impl PeerNodes {
         }
     }
 
-    /// Waits for what ends the round. Comes once. Cancel safe.
+    /// Waits for the word that ends the round, which comes once. Cancel safe.
     pub async fn next(&mut self) -> &Heard {
         match &mut self.0 {
             Some(line) if line.heard.is_none() => line.heard.insert(line.watch.heard().await),
@@ -42,7 +42,7 @@ impl PeerNodes {
         }
     }
 
-    /// What has ended the round, if that was heard.
+    /// The word that has ended the round, if it was heard.
     pub fn heard(&self) -> Option<&Heard> {
         self.0.as_ref()?.heard.as_ref()
     }

@@ -1,4 +1,4 @@
-//! What is said of an attempt that failed, with the evidence that ranks left.
+//! The report on an attempt that failed, with the evidence that ranks left.
 
 use super::error_file;
 use super::job::CommandJob;

@@ -26,7 +26,7 @@ use crate::random::random_hex;
 use crate::ranks::token::Token;
 use crate::supervise::{Failure, Outcome};
 
-/// How long a machine that the user has stopped waits until the others know.
+/// A machine that the user has stopped waits this long for the others to know.
 const LAST_WORD: Duration = Duration::from_secs(2);
 
 /// Runs the command's ranks on this machine until the run has ended on all. Returns the exit code.
@@ -82,7 +82,7 @@ struct Node<'a> {
     agent: Agent,
 }
 
-/// What follows a round.
+/// The step after a round.
 enum Next {
     Round(u32),
     End(u8),
@@ -251,7 +251,7 @@ impl Node<'_> {
     }
 }
 
-/// What this machine knows of a round.
+/// This machine's knowledge of a round.
 struct Evidence<'a> {
     place: &'a NodePlace,
     logs: &'a AttemptLogs,
@@ -259,7 +259,7 @@ struct Evidence<'a> {
     failure: Option<&'a (Failure, Vec<Failure>)>,
 }
 
-/// Where node 0 listens.
+/// Node 0's address.
 struct MeetingPlace {
     host: String,
     port: u16,
@@ -293,12 +293,12 @@ impl MeetingPlace {
         if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
     }
 
-    /// Whether nobody on another machine can reach it. A name tells nothing: many machines have their own at 127.0.1.1.
+    /// True if nobody on another machine can reach it. A name tells nothing: many machines have their own at 127.0.1.1.
     fn is_loopback(&self) -> bool {
         self.host == "localhost" || self.host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
     }
 
-    /// Where node 0 listens: its addresses, or all of the machine's where the others know it by another one.
+    /// Node 0 listens at its addresses, or at all of the machine's where the others know it by another one.
     fn listens_at(&self) -> Vec<SocketAddr> {
         let is_seen = |address: &&SocketAddr| self.is_loopback() || !address.ip().is_loopback();
         let addresses: Vec<_> = self.addresses.iter().filter(is_seen).copied().collect();

@@ -20,7 +20,7 @@ use super::lines::Lines;
 use crate::output::terminal::{Item, STALLED, Stream, Terminal};
 use crate::process::signals::{Interrupt, Signals};
 
-/// How much of a file is read at once.
+/// Bytes of a file that are read at once.
 const CHUNK_BYTES: usize = 64 * 1024;
 
 /// The files of one attempt that are to be shown.
@@ -37,7 +37,7 @@ struct Followed {
     lines: Lines,
 }
 
-/// Whether a file had anything new.
+/// The answer to whether a file had anything new.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum News {
     Some,

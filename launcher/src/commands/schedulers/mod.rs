@@ -19,7 +19,7 @@ use crate::output::terminal::Terminal;
 /// Print a systemd unit that runs this job, starts it again after a failure and watches its progress
 #[derive(Debug, Clone, PartialEq, Eq, Args)]
 pub struct SystemdArgs {
-    /// Which job.
+    /// The job.
     #[command(flatten)]
     pub job: JobArgs,
 }
@@ -36,7 +36,7 @@ pub struct SlurmArgs {
     /// An option of sbatch for the script, like --sbatch=--gpus-per-node=4; may be repeated
     #[arg(long, value_name = "OPTION", allow_hyphen_values = true)]
     pub sbatch: Vec<String>,
-    /// Which job.
+    /// The job.
     #[command(flatten)]
     pub job: JobArgs,
 }
@@ -58,13 +58,13 @@ pub struct Command {
     pub comm_timeout_seconds: u64,
 }
 
-/// Why a job cannot be put into a scheduler's words.
+/// A reason why a job cannot be put into a scheduler's words.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum SchedulerError {
     /// It is no text, or would begin a new line.
     #[error("{what} = {text:?} cannot stand in a unit file or a script: it is not UTF-8, or has control characters")]
     NotALine {
-        /// What it is.
+        /// The kind of text.
         what: &'static str,
         /// The text.
         text: OsString,
@@ -74,13 +74,13 @@ pub enum SchedulerError {
         "checkpoint.resume = {resume}: started again, the job would not go on from its own checkpoint; use \"auto\""
     )]
     BeginsAnew {
-        /// What the key says.
+        /// The key's value.
         resume: String,
     },
     /// An option of sbatch that is none.
     #[error("--sbatch {option:?} is no option of sbatch: it has to begin with a dash")]
     NotAnOption {
-        /// What the user typed.
+        /// The option as typed.
         option: String,
     },
 }
