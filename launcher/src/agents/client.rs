@@ -20,29 +20,29 @@ use tonic::{Code, Status};
 use super::coordinator::Caller;
 use super::handshake::{self, HandshakeError, Secret};
 use super::token::Token;
-use super::{Ending, LOST, Offer, Place, Report, Word, wire};
+use super::{Ending, LOST, NodePlace, Offer, Report, Word, wire};
 
-/// How long one call may take. It is held for a part of that at most.
+/// One call may take this long. It is held for a part of that at most.
 const CALL: Duration = Duration::from_secs(2);
-/// How long a connection may take to begin: longer than a call, which is made again meanwhile. Where strangers crowd, it waits
-/// in the listener's queue, and one that is given up joins that at the end.
+/// A connection may take this long to begin: longer than a call, which is made again meanwhile. Where strangers crowd, it
+/// waits in the listener's queue, and one that is given up joins that at the end.
 const CONNECT: Duration = Duration::from_secs(5);
-/// How long to wait after a call that failed: nobody tells when a machine can be reached again.
+/// The pause after a call that failed: nobody tells when a machine can be reached again.
 const RETRY: Duration = Duration::from_millis(200);
-/// How long the last calls may take: whoever is gone misses nothing.
+/// The last calls may take this long: whoever is gone misses nothing.
 const FAREWELL: Duration = Duration::from_secs(2);
 
-/// Why an agent gives up.
+/// A reason why an agent gives up.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AgentError {
     /// Nobody is there.
     #[error("no dslaunch of node 0 answers at {endpoint}, for {seconds} s: {reason}")]
     Unreachable {
-        /// Where it should be.
+        /// Its expected place.
         endpoint: String,
         /// For how long.
         seconds: u64,
-        /// What the last try came to.
+        /// The result of the last try.
         reason: String,
     },
     /// It has another token.
@@ -68,7 +68,7 @@ pub struct Contact {
     pub token: Token,
     /// The run's name.
     pub run_id: String,
-    /// Which node's agent.
+    /// The agent's node.
     pub node_rank: u32,
     /// Random: which agent of that node.
     pub incarnation: String,
@@ -108,16 +108,16 @@ impl Service<Uri> for Connector {
     }
 }
 
-/// What became of the wish to join.
+/// The answer to the wish to join.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Joined {
     /// The round begins.
-    Round(Place),
+    Round(NodePlace),
     /// The run has ended.
     Over(Ending),
 }
 
-/// What a watch has heard.
+/// The word that a watch has heard.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Heard {
     /// The coordinator's word.
@@ -147,11 +147,11 @@ impl Agent {
 
     /// Joins round `round` or a later one; returns when all nodes have. While nobody answers, it tries for `patience`.
     pub async fn join(&self, round: u32, offer: Offer, patience: Duration) -> Result<Joined, AgentError> {
-        let mut line = Line::new(self);
+        let mut calls = RepeatedCalls::new(self);
         loop {
             let request = wire::join_request(self.caller(round), offer.clone());
             let mut client = self.client.clone();
-            let Some(reply) = line.call(client.join(request), patience).await? else { continue };
+            let Some(reply) = calls.call(client.join(request), patience).await? else { continue };
             let answer = match reply.answer {
                 Some(join_reply::Answer::Place(place)) => wire::place(place).map(Joined::Round),
                 Some(join_reply::Answer::Over(over)) => wire::ending(over).map(Joined::Over),
@@ -173,11 +173,11 @@ impl Agent {
     }
 
     async fn listen(&self, round: u32) -> Heard {
-        let mut line = Line::new(self);
+        let mut calls = RepeatedCalls::new(self);
         loop {
             let request = agents::HeartbeatRequest { caller: Some(self.caller(round).into()) };
             let mut client = self.client.clone();
-            let reply = match line.call(client.heartbeat(request), LOST).await {
+            let reply = match calls.call(client.heartbeat(request), LOST).await {
                 Ok(Some(reply)) => reply,
                 Ok(None) => continue,
                 Err(AgentError::Unreachable { .. }) => return Heard::Lost,
@@ -205,11 +205,11 @@ impl Agent {
     }
 
     async fn report(&self, round: u32, report: Report) {
-        let mut line = Line::new(self);
+        let mut calls = RepeatedCalls::new(self);
         let request = agents::ReportRequest { caller: Some(self.caller(round).into()), event: Some(report.into()) };
         let mut client = self.client.clone();
         // Whoever cannot be told finds out by the silence.
-        while let Ok(None) = line.call(client.report(request.clone()), LOST).await {}
+        while let Ok(None) = calls.call(client.report(request.clone()), LOST).await {}
     }
 
     /// The last call: this agent knows how the run has ended.
@@ -226,13 +226,13 @@ impl Agent {
 }
 
 /// Calls that are repeated until they are answered.
-struct Line<'a> {
+struct RepeatedCalls<'a> {
     agent: &'a Agent,
-    /// When the coordinator was last heard, or was first called.
+    /// The time at which the coordinator was last heard, or was first called.
     heard: Instant,
 }
 
-impl<'a> Line<'a> {
+impl<'a> RepeatedCalls<'a> {
     fn new(agent: &'a Agent) -> Self {
         Self { agent, heard: Instant::now() }
     }

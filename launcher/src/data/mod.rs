@@ -5,7 +5,7 @@
 //! between, lines are checked and become samples (`format`, `object`, `tokenize`), and samples share rows (`pack`).
 //! `build` is the pipeline; its result is kept under a name that says what it was made from (`cache`).
 //!
-//! This module does not know shuffling, batches or ranks, and never links libtorch.
+//! It refuses to know shuffling, batches and ranks, and never links libtorch.
 
 mod build;
 mod cache;

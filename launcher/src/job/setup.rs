@@ -15,9 +15,9 @@ use proto::plan::Plan;
 use proto::resolve::{Draft, Machine, PreparedData, World};
 use proto::run_dir::RunDir;
 
-use crate::cli::JobArgs;
 use crate::data::{self, DataJob, Prepared, Split};
 use crate::error::LaunchError;
+use crate::job::args::JobArgs;
 use crate::job::host_memory;
 use crate::output::console::Console;
 use crate::process::signals::Signals;

@@ -17,34 +17,9 @@ use tokio::task::JoinHandle;
 use tonic::{Code, Request, Response, Status};
 
 use crate::ranks::hatch;
+use crate::ranks::notice::Notice;
 use crate::ranks::rendezvous::{Answer, Call, Caller, Refusal, Rendezvous, Replies, Reply, Ticket};
 use crate::supervise::{Event, Kind};
-
-/// Something that a rank, or the end of its process, tells the job.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Notice {
-    /// For the supervisor.
-    Supervise(Event),
-    /// All ranks have registered.
-    Assembled,
-    /// The model is loaded; the first step comes next.
-    Started(control::Started),
-    /// A step is done.
-    Step(control::StepMetrics),
-    /// A step was not finite, and its update was not applied.
-    Skipped(control::SkippedStep),
-    /// The validation set was scored.
-    Eval(control::EvalMetrics),
-    /// A checkpoint is complete.
-    Checkpoint(control::CheckpointSaved),
-    /// A rank's work is done.
-    Finished {
-        /// The rank.
-        rank: usize,
-        /// What it says.
-        report: control::Finished,
-    },
-}
 
 /// Calls of one rank at a time. It makes one after the other; those that it has given up may still be here.
 const CALLS: u32 = 64;

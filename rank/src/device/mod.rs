@@ -23,7 +23,9 @@ impl Device {
     pub fn of_plan(device: plan::Device) -> Self {
         match device {
             plan::Device::Cpu => Self::Cpu,
-            plan::Device::Cuda => unreachable!("no plan that trains on a GPU gets here yet (proto::resolve::unsupported)"),
+            plan::Device::Cuda => {
+                unreachable!("no plan that trains on a GPU gets here yet (proto::resolve::unsupported)")
+            }
         }
     }
 

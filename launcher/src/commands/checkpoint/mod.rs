@@ -10,16 +10,41 @@ pub mod verify;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use clap::Subcommand;
 use proto::manifest::{Manifest, ManifestError};
 use proto::run_dir::RunDir;
 
-use crate::cli::CheckpointTask;
 use crate::error::LaunchError;
 use crate::job::setup::num_cores;
 use crate::output::console::Console;
 use crate::output::terminal::Terminal;
 use crate::output::units;
 use crate::run_dir::checkpoints::{self, is_complete};
+
+/// Look at a checkpoint: what it holds, and whether it is still what was written
+#[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
+pub enum CheckpointTask {
+    /// Print what a checkpoint holds: step, rows, model, files, and which ranks wrote which part of the optimizer state
+    ///
+    /// Reads the manifest and the files' lengths. Exit codes: 0 printed; 2 no checkpoint there, or files are missing or
+    /// have other lengths.
+    Inspect {
+        /// A checkpoint, or a run directory: its newest complete checkpoint
+        #[arg(value_name = "DIR")]
+        dir: PathBuf,
+        /// Print the manifest as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Read every file of a checkpoint and compare it with the manifest: length, hash, nothing missing or too much
+    ///
+    /// Prints one line for each problem. Exit codes: 0 all as written; 2 damaged, or no checkpoint there.
+    Verify {
+        /// A checkpoint, or a run directory: its newest complete checkpoint
+        #[arg(value_name = "DIR")]
+        dir: PathBuf,
+    },
+}
 
 /// Reading more than this is announced: it takes a while.
 const QUICK_BYTES: u64 = 1 << 30;
@@ -35,12 +60,18 @@ pub enum CheckpointError {
         RunDir::new(dir).checkpoints().display()
     )]
     None {
-        /// What was named.
+        /// The folder that was named.
         dir: PathBuf,
     },
     /// Its manifest cannot be used.
     #[error(transparent)]
     Manifest(#[from] ManifestError),
+}
+
+impl From<CheckpointError> for LaunchError {
+    fn from(error: CheckpointError) -> Self {
+        Self::refused(error, 2)
+    }
 }
 
 /// Does what the command line asks for. Returns the exit code.

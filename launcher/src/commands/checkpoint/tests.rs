@@ -1,6 +1,8 @@
 //! Checkpoints with every kind of damage.
 
 use super::*;
+use crate::cli::tests::parse;
+use crate::commands::Task;
 
 use proto::manifest::{Contents, FileEntry, Progress};
 use proto::model_config::ModelConfig;
@@ -211,4 +213,13 @@ fn the_table_says_what_is_in_a_checkpoint() {
          layers.0 [50, 100)",
         ]
     );
+}
+
+#[test]
+fn checkpoint_looks_at_a_folder() {
+    let inspect = |json| Ok(Task::Checkpoint(CheckpointTask::Inspect { dir: "runs/x".into(), json }));
+    assert_eq!(parse("checkpoint inspect runs/x"), inspect(false));
+    assert_eq!(parse("checkpoint inspect --json runs/x"), inspect(true));
+    let verify = Task::Checkpoint(CheckpointTask::Verify { dir: "runs/x".into() });
+    assert_eq!(parse("checkpoint verify runs/x"), Ok(verify));
 }
