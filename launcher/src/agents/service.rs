@@ -48,7 +48,7 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub struct Server {
     address: SocketAddr,
-    desk: Arc<Desk>,
+    waiting_calls: Arc<WaitingCalls>,
     stop: Option<oneshot::Sender<()>>,
     gate: JoinHandle<()>,
     serve: JoinHandle<Result<(), tonic::transport::Error>>,
@@ -61,8 +61,9 @@ impl Server {
         let listener = listen(addresses).await?;
         let address = reachable(listener.local_addr()?);
         let (changed, _) = watch::channel(coordinator.generation());
-        let desk = Arc::new(Desk { coordinator: Mutex::new(coordinator), changed });
-        let service = AgentsServer::new(Service { desk: desk.clone() }).max_decoding_message_size(MESSAGE_BYTES);
+        let waiting_calls = Arc::new(WaitingCalls { coordinator: Mutex::new(coordinator), changed });
+        let service = AgentsServer::new(Service { waiting_calls: waiting_calls.clone() })
+            .max_decoding_message_size(MESSAGE_BYTES);
         let (admitted, connections) = mpsc::channel(1);
         let gate = gate::keep(listener, Secret::of(&token)?, Limits::of_this_process(), admitted);
         let connections = ReceiverStream::new(connections).map(Ok::<_, io::Error>);
@@ -83,8 +84,15 @@ impl Server {
             .http2_max_pending_accept_reset_streams(Some(RESETS))
             .http2_max_local_error_reset_streams(Some(RESETS))
             .serve_with_incoming_shutdown(service, connections, stopped);
-        let clock = tokio::spawn(watch_the_clock(desk.clone()));
-        Ok(Self { address, desk, stop: Some(stop), gate: tokio::spawn(gate), serve: tokio::spawn(serve), clock })
+        let clock = tokio::spawn(watch_the_clock(waiting_calls.clone()));
+        Ok(Self {
+            address,
+            waiting_calls,
+            stop: Some(stop),
+            gate: tokio::spawn(gate),
+            serve: tokio::spawn(serve),
+            clock,
+        })
     }
 
     /// Where this process reaches it.
@@ -94,14 +102,14 @@ impl Server {
 
     /// Node 0's part is done; whatever else nodes could wait for does not come.
     pub fn close(&self) {
-        self.desk.with(Coordinator::close);
+        self.waiting_calls.with(Coordinator::close);
     }
 
     /// Waits until every agent that is there knows how the run has ended; then closes the socket.
     pub async fn finish(mut self) {
-        let mut changes = self.desk.changed.subscribe();
+        let mut changes = self.waiting_calls.changed.subscribe();
         loop {
-            let known_by = self.desk.lock().known_by();
+            let known_by = self.waiting_calls.lock().known_by();
             let Some(known_by) = known_by.filter(|&known_by| Instant::now() < known_by) else { break };
             tokio::select! {
                 _ = changes.changed() => {}
@@ -169,13 +177,13 @@ fn reachable(bound: SocketAddr) -> SocketAddr {
 
 /// The coordinator, and how those who wait are woken.
 #[derive(Debug)]
-struct Desk {
+struct WaitingCalls {
     coordinator: Mutex<Coordinator>,
     /// Its generation.
     changed: watch::Sender<u64>,
 }
 
-impl Desk {
+impl WaitingCalls {
     fn lock(&self) -> MutexGuard<'_, Coordinator> {
         self.coordinator.lock().expect("no code panics while it holds the coordinator")
     }
@@ -191,10 +199,10 @@ impl Desk {
 }
 
 /// Tells the coordinator when something is due. Calls only ever move a deadline away, unless they change the generation.
-async fn watch_the_clock(desk: Arc<Desk>) {
-    let mut changes = desk.changed.subscribe();
+async fn watch_the_clock(waiting_calls: Arc<WaitingCalls>) {
+    let mut changes = waiting_calls.changed.subscribe();
     loop {
-        let deadline = desk.lock().next_deadline();
+        let deadline = waiting_calls.lock().next_deadline();
         let over = async {
             match deadline {
                 Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
@@ -203,14 +211,14 @@ async fn watch_the_clock(desk: Arc<Desk>) {
         };
         tokio::select! {
             changed = changes.changed() => if changed.is_err() { return },
-            () = over => desk.with(|coordinator| coordinator.tick(Instant::now())),
+            () = over => waiting_calls.with(|coordinator| coordinator.tick(Instant::now())),
         }
     }
 }
 
 /// Tells the coordinator if a call is given up before it is answered: its connection is broken.
 struct OnHangUp<'a> {
-    desk: &'a Desk,
+    waiting_calls: &'a WaitingCalls,
     /// `None` once the call is answered.
     caller: Option<Caller>,
 }
@@ -218,25 +226,25 @@ struct OnHangUp<'a> {
 impl Drop for OnHangUp<'_> {
     fn drop(&mut self) {
         if let Some(caller) = self.caller.take() {
-            self.desk.with(|coordinator| coordinator.hung_up(&caller, Instant::now()));
+            self.waiting_calls.with(|coordinator| coordinator.hung_up(&caller, Instant::now()));
         }
     }
 }
 
 struct Service {
-    desk: Arc<Desk>,
+    waiting_calls: Arc<WaitingCalls>,
 }
 
 impl Service {
     fn call(&self, caller: &Caller, call: Call) -> Result<Answer, Status> {
-        self.desk.with(|coordinator| coordinator.call(caller, call, Instant::now())).map_err(status)
+        self.waiting_calls.with(|coordinator| coordinator.call(caller, call, Instant::now())).map_err(status)
     }
 
     /// Asks again whenever the answer may be another one, for a while.
     async fn ask(&self, caller: Caller, call: Call) -> Result<Answer, Status> {
-        let mut changes = self.desk.changed.subscribe();
+        let mut changes = self.waiting_calls.changed.subscribe();
         let until = tokio::time::Instant::now() + HOLD;
-        let mut open = OnHangUp { desk: &self.desk, caller: Some(caller.clone()) };
+        let mut open = OnHangUp { waiting_calls: &self.waiting_calls, caller: Some(caller.clone()) };
         let answer = loop {
             match self.call(&caller, call.clone()) {
                 Ok(Answer::Wait) => {}

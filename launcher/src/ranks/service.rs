@@ -27,7 +27,7 @@ const CALLS: u32 = 64;
 /// A running control service. Dropping it takes nobody any more.
 #[derive(Debug)]
 pub struct Server {
-    desk: Arc<Mutex<Desk>>,
+    waiting_calls: Arc<Mutex<WaitingCalls>>,
     task: JoinHandle<Result<(), tonic::transport::Error>>,
 }
 
@@ -36,17 +36,21 @@ impl Server {
     /// inherit. Needs a tokio runtime.
     pub fn start(rendezvous: Rendezvous, notices: mpsc::UnboundedSender<Notice>) -> io::Result<(Self, OwnedFd)> {
         let (connections, outside) = hatch::connections()?;
-        let desk =
-            Arc::new(Mutex::new(Desk { rendezvous, tickets: 0, waiting: HashMap::new(), reports: HashMap::new() }));
-        let service = ControlServer::new(Service { desk: desk.clone(), notices });
+        let waiting_calls = Arc::new(Mutex::new(WaitingCalls {
+            rendezvous,
+            tickets: 0,
+            waiting: HashMap::new(),
+            reports: HashMap::new(),
+        }));
+        let service = ControlServer::new(Service { waiting_calls: waiting_calls.clone(), notices });
         let serve =
             tonic::transport::Server::builder().max_concurrent_streams(CALLS).serve_with_incoming(service, connections);
-        Ok((Self { desk, task: tokio::spawn(serve) }, outside))
+        Ok((Self { waiting_calls, task: tokio::spawn(serve) }, outside))
     }
 
     /// The event of ranks that have not registered although the time is over.
     pub fn overdue(&self) -> Option<Event> {
-        lock(&self.desk).overdue()
+        lock(&self.waiting_calls).overdue()
     }
 }
 
@@ -58,7 +62,7 @@ impl Drop for Server {
 
 /// The rendezvous and those who wait at it.
 #[derive(Debug)]
-struct Desk {
+struct WaitingCalls {
     rendezvous: Rendezvous,
     /// The last ticket drawn.
     tickets: Ticket,
@@ -68,7 +72,7 @@ struct Desk {
     reports: HashMap<usize, u64>,
 }
 
-impl Desk {
+impl WaitingCalls {
     fn call(&mut self, caller: Caller, call: Call) -> oneshot::Receiver<Reply> {
         let (sender, reply) = oneshot::channel();
         self.tickets += 1;
@@ -105,12 +109,12 @@ impl Desk {
     }
 }
 
-fn lock(desk: &Mutex<Desk>) -> MutexGuard<'_, Desk> {
-    desk.lock().expect("no code panics while it holds the desk")
+fn lock(waiting_calls: &Mutex<WaitingCalls>) -> MutexGuard<'_, WaitingCalls> {
+    waiting_calls.lock().expect("no code panics while it holds the waiting_calls")
 }
 
 struct Service {
-    desk: Arc<Mutex<Desk>>,
+    waiting_calls: Arc<Mutex<WaitingCalls>>,
     notices: mpsc::UnboundedSender<Notice>,
 }
 
@@ -118,9 +122,9 @@ impl Service {
     /// Puts a call to the rendezvous and waits for its reply.
     async fn ask(&self, caller: Option<control::Caller>, call: Call) -> Result<Answer, Status> {
         let caller = known(caller)?;
-        let mut reply = lock(&self.desk).call(caller, call);
+        let mut reply = lock(&self.waiting_calls).call(caller, call);
         loop {
-            let deadline = lock(&self.desk).rendezvous.next_deadline();
+            let deadline = lock(&self.waiting_calls).rendezvous.next_deadline();
             let over = async {
                 match deadline {
                     Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
@@ -130,10 +134,10 @@ impl Service {
             tokio::select! {
                 reply = &mut reply => return reply.map_err(|_| Status::aborted("the attempt is over"))?.map_err(status),
                 () = over => {
-                    let mut desk = lock(&self.desk);
+                    let mut waiting_calls = lock(&self.waiting_calls);
                     // Before the ranks that did come are told, and fail because of it.
-                    desk.overdue().into_iter().for_each(|event| self.tell(Notice::Supervise(event)));
-                    desk.expire();
+                    waiting_calls.overdue().into_iter().for_each(|event| self.tell(Notice::Supervise(event)));
+                    waiting_calls.expire();
                 }
             }
         }
@@ -142,7 +146,7 @@ impl Service {
     /// The rank that calls, if it belongs to this attempt.
     fn rank(&self, caller: Option<control::Caller>) -> Result<usize, Status> {
         let caller = known(caller)?;
-        lock(&self.desk).rendezvous.admit(caller).map_err(status)?;
+        lock(&self.waiting_calls).rendezvous.admit(caller).map_err(status)?;
         Ok(caller.rank)
     }
 
@@ -164,7 +168,7 @@ impl Control for Service {
         if caller.is_some_and(|caller| caller.rank == 0) {
             self.tell(Notice::Assembled);
         }
-        let world_size = lock(&self.desk).rendezvous.world_size() as u32;
+        let world_size = lock(&self.waiting_calls).rendezvous.world_size() as u32;
         Ok(Response::new(control::RegisterReply { world_size }))
     }
 
@@ -210,7 +214,7 @@ impl Control for Service {
     async fn report(&self, request: Request<control::ReportRequest>) -> Result<Response<control::ReportReply>, Status> {
         let control::ReportRequest { caller, event, number } = request.into_inner();
         let rank = self.rank(caller)?;
-        if !lock(&self.desk).is_new(rank, number) {
+        if !lock(&self.waiting_calls).is_new(rank, number) {
             return Ok(Response::new(control::ReportReply {}));
         }
         self.tell(match event {
@@ -342,7 +346,7 @@ mod tests {
             assert_eq!(status.code(), Code::FailedPrecondition);
         }
         assert_eq!(client.failed(control::FailedRequest::default()).await.unwrap_err().code(), Code::InvalidArgument);
-        assert_eq!(lock(&job.server.desk).rendezvous.missing(), [0]);
+        assert_eq!(lock(&job.server.waiting_calls).rendezvous.missing(), [0]);
         assert!(job.notices.try_recv().is_err());
     }
 
