@@ -4,8 +4,8 @@
 //! In reading order: [`config`] (train.toml as typed), [`model_config`] (the model's config.json), [`mesh`]
 //! (rank and coordinates), [`plan`] (everything resolved and checked), [`schedule`] (learning rates), [`layout`]
 //! (which parameters a unit owns), [`sharding`] (ZeRO: who keeps what), [`memory`] (how much that is),
-//! [`dataset`] (prepared training data on disk), [`run_dir`] (where everything of a run lies),
-//! [`manifest`] (what a checkpoint holds), [`mod@env`] (worker
+//! [`dataset`] (prepared training data on disk), [`run_dir`] (where everything of a run lies), [`sealed`] (JSON that shows
+//! damage), [`weight_files`] (which files hold a model), [`manifest`] (what a checkpoint holds), [`mod@env`] (worker
 //! environment), [`progress`] (what each rank is doing), [`fault`] (faults on purpose), [`snapshot`] (state in memory),
 //! [`control`] (the gRPC service for ranks) and [`agents`] (the one for several machines).
 //!
@@ -28,8 +28,10 @@ pub mod plan;
 pub mod progress;
 pub mod run_dir;
 pub mod schedule;
+pub mod sealed;
 pub mod sharding;
 pub mod snapshot;
+pub mod weight_files;
 
 /// The gRPC control service, generated from `proto/control.proto`.
 pub mod control {

@@ -11,6 +11,7 @@ use proto::fault::Fault;
 use proto::memory::arena_bytes;
 use proto::plan::Plan;
 use proto::progress::{CallKind, Phase};
+use proto::sealed;
 use rank::control::Control;
 use rank::fault::Faults;
 use rank::process;
@@ -37,8 +38,7 @@ fn run() -> anyhow::Result<ExitCode> {
     let progress =
         ProgressLine::map(page, env.local_rank, env.local_world_size, faults).context("the progress page")?;
     progress.enter(Phase::Start);
-    let text = std::fs::read(&env.plan).with_context(|| format!("{}: cannot be read", env.plan.display()))?;
-    let plan: Plan = serde_json::from_slice(&text).with_context(|| format!("{}: damaged", env.plan.display()))?;
+    let plan: Plan = sealed::read(&env.plan)?;
     progress.enter(Phase::Rendezvous);
     let control = progress.exchange(CallKind::Barrier, || Control::register(&env))?;
     control.heartbeat(0, "load");

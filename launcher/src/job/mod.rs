@@ -2,6 +2,8 @@
 
 pub mod attempt;
 pub mod host_memory;
+pub mod identify;
+pub mod ownership;
 pub mod resume;
 pub mod setup;
 
@@ -14,12 +16,14 @@ use proto::manifest::Progress;
 use proto::memory::{PeakBytes, Room, helpful_keys};
 use proto::plan::Plan;
 use proto::run_dir::RunDir;
+use proto::sealed;
 
 use crate::cli::{JobArgs, PlanArgs};
 use crate::commands::detach::Place;
 use crate::control_socket::server::ControlSocket;
 use crate::error::LaunchError;
 use crate::job::attempt::{Edge, Job};
+use crate::job::ownership::Ownership;
 use crate::job::resume::{StartingPoint, Wish};
 use crate::job::setup::{Setup, worker_binary};
 use crate::output::Output;
@@ -62,9 +66,10 @@ pub fn print_plan(args: &PlanArgs, terminal: &Terminal) -> Result<u8, LaunchErro
         let mut console = Console::new(terminal.clone(), !args.json);
         note(&setup.notes, &mut console);
         let _lock = RunLock::acquire(setup.run_dir().root())?;
+        let owned = Ownership::check(&wish, &setup, &mut console)?;
         let from = wish.checkpoint(&setup, &mut console)?;
         let plan = setup.plan(start_of(from.as_ref()), &mut signals, &mut console).await?;
-        note(&from.map_or(vec![], |from| resume::notes(&from, &plan)), &mut console);
+        note(&notes(&owned, from.as_ref(), &plan), &mut console);
         console.say(&if args.json { json(&plan) } else { plan_table(&plan, setup.room()) });
         Ok(0)
     })
@@ -94,27 +99,8 @@ pub fn train(args: &JobArgs, place: Place, terminal: &Terminal, start: Instant) 
             let what = "dslaunch status, stop and attach will not reach this job";
             output.console().warn(&format!("note: {what}: {}: {error}", run_dir.control_socket().display()));
         }
-        let result = async {
-            leftovers::remove(&run_dir)?;
-            let mut beginning = wish.checkpoint(&setup, output.console())?;
-            let mut job = prepare(&setup, &worker, beginning.as_ref(), &mut signals, &mut output).await?;
-            place.begun(&run_dir)?;
-            wish.leave_others_behind(&run_dir, output.console())?;
-            let spawner = Spawner::start().map_err(LaunchError::io("start the spawning thread"))?;
-            loop {
-                let mut edge = Edge { spawner: &spawner, signals: &mut signals, output: &mut output };
-                match attempts(&job, beginning.as_ref(), &mut edge).await? {
-                    Ended::WithCode(code) => break Ok::<u8, LaunchError>(code),
-                    Ended::BeginningDamaged => {
-                        let damaged = beginning.as_ref().expect("ranks have read it");
-                        beginning = Some(wish.instead_of(damaged, &setup, output.console())?);
-                        // Another beginning is another plan: a run by epochs counts the rows that are left.
-                        job = prepare(&setup, &worker, beginning.as_ref(), &mut signals, &mut output).await?;
-                    }
-                }
-            }
-        };
-        let result = result.await;
+        let launch = Launch { setup: &setup, worker: &worker, wish: &wish, place };
+        let result = launch.run(&mut signals, &mut output).await;
         if let Err(error) = &result {
             output.console().clear();
             let reason = error.to_string();
@@ -131,20 +117,70 @@ pub fn train(args: &JobArgs, place: Place, terminal: &Terminal, start: Instant) 
     })
 }
 
-/// From the checked files to a job that ranks can be started for, its plan on disk.
-async fn prepare(
-    setup: &Setup,
-    worker: &Path,
-    beginning: Option<&Checkpoint>,
-    signals: &mut Signals,
-    output: &mut Output,
-) -> Result<Job, LaunchError> {
+/// A launch of a job, checked and alone in its run directory.
+struct Launch<'a> {
+    setup: &'a Setup,
+    worker: &'a Path,
+    wish: &'a Wish,
+    place: Place,
+}
+
+impl Launch<'_> {
+    /// Trains, to whatever end. Returns the exit code.
+    async fn run(self, signals: &mut Signals, output: &mut Output) -> Result<u8, LaunchError> {
+        let Self { setup, worker, wish, place } = self;
+        let run_dir = setup.run_dir();
+        leftovers::remove(&run_dir)?;
+        let owned = Ownership::check(wish, setup, output.console())?;
+        let mut beginning = wish.checkpoint(setup, output.console())?;
+        let mut plan = setup.plan(start_of(beginning.as_ref()), signals, output.console()).await?;
+        if let Some(text) = owned.finished(&plan, beginning.as_ref()) {
+            output.done(plan.steps);
+            output.console().say(&text);
+            return Ok(0);
+        }
+        note(&notes(&owned, beginning.as_ref(), &plan), output.console());
+        let mut job = prepare(plan, setup, worker)?;
+        place.begun(&run_dir)?;
+        // Whatever happens between these two, nothing of another job is ever taken for this one's.
+        wish.leave_others_behind(&run_dir, output.console())?;
+        owned.take()?;
+        let spawner = Spawner::start().map_err(LaunchError::io("start the spawning thread"))?;
+        loop {
+            let mut edge = Edge { spawner: &spawner, signals, output };
+            match attempts(&job, beginning.as_ref(), &mut edge).await? {
+                Ended::WithCode(code) => {
+                    if code == 0
+                        && let Err(error) = owned.finish(job.plan.steps)
+                    {
+                        // The model is there; only that it is need not be known.
+                        output.console().warn(&format!("note: {error}"));
+                    }
+                    return Ok(code);
+                }
+                Ended::BeginningDamaged => {
+                    let damaged = beginning.as_ref().expect("ranks have read it");
+                    beginning = Some(wish.instead_of(damaged, setup, output.console())?);
+                    // Another beginning is another plan: a run by epochs counts the rows that are left.
+                    plan = setup.plan(start_of(beginning.as_ref()), signals, output.console()).await?;
+                    note(&notes(&owned, beginning.as_ref(), &plan), output.console());
+                    job = prepare(plan, setup, worker)?;
+                }
+            }
+        }
+    }
+}
+
+/// What the user should know of where the job goes on.
+fn notes(owned: &Ownership, from: Option<&Checkpoint>, plan: &Plan) -> Vec<String> {
+    let of_checkpoint = from.map_or(vec![], |from| resume::notes(from, plan));
+    owned.note(from).into_iter().chain(of_checkpoint).collect()
+}
+
+/// From a plan to a job that ranks can be started for, its plan on disk.
+fn prepare(plan: Plan, setup: &Setup, worker: &Path) -> Result<Job, LaunchError> {
     let run_dir = setup.run_dir();
-    let plan = setup.plan(start_of(beginning), signals, output.console()).await?;
-    note(&beginning.map_or(vec![], |from| resume::notes(from, &plan)), output.console());
-    let json = serde_json::to_vec_pretty(&plan).expect("a plan is plain data");
-    let path = run_dir.plan();
-    write_atomically(&path, &json).map_err(LaunchError::io(format!("write {}", path.display())))?;
+    write_plan(&plan, &run_dir)?;
     let max_restarts = u32::try_from(setup.config.restart.max_restarts).unwrap_or(u32::MAX);
     let suffix = random_hex(4).map_err(LaunchError::io("draw a random run id"))?;
     let run_id = format!("{}-{suffix}", plan.name);
@@ -158,6 +194,13 @@ async fn prepare(
     let snapshots = SnapshotMemory::create(&plan).map_err(LaunchError::io("create the memory for snapshots"))?;
     let worker = worker.to_owned();
     Ok(Job { plan, run_dir, worker, run_id, max_restarts, hang_limits, snapshots })
+}
+
+/// Writes the plan that ranks read. Before each attempt: a damaged one costs no more than that.
+fn write_plan(plan: &Plan, run_dir: &RunDir) -> Result<(), LaunchError> {
+    let path = run_dir.plan();
+    let text = sealed::to_text(plan);
+    write_atomically(&path, text.as_bytes()).map_err(LaunchError::io(format!("write {}", path.display())))
 }
 
 /// How attempt after attempt came to an end.
@@ -178,6 +221,7 @@ async fn attempts(job: &Job, beginning: Option<&Checkpoint>, edge: &mut Edge<'_>
         let resume_step = from.progress().step;
         edge.output.begin_attempt(number, resume_step, job.plan.steps);
         if number > 0 {
+            write_plan(&job.plan, &job.run_dir)?;
             edge.output.event(Moment::Restarted { restarts: number, resumed_step: resume_step });
         }
         edge.output.resumed(&from);

@@ -1,7 +1,8 @@
-//! The run directory on disk: its lock, its checkpoints, and the tidying of old logs and half-written files.
+//! The run directory on disk: its lock, whose it is, its checkpoints, and the tidying of old logs and half-written files.
 
 pub mod checkpoints;
 pub mod files;
+pub mod identity;
 pub mod leftovers;
 pub mod lock;
 pub mod old_logs;
