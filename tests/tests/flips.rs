@@ -77,7 +77,7 @@ fn flip(path: &Path, draw: &mut Draw) -> usize {
     let (at, bit) = (draw.below(file.metadata().unwrap().len() as usize), draw.below(8));
     let mut byte = [0];
     file.read_exact_at(&mut byte, at as u64).unwrap();
-    file.write_all_at(&[byte[0] ^ 1 << bit], at as u64).unwrap();
+    file.write_all_at(&[byte[0] ^ (1 << bit)], at as u64).unwrap();
     println!("bit {bit} of byte {at} of {}", path.display());
     at
 }

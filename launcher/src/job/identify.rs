@@ -7,6 +7,7 @@ use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::slice;
 
 use proto::config::{Init, TrainConfig};
 use proto::weight_files::weight_files;
@@ -46,7 +47,7 @@ fn weight_file(path: &Path) -> io::Result<WeightFile> {
     let file = File::open(path)?;
     let bytes = file.metadata()?.len();
     let header_bytes = header_bytes(&file, bytes)?;
-    let hash = |ranges: Vec<Range<u64>>| -> io::Result<String> {
+    let hash = |ranges: &[Range<u64>]| -> io::Result<String> {
         let mut hasher = blake3::Hasher::new();
         for range in ranges {
             let mut block = vec![0; (range.end - range.start) as usize];
@@ -55,7 +56,8 @@ fn weight_file(path: &Path) -> io::Result<WeightFile> {
         }
         Ok(hasher.finalize().to_hex().to_string())
     };
-    Ok(WeightFile { bytes, header: hash(vec![0..header_bytes])?, sampled: hash(samples(header_bytes..bytes))? })
+    let header = 0..header_bytes;
+    Ok(WeightFile { bytes, header: hash(slice::from_ref(&header))?, sampled: hash(&samples(header_bytes..bytes))? })
 }
 
 /// Length of the header of a safetensors file, or of as much of one as there is.
@@ -149,7 +151,8 @@ mod tests {
 
     #[test]
     fn samples_are_spread_over_all_and_a_small_file_is_one() {
-        assert_eq!(samples(10..10 + SAMPLES * SAMPLE_BYTES), [10..10 + SAMPLES * SAMPLE_BYTES]);
+        let small = 10..10 + SAMPLES * SAMPLE_BYTES;
+        assert_eq!(samples(small.clone()), slice::from_ref(&small));
         for bytes in [SAMPLES * SAMPLE_BYTES + 1, 5_000_000_000, u64::MAX / 2] {
             let samples = samples(100..100 + bytes);
             assert_eq!((samples[0].start, samples[63].end, samples.len()), (100, 100 + bytes, 64));

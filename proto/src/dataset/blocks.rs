@@ -92,7 +92,7 @@ mod tests {
 
     #[test]
     fn hashes_do_not_depend_on_the_pieces() {
-        let bytes: Vec<u8> = (0..3 * BLOCK_BYTES + 17).map(|i| (i * i >> 3) as u8).collect();
+        let bytes: Vec<u8> = (0..3 * BLOCK_BYTES + 17).map(|i| ((i * i) >> 3) as u8).collect();
         let expected: Vec<u64> = bytes.chunks(BLOCK_BYTES as usize).map(xxh3_64).collect();
         for piece in [1, 7, 4096, BLOCK_BYTES as usize, 20_000, bytes.len()] {
             let mut hasher = BlockHasher::default();
