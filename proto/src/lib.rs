@@ -4,8 +4,9 @@
 //! In reading order: [`config`] (train.toml as typed), [`model_config`] (the model's config.json), [`mesh`]
 //! (rank and coordinates), [`plan`] (everything resolved and checked), [`resolve`] (how), [`schedule`] (learning rates), [`layout`]
 //! (which parameters a unit owns), [`sharding`] (ZeRO: who keeps what), [`memory`] (how much that is),
-//! [`dataset`] (prepared training data on disk), [`run_dir`] (where everything of a run lies),
-//! [`manifest`] (what a checkpoint holds), [`weight_files`] (which tensor is in which of its files), [`mod@env`] (worker
+//! [`dataset`] (prepared training data on disk), [`run_dir`] (where everything of a run lies), [`sealed`] (JSON that shows
+//! damage), [`manifest`] (what a checkpoint holds), [`weight_files`] (which tensor is in which of its files),
+//! [`weights_folder`] (which files of a folder hold a model), [`mod@env`] (worker
 //! environment), [`progress`] (what each rank is doing), [`fault`] (faults on purpose), [`snapshot`] (state in memory),
 //! [`control`] (the gRPC service for ranks), [`dial`] (how they reach it) and [`agents`] (the one for several machines).
 //!
@@ -31,9 +32,11 @@ pub mod resolve;
 pub mod run_dir;
 pub mod say;
 pub mod schedule;
+pub mod sealed;
 pub mod sharding;
 pub mod snapshot;
 pub mod weight_files;
+pub mod weights_folder;
 
 /// The gRPC control service, generated from `proto/control.proto`.
 pub mod control {

@@ -11,7 +11,7 @@ use proto::fault::Fault;
 use proto::memory::arena_bytes;
 use proto::plan::Plan;
 use proto::progress::{CallKind, Phase};
-use proto::say;
+use proto::{say, sealed};
 use rank::control::{Breaker, Control};
 use rank::fault::Faults;
 use rank::process;
@@ -41,8 +41,7 @@ fn run() -> anyhow::Result<ExitCode> {
     let progress =
         ProgressLine::map(page, env.local_rank, env.local_world_size, faults).context("the progress page")?;
     progress.enter(Phase::Start);
-    let text = std::fs::read(&env.plan).with_context(|| format!("{}: cannot be read", env.plan.display()))?;
-    let plan: Plan = serde_json::from_slice(&text).with_context(|| format!("{}: damaged", env.plan.display()))?;
+    let plan: Plan = sealed::read(&env.plan)?;
     progress.enter(Phase::Rendezvous);
     let control = progress.exchange(CallKind::Barrier, || Control::register(&env, &breaker))?;
     control.heartbeat(0, "load");

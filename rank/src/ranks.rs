@@ -5,8 +5,9 @@ use std::rc::Rc;
 
 use comm::{CommError, World};
 use proto::plan::Plan;
+use tch::Kind;
 
-use crate::device::Device;
+use crate::device::{Buffer, Device};
 use crate::groups::Groups;
 use crate::progress::ProgressLine;
 use crate::shake::Shake;
@@ -34,5 +35,13 @@ impl Ranks {
     pub fn enter(plan: &Plan, world: Rc<dyn World>, line: &ProgressLine, shake: Shake) -> Result<Self, CommError> {
         let groups = Groups::enter(plan, &*world, line)?;
         Ok(Self { groups, line: line.clone(), world, device: Device::of_plan(plan.device), shake })
+    }
+
+    /// Allocates `[numel]` in the arena. Every rank allocates the same buffers in the same order.
+    ///
+    /// # Errors
+    /// The arena is exhausted.
+    pub fn allocate(&self, kind: Kind, numel: usize) -> Result<Buffer, CommError> {
+        Buffer::in_arena(&*self.world, self.device, kind, numel)
     }
 }

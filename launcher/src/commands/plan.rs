@@ -9,9 +9,10 @@ use super::Task;
 use super::deepspeed::DeepspeedArgs;
 use crate::error::LaunchError;
 use crate::job::args::JobArgs;
-use crate::job::resume::{self, Wish};
+use crate::job::ownership::Ownership;
+use crate::job::resume::Wish;
 use crate::job::setup::Setup;
-use crate::job::{note, start_of};
+use crate::job::{note, notes, start_of};
 use crate::output::console::Console;
 use crate::output::plan_table::{plan_table, plan_table_without_data};
 use crate::output::terminal::Terminal;
@@ -80,9 +81,10 @@ pub fn run(args: &PlanArgs, terminal: &Terminal) -> Result<u8, LaunchError> {
         let mut console = Console::new(terminal.clone(), !args.json);
         note(&setup.notes, &mut console);
         let _lock = RunLock::acquire(setup.run_dir().root())?;
+        let owned = Ownership::check(&wish, &setup, &mut console)?;
         let from = wish.checkpoint(&setup, &mut console)?;
         let plan = setup.plan(start_of(from.as_ref()), &mut signals, &mut console).await?;
-        note(&from.map_or(vec![], |from| resume::notes(&from, &plan)), &mut console);
+        note(&notes(&owned, from.as_ref(), &plan), &mut console);
         console.say(&if args.json { json(&plan) } else { plan_table(&plan, setup.room()) });
         Ok(0)
     })

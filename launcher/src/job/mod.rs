@@ -8,6 +8,8 @@ pub mod args;
 pub mod attempt;
 pub mod background;
 pub mod host_memory;
+pub mod identify;
+pub mod ownership;
 pub mod resume;
 pub mod setup;
 
@@ -18,12 +20,15 @@ use proto::config::AutoOr;
 use proto::env::{SchedulerEnv, ServiceEnv};
 use proto::manifest::Progress;
 use proto::memory::{PeakBytes, Side, helpful_keys};
+use proto::plan::Plan;
 use proto::run_dir::RunDir;
+use proto::sealed;
 
 use crate::control_socket::server::ControlSocket;
 use crate::error::LaunchError;
 use crate::job::args::JobArgs;
 use crate::job::attempt::{AttemptEnd, Edge, TrainingJob};
+use crate::job::ownership::Ownership;
 use crate::job::resume::Wish;
 use crate::job::setup::{Setup, worker_binary};
 use crate::output::Output;
@@ -75,27 +80,8 @@ pub fn train(args: &JobArgs, job_control: JobControl, terminal: &Terminal, start
             let what = "dslaunch status, stop and attach will not reach this job";
             output.console().warn(&format!("note: {what}: {}: {error}", run_dir.control_socket().display()));
         }
-        let result = async {
-            leftovers::remove(&run_dir)?;
-            let mut beginning = wish.checkpoint(&setup, output.console())?;
-            let mut job = prepare(&setup, &worker, beginning.as_ref(), &mut signals, &mut output).await?;
-            background::begun(job_control, &run_dir)?;
-            wish.leave_others_behind(&run_dir, output.console())?;
-            let spawner = Spawner::start().map_err(LaunchError::io("start the spawning thread"))?;
-            loop {
-                let mut edge = Edge { spawner: &spawner, signals: &mut signals, output: &mut output };
-                match attempts(&job, beginning.as_ref(), &mut edge).await? {
-                    JobEnd::WithCode(code) => break Ok::<u8, LaunchError>(code),
-                    JobEnd::BeginningDamaged => {
-                        let damaged = beginning.as_ref().expect("ranks have read it");
-                        beginning = Some(wish.instead_of(damaged, &setup, output.console())?);
-                        // Another beginning is another plan: a run by epochs counts the rows that are left.
-                        job = prepare(&setup, &worker, beginning.as_ref(), &mut signals, &mut output).await?;
-                    }
-                }
-            }
-        };
-        let result = result.await;
+        let launch = Launch { setup: &setup, worker: &worker, wish: &wish, job_control };
+        let result = launch.run(&mut signals, &mut output).await;
         if let Err(error) = &result {
             output.console().clear();
             let reason = error.to_string();
@@ -112,20 +98,70 @@ pub fn train(args: &JobArgs, job_control: JobControl, terminal: &Terminal, start
     })
 }
 
-/// From the checked files to a job that ranks can be started for, its plan on disk.
-async fn prepare(
-    setup: &Setup,
-    worker: &Path,
-    beginning: Option<&Checkpoint>,
-    signals: &mut Signals,
-    output: &mut Output,
-) -> Result<TrainingJob, LaunchError> {
+/// A launch of a job, checked and alone in its run directory.
+struct Launch<'a> {
+    setup: &'a Setup,
+    worker: &'a Path,
+    wish: &'a Wish,
+    job_control: JobControl,
+}
+
+impl Launch<'_> {
+    /// Trains, to whatever end. Returns the exit code.
+    async fn run(self, signals: &mut Signals, output: &mut Output) -> Result<u8, LaunchError> {
+        let Self { setup, worker, wish, job_control } = self;
+        let run_dir = setup.run_dir();
+        leftovers::remove(&run_dir)?;
+        let owned = Ownership::check(wish, setup, output.console())?;
+        let mut beginning = wish.checkpoint(setup, output.console())?;
+        let mut plan = setup.plan(start_of(beginning.as_ref()), signals, output.console()).await?;
+        if let Some(text) = owned.finished(&plan, beginning.as_ref()) {
+            output.done(plan.steps);
+            output.console().say(&text);
+            return Ok(0);
+        }
+        note(&notes(&owned, beginning.as_ref(), &plan), output.console());
+        let mut job = prepare(plan, setup, worker)?;
+        background::begun(job_control, &run_dir)?;
+        // Whatever happens between these two, nothing of another job is ever taken for this one's.
+        wish.leave_others_behind(&run_dir, output.console())?;
+        owned.take()?;
+        let spawner = Spawner::start().map_err(LaunchError::io("start the spawning thread"))?;
+        loop {
+            let mut edge = Edge { spawner: &spawner, signals, output };
+            match attempts(&job, beginning.as_ref(), &mut edge).await? {
+                JobEnd::WithCode(code) => {
+                    if code == 0
+                        && let Err(error) = owned.finish(job.plan.steps)
+                    {
+                        // The model is there; only that it is need not be known.
+                        output.console().warn(&format!("note: {error}"));
+                    }
+                    return Ok(code);
+                }
+                JobEnd::BeginningDamaged => {
+                    let damaged = beginning.as_ref().expect("ranks have read it");
+                    beginning = Some(wish.instead_of(damaged, setup, output.console())?);
+                    // Another beginning is another plan: a run by epochs counts the rows that are left.
+                    plan = setup.plan(start_of(beginning.as_ref()), signals, output.console()).await?;
+                    note(&notes(&owned, beginning.as_ref(), &plan), output.console());
+                    job = prepare(plan, setup, worker)?;
+                }
+            }
+        }
+    }
+}
+
+/// What the user should know of where the job goes on.
+pub fn notes(owned: &Ownership, from: Option<&Checkpoint>, plan: &Plan) -> Vec<String> {
+    let of_checkpoint = from.map_or(vec![], |from| resume::notes(from, plan));
+    owned.note(from).into_iter().chain(of_checkpoint).collect()
+}
+
+/// From a plan to a job that ranks can be started for, its plan on disk.
+fn prepare(plan: Plan, setup: &Setup, worker: &Path) -> Result<TrainingJob, LaunchError> {
     let run_dir = setup.run_dir();
-    let plan = setup.plan(start_of(beginning), signals, output.console()).await?;
-    note(&beginning.map_or(vec![], |from| resume::notes(from, &plan)), output.console());
-    let json = serde_json::to_vec_pretty(&plan).expect("a plan is plain data");
-    let path = run_dir.plan();
-    write_atomically(&path, &json).map_err(LaunchError::io(format!("write {}", path.display())))?;
+    write_plan(&plan, &run_dir)?;
     let max_restarts = u32::try_from(setup.config.restart.max_restarts).unwrap_or(u32::MAX);
     let suffix = random_hex(4).map_err(LaunchError::io("draw a random run id"))?;
     let run_id = format!("{}-{suffix}", plan.name);
@@ -139,6 +175,13 @@ async fn prepare(
     let snapshots = SnapshotMemory::create(&plan).map_err(LaunchError::io("create the memory for snapshots"))?;
     let worker = worker.to_owned();
     Ok(TrainingJob { plan, run_dir, worker, run_id, max_restarts, hang_limits, snapshots })
+}
+
+/// Writes the plan that ranks read. Before each attempt: a damaged one costs no more than that.
+fn write_plan(plan: &Plan, run_dir: &RunDir) -> Result<(), LaunchError> {
+    let path = run_dir.plan();
+    let text = sealed::to_text(plan);
+    write_atomically(&path, text.as_bytes()).map_err(LaunchError::io(format!("write {}", path.display())))
 }
 
 /// The end of attempt after attempt.
@@ -163,6 +206,7 @@ async fn attempts(
         let resume_step = from.progress().step;
         edge.output.begin_attempt(number, resume_step, job.plan.steps);
         if number > 0 {
+            write_plan(&job.plan, &job.run_dir)?;
             edge.output.event(Moment::Restarted { restarts: number, resumed_step: resume_step });
         }
         edge.output.resumed(&from);

@@ -14,6 +14,7 @@ use crate::job::setup::Setup;
 use crate::output::console::Console;
 use crate::ranks::snapshots::SnapshotMemory;
 use crate::run_dir::checkpoints::{self, Checkpoint, Found};
+use crate::run_dir::identity::Difference;
 use crate::run_dir::starting_point::StartingPoint;
 
 /// Where the user wants to begin.
@@ -57,6 +58,21 @@ pub enum ResumeError {
     NoneLeft {
         /// Its folder.
         path: PathBuf,
+    },
+    /// What lies in the run directory is of a job with another model.
+    #[error(
+        "{} is the run directory of another job: its {} was {}, and is {} here; choose another job.output_dir, or \
+         checkpoint.resume = \"never\" to begin anew in this one",
+        run_dir.display(),
+        difference.key,
+        difference.was,
+        difference.is
+    )]
+    OtherJob {
+        /// The run directory.
+        run_dir: PathBuf,
+        /// What differs.
+        difference: Difference,
     },
     /// It is a checkpoint of a model that computes something else.
     #[error(

@@ -2,6 +2,7 @@
 //!
 //! - STP-1 What [`Setup::load`] refuses costs the user milliseconds and changes nothing on disk.
 
+use std::error::Error;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -15,7 +16,7 @@ use proto::plan::Plan;
 use proto::resolve::{Draft, Machine, PreparedData, World};
 use proto::run_dir::RunDir;
 
-use crate::data::{self, DataJob, Prepared, Split};
+use crate::data::{self, DataJob, Origin, Prepared, Split};
 use crate::error::LaunchError;
 use crate::job::args::JobArgs;
 use crate::job::host_memory;
@@ -65,6 +66,11 @@ impl Setup {
     /// `path`, which the user wrote, from the root.
     pub fn absolute(&self, path: &Path) -> PathBuf {
         self.current_dir.join(path)
+    }
+
+    /// Number of ranks.
+    pub fn world_size(&self) -> usize {
+        self.draft.mesh().world_size()
     }
 
     /// The job's model.
@@ -150,7 +156,14 @@ impl Setup {
         };
         console.end_wait();
         match prepared {
-            Ok(prepared) => Ok(prepared?),
+            Ok(prepared) => {
+                let prepared = prepared?;
+                if let Origin::MadeInsteadOf(error) = &prepared.origin {
+                    let why = error.source().map_or(String::new(), |source| format!(": {source}"));
+                    console.warn(&format!("warning: the {} data was prepared anew: {error}{why}", split.name()));
+                }
+                Ok(prepared)
+            }
             Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
         }
     }

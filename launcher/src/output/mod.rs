@@ -117,6 +117,7 @@ impl Output {
             Moment::Checkpoint { seconds, .. } => {
                 service.checkpoint(Duration::try_from_secs_f64(*seconds).unwrap_or_default(), now)
             }
+            Moment::Done { .. } => service.done(),
             _ => String::new(),
         });
         let recovery = self.timeline.event(&moment, Instant::now());

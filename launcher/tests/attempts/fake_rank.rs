@@ -192,7 +192,7 @@ impl Rank {
             });
             fs::create_dir_all(&path).unwrap();
             fs::write(path.join("weights"), "1234").unwrap();
-            fs::write(path.join(Manifest::FILE), serde_json::to_vec(&manifest).unwrap()).unwrap();
+            fs::write(path.join(Manifest::FILE), manifest.to_text()).unwrap();
         }
         self.report(Event::Checkpoint(CheckpointSaved { step, path: path.display().to_string(), seconds: 0.1 })).await;
     }

@@ -40,7 +40,7 @@ impl Collector {
         let kind = compute_kind(plan.model.compute_dtype);
         let numel = Exchange::of(&plan, ranks.groups.coord).parameter;
         Ok(Self {
-            arrived: Buffer::in_arena(ranks, kind, numel)?,
+            arrived: ranks.allocate(kind, numel)?,
             layouts: (0..plan.mesh.tp).map(|rank| tensor_layout(&plan, rank)).collect(),
             groups: ranks.groups.clone(),
             plan,

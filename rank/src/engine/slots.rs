@@ -46,7 +46,7 @@ impl Slots {
         let kinds: Vec<UnitKind> = layouts.iter().map(|layout| layout.kind).collect();
         let (of_unit, layout_of_slot) = assign(&kinds, claims);
         let slot = |&unit: &usize| {
-            let flat = Buffer::in_arena(ranks, kind, numel_padded[unit])?;
+            let flat = ranks.allocate(kind, numel_padded[unit])?;
             let holds = (claims[unit] == Claim::Own).then_some(unit);
             Ok(Slot { views: UnitViews::new(&layouts[unit], |offset, shape| flat.view(offset, shape)), flat, holds })
         };

@@ -53,8 +53,8 @@ impl TensorParallel {
         }
         let (sizes, kind) = (Exchange::of(plan, coord), compute_kind(plan.model.compute_dtype));
         Ok(Self::On(Box::new(Part {
-            tokens: Buffer::in_arena(ranks, kind, sizes.tokens)?,
-            rows: Buffer::in_arena(ranks, Kind::Double, sizes.rows)?,
+            tokens: ranks.allocate(kind, sizes.tokens)?,
+            rows: ranks.allocate(Kind::Double, sizes.rows)?,
             hidden_size: plan.model.config.hidden_size as i64,
             group: ranks.groups.tp.clone(),
             split,

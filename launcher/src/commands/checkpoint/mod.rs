@@ -7,7 +7,6 @@ pub mod inspect;
 mod tests;
 pub mod verify;
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
@@ -99,7 +98,7 @@ pub fn run(task: &CheckpointTask, terminal: &Terminal) -> Result<u8, LaunchError
             console.end_wait();
             problems.iter().for_each(|problem| console.warn(&units::printable(problem)));
             if problems.is_empty() {
-                console.say(&format!("{}: {size}, all as written", name(&path)));
+                console.say(&format!("{}: {size}, all as written{}", name(&path), unsealed_note(&manifest)));
             }
             Ok(if problems.is_empty() { 0 } else { 2 })
         }
@@ -134,21 +133,17 @@ fn newest(dir: &Path) -> Result<Option<PathBuf>, LaunchError> {
 
 /// The manifest, even if files that it names are not whole.
 fn read(checkpoint: &Path) -> Result<(Manifest, Option<ManifestError>), ManifestError> {
-    let error = match Manifest::load(checkpoint) {
-        Ok(manifest) => return Ok((manifest, None)),
-        Err(error) => error,
-    };
-    let manifest = checkpoint.join(Manifest::FILE);
-    let (ManifestError::Read { path, .. } | ManifestError::Damaged { path, .. } | ManifestError::Version { path, .. }) =
-        &error;
-    if *path == manifest {
-        return Err(error);
-    }
-    // The error is about another file, so the manifest has been found to be one, and of this version.
-    let text = fs::read(&manifest).map_err(|source| ManifestError::Read { path: manifest.clone(), source })?;
-    match serde_json::from_slice(&text) {
-        Ok(read) => Ok((read, Some(error))),
-        Err(error) => Err(ManifestError::Damaged { path: manifest, rule: error.to_string() }),
+    let manifest = Manifest::read(checkpoint)?;
+    let not_whole = manifest.check_files(checkpoint).err();
+    Ok((manifest, not_whole))
+}
+
+/// What cannot be said of a checkpoint of an earlier dslaunch.
+fn unsealed_note(manifest: &Manifest) -> &'static str {
+    if manifest.is_sealed() {
+        ""
+    } else {
+        " (an earlier dslaunch wrote it: its manifest has no seal, so damage to the manifest itself may go unseen)"
     }
 }
 
