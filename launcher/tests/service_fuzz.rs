@@ -183,7 +183,7 @@ fn agents_message(random: &mut Random) -> (&'static str, Vec<u8>) {
     match random.below(4) {
         0 => {
             let master = Some(agents::Master { addr: random.text(), port: number });
-            let master = master.filter(|_| number % 2 == 0);
+            let master = master.filter(|_| number.is_multiple_of(2));
             ("Join", agents::JoinRequest { caller, num_nodes: 2, num_workers: number, master }.encode_to_vec())
         }
         1 => ("Leave", agents::LeaveRequest { caller }.encode_to_vec()),
@@ -191,7 +191,7 @@ fn agents_message(random: &mut Random) -> (&'static str, Vec<u8>) {
             let (message, round) = (random.text(), number);
             let cause = agents::Cause { node: number, rank: Some(number), exit: None, message, round };
             // Neither "done" nor "stopped": the run would be over, and nothing left to harm.
-            let event = Some(agents::report_request::Event::Failed(cause)).filter(|_| number % 3 == 0);
+            let event = Some(agents::report_request::Event::Failed(cause)).filter(|_| number.is_multiple_of(3));
             ("Report", agents::ReportRequest { caller, event }.encode_to_vec())
         }
         // Held for a while if it is a good one: not many of these.

@@ -1,6 +1,7 @@
 //! Strangers from the network harm nothing: a flood of any kind against a coordinator loses nothing of its run, and takes
 //! neither memory, nor descriptors, nor, once it is over, the processor. GAT-1 to GAT-4, CTL-2.
 
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "tests tell how they go")]
 #![allow(clippy::disallowed_methods, reason = "tests start dslaunch as a user does")]
 
 use std::fs;
