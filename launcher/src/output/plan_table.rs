@@ -293,11 +293,11 @@ mod tests {
         let [device, host] = row(4, "[zero]\nstage = 3\n", Some(1 << 40));
         assert_eq!(device, "device    cuda, ranks talk over nccl");
         let needed =
-            "host      158.72 GiB for all ranks together, snapshots 154.46 GiB of it; rank 0: runtime 1.06 GiB";
+            "host      158.69 GiB for all ranks together, snapshots 154.46 GiB of it; rank 0: runtime 1.06 GiB";
         assert_eq!(host, needed);
         assert_eq!(row(4, "[zero]\nstage = 3\n", None)[1], needed);
         let short =
-            "; this machine has 16.00 GiB: 142.72 GiB are missing; what would help: restart.snapshot_every_steps = 0";
+            "; this machine has 16.00 GiB: 142.69 GiB are missing; what would help: restart.snapshot_every_steps = 0";
         assert_eq!(row(4, "[zero]\nstage = 3\n", Some(16 << 30))[1], format!("{needed}{short}"));
         let offloads = "[zero]\nstage = 0\noffload_optimizer = \"cpu\"\n[restart]\nsnapshot_every_steps = 0\n";
         let [device, host] = row(1, offloads, None);
