@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
+use proto::schedule::{Schedule, ScheduleKind};
 use serde_json::json;
 use tempfile::TempDir;
 use tests::layout::Layout;
@@ -329,6 +330,33 @@ fn bf16_follows_transformers_within_its_precision() {
             let layout = Layout { nproc: 2, zero_stage, micro_batch_size: 1, dtype: "bf16", ..PLAIN };
             let run = train(&variant, name, layout);
             check(&format!("{name} {layout}"), &run, &expected, eval_loss, BF16_LOSS_TOLERANCE, 2e-2);
+        }
+    }
+}
+
+/// Factors of the learning rate, from transformers' own functions (`scripts/peers/schedules.py` says which).
+#[derive(serde::Deserialize)]
+struct GoldenSchedule {
+    kind: ScheduleKind,
+    steps: u64,
+    warmup_steps: u64,
+    min_lr_ratio: f64,
+    /// Of steps 0 to `steps`.
+    factors: Vec<f64>,
+}
+
+#[test]
+fn every_schedule_equals_transformers() {
+    let table: Vec<GoldenSchedule> =
+        serde_json::from_str(&tests::python("hf_reference.py", &["--print-schedules"])).unwrap();
+    assert!(table.len() > 20);
+    for golden in table {
+        let GoldenSchedule { kind, steps: total_steps, warmup_steps, min_lr_ratio, factors } = golden;
+        let schedule = Schedule { kind, learning_rate: 1.0, warmup_steps, total_steps, min_lr_ratio };
+        // Only steps that are trained: the factor after the last one is nobody's.
+        for (step, expected) in factors[..total_steps as usize].iter().enumerate() {
+            let got = schedule.at(step as u64);
+            assert!((got - expected).abs() < 1e-12, "{schedule:?} at {step}: {got}, expected {expected}");
         }
     }
 }

@@ -4,6 +4,8 @@
 //! - ROOM-2 Where ARCHITECTURE.md has a table of a crate's rooms, each room has a row and uses no room that its row does not
 //!   name.
 //! - ROOM-3 No folder holds more than 20 files, and no file more than 500 lines before its tests.
+//! - ROOM-4 A rank knows its backend where its world is made, and its device below the list of operations.
+//! - ROOM-5 No parameter of a rank's function is a tuple of three or more.
 //!
 //! Test modules are not looked at. A crate's root (lib.rs) belongs to no room; what it re-exports counts as a use of the
 //! module that it comes from.
@@ -64,6 +66,36 @@ fn no_file_and_no_folder_is_too_large() {
             assert!(files <= MOST_FILES, "{name}/{}: {files} files", folder.display());
         }
     }
+    for folder in ["tests/src", "tests/tests", "scripts", "scripts/peers", "docs"] {
+        let entries = fs::read_dir(repository().join(folder)).unwrap();
+        let files = entries.filter(|entry| entry.as_ref().unwrap().path().is_file()).count();
+        assert!(files <= MOST_FILES, "{folder}: {files} files");
+    }
+}
+
+#[test]
+fn a_rank_knows_its_backend_and_its_device_in_one_place_each() {
+    let check = |word: &str, allowed: &[&str]| {
+        for file in Crate::read(&repository().join("rank/src")).files {
+            let is_allowed = allowed.iter().any(|place| file.path.starts_with(place));
+            assert!(is_allowed || !file.code.contains(word), "rank/{} names {word}", file.path.display());
+        }
+    };
+    check("ShmWorld", &["main.rs"]);
+    check("Device::Cpu", &["device", "kernels/cpu"]);
+}
+
+#[test]
+fn no_parameter_of_a_rank_is_a_tuple_of_three() {
+    for file in Crate::read(&repository().join("rank/src")).files {
+        for parameter in parameters(&file.code) {
+            let elements = tuple_elements(&parameter);
+            assert!(elements < 3, "rank/{}: a parameter is a tuple of {elements}: {parameter}", file.path.display());
+        }
+    }
+    let of = |code: &str| parameters(code).iter().map(|parameter| tuple_elements(parameter)).max();
+    assert_eq!(of("fn f(a: u8, b: &(u8, [u8; 2], Vec<(u8, u8)>)) {}"), Some(3));
+    assert_eq!(of("fn f<T: Fn(u8, u8, u8)>(a: (T, Map<u8, u8>), b: impl Fn(u8, u8, u8)) {}"), Some(2));
 }
 
 #[test]
@@ -92,6 +124,57 @@ fn a_circle_is_found_by_whatever_words_it_is_made() {
     check(&[lib, ("a.rs", "use crate::b;"), ("b.rs", tested)], &[]);
     let apart = [("b/mod.rs", "#[cfg(test)]\n#[path = \"cases.rs\"]\nmod tests;"), ("b/cases.rs", "use crate::a;")];
     check(&[lib, ("a.rs", "use crate::b;"), apart[0], apart[1]], &[]);
+}
+
+/// The parameters of all functions in `code`, each from its name to its type.
+fn parameters(code: &str) -> Vec<String> {
+    let mut found = vec![];
+    for (at, _) in code.match_indices("fn ") {
+        if code[..at].chars().next_back().is_some_and(is_of_a_word) {
+            continue;
+        }
+        let mut depth = 0;
+        let start = code[at..].char_indices().find(|&(_, letter)| {
+            depth += i32::from(letter == '<') - i32::from(letter == '>');
+            letter == '(' && depth == 0
+        });
+        let Some((start, _)) = start else { continue };
+        found.extend(inside(&code[at + start..]));
+    }
+    found
+}
+
+/// What stands between the commas of the bracket that `text` begins with.
+fn inside(text: &str) -> Vec<String> {
+    let (mut parts, mut depth, mut start) = (vec![], 0, 1);
+    let mut before = ' ';
+    for (at, letter) in text.char_indices() {
+        match letter {
+            '(' | '[' | '{' | '<' => depth += 1,
+            // Not that of `->`.
+            '>' if before == '-' => {}
+            ')' | ']' | '}' | '>' => depth -= 1,
+            _ => {}
+        }
+        if depth == 0 || (depth == 1 && letter == ',') {
+            parts.push(text[start..at].trim().to_owned());
+            start = at + 1;
+        }
+        if depth == 0 {
+            break;
+        }
+        before = letter;
+    }
+    parts.retain(|part| !part.is_empty());
+    parts
+}
+
+/// How many elements the type of a parameter has if it is a tuple; 0 if it is none.
+fn tuple_elements(parameter: &str) -> usize {
+    // A pattern may come first, which has no `: `.
+    let kind = parameter.split_once(": ").map_or("", |(_, kind)| kind);
+    let kind = kind.trim_start_matches('&').trim_start_matches("mut ");
+    if kind.starts_with('(') { inside(kind).len() } else { 0 }
 }
 
 /// The sources of a crate.
