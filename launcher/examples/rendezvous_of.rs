@@ -3,9 +3,9 @@
 
 use std::time::{Duration, Instant};
 
-use launcher::rendezvous::Rendezvous;
-use launcher::service::Server;
-use launcher::token::Token;
+use launcher::ranks::rendezvous::Rendezvous;
+use launcher::ranks::service::Server;
+use launcher::ranks::token::Token;
 use proto::control::control_client::ControlClient;
 use proto::control::{Caller, RegisterRequest, TOKEN_KEY};
 use tokio::sync::mpsc;

@@ -8,9 +8,9 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use proto::env::{SlurmStep, variable};
 
-use crate::run_command::nodes::NumNodes;
-use crate::run_command::rendezvous::Endpoint;
-use crate::run_command::{CommandForm, RunArgs, RunFlags};
+use crate::commands::run::nodes::NumNodes;
+use crate::commands::run::rendezvous::Endpoint;
+use crate::commands::run::{CommandForm, RunArgs, RunFlags};
 
 /// Fine-tunes LLaMA-family models on one machine and keeps going when something breaks.
 #[derive(Debug, Parser)]

@@ -7,16 +7,16 @@ use proto::config::ConfigErrors;
 use proto::memory::Shortage;
 use proto::model_config::ModelConfigError;
 
-use crate::checkpoint_command::CheckpointError;
+use crate::commands::checkpoint::CheckpointError;
+use crate::commands::deepspeed::DeepspeedError;
+use crate::commands::run::RunError;
+use crate::commands::schedulers::SchedulerError;
 use crate::control_socket::ControlError;
 use crate::data::DataError;
-use crate::deepspeed::DeepspeedError;
-use crate::lock::LockError;
-use crate::resume::ResumeError;
-use crate::run_command::RunError;
-use crate::schedulers::SchedulerError;
-use crate::signals::Interrupt;
-use crate::spawn::SpawnError;
+use crate::job::resume::ResumeError;
+use crate::process::signals::Interrupt;
+use crate::process::spawn::SpawnError;
+use crate::run_dir::lock::LockError;
 
 /// Why the launcher cannot do what it is asked for. A rank's failure is not among these: it is an outcome.
 #[derive(Debug, thiserror::Error)]

@@ -6,11 +6,12 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use launcher::cli::{Cli, Task};
-use launcher::detach::Place;
+use launcher::commands::detach::Place;
+use launcher::commands::{checkpoint, deepspeed, detach, doctor, run, schedulers};
 use launcher::error::LaunchError;
-use launcher::guardian::{self, Side};
 use launcher::output::terminal::{Item, Stream, Terminal};
-use launcher::{checkpoint_command, control_socket, deepspeed, detach, doctor, job, run_command, schedulers};
+use launcher::process::guardian::{self, Side};
+use launcher::{control_socket, job};
 
 fn main() -> ExitCode {
     let start = Instant::now();
@@ -48,10 +49,10 @@ fn main() -> ExitCode {
         Task::Train(args) => job::train(&args, Place::Foreground, &terminal, start),
         Task::Detach(args) => detach::run(&args, &terminal),
         Task::TrainInBackground(args) => job::train(&args, Place::Background, &terminal, start),
-        Task::Run(args) => run_command::run(*args, &terminal),
+        Task::Run(args) => run::run(*args, &terminal),
         Task::Plan(args) => job::print_plan(&args, &terminal),
         Task::MapDeepspeed(args) => deepspeed::run(&args, &terminal),
-        Task::Checkpoint(task) => checkpoint_command::run(&task, &terminal),
+        Task::Checkpoint(task) => checkpoint::run(&task, &terminal),
         Task::Control(task) => control_socket::command::run(&task, &terminal),
         Task::Systemd(args) => schedulers::print_systemd(&args, &terminal),
         Task::Slurm(args) => schedulers::print_slurm(&args, &terminal),

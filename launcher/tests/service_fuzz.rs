@@ -5,10 +5,10 @@
 
 use std::time::{Duration, Instant};
 
-use launcher::rendezvous::Rendezvous;
-use launcher::service::{Notice, Server};
+use launcher::ranks::rendezvous::Rendezvous;
+use launcher::ranks::service::{Notice, Server};
+use launcher::ranks::token::Token;
 use launcher::supervise::{Event, OnInterrupt, Supervisor};
-use launcher::token::Token;
 use prost::Message;
 use prost::bytes::{Buf, BufMut};
 use proto::control::report_request::Event as Report;

@@ -2,13 +2,14 @@
 //! only at what a user could see (exit code, output, the run directory, processes).
 //!
 //! In reading order: [`fixtures`] (models and data), [`job`] (a train.toml and its run), [`run`] (a run's results),
-//! [`nodes`] (`dslaunch run` as several nodes), [`slurm`] (a Slurm of the test's own).
+//! [`nodes`] (`dslaunch run` as several nodes), [`slurm`] (a Slurm of the test's own), [`trials`] (draws at random).
 
 pub mod fixtures;
 pub mod job;
 pub mod nodes;
 pub mod run;
 pub mod slurm;
+pub mod trials;
 
 use std::path::PathBuf;
 use std::process::Command;

@@ -15,7 +15,7 @@ use tonic::{Code, Request, Status};
 
 use super::coordinator::Caller;
 use super::{Ending, LOST, Offer, Place, Report, Word, wire};
-use crate::token::Token;
+use crate::ranks::token::Token;
 
 /// How long one call may take. It is held for a part of that at most.
 const CALL: Duration = Duration::from_secs(2);

@@ -18,7 +18,7 @@ use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use super::{Cause, Ending, Meeting, Offer, Place, Report, SILENCE, SILENCE_AFTER_HANGUP, Word};
-use crate::restart::exhausted;
+use crate::supervise::restart::exhausted;
 
 /// A look at the clock that comes later than this after it was due says nothing of others.
 const OVERSLEPT: Duration = Duration::from_secs(1);

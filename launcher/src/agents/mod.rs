@@ -9,7 +9,7 @@
 //!
 //! In reading order: this file (the words), [`coordinator`] (who has joined, who is silent, what ended a round),
 //! [`service`] (its socket), [`client`] (an agent), [`wire`] (the words in protobuf). It knows nothing of processes, flags
-//! or logs: [`run_command`](crate::run_command) does.
+//! or logs: [`run`](crate::commands::run) does.
 //!
 //! - AGT-1 Only an agent with the run's token, the run's name, and the newest incarnation of its node changes anything.
 //! - AGT-2 Whether a node is alive is judged by the time since it was last heard, on the coordinator's own clock; clocks of
@@ -26,8 +26,8 @@ pub mod wire;
 use std::fmt;
 use std::time::Duration;
 
-use crate::exit::Exit;
-use crate::signals::Interrupt;
+use crate::process::exit::Exit;
+use crate::process::signals::Interrupt;
 
 /// How long a call that waits for something is held before it is answered with "wait": an agent is heard at least this
 /// often.

@@ -18,8 +18,8 @@ use tonic::{Code, Request, Response, Status};
 
 use super::coordinator::{Answer, Call, Caller, Coordinator, Refusal};
 use super::{HOLD, Word, wire};
-use crate::service::TokenCheck;
-use crate::token::Token;
+use crate::ranks::service::TokenCheck;
+use crate::ranks::token::Token;
 
 /// How long the socket stays open for answers that are under way at the end.
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
@@ -111,14 +111,14 @@ async fn listen(addresses: &[SocketAddr]) -> io::Result<TcpListener> {
 /// listened at.
 fn bind(addresses: &[SocketAddr]) -> io::Result<TcpListener> {
     for &address in addresses {
-        match crate::service::listen(address) {
+        match crate::ranks::service::listen(address) {
             Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => {}
             bound => return bound,
         }
     }
     let first = addresses.first().ok_or(io::ErrorKind::AddrNotAvailable)?;
     let any: IpAddr = if first.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-    crate::service::listen((any, first.port()).into())
+    crate::ranks::service::listen((any, first.port()).into())
 }
 
 fn reachable(bound: SocketAddr) -> SocketAddr {
@@ -341,7 +341,7 @@ mod tests {
         let endpoint = run.server.address().to_string();
         assert_eq!(stranger.join(0, offer, PATIENCE).await, Err(AgentError::Token(endpoint.clone())));
         assert_eq!(stranger.watch(0).heard().await, Heard::Refused(AgentError::Token(endpoint)));
-        stranger.tell_to_stop(0, Report::Stopped(crate::signals::Interrupt::Interrupt)).await;
+        stranger.tell_to_stop(0, Report::Stopped(crate::process::signals::Interrupt::Interrupt)).await;
         stranger.leave().await;
         run.join([&run.agent(0, &run.token), &run.agent(1, &run.token)], 0).await;
     }

@@ -5,8 +5,8 @@ use tonic::Status;
 
 use super::coordinator::Caller;
 use super::{Cause, Ending, Meeting, Offer, Place, Report, Word};
-use crate::exit::Exit;
-use crate::signals::Interrupt;
+use crate::process::exit::Exit;
+use crate::process::signals::Interrupt;
 
 impl From<Caller> for agents::Caller {
     fn from(caller: Caller) -> Self {

@@ -11,7 +11,7 @@ use tokio::time::timeout;
 
 use super::protocol::{REPLY_BYTES, Reply, Request};
 use super::{ControlError, address};
-use crate::lock;
+use crate::run_dir::lock;
 
 /// How long a job may take for its first answer: it does nothing else for it than look.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);

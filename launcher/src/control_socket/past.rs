@@ -9,9 +9,9 @@ use proto::run_dir::RunDir;
 use serde::Deserialize;
 
 use super::ControlError;
-use crate::lock;
 use crate::output::status::{JobStatus, State};
-use crate::signals::Interrupt;
+use crate::process::signals::Interrupt;
+use crate::run_dir::lock;
 
 /// How much of the end of metrics.jsonl is looked at: more than any row is long.
 const TAIL_BYTES: u64 = 64 * 1024;

@@ -20,7 +20,7 @@ use super::protocol::{REQUEST_BYTES, Reply, Request};
 use crate::output::Output;
 use crate::output::console::Shown;
 use crate::output::status::JobStatus;
-use crate::signals;
+use crate::process::signals;
 
 /// Connections at a time. Whoever comes after them waits in the socket's queue.
 const CONNECTIONS: usize = 32;

@@ -11,7 +11,7 @@ use std::time::{Instant, SystemTime};
 use serde::Serialize;
 
 use super::timeline::Recovery;
-use crate::guardian;
+use crate::process::guardian;
 
 /// What happened.
 #[derive(Debug, Clone, PartialEq, Serialize)]

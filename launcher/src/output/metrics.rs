@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use proto::control::{EvalMetrics, StepMetrics};
 use serde::Serialize;
 
-use crate::files::write_atomically;
+use crate::run_dir::files::write_atomically;
 
 /// The file, open for adding once it was rewound.
 #[derive(Debug)]

@@ -6,6 +6,7 @@
 pub mod console;
 pub mod events;
 pub mod metrics;
+pub mod notify;
 pub mod plan_table;
 pub mod report;
 mod screen;
@@ -24,9 +25,9 @@ use proto::control::{CheckpointSaved, EvalMetrics, Finished, SkippedStep, StepMe
 use proto::run_dir::RunDir;
 use tokio::sync::watch;
 
-use crate::guardian;
-use crate::resume::StartingPoint;
-use crate::straggler::Straggler;
+use crate::job::resume::StartingPoint;
+use crate::process::guardian;
+use crate::supervise::straggler::Straggler;
 use console::Console;
 use events::{EventLog, Moment};
 use metrics::{EvalRow, MetricsFile, StepRow};
@@ -34,7 +35,7 @@ use status::{JobStatus, State};
 use terminal::Terminal;
 use timeline::{Goodput, Recovery, Timeline};
 
-use crate::notify::Notifier;
+use crate::output::notify::Notifier;
 
 /// Everything that a run writes for its user.
 #[derive(Debug)]

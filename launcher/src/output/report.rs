@@ -13,7 +13,7 @@ use proto::run_dir::RunDir;
 
 use super::timeline::{Goodput, Recovery};
 use super::{Latest, units};
-use crate::hang::Hang;
+use crate::supervise::hang::Hang;
 use crate::supervise::{Failure, Kind};
 
 /// Lines of a rank's standard error that a report quotes.
@@ -195,7 +195,7 @@ pub fn summary(plan: &Plan, run_dir: &RunDir, latest: &Latest, goodput: Goodput,
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::exit::Exit;
+    use crate::process::exit::Exit;
 
     use proto::config::TrainConfig;
     use proto::manifest::Progress;

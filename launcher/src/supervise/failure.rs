@@ -2,7 +2,7 @@
 
 use proto::control::FailureKind;
 
-use crate::exit::Exit;
+use crate::process::exit::Exit;
 
 /// What kind of failure it is, as far as the rank or its end tells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

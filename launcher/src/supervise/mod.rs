@@ -1,7 +1,7 @@
 //! One attempt as a state machine: what happens to its ranks, and what is done about it. Pure: no processes, no clock.
 //!
 //! Owns which ranks run, why the attempt is being stopped, and which failure was the first real one. It does not know
-//! whether the job goes on afterwards ([`restart`](crate::restart) decides that).
+//! whether the job goes on afterwards ([`restart`](crate::supervise::restart) decides that).
 //!
 //! ```text
 //!            first failure                 grace over             deadline
@@ -20,7 +20,11 @@
 //!   attempt. SIGTERM is for a job that the user stops.
 
 mod failure;
+pub mod hang;
 mod on_interrupt;
+pub mod out_of_memory;
+pub mod restart;
+pub mod straggler;
 #[cfg(test)]
 mod tests;
 
@@ -31,8 +35,8 @@ use nix::sys::signal::Signal;
 pub use failure::{Failure, Kind};
 pub use on_interrupt::OnInterrupt;
 
-use crate::exit::Exit;
-use crate::signals::Interrupt;
+use crate::process::exit::Exit;
+use crate::process::signals::Interrupt;
 
 /// How long a rank that has spoken its last words may take to end by itself after a failure.
 pub const FAILURE_GRACE: Duration = Duration::from_millis(300);

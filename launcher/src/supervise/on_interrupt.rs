@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-use crate::signals::Interrupt;
+use crate::process::signals::Interrupt;
 
 /// How long SIGKILL takes before it is worth looking again.
 const KILL_GRACE: Duration = Duration::from_secs(1);

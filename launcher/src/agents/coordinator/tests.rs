@@ -1,6 +1,6 @@
 use super::*;
-use crate::exit::Exit;
-use crate::signals::Interrupt;
+use crate::process::exit::Exit;
+use crate::process::signals::Interrupt;
 
 const JOIN_TIMEOUT: Duration = Duration::from_secs(300);
 

@@ -1,6 +1,7 @@
 //! What the claims about `train.toml` share. Numbers such as CFG-3 are those of `config/mod.rs`.
 
 mod accepted;
+mod documentation;
 mod keys;
 mod places;
 mod values;

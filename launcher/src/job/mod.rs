@@ -1,0 +1,336 @@
+//! The story of a job: read, check, find where to begin, prepare, plan, then attempts until it is done or given up.
+
+pub mod attempt;
+pub mod host_memory;
+pub mod resume;
+pub mod setup;
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use proto::config::AutoOr;
+use proto::env::{SchedulerEnv, ServiceEnv};
+use proto::manifest::Progress;
+use proto::memory::{PeakBytes, Room, helpful_keys};
+use proto::plan::Plan;
+use proto::run_dir::RunDir;
+
+use crate::cli::{JobArgs, PlanArgs};
+use crate::commands::detach::Place;
+use crate::control_socket::server::ControlSocket;
+use crate::error::LaunchError;
+use crate::job::attempt::{Edge, Job};
+use crate::job::resume::{StartingPoint, Wish};
+use crate::job::setup::{Setup, worker_binary};
+use crate::output::Output;
+use crate::output::console::Console;
+use crate::output::events::Moment;
+use crate::output::notify::Notifier;
+use crate::output::plan_table::{plan_table, plan_table_without_data};
+use crate::output::report::{self, FailureReport, summary};
+use crate::output::terminal::Terminal;
+use crate::process::guardian;
+use crate::process::signals::{Interrupt, Signals};
+use crate::process::spawn::Spawner;
+use crate::process::timer::Timer;
+use crate::ranks::snapshots::SnapshotMemory;
+use crate::ranks::token::random_hex;
+use crate::run_dir::checkpoints::Checkpoint;
+use crate::run_dir::files::write_atomically;
+use crate::run_dir::leftovers;
+use crate::run_dir::lock::RunLock;
+use crate::run_dir::old_logs;
+use crate::supervise::hang::HangLimits;
+use crate::supervise::out_of_memory::{self, OutOfMemory};
+use crate::supervise::restart::{RestartPolicy, Verdict};
+use crate::supervise::{Failure, Kind, Outcome};
+
+/// `dslaunch plan`: prints the resolved plan. Prepares the data; starts no rank. Returns the exit code.
+pub fn print_plan(args: &PlanArgs, terminal: &Terminal) -> Result<u8, LaunchError> {
+    let setup = Setup::load(&args.job, args.gpu_memory)?;
+    let json = |plan: &Plan| serde_json::to_string_pretty(plan).expect("a plan is plain data");
+    if args.gpu_memory.is_some() {
+        let plan = setup.plan_without_data()?;
+        let mut console = Console::new(terminal.clone(), !args.json);
+        note(&setup.notes, &mut console);
+        console.say(&if args.json { json(&plan) } else { plan_table_without_data(&plan, setup.room()) });
+        return Ok(0);
+    }
+    let wish = Wish::of(&setup)?;
+    on_runtime(async {
+        let mut signals = Signals::listen().map_err(LaunchError::io("listen for signals"))?;
+        let mut console = Console::new(terminal.clone(), !args.json);
+        note(&setup.notes, &mut console);
+        let _lock = RunLock::acquire(setup.run_dir().root())?;
+        let from = wish.checkpoint(&setup, &mut console)?;
+        let plan = setup.plan(start_of(from.as_ref()), &mut signals, &mut console).await?;
+        note(&from.map_or(vec![], |from| resume::notes(&from, &plan)), &mut console);
+        console.say(&if args.json { json(&plan) } else { plan_table(&plan, setup.room()) });
+        Ok(0)
+    })
+}
+
+/// `dslaunch train.toml`: trains. Returns the exit code. `start` is when the launcher started.
+pub fn train(args: &JobArgs, place: Place, terminal: &Terminal, start: Instant) -> Result<u8, LaunchError> {
+    let setup = Setup::load(args, None)?;
+    let worker = worker_binary()?;
+    let wish = Wish::of(&setup)?;
+    on_runtime(async {
+        let mut signals = Signals::listen_with_preemption(SchedulerEnv::from_process())
+            .map_err(LaunchError::io("listen for signals"))?;
+        let run_dir = setup.run_dir();
+        let _lock = RunLock::acquire(run_dir.root())?;
+        let output = Output::open(&run_dir, &setup.config.log.sinks, terminal.clone(), start);
+        let mut output = output.map_err(LaunchError::io(format!("write {}", run_dir.events().display())))?;
+        output.event(Moment::start());
+        note(&setup.notes, output.console());
+        match Notifier::connect(&ServiceEnv::from_process(guardian::public_pid())) {
+            Ok(notifier) => output.notify(notifier),
+            Err(error) => output.console().warn(&format!("note: the service manager cannot be told: {error}")),
+        }
+        let control = ControlSocket::open(&run_dir, &mut output, start);
+        if let Err(error) = &control {
+            // Some file systems have no sockets. The job itself needs none.
+            let what = "dslaunch status, stop and attach will not reach this job";
+            output.console().warn(&format!("note: {what}: {}: {error}", run_dir.control_socket().display()));
+        }
+        let result = async {
+            leftovers::remove(&run_dir)?;
+            let mut beginning = wish.checkpoint(&setup, output.console())?;
+            let mut job = prepare(&setup, &worker, beginning.as_ref(), &mut signals, &mut output).await?;
+            place.begun(&run_dir)?;
+            wish.leave_others_behind(&run_dir, output.console())?;
+            let spawner = Spawner::start().map_err(LaunchError::io("start the spawning thread"))?;
+            loop {
+                let mut edge = Edge { spawner: &spawner, signals: &mut signals, output: &mut output };
+                match attempts(&job, beginning.as_ref(), &mut edge).await? {
+                    Ended::WithCode(code) => break Ok::<u8, LaunchError>(code),
+                    Ended::BeginningDamaged => {
+                        let damaged = beginning.as_ref().expect("ranks have read it");
+                        beginning = Some(wish.instead_of(damaged, &setup, output.console())?);
+                        // Another beginning is another plan: a run by epochs counts the rows that are left.
+                        job = prepare(&setup, &worker, beginning.as_ref(), &mut signals, &mut output).await?;
+                    }
+                }
+            }
+        };
+        let result = result.await;
+        if let Err(error) = &result {
+            output.console().clear();
+            let reason = error.to_string();
+            output.event(match error {
+                LaunchError::Interrupted(interrupt) => Moment::Interrupted { signal: interrupt.name() },
+                _ => Moment::Failed { exit_code: error.exit_code(), reason: &reason },
+            });
+        }
+        drop(output);
+        if let Ok(control) = control {
+            control.close().await;
+        }
+        result
+    })
+}
+
+/// From the checked files to a job that ranks can be started for, its plan on disk.
+async fn prepare(
+    setup: &Setup,
+    worker: &Path,
+    beginning: Option<&Checkpoint>,
+    signals: &mut Signals,
+    output: &mut Output,
+) -> Result<Job, LaunchError> {
+    let run_dir = setup.run_dir();
+    let plan = setup.plan(start_of(beginning), signals, output.console()).await?;
+    note(&beginning.map_or(vec![], |from| resume::notes(from, &plan)), output.console());
+    let json = serde_json::to_vec_pretty(&plan).expect("a plan is plain data");
+    let path = run_dir.plan();
+    write_atomically(&path, &json).map_err(LaunchError::io(format!("write {}", path.display())))?;
+    let max_restarts = u32::try_from(setup.config.restart.max_restarts).unwrap_or(u32::MAX);
+    let suffix = random_hex(4).map_err(LaunchError::io("draw a random run id"))?;
+    let run_id = format!("{}-{suffix}", plan.name);
+    // A rank that waits for others notices by itself after this time.
+    let patience = Duration::from_secs(plan.comm_timeout_seconds);
+    let hang_limits = match setup.config.restart.hang_timeout_seconds {
+        AutoOr::Auto => Some(HangLimits::learned(patience)),
+        AutoOr::Given(0) => None,
+        AutoOr::Given(seconds) => Some(HangLimits::fixed(Duration::from_secs(seconds))),
+    };
+    let snapshots = SnapshotMemory::create(&plan).map_err(LaunchError::io("create the memory for snapshots"))?;
+    let worker = worker.to_owned();
+    Ok(Job { plan, run_dir, worker, run_id, max_restarts, hang_limits, snapshots })
+}
+
+/// How attempt after attempt came to an end.
+enum Ended {
+    /// With dslaunch's exit code.
+    WithCode(u8),
+    /// Ranks have found the checkpoint damaged that the job began from. Nothing was trained.
+    BeginningDamaged,
+}
+
+/// Attempt after attempt.
+async fn attempts(job: &Job, beginning: Option<&Checkpoint>, edge: &mut Edge<'_>) -> Result<Ended, LaunchError> {
+    keep_logs_of_earlier_launches(&job.run_dir)?;
+    let mut policy = RestartPolicy::new(job.max_restarts);
+    let mut from = StartingPoint::from(beginning.cloned());
+    loop {
+        let number = policy.restarts();
+        let resume_step = from.progress().step;
+        edge.output.begin_attempt(number, resume_step, job.plan.steps);
+        if number > 0 {
+            edge.output.event(Moment::Restarted { restarts: number, resumed_step: resume_step });
+        }
+        edge.output.resumed(&from);
+        let ended = attempt::run(job, number, &from, edge).await?;
+        if let Err(error) = leftovers::remove(&job.run_dir) {
+            // The next launch tries again; what the attempt came to is more important.
+            edge.output.console().warn(&format!("note: {error}"));
+        }
+        // Also where the time was over before the last rank had gone.
+        if let (Outcome::Done | Outcome::Interrupted(_), Some(step)) = (&ended.outcome, ended.preempted_after) {
+            return Ok(Ended::WithCode(preempted(step, edge.output)));
+        }
+        let cause = match ended.outcome {
+            Outcome::Failed { .. } => explain(job, number, ended, edge.output),
+            outcome => return Ok(Ended::WithCode(end(job, number, outcome, edge.output))),
+        };
+        if let (Kind::Damaged, StartingPoint::Checkpoint(checkpoint)) = (cause.kind, &from) {
+            if beginning == Some(checkpoint.as_ref()) {
+                return Ok(Ended::BeginningDamaged);
+            }
+            resume::set_aside_damaged(&job.run_dir, checkpoint, edge.output.console())?;
+        }
+        from = resume::after_failure(&job.run_dir, job.snapshots.as_ref(), beginning, edge.output.console())?;
+        let resume_step = from.progress().step;
+        let (exit_code, reason) = match policy.decide(&cause, resume_step) {
+            Verdict::Restart { after } => {
+                let budget = format!("restart {} of {}", policy.restarts(), job.max_restarts);
+                let when = if after.is_zero() { String::new() } else { format!(" in {} s", after.as_secs()) };
+                edge.output
+                    .console()
+                    .warn(&format!("starting all ranks again from step {resume_step}{when} ({budget})"));
+                match back_off(after, edge).await {
+                    Some(interrupt) => {
+                        let code = end(job, number, Outcome::Interrupted(interrupt), edge.output);
+                        return Ok(Ended::WithCode(code));
+                    }
+                    None => continue,
+                }
+            }
+            Verdict::Input => (2, "not started again: a restart cannot help against wrong input".to_owned()),
+            Verdict::Environment => (3, "not started again: a restart cannot help in this environment".to_owned()),
+            Verdict::GiveUp(reason) => (1, format!("giving up: {reason}")),
+        };
+        edge.output.event(Moment::Failed { exit_code, reason: &reason });
+        edge.output.console().warn(&reason);
+        return Ok(Ended::WithCode(exit_code));
+    }
+}
+
+/// Waits before a restart. Returns the user's wish to stop, if that comes first.
+async fn back_off(pause: Duration, edge: &mut Edge<'_>) -> Option<Interrupt> {
+    if edge.signals.deadline().is_some() {
+        // There is no time to lose on the way to the checkpoint.
+        return None;
+    }
+    let mut pause = Timer::after(pause);
+    tokio::select! {
+        // Signals second: what came meanwhile is heard by the next attempt.
+        biased;
+        () = pause.over() => None,
+        interrupt = edge.signals.next() => match interrupt {
+            // Ranks have to be there to make a checkpoint.
+            Interrupt::Preempt => None,
+            Interrupt::Interrupt | Interrupt::Terminate => Some(interrupt),
+        },
+    }
+}
+
+/// The end of a job that did not fail. Returns the exit code.
+fn end(job: &Job, restarts: u32, outcome: Outcome, output: &mut Output) -> u8 {
+    output.console().clear();
+    match outcome {
+        Outcome::Interrupted(interrupt) => {
+            output.event(Moment::Interrupted { signal: interrupt.name() });
+            output.console().hurry();
+            output.console().warn(&format!("stopped by {}: no rank is left", interrupt.name()));
+            interrupt.exit_code()
+        }
+        Outcome::Stuck { ranks } => {
+            let reason = format!("ranks {ranks:?} hang in the kernel and do not die of SIGKILL");
+            output.event(Moment::Failed { exit_code: 1, reason: &reason });
+            output.console().warn(&format!("giving up: {reason}"));
+            1
+        }
+        Outcome::Recalled => unreachable!("a training job has one machine"),
+        Outcome::Done | Outcome::Failed { .. } => {
+            output.done(job.plan.steps);
+            let text = summary(&job.plan, &job.run_dir, output.latest(), output.goodput(), restarts);
+            output.console().say(&text);
+            0
+        }
+    }
+}
+
+/// The end of a job that has made room, and goes on from its checkpoint when it is started again. Returns the exit code.
+fn preempted(step: u64, output: &mut Output) -> u8 {
+    output.console().clear();
+    output.event(Moment::Preempted { step });
+    output.console().warn(&format!("preempted after step {step}, with a checkpoint: to be started again"));
+    Interrupt::Preempt.exit_code()
+}
+
+/// Tells the user what failed, with the evidence that the rank left behind. Returns the cause.
+fn explain(job: &Job, attempt: u32, ended: attempt::Ended, output: &mut Output) -> Failure {
+    let attempt::Ended { outcome: Outcome::Failed { mut cause, follow_ons }, lines, kernel_kills, .. } = ended else {
+        panic!("an attempt that has not failed needs no explanation");
+    };
+    let line = lines[cause.rank];
+    // What ranks say over the network can be behind what they do.
+    cause.step = cause.step.max(line.place.step);
+    let log = job.run_dir.attempt_logs(attempt).join(format!("rank-{}.err", cause.rank));
+    // Without the log the report says that there is none.
+    let tail = report::tail(&log).unwrap_or_default();
+    report::recognise_loader_failure(&mut cause, &tail);
+    if let Some(shortage) = out_of_memory::recognise(&cause, &tail, kernel_kills) {
+        let peak = PeakBytes::of(&job.plan, job.plan.mesh.coord(cause.rank));
+        let keys = helpful_keys(&job.plan, Room::Host(0), &peak).join(", ");
+        cause.message = Some(format!("out of memory: {shortage}\nplanned: {peak}\nwhat would help: {keys}"));
+        if matches!(shortage, OutOfMemory::Refused(_)) {
+            cause.kind = Kind::Environment;
+        }
+    }
+    output.event(Moment::Stopped { rank: cause.rank, cause: &cause.summary(), step: cause.step });
+    let place = report::place(&job.plan, cause.rank, line.place);
+    let report = FailureReport { attempt, cause: &cause, place, follow_ons: &follow_ons, log, tail };
+    output.console().clear();
+    output.console().warn(&report.text());
+    cause
+}
+
+/// Where the job stands at `checkpoint`, or at its very beginning.
+fn start_of(checkpoint: Option<&Checkpoint>) -> Progress {
+    checkpoint.map_or(Progress::default(), |checkpoint| checkpoint.manifest.progress)
+}
+
+fn note(notes: &[String], console: &mut Console) {
+    notes.iter().for_each(|note| console.warn(&format!("note: {note}")));
+}
+
+/// `logs/attempt-K` are those of this launch; earlier launches' move to `logs/launch.N`.
+fn keep_logs_of_earlier_launches(run_dir: &RunDir) -> Result<(), LaunchError> {
+    let first = run_dir.attempt_logs(0);
+    let logs = first.parent().expect("a folder in the run directory");
+    old_logs::set_aside(logs)
+        .map_err(LaunchError::io(format!("move the logs of earlier launches in {}", logs.display())))
+}
+
+/// Runs the launcher's tasks: two threads are plenty, and a blocking one that is left (data preparation) is not waited
+/// for.
+pub(crate) fn on_runtime(task: impl Future<Output = Result<u8, LaunchError>>) -> Result<u8, LaunchError> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let runtime = runtime.map_err(LaunchError::io("start the runtime"))?;
+    let result = runtime.block_on(task);
+    runtime.shutdown_background();
+    result
+}

@@ -1,0 +1,296 @@
+//! Where a job begins: what `checkpoint.resume` means, and whether the checkpoint fits the job.
+
+use std::error::Error;
+use std::path::{Path, PathBuf};
+
+use proto::config::Resume;
+use proto::env::Beginning;
+use proto::manifest::{Manifest, ManifestError, Progress};
+use proto::model_config::ModelConfig;
+use proto::plan::Plan;
+use proto::run_dir::RunDir;
+
+use crate::error::LaunchError;
+use crate::job::setup::Setup;
+use crate::output::console::Console;
+use crate::ranks::snapshots::SnapshotMemory;
+use crate::run_dir::checkpoints::{self, Checkpoint, Found};
+
+/// Where the user wants to begin.
+#[derive(Debug)]
+pub enum Wish {
+    /// At the newest checkpoint of the run, if it has one.
+    Newest,
+    /// At step 0.
+    Beginning,
+    /// Here.
+    From(Box<Checkpoint>),
+}
+
+/// Where an attempt begins.
+#[derive(Debug, Clone)]
+pub enum StartingPoint {
+    /// At the first step.
+    Beginning,
+    /// After the step of this checkpoint.
+    Checkpoint(Box<Checkpoint>),
+    /// After this step, whose state is in memory.
+    Snapshot(Progress),
+}
+
+impl StartingPoint {
+    /// Where the job stands there.
+    pub fn progress(&self) -> Progress {
+        match self {
+            Self::Beginning => Progress::default(),
+            Self::Checkpoint(checkpoint) => checkpoint.manifest.progress,
+            Self::Snapshot(progress) => *progress,
+        }
+    }
+
+    /// As ranks are told.
+    pub fn for_ranks(&self) -> Beginning {
+        match self {
+            Self::Beginning => Beginning::Start,
+            Self::Checkpoint(checkpoint) => Beginning::Checkpoint(checkpoint.path.clone()),
+            Self::Snapshot(progress) => Beginning::Snapshot(progress.step),
+        }
+    }
+}
+
+impl From<Option<Checkpoint>> for StartingPoint {
+    fn from(checkpoint: Option<Checkpoint>) -> Self {
+        checkpoint.map_or(Self::Beginning, |checkpoint| Self::Checkpoint(Box::new(checkpoint)))
+    }
+}
+
+/// There is no checkpoint that the job could go on from as the user wants it.
+#[derive(Debug, thiserror::Error)]
+pub enum ResumeError {
+    /// What `checkpoint.resume` names is not there, or not complete.
+    #[error("checkpoint.resume = {path:?}: there is no complete checkpoint (a folder with {})", Manifest::FILE)]
+    Incomplete {
+        /// What was named.
+        path: PathBuf,
+    },
+    /// What `checkpoint.resume` names is damaged.
+    #[error("checkpoint.resume = {path:?}: this checkpoint cannot be used")]
+    Damaged {
+        /// What was named.
+        path: PathBuf,
+        /// Why.
+        source: ManifestError,
+    },
+    /// There are checkpoints, and none is whole. To begin anew is for the user to decide.
+    #[error("{}: no checkpoint in it can be used; checkpoint.resume = \"never\" begins anew", folder.display())]
+    AllDamaged {
+        /// Where they lie.
+        folder: PathBuf,
+        /// What is wrong with the newest.
+        source: ManifestError,
+    },
+    /// Ranks have found the checkpoint damaged, and there is none to take instead.
+    #[error("{}: this checkpoint is damaged, and there is none to go on from instead", path.display())]
+    NoneLeft {
+        /// Its folder.
+        path: PathBuf,
+    },
+    /// It is a checkpoint of a model that computes something else.
+    #[error(
+        "{}: its model has another {key} than {}; checkpoint.resume = \"never\" begins anew",
+        manifest.display(),
+        config.display()
+    )]
+    OtherModel {
+        /// The checkpoint's manifest.
+        manifest: PathBuf,
+        /// The job's config.json.
+        config: PathBuf,
+        /// The key that differs.
+        key: &'static str,
+    },
+}
+
+impl Wish {
+    /// What the job's train.toml says. A path is looked at already; nothing is changed.
+    pub fn of(setup: &Setup) -> Result<Self, ResumeError> {
+        Ok(match &setup.config.checkpoint.resume {
+            Resume::Auto => Self::Newest,
+            Resume::Never => Self::Beginning,
+            Resume::Path(path) => {
+                let checkpoint = named(&setup.absolute(path))?;
+                check_model(&checkpoint, setup.model(), &setup.model_config())?;
+                Self::From(Box::new(checkpoint))
+            }
+        })
+    }
+
+    /// The checkpoint that the first attempt goes on from. Warns of damaged ones; changes nothing.
+    pub fn checkpoint(&self, setup: &Setup, console: &mut Console) -> Result<Option<Checkpoint>, LaunchError> {
+        match self {
+            Self::Beginning => Ok(None),
+            Self::From(checkpoint) => Ok(Some(checkpoint.as_ref().clone())),
+            Self::Newest => {
+                let run_dir = setup.run_dir();
+                let Found { newest, mut damaged } = find(&run_dir, None)?;
+                if newest.is_none() && !damaged.is_empty() {
+                    let source = damaged.swap_remove(0);
+                    return Err(ResumeError::AllDamaged { folder: run_dir.checkpoints(), source }.into());
+                }
+                warn_of(&damaged, console);
+                if let Some(checkpoint) = &newest {
+                    check_model(checkpoint, setup.model(), &setup.model_config())?;
+                }
+                Ok(newest)
+            }
+        }
+    }
+
+    /// What the job begins from instead of `damaged`, which ranks have found damaged: the one before it, if the user has not
+    /// named it.
+    pub fn instead_of(
+        &self,
+        damaged: &Checkpoint,
+        setup: &Setup,
+        console: &mut Console,
+    ) -> Result<Checkpoint, LaunchError> {
+        let none_left = || ResumeError::NoneLeft { path: damaged.path.clone() };
+        if !matches!(self, Self::Newest) {
+            return Err(none_left().into());
+        }
+        set_aside_damaged(&setup.run_dir(), damaged, console)?;
+        Ok(self.checkpoint(setup, console)?.ok_or_else(none_left)?)
+    }
+
+    /// Once it is certain that the job begins where the user wants: moves the checkpoints away that are no longer part
+    /// of the run's history.
+    pub fn leave_others_behind(&self, run_dir: &RunDir, console: &mut Console) -> Result<(), LaunchError> {
+        let beginning = match self {
+            Self::Newest => return Ok(()),
+            Self::Beginning => None,
+            Self::From(checkpoint) => Some(checkpoint.as_ref()),
+        };
+        let (from, to) = (run_dir.checkpoints(), checkpoints::set_aside_folder(run_dir));
+        let failed = LaunchError::io(format!("move old checkpoints from {} to {}", from.display(), to.display()));
+        if let Some(folder) = checkpoints::set_aside(run_dir, beginning).map_err(failed)? {
+            console.warn(&format!("note: checkpoints of an earlier run are now in {}", folder.display()));
+        }
+        Ok(())
+    }
+}
+
+/// Moves a checkpoint of the run away that ranks have found damaged: no restart and no launch comes to it again.
+pub fn set_aside_damaged(run_dir: &RunDir, checkpoint: &Checkpoint, console: &mut Console) -> Result<(), LaunchError> {
+    let path = checkpoint.path.display();
+    let to = checkpoints::set_aside_one(run_dir, &checkpoint.path);
+    let to = to.map_err(LaunchError::io(format!("move {path}, which is damaged, out of the way")))?;
+    console.warn(&format!("warning: a damaged checkpoint is passed over, and is now {}", to.display()));
+    Ok(())
+}
+
+/// Where a restart goes on: the newest of the snapshots in memory, the run's checkpoints, and what the run began from.
+pub fn after_failure(
+    run_dir: &RunDir,
+    snapshots: Option<&SnapshotMemory>,
+    beginning: Option<&Checkpoint>,
+    console: &mut Console,
+) -> Result<StartingPoint, LaunchError> {
+    let Found { newest, damaged } = find(run_dir, beginning)?;
+    warn_of(&damaged, console);
+    let from_disk = StartingPoint::from(newest);
+    let snapshot = snapshots.map_or(Ok(None), SnapshotMemory::newest);
+    let snapshot = snapshot.map_err(LaunchError::io("read the snapshots in memory"))?;
+    // A snapshot of the same step is as good, and nearer.
+    let is_newer = |snapshot: &Progress| snapshot.step >= from_disk.progress().step;
+    Ok(snapshot.filter(is_newer).map_or(from_disk, StartingPoint::Snapshot))
+}
+
+/// What will not be as it would have been without the interruption. One note each.
+pub fn notes(from: &Checkpoint, plan: &Plan) -> Vec<String> {
+    let Manifest { seed, data, .. } = &from.manifest;
+    let manifest = from.path.join(Manifest::FILE);
+    let (manifest, mut notes) = (manifest.display(), vec![]);
+    if *seed != plan.seed {
+        notes.push(format!(
+            "job.seed = {}, but {manifest} has seed {seed}: from here on rows come in another order",
+            plan.seed
+        ));
+    }
+    let train = plan.data.train.file_name().unwrap_or_default().to_string_lossy();
+    if *data != train {
+        notes.push(format!(
+            "the training data is {train}, but {manifest} has {data}: from here on rows are other ones than before"
+        ));
+    }
+    notes
+}
+
+fn find(run_dir: &RunDir, beginning: Option<&Checkpoint>) -> Result<Found, LaunchError> {
+    let failed = LaunchError::io(format!("list the checkpoints in {}", run_dir.checkpoints().display()));
+    checkpoints::newest(run_dir, beginning).map_err(failed)
+}
+
+fn warn_of(damaged: &[ManifestError], console: &mut Console) {
+    for error in damaged {
+        let why = error.source().map_or(String::new(), |source| format!(": {source}"));
+        console.warn(&format!("warning: a checkpoint is passed over: {error}{why}"));
+    }
+}
+
+/// The checkpoint at `path`, which the user named.
+fn named(path: &Path) -> Result<Checkpoint, ResumeError> {
+    // Behind links like `latest`, which may point elsewhere tomorrow.
+    match path.canonicalize() {
+        Ok(real) if checkpoints::is_complete(&real) => {
+            Checkpoint::load(real).map_err(|source| ResumeError::Damaged { path: path.to_owned(), source })
+        }
+        _ => Err(ResumeError::Incomplete { path: path.to_owned() }),
+    }
+}
+
+/// `config`: the file that `model` was read from.
+fn check_model(checkpoint: &Checkpoint, model: &ModelConfig, config: &Path) -> Result<(), ResumeError> {
+    match checkpoint.manifest.model.difference(model) {
+        None => Ok(()),
+        Some(key) => {
+            let manifest = checkpoint.path.join(Manifest::FILE);
+            Err(ResumeError::OtherModel { manifest, config: config.to_owned(), key })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::run_dir::checkpoints::tests::write;
+    use std::fs;
+
+    #[test]
+    fn the_named_checkpoint_has_to_be_complete_and_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, link) = (dir.path().canonicalize().unwrap().join("mine"), dir.path().join("latest"));
+        assert!(matches!(named(&path), Err(ResumeError::Incomplete { .. })));
+        fs::create_dir(&path).unwrap();
+        assert!(matches!(named(&path), Err(ResumeError::Incomplete { .. })));
+        write(&path, 500);
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        let found = named(&link).unwrap();
+        assert_eq!((found.step(), found.path), (500, path.clone()));
+        fs::write(path.join("weights"), "").unwrap();
+        let error = named(&link).unwrap_err();
+        assert!(error.source().unwrap().to_string().contains("weights: damaged: has 0 bytes"), "{error:?}");
+    }
+
+    #[test]
+    fn a_checkpoint_of_another_model_is_refused_by_key() {
+        let dir = tempfile::tempdir().unwrap();
+        write(dir.path(), 1);
+        let checkpoint = Checkpoint::load(dir.path().to_owned()).unwrap();
+        let mut model = checkpoint.manifest.model.clone();
+        let config = Path::new("model/config.json");
+        check_model(&checkpoint, &model, config).unwrap();
+        model.rope_theta *= 2.0;
+        let error = check_model(&checkpoint, &model, config).unwrap_err().to_string();
+        assert!(error.contains("/manifest.json: its model has another rope_theta than model/config.json"), "{error}");
+    }
+}

@@ -1,0 +1,219 @@
+//! From the command line to the plan: everything that is known, and can be wrong, before any rank exists.
+//!
+//! - STP-1 What [`Setup::load`] refuses costs the user milliseconds and changes nothing on disk.
+
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use std::{env, fs};
+
+use proto::config::TrainConfig;
+use proto::manifest::Progress;
+use proto::memory::{self, Room};
+use proto::model_config::ModelConfig;
+use proto::plan::{Draft, Plan, PreparedData, World};
+use proto::run_dir::RunDir;
+
+use crate::cli::JobArgs;
+use crate::data::{self, DataJob, Prepared, Split};
+use crate::error::LaunchError;
+use crate::job::host_memory;
+use crate::output::console::Console;
+use crate::process::signals::Signals;
+
+/// Preparing data that takes longer than this is shown.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// A job that has been read and checked, but for its data.
+#[derive(Debug)]
+pub struct Setup {
+    /// train.toml with the `--set` arguments applied.
+    pub config: TrainConfig,
+    /// What the user should know before training starts.
+    pub notes: Vec<String>,
+    model: ModelConfig,
+    draft: Draft,
+    room: Option<Room>,
+    /// The folder that relative paths start from.
+    current_dir: PathBuf,
+    cores: usize,
+}
+
+impl Setup {
+    /// Reads and checks train.toml and the model's config.json. Starts and writes nothing.
+    ///
+    /// `gpu_memory`: bytes of each rank's GPU, to plan for GPUs that need not be there.
+    pub fn load(args: &JobArgs, gpu_memory: Option<u64>) -> Result<Self, LaunchError> {
+        let config = TrainConfig::load(&args.train_toml, &args.sets)?;
+        let current_dir = env::current_dir().map_err(LaunchError::io("find the current folder"))?;
+        let model = ModelConfig::load(&current_dir.join(&config.model.path).join("config.json"))?;
+        let (gpus, cores) = (num_gpus(), num_cores());
+        let world_size = args.nproc.map_or(gpus.max(1), usize::from);
+        let room = gpu_memory.map(Room::Gpu).or_else(|| host_memory::available().map(Room::Host));
+        let world = World { world_size, cores, current_dir: current_dir.clone(), room };
+        let draft = Draft::new(&config, world, model.clone())?;
+        let mut notes = draft.notes();
+        if gpus > 0 && gpu_memory.is_none() {
+            notes.push(format!("this machine has {gpus} NVIDIA GPUs; this version of dslaunch trains on the CPU"));
+        }
+        Ok(Self { config, notes, model, draft, room, current_dir, cores })
+    }
+
+    /// The run directory. Nothing in it is touched.
+    pub fn run_dir(&self) -> RunDir {
+        RunDir::new(self.current_dir.join(&self.config.job.output_dir))
+    }
+
+    /// `path`, which the user wrote, from the root.
+    pub fn absolute(&self, path: &Path) -> PathBuf {
+        self.current_dir.join(path)
+    }
+
+    /// The job's model.
+    pub fn model(&self) -> &ModelConfig {
+        &self.model
+    }
+
+    /// The file that it was read from.
+    pub fn model_config(&self) -> PathBuf {
+        self.model_file("config.json")
+    }
+
+    /// Prepares the data and completes the plan of a job that begins at `start`. The caller holds the run directory's
+    /// lock.
+    pub async fn plan(
+        &self,
+        start: Progress,
+        signals: &mut Signals,
+        console: &mut Console,
+    ) -> Result<Plan, LaunchError> {
+        let train = self.prepare(Split::Train, &self.config.data.train, signals, console).await?;
+        let validation = match &self.config.data.validation[..] {
+            [] => None,
+            paths => Some(self.prepare(Split::Validation, paths, signals, console).await?),
+        };
+        let plan = self.draft.with_data(planned(train), validation.map(planned), start)?;
+        self.check_memory(&plan)?;
+        Ok(plan)
+    }
+
+    /// The plan as it is without a look at the data, for GPUs that need not be there.
+    pub fn plan_without_data(&self) -> Result<Plan, LaunchError> {
+        let plan = self.draft.without_data()?;
+        self.check_memory(&plan)?;
+        Ok(plan)
+    }
+
+    /// The memory that ranks have, where it is known.
+    pub fn room(&self) -> Option<Room> {
+        self.room
+    }
+
+    fn check_memory(&self, plan: &Plan) -> Result<(), LaunchError> {
+        let fits = self.room.map_or(Ok(()), |room| memory::check(plan, room));
+        fits.map_err(LaunchError::Memory)
+    }
+
+    fn model_file(&self, name: &str) -> PathBuf {
+        self.current_dir.join(&self.config.model.path).join(name)
+    }
+
+    async fn prepare(
+        &self,
+        split: Split,
+        paths: &[String],
+        signals: &mut Signals,
+        console: &mut Console,
+    ) -> Result<Prepared, LaunchError> {
+        let job = DataJob {
+            split,
+            paths: paths.to_vec(),
+            format: self.config.data.format,
+            seq_len: self.config.data.seq_len as usize,
+            packing: self.config.data.packing,
+            vocab_size: self.model.vocab_size,
+            eos_token_id: self.model.eos_token_id,
+            tokenizer: Some(self.model_file("tokenizer.json")),
+            cache_dir: self.run_dir().data(),
+            threads: self.cores,
+        };
+        let mut preparing = tokio::task::spawn_blocking(move || data::prepare(&job));
+        let mut patience = std::pin::pin!(tokio::time::sleep(PATIENCE));
+        let prepared = loop {
+            tokio::select! {
+                prepared = &mut preparing => break prepared,
+                interrupt = signals.next() => {
+                    console.end_wait();
+                    return Err(LaunchError::Interrupted(interrupt));
+                }
+                () = &mut patience, if !patience.is_elapsed() => {
+                    console.wait(&format!("preparing {} data", split.name()));
+                }
+            }
+        };
+        console.end_wait();
+        match prepared {
+            Ok(prepared) => Ok(prepared?),
+            Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
+        }
+    }
+}
+
+fn planned(prepared: Prepared) -> PreparedData {
+    PreparedData {
+        path: prepared.path,
+        rows: prepared.summary.rows,
+        tokens: prepared.summary.tokens,
+        longest_row: prepared.summary.longest_row,
+    }
+}
+
+/// NVIDIA GPUs, as their driver lists them.
+pub fn num_gpus() -> usize {
+    fs::read_dir("/proc/driver/nvidia/gpus").map_or(0, Iterator::count)
+}
+
+/// Cores that this process may use.
+pub fn num_cores() -> usize {
+    let allowed = nix::sched::sched_getaffinity(nix::unistd::Pid::from_raw(0)).ok().map(|set| {
+        let cores = 0..nix::sched::CpuSet::count();
+        cores.filter(|&core| set.is_set(core).unwrap_or(false)).count()
+    });
+    // More cores than the set has room for: ask the standard library, which counts a container's share too.
+    let available = || std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    allowed.filter(|&cores| cores > 0).unwrap_or_else(available)
+}
+
+/// The worker binary, which lies beside this one.
+pub fn worker_binary() -> Result<PathBuf, LaunchError> {
+    let launcher = env::current_exe().map_err(LaunchError::io("find out where dslaunch lies"))?;
+    let path = launcher.with_file_name("dslaunch-rank");
+    if path.is_file() { Ok(path) } else { Err(LaunchError::NoWorker { path }) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mistake_is_found_without_writing_anything() {
+        let dir = tempfile::tempdir().unwrap();
+        let train_toml = dir.path().join("train.toml");
+        let load = |toml: &str| {
+            fs::write(&train_toml, toml).unwrap();
+            Setup::load(&JobArgs { nproc: Some(2), sets: vec![], train_toml: train_toml.clone() }, None).unwrap_err()
+        };
+        let no_model = format!("[model]\npath = {:?}\n[data]\ntrain = \"x.jsonl\"\n", dir.path());
+        for (toml, key) in [("[train]\nstep = 3\n", "train.step"), (&no_model, "config.json")] {
+            let error = load(toml);
+            assert_eq!(error.exit_code(), 2);
+            assert!(error.to_string().contains(key), "{error}");
+        }
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn this_process_may_use_a_core() {
+        assert!(num_cores() > 0);
+    }
+}

@@ -1,0 +1,461 @@
+//! The control service: a thin adapter from gRPC to [`rendezvous`](crate::ranks::rendezvous) and to the job's notices.
+//!
+//! Owns the socket and the waiting calls. It decides nothing: rendezvous says who waits and for what, and the job says
+//! what a notice means. One server per attempt, with a token of its own, so that a rank of an earlier attempt reaches
+//! nothing (and would be refused by its attempt number if it did).
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use proto::control::control_server::{Control, ControlServer};
+use proto::control::{self, report_request};
+use tokio::net::{TcpListener, TcpSocket};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+use tonic::service::Interceptor;
+use tonic::transport::server::TcpIncoming;
+use tonic::{Code, Request, Response, Status};
+
+use crate::ranks::rendezvous::{Answer, Call, Caller, Refusal, Rendezvous, Replies, Reply, Ticket};
+use crate::ranks::token::Token;
+use crate::supervise::{Event, Kind};
+
+/// Something that a rank, or the end of its process, tells the job.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Notice {
+    /// For the supervisor.
+    Supervise(Event),
+    /// All ranks have registered.
+    Assembled,
+    /// The model is loaded; the first step comes next.
+    Started(control::Started),
+    /// A step is done.
+    Step(control::StepMetrics),
+    /// A step was not finite, and its update was not applied.
+    Skipped(control::SkippedStep),
+    /// The validation set was scored.
+    Eval(control::EvalMetrics),
+    /// A checkpoint is complete.
+    Checkpoint(control::CheckpointSaved),
+    /// A rank's work is done.
+    Finished {
+        /// The rank.
+        rank: usize,
+        /// What it says.
+        report: control::Finished,
+    },
+}
+
+/// Connections that may wait to be taken. The kernel has a limit of its own, usually the same.
+const BACKLOG: u32 = 4096;
+
+/// A running control service. Dropping it closes the socket.
+#[derive(Debug)]
+pub struct Server {
+    address: SocketAddr,
+    desk: Arc<Mutex<Desk>>,
+    task: JoinHandle<Result<(), tonic::transport::Error>>,
+}
+
+impl Server {
+    /// Listens on a free port of the loopback address; only calls that carry `token` are heard.
+    pub async fn start(
+        rendezvous: Rendezvous,
+        token: Token,
+        notices: mpsc::UnboundedSender<Notice>,
+    ) -> io::Result<Self> {
+        let listener = listen(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?;
+        let address = listener.local_addr()?;
+        let desk =
+            Arc::new(Mutex::new(Desk { rendezvous, tickets: 0, waiting: HashMap::new(), reports: HashMap::new() }));
+        let service = ControlServer::with_interceptor(Service { desk: desk.clone(), notices }, TokenCheck(token));
+        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+        let serve = tonic::transport::Server::builder().serve_with_incoming(service, incoming);
+        Ok(Self { address, desk, task: tokio::spawn(serve) })
+    }
+
+    /// `ADDRESS:PORT`.
+    pub fn address(&self) -> String {
+        self.address.to_string()
+    }
+
+    /// The event of ranks that have not registered although the time is over.
+    pub fn overdue(&self) -> Option<Event> {
+        lock(&self.desk).overdue()
+    }
+}
+
+/// Listens at `address` for as many as may come at once: with the usual queue of 128, whoever comes after them is heard a second
+/// later, or not at all.
+pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Refuses every call that does not carry the token, before anything else is looked at.
+#[derive(Debug, Clone)]
+pub(crate) struct TokenCheck(pub(crate) Token);
+
+impl Interceptor for TokenCheck {
+    fn call(&mut self, request: Request<()>) -> Result<Request<()>, Status> {
+        let candidate = request.metadata().get(control::TOKEN_KEY);
+        if candidate.is_some_and(|candidate| self.0.is(candidate.as_bytes())) {
+            return Ok(request);
+        }
+        Err(Status::unauthenticated("the call does not carry this job's token"))
+    }
+}
+
+/// The rendezvous and those who wait at it.
+#[derive(Debug)]
+struct Desk {
+    rendezvous: Rendezvous,
+    /// The last ticket drawn.
+    tickets: Ticket,
+    /// Calls that have not been answered. A caller that has hung up is answered into the void.
+    waiting: HashMap<Ticket, oneshot::Sender<Reply>>,
+    /// The number of each rank's latest report.
+    reports: HashMap<usize, u64>,
+}
+
+impl Desk {
+    fn call(&mut self, caller: Caller, call: Call) -> oneshot::Receiver<Reply> {
+        let (sender, reply) = oneshot::channel();
+        self.tickets += 1;
+        self.waiting.insert(self.tickets, sender);
+        let replies = self.rendezvous.call(self.tickets, caller, call, Instant::now());
+        self.send(replies);
+        reply
+    }
+
+    /// Whether this report of `rank` has not come before.
+    fn is_new(&mut self, rank: usize, number: u64) -> bool {
+        let latest = self.reports.entry(rank).or_default();
+        let is_new = number == 0 || number > *latest;
+        *latest = number.max(*latest);
+        is_new
+    }
+
+    fn overdue(&self) -> Option<Event> {
+        let overdue = self.rendezvous.overdue(Instant::now());
+        overdue.map(|(missing, message)| Event::RendezvousTimedOut { missing, message })
+    }
+
+    fn expire(&mut self) {
+        let replies = self.rendezvous.expire(Instant::now());
+        self.send(replies);
+    }
+
+    fn send(&mut self, replies: Replies) {
+        for (ticket, reply) in replies {
+            if let Some(sender) = self.waiting.remove(&ticket) {
+                let _ = sender.send(reply);
+            }
+        }
+    }
+}
+
+fn lock(desk: &Mutex<Desk>) -> MutexGuard<'_, Desk> {
+    desk.lock().expect("no code panics while it holds the desk")
+}
+
+struct Service {
+    desk: Arc<Mutex<Desk>>,
+    notices: mpsc::UnboundedSender<Notice>,
+}
+
+impl Service {
+    /// Puts a call to the rendezvous and waits for its reply.
+    async fn ask(&self, caller: Option<control::Caller>, call: Call) -> Result<Answer, Status> {
+        let caller = known(caller)?;
+        let mut reply = lock(&self.desk).call(caller, call);
+        loop {
+            let deadline = lock(&self.desk).rendezvous.next_deadline();
+            let over = async {
+                match deadline {
+                    Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                reply = &mut reply => return reply.map_err(|_| Status::aborted("the attempt is over"))?.map_err(status),
+                () = over => {
+                    let mut desk = lock(&self.desk);
+                    // Before the ranks that did come are told, and fail because of it.
+                    desk.overdue().into_iter().for_each(|event| self.tell(Notice::Supervise(event)));
+                    desk.expire();
+                }
+            }
+        }
+    }
+
+    /// The rank that calls, if it belongs to this attempt.
+    fn rank(&self, caller: Option<control::Caller>) -> Result<usize, Status> {
+        let caller = known(caller)?;
+        lock(&self.desk).rendezvous.admit(caller).map_err(status)?;
+        Ok(caller.rank)
+    }
+
+    fn tell(&self, notice: Notice) {
+        // Nobody listens any more when the attempt is over.
+        let _ = self.notices.send(notice);
+    }
+}
+
+#[tonic::async_trait]
+impl Control for Service {
+    async fn register(
+        &self,
+        request: Request<control::RegisterRequest>,
+    ) -> Result<Response<control::RegisterReply>, Status> {
+        let control::RegisterRequest { caller, pid } = request.into_inner();
+        self.ask(caller, Call::Register { pid }).await?;
+        // All are answered at once: one of them is told of.
+        if caller.is_some_and(|caller| caller.rank == 0) {
+            self.tell(Notice::Assembled);
+        }
+        let world_size = lock(&self.desk).rendezvous.world_size() as u32;
+        Ok(Response::new(control::RegisterReply { world_size }))
+    }
+
+    async fn barrier(
+        &self,
+        request: Request<control::BarrierRequest>,
+    ) -> Result<Response<control::BarrierReply>, Status> {
+        let control::BarrierRequest { caller, name, timeout_ms } = request.into_inner();
+        self.ask(caller, Call::Barrier { name, timeout: Duration::from_millis(timeout_ms) }).await?;
+        Ok(Response::new(control::BarrierReply {}))
+    }
+
+    async fn put_key(
+        &self,
+        request: Request<control::PutKeyRequest>,
+    ) -> Result<Response<control::PutKeyReply>, Status> {
+        let control::PutKeyRequest { caller, key, value } = request.into_inner();
+        self.ask(caller, Call::Put { key, value }).await?;
+        Ok(Response::new(control::PutKeyReply {}))
+    }
+
+    async fn get_key(
+        &self,
+        request: Request<control::GetKeyRequest>,
+    ) -> Result<Response<control::GetKeyReply>, Status> {
+        let control::GetKeyRequest { caller, key, timeout_ms } = request.into_inner();
+        match self.ask(caller, Call::Get { key, timeout: Duration::from_millis(timeout_ms) }).await? {
+            Answer::Value(value) => Ok(Response::new(control::GetKeyReply { value })),
+            Answer::Done => Err(Status::internal("a get is answered with a value")),
+        }
+    }
+
+    async fn heartbeat(
+        &self,
+        request: Request<control::HeartbeatRequest>,
+    ) -> Result<Response<control::HeartbeatReply>, Status> {
+        let control::HeartbeatRequest { caller, step, phase: _ } = request.into_inner();
+        let rank = self.rank(caller)?;
+        self.tell(Notice::Supervise(Event::Heartbeat { rank, step }));
+        Ok(Response::new(control::HeartbeatReply {}))
+    }
+
+    async fn report(&self, request: Request<control::ReportRequest>) -> Result<Response<control::ReportReply>, Status> {
+        let control::ReportRequest { caller, event, number } = request.into_inner();
+        let rank = self.rank(caller)?;
+        if !lock(&self.desk).is_new(rank, number) {
+            return Ok(Response::new(control::ReportReply {}));
+        }
+        self.tell(match event {
+            Some(report_request::Event::Started(started)) => Notice::Started(started),
+            Some(report_request::Event::Step(step)) => Notice::Step(step),
+            Some(report_request::Event::Skipped(skipped)) => Notice::Skipped(skipped),
+            Some(report_request::Event::Eval(eval)) => Notice::Eval(eval),
+            Some(report_request::Event::Checkpoint(checkpoint)) => Notice::Checkpoint(checkpoint),
+            Some(report_request::Event::Finished(report)) => Notice::Finished { rank, report },
+            None => return Err(Status::invalid_argument("the report is empty")),
+        });
+        Ok(Response::new(control::ReportReply {}))
+    }
+
+    async fn failed(&self, request: Request<control::FailedRequest>) -> Result<Response<control::FailedReply>, Status> {
+        let request = request.into_inner();
+        let rank = self.rank(request.caller)?;
+        let kind = Kind::from(request.kind());
+        let (step, message) = (request.step, request.message);
+        self.tell(Notice::Supervise(Event::FailedReported { rank, kind, step, message }));
+        Ok(Response::new(control::FailedReply {}))
+    }
+}
+
+fn known(caller: Option<control::Caller>) -> Result<Caller, Status> {
+    let caller = caller.ok_or_else(|| Status::invalid_argument("the call does not say who calls"))?;
+    Ok(Caller { attempt: caller.attempt, rank: caller.rank as usize })
+}
+
+fn status(refusal: Refusal) -> Status {
+    let code = match refusal {
+        Refusal::WrongAttempt { .. } => Code::FailedPrecondition,
+        Refusal::NoSuchRank { .. } => Code::InvalidArgument,
+        Refusal::RankTaken { .. } | Refusal::KeyTaken { .. } => Code::AlreadyExists,
+        Refusal::Superseded => Code::Aborted,
+        Refusal::TimedOut(_) => Code::DeadlineExceeded,
+    };
+    Status::new(code, refusal.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proto::control::control_client::ControlClient;
+    use tonic::service::interceptor::InterceptedService;
+    use tonic::transport::{Channel, Endpoint};
+
+    type Client = ControlClient<InterceptedService<Channel, AddToken>>;
+
+    #[derive(Clone)]
+    struct AddToken(Option<String>);
+
+    impl Interceptor for AddToken {
+        fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+            if let Some(token) = &self.0 {
+                request.metadata_mut().insert(control::TOKEN_KEY, token.parse().unwrap());
+            }
+            Ok(request)
+        }
+    }
+
+    struct Job {
+        server: Server,
+        token: Token,
+        notices: mpsc::UnboundedReceiver<Notice>,
+    }
+
+    async fn job(world_size: usize, timeout: Duration) -> Job {
+        let (sender, notices) = mpsc::unbounded_channel();
+        let token = Token::random().unwrap();
+        let rendezvous = Rendezvous::new(2, world_size, timeout, Instant::now());
+        let server = Server::start(rendezvous, token.clone(), sender).await.unwrap();
+        Job { server, token, notices }
+    }
+
+    impl Job {
+        async fn client(&self, token: Option<&str>) -> Client {
+            let endpoint = Endpoint::from_shared(format!("http://{}", self.server.address())).unwrap();
+            let channel = endpoint.connect().await.unwrap();
+            ControlClient::with_interceptor(channel, AddToken(token.map(str::to_owned)))
+        }
+
+        async fn rank(&self) -> Client {
+            self.client(Some(self.token.expose())).await
+        }
+    }
+
+    fn caller(attempt: u32, rank: u32) -> Option<control::Caller> {
+        Some(control::Caller { attempt, rank })
+    }
+
+    fn register(attempt: u32, rank: u32) -> control::RegisterRequest {
+        control::RegisterRequest { caller: caller(attempt, rank), pid: 100 + rank }
+    }
+
+    fn failed(attempt: u32) -> control::FailedRequest {
+        let kind = control::FailureKind::Input.into();
+        control::FailedRequest { caller: caller(attempt, 0), kind, step: 3, message: "bad row".into() }
+    }
+
+    #[tokio::test]
+    async fn a_wrong_token_is_unauthenticated_and_changes_nothing() {
+        let mut job = job(1, Duration::from_secs(60)).await;
+        let right = job.token.expose().to_owned();
+        for wrong in [None, Some(""), Some("0"), Some(&right[1..])] {
+            let mut client = job.client(wrong).await;
+            for status in [
+                client.register(register(2, 0)).await.unwrap_err(),
+                client.failed(failed(2)).await.unwrap_err(),
+                client.put_key(control::PutKeyRequest::default()).await.unwrap_err(),
+            ] {
+                assert_eq!(status.code(), Code::Unauthenticated, "{wrong:?}");
+            }
+        }
+        assert_eq!(lock(&job.server.desk).rendezvous.missing(), [0]);
+        assert!(job.notices.try_recv().is_err());
+        let reply = job.rank().await.register(register(2, 0)).await.unwrap();
+        assert_eq!(reply.into_inner().world_size, 1);
+        assert!(lock(&job.server.desk).rendezvous.missing().is_empty());
+    }
+
+    #[tokio::test]
+    async fn another_attempt_is_a_failed_precondition_and_changes_nothing() {
+        let mut job = job(1, Duration::from_secs(60)).await;
+        let mut client = job.rank().await;
+        let statuses =
+            [client.register(register(1, 0)).await.unwrap_err(), client.failed(failed(3)).await.unwrap_err()];
+        for status in statuses {
+            assert_eq!(status.code(), Code::FailedPrecondition);
+        }
+        assert_eq!(client.failed(control::FailedRequest::default()).await.unwrap_err().code(), Code::InvalidArgument);
+        assert_eq!(lock(&job.server.desk).rendezvous.missing(), [0]);
+        assert!(job.notices.try_recv().is_err());
+    }
+
+    #[tokio::test]
+    async fn ranks_meet_and_share_a_key() {
+        let job = job(2, Duration::from_secs(60)).await;
+        let (mut zero, mut one) = (job.rank().await, job.rank().await);
+        let (a, b) = tokio::join!(zero.register(register(2, 0)), one.register(register(2, 1)));
+        assert_eq!((a.unwrap().into_inner().world_size, b.unwrap().into_inner().world_size), (2, 2));
+        let barrier = |rank| control::BarrierRequest { caller: caller(2, rank), name: "a".into(), timeout_ms: 60_000 };
+        let (a, b) = tokio::join!(zero.barrier(barrier(0)), one.barrier(barrier(1)));
+        assert!(a.is_ok() && b.is_ok());
+        let get = control::GetKeyRequest { caller: caller(2, 1), key: "id".into(), timeout_ms: 60_000 };
+        let put = control::PutKeyRequest { caller: caller(2, 0), key: "id".into(), value: vec![1, 2] };
+        let (got, put) = tokio::join!(one.get_key(get), zero.put_key(put));
+        assert_eq!(got.unwrap().into_inner().value, [1, 2]);
+        assert!(put.is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_wait_that_is_over_names_the_missing_ranks() {
+        let mut job = job(3, Duration::from_millis(20)).await;
+        let status = job.rank().await.register(register(2, 1)).await.unwrap_err();
+        assert_eq!(status.code(), Code::DeadlineExceeded);
+        let message = "rendezvous: 1/3 after 0.02s, missing ranks 0, 2";
+        assert_eq!(status.message(), message);
+        let event = Event::RendezvousTimedOut { missing: vec![0, 2], message: message.into() };
+        assert_eq!(job.notices.try_recv(), Ok(Notice::Supervise(event.clone())), "the job knows before the rank does");
+        assert_eq!(job.server.overdue(), Some(event));
+        let barrier = control::BarrierRequest { caller: caller(2, 0), name: "a".into(), timeout_ms: 1 };
+        let status = job.rank().await.barrier(barrier).await.unwrap_err();
+        assert_eq!(status.message(), "barrier \"a\": 1/3 after 0.001s, missing ranks 1, 2");
+    }
+
+    #[tokio::test]
+    async fn what_ranks_say_reaches_the_job_in_order() {
+        let mut job = job(1, Duration::from_secs(60)).await;
+        let mut client = job.rank().await;
+        let step = control::StepMetrics { step: 1, loss: 2.5, logged: true, ..Default::default() };
+        let event = Some(report_request::Event::Step(step));
+        for number in [1, 1] {
+            let request = control::ReportRequest { caller: caller(2, 0), event: event.clone(), number };
+            client.report(request).await.unwrap();
+        }
+        client
+            .heartbeat(control::HeartbeatRequest { caller: caller(2, 0), step: 2, phase: "load".into() })
+            .await
+            .unwrap();
+        client.failed(failed(2)).await.unwrap();
+        let event = Event::FailedReported { rank: 0, kind: Kind::Input, step: 3, message: "bad row".into() };
+        assert_eq!(job.notices.recv().await, Some(Notice::Step(step)));
+        assert_eq!(job.notices.recv().await, Some(Notice::Supervise(Event::Heartbeat { rank: 0, step: 2 })));
+        assert_eq!(job.notices.recv().await, Some(Notice::Supervise(event)));
+    }
+}
