@@ -1,6 +1,8 @@
 //! Writes a run path to libtorch into the binary, so that no variable is needed to run it (LD_LIBRARY_PATH still
 //! wins), and links only what a machine without CUDA has: an unreferenced library is dropped.
 
+#![allow(clippy::print_stdout, reason = "cargo reads what a build script prints")]
+
 #[allow(clippy::disallowed_methods, reason = "cargo tells build scripts by variables")]
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");

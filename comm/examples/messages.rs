@@ -1,6 +1,8 @@
 //! Measures joining, and messages between the first two ranks:
 //! `cargo run --release -p comm --example messages [RANKS]`, by default 2.
 
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "an example tells what it finds")]
+
 mod common;
 
 use std::error::Error;

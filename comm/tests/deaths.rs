@@ -3,6 +3,7 @@
 //! A worker is the test `worker`, run alone with its part in the environment and the memfd as its standard input. It
 //! reports on standard error, where the test harness writes nothing.
 
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "tests tell how they go")]
 #![allow(clippy::disallowed_methods, reason = "the test is the launcher of its ranks")]
 
 mod common;

@@ -3,6 +3,8 @@
 //! A fuzz target without a fuzzer: messages are real ones, mutated by a generator whose seed is printed, sent as they are. More
 //! [`SEEDS`] and [`MESSAGES`] look further.
 
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "tests tell how they go")]
+
 use std::time::{Duration, Instant};
 
 use launcher::ranks::rendezvous::Rendezvous;

@@ -27,6 +27,7 @@ pub mod pipeline;
 pub mod plan;
 pub mod progress;
 pub mod run_dir;
+pub mod say;
 pub mod schedule;
 pub mod sharding;
 pub mod snapshot;

@@ -12,6 +12,7 @@ use proto::control::control_client::ControlClient;
 use proto::control::report_request::Event;
 use proto::control::{Caller, FailedRequest, FailureKind, HeartbeatRequest, RegisterRequest, ReportRequest, TOKEN_KEY};
 use proto::env::WorkerEnv;
+use proto::say;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::interceptor::InterceptedService;
@@ -224,7 +225,8 @@ async fn forward(mut client: Client, mut messages: UnboundedReceiver<Message>, l
             }
         };
         if let Err(status) = delivered {
-            eprintln!("dslaunch-rank: the launcher did not take a message: {}", status.message());
+            let message = status.message();
+            say::err(format_args!("dslaunch-rank: the launcher did not take a message: {message}"));
             // The first is what counts.
             let _ = lost.set(status.message().to_owned());
         }

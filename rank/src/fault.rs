@@ -11,6 +11,7 @@ use nix::sys::socket::{AddressFamily, Shutdown, SockaddrLike, SockaddrStorage, g
 use nix::unistd::Pid;
 use proto::fault::{Fault, FaultKind};
 use proto::progress::Place;
+use proto::say;
 
 /// More than any process may have.
 const TOO_MANY_BYTES: usize = isize::MAX as usize;
@@ -28,7 +29,8 @@ impl Faults {
     pub fn strike(&self, place: Place) {
         for fault in self.0.iter().filter(|fault| fault.kind != FaultKind::HangInside && fault.is_at(place)) {
             // For whoever reads the log: it did come to this.
-            eprintln!("dslaunch-rank: a fault strikes: {:?} in step {}, {}", fault.kind, place.step, place.phase);
+            let Place { step, phase, .. } = place;
+            say::err(format_args!("dslaunch-rank: a fault strikes: {:?} in step {step}, {phase}", fault.kind));
             suffer(fault.kind);
         }
     }

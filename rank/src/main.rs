@@ -11,6 +11,7 @@ use proto::fault::Fault;
 use proto::memory::arena_bytes;
 use proto::plan::Plan;
 use proto::progress::{CallKind, Phase};
+use proto::say;
 use rank::control::Control;
 use rank::fault::Faults;
 use rank::process;
@@ -23,7 +24,7 @@ fn main() -> ExitCode {
     match run() {
         Ok(code) => code,
         Err(err) => {
-            eprintln!("dslaunch-rank: {err:#}");
+            say::err(format_args!("dslaunch-rank: {err:#}"));
             ExitCode::FAILURE
         }
     }
@@ -49,12 +50,19 @@ fn run() -> anyhow::Result<ExitCode> {
         Ok(()) => Ok(ExitCode::SUCCESS),
         Err(err) => {
             let kind = err.kind();
-            let message = format!("{:#}", anyhow::Error::new(err));
-            eprintln!("dslaunch-rank: rank {} failed in step {step}: {message}", env.rank);
+            let mut message = format!("{:#}", anyhow::Error::new(err));
+            say::err(format_args!("dslaunch-rank: rank {} failed in step {step}: {message}", env.rank));
+            if say::lost() > 0 {
+                message += &format!("\n{} of its log could not be written", lines(say::lost()));
+            }
             control.failed(kind, step, message);
             Ok(ExitCode::FAILURE)
         }
     }
+}
+
+fn lines(count: u64) -> String {
+    if count == 1 { "1 line".into() } else { format!("{count} lines") }
 }
 
 /// Joins the other ranks and trains. `step` is where it stands, for the report of a failure.

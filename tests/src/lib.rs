@@ -2,8 +2,12 @@
 //! only at what a user could see (exit code, output, the run directory, processes).
 //!
 //! In reading order: [`fixtures`] (models and data), [`job`] (a train.toml and its run), [`run`] (a run's results),
-//! [`nodes`] (`dslaunch run` as several nodes), [`slurm`] (a Slurm of the test's own), [`trials`] (draws at random).
+//! [`nodes`] (`dslaunch run` as several nodes), [`slurm`] (a Slurm of the test's own), [`daemons`] (workers
+//! that are hard to end), [`trials`] (draws at random).
 
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "tests tell how they go")]
+
+pub mod daemons;
 pub mod fixtures;
 pub mod job;
 pub mod nodes;

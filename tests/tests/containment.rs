@@ -1,6 +1,7 @@
 //! LCH-1 and LCH-2: whatever is killed, nothing that dslaunch started is left after a second, whatever it forked, whichever
 //! session it went to, whatever it ignores; and no stranger is touched.
 
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "tests tell how they go")]
 #![allow(clippy::disallowed_methods, reason = "tests start dslaunch as a user does")]
 
 use std::fs;
@@ -9,6 +10,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
+use tests::daemons::WORKER;
 use tests::job::send;
 use tests::program;
 
@@ -16,17 +18,6 @@ const TRIALS: usize = 200;
 
 /// Until nothing may be left.
 const LIMIT: Duration = Duration::from_secs(1);
-
-/// A worker with descendants of every kind: forked, forked twice, in another session, deaf to signals, stopped. All of them
-/// hold standard output open, so its end is the end of all of them.
-const WORKER: &str = "\
-    sleep 1000 & \
-    (sleep 1000 & ) ; \
-    setsid sleep 1000 & \
-    (setsid sh -c 'sleep 1000 & setsid sleep 1000' &) ; \
-    (trap '' TERM INT HUP QUIT; exec sleep 1000) & \
-    sh -c 'kill -STOP $$; exec sleep 1000' & \
-    echo $$; exec sleep 1000";
 
 /// Whether attempts may have control groups.
 #[derive(Clone, Copy, PartialEq, Eq)]

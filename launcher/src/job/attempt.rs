@@ -33,7 +33,7 @@ use crate::ranks::rendezvous::Rendezvous;
 use crate::ranks::service::{Notice, Server};
 use crate::ranks::snapshots::SnapshotMemory;
 use crate::ranks::token::Token;
-use crate::supervise::hang::{HangLimits, HangWatch, LOOK_INTERVAL, ProcessState};
+use crate::supervise::hang::{Course, HangLimits, HangWatch, LOOK_INTERVAL, ProcessState};
 use crate::supervise::out_of_memory;
 use crate::supervise::straggler::StragglerWatch;
 use crate::supervise::{Action, Event, OnInterrupt, Outcome, Supervisor};
@@ -103,7 +103,7 @@ pub async fn run(job: &Job, number: u32, from: &StartingPoint, edge: &mut Edge<'
         supervisor: Supervisor::new(world_size, OnInterrupt::Kill),
         lines: progress.lines(),
         progress,
-        hangs: job.hang_limits.map(|limits| HangWatch::new(world_size, limits)),
+        hangs: job.hang_limits.map(|limits| HangWatch::new(course(&job.plan, from), limits)),
         rendezvous_timeout,
         stragglers: StragglerWatch::new(job.plan.mesh),
         preempted_after: None,
@@ -128,10 +128,17 @@ pub async fn run(job: &Job, number: u32, from: &StartingPoint, edge: &mut Edge<'
     drop(inherited);
     let outcome = attempt.supervise(&job.plan, edge).await;
     // In whatever session: the next attempt needs the devices.
-    group.clear().await.map_err(LaunchError::io("end the processes that ranks have left"))?;
+    let left = group.clear().await.warnings();
+    left.iter().for_each(|warning| edge.output.console().warn(&format!("warning: {warning}")));
     let kernel_kills = out_of_memory::kernel_kills().saturating_sub(kernel_kills);
     let (preempted_after, lines) = (attempt.preempted_after, attempt.progress.lines());
     Ok(Ended { outcome, preempted_after, lines, kernel_kills })
+}
+
+/// What an attempt that begins `from` there is about to do.
+fn course(plan: &Plan, from: &StartingPoint) -> Course {
+    let first_step = from.progress().step + 1;
+    Course { mesh: plan.mesh, first_step, snapshot_every_steps: plan.snapshot_every_steps }
 }
 
 /// Descriptors that every rank of an attempt inherits.

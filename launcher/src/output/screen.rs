@@ -1,7 +1,8 @@
 //! The writing thread's half of [`Terminal`](super::terminal::Terminal): the only code that writes to standard output and
 //! standard error while a job runs, and the only code that draws.
 //!
-//! A terminal that is gone (a closed pipe) is no reason to stop training: what cannot be written is dropped.
+//! A terminal that is gone (a closed pipe, a full disk) is no reason to stop training: what cannot be written is dropped and
+//! counted, and where standard error takes a line at the end, it is told how many are missing.
 
 use std::io::{self, Write};
 use std::os::fd::AsFd;
@@ -11,6 +12,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::terminal::{Item, Live, Shared, Stream, Work};
+use super::units;
 
 /// A stream that cannot be written for this long is stuck, and the other one may go ahead.
 const STUCK_MS: u8 = 100;
@@ -38,6 +40,10 @@ pub(super) fn write_all(shared: &Shared, mut screen: Screen) {
             screen.show(item, shared);
             shared.progressed();
         }
+    }
+    let lost = shared.lost();
+    if lost > 0 && is_writable(Stream::Err, STUCK_MS) {
+        screen.print(Stream::Err, format!("{} could not be written", units::plural(lost, "line")), shared);
     }
     shared.done();
 }
@@ -76,12 +82,17 @@ impl Screen {
     fn print(&self, stream: Stream, mut line: String, shared: &Shared) {
         line.push('\n');
         let print = || {
-            for chunk in line.as_bytes().chunks(CHUNK_BYTES) {
-                let _ = match stream {
-                    Stream::Out => write(io::stdout(), chunk),
-                    Stream::Err => write(io::stderr(), chunk),
-                };
+            let mut chunks = line.as_bytes().chunks(CHUNK_BYTES);
+            let written = chunks.try_for_each(|chunk| {
+                match stream {
+                    Stream::Out => write(io::stdout(), chunk)?,
+                    Stream::Err => write(io::stderr(), chunk)?,
+                }
                 shared.progressed();
+                Ok::<(), io::Error>(())
+            });
+            if written.is_err() {
+                shared.lose();
             }
         };
         match &self.live {

@@ -4,7 +4,8 @@
 //! - TRM-1 Nothing here waits but [`Terminal::finish`], which has a deadline, and [`Terminal::feed`], which is for threads
 //!   that nobody waits for.
 //! - TRM-2 Texts are kept and stay in order, also between the two streams; only while one of them is stuck may the other
-//!   go ahead. Rows and live lines are dropped while the queue is full, and the number of dropped rows is said later.
+//!   go ahead. Rows and live lines are dropped while the queue is full, and the number of dropped rows is said later; so is a
+//!   line that cannot be written (a full disk), whose number is said at the end.
 
 use std::collections::VecDeque;
 use std::io;
@@ -102,6 +103,8 @@ struct Queue {
     items: VecDeque<Item>,
     /// Rows that were dropped since this was last said.
     not_shown: u64,
+    /// Lines that could not be written.
+    lost: u64,
     /// Counts what was written, so that the end sees whether somebody reads.
     written: u64,
     /// Set by [`Terminal::hurry`].
@@ -218,6 +221,16 @@ impl Shared {
     pub(super) fn progressed(&self) {
         self.lock().written += 1;
         self.changed.notify_all();
+    }
+
+    /// A line could not be written.
+    pub(super) fn lose(&self) {
+        self.lock().lost += 1;
+    }
+
+    /// How many lines could not be written.
+    pub(super) fn lost(&self) -> u64 {
+        self.lock().lost
     }
 
     /// Everything was written.

@@ -13,7 +13,8 @@ use std::sync::{Arc, OnceLock};
 
 use proto::env::Cgroups;
 
-use crate::process::descendants;
+use crate::process::descendants::{self, Swept};
+use crate::process::sweeper;
 use crate::ranks::token::random_hex;
 
 /// The name of this job's groups, the same in guardian and launcher.
@@ -53,17 +54,17 @@ impl AttemptGroup {
         self.group.as_ref().map(|group| group.procs.clone())
     }
 
-    /// Kills whatever is left of the attempt and returns when it is gone.
-    pub async fn clear(self) -> io::Result<()> {
-        if let Some(group) = &self.group {
+    /// Kills whatever is left of the attempt and returns when it is gone. What could not be ended is in the answer.
+    pub async fn clear(self) -> Swept {
+        let folder = self.group.map(|group| group.folder);
+        sweeper::run(move || {
             // Those who left it are found below all the same.
-            let _ = kill(&group.folder);
-        }
-        descendants::clear().await?;
-        if let Some(group) = self.group {
-            remove(&group.folder);
-        }
-        Ok(())
+            let _ = folder.as_deref().map(kill);
+            let swept = descendants::end_all();
+            let _ = folder.as_deref().map(remove);
+            swept
+        })
+        .await
     }
 }
 

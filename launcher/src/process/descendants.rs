@@ -5,11 +5,17 @@
 //!
 //! - DSC-1 A process is signalled only through a pidfd, and only after /proc said, while that process certainly still had
 //!   its number, that its parent is one of ours.
+//! - DSC-2 A sweep ends all that it may, whatever goes wrong with one of them: who could not be ended is named, and is no
+//!   error. A process that a rank has started as another user, through sudo, is not ours to end.
+//! - DSC-3 It needs three descriptors at a time, and tries again for [`KILL_DEADLINE`] where the kernel grants none.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::fmt;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
@@ -19,6 +25,12 @@ use crate::process::sys;
 /// How long a process may take to die of SIGKILL before it is left to the kernel, in which it hangs.
 const KILL_DEADLINE: Duration = Duration::from_secs(30);
 
+/// Between two tries to read /proc: nobody tells when descriptors or memory are there again.
+const RETRY_PAUSE: Duration = Duration::from_millis(10);
+
+/// Processes that this process has named as left, so that each is named once.
+static NAMED: Mutex<BTreeSet<u32>> = Mutex::new(BTreeSet::new());
+
 /// What /proc says of a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Stat {
@@ -26,27 +38,135 @@ struct Stat {
     is_zombie: bool,
 }
 
-/// Kills every descendant and returns once none runs any more, or after a deadline. What they start meanwhile is found and
-/// killed too. Zombies are left to whoever waits for them.
-pub fn end_all() -> io::Result<()> {
+/// What a sweep has left, which is nothing as a rule.
+#[derive(Debug, Default)]
+#[must_use]
+pub struct Swept {
+    left: Vec<Left>,
+    /// Why the sweep cannot tell whether it has found everything.
+    problem: Option<io::Error>,
+}
+
+/// A process that lives on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Left {
+    pid: u32,
+    who: String,
+    why: String,
+}
+
+impl Swept {
+    /// A sentence for each process that is left and that this process has not named yet, and one if it may not be all.
+    pub fn warnings(self) -> Vec<String> {
+        let mut named = NAMED.lock().unwrap_or_else(PoisonError::into_inner);
+        let left = self.left.into_iter().filter(|left| named.insert(left.pid));
+        let mut warnings: Vec<String> = left.map(|left| left.to_string()).collect();
+        warnings.extend(self.problem.map(|error| format!("cannot look for processes that are left: {error}")));
+        warnings
+    }
+}
+
+impl fmt::Display for Left {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "process {} ({}), which this job has started, is left: {}", self.pid, self.who, self.why)
+    }
+}
+
+/// Kills every descendant and returns once none runs any more that may be killed, or after a deadline. What they start
+/// meanwhile is found and killed too. Zombies are left to whoever waits for them.
+pub fn end_all() -> Swept {
     let deadline = Instant::now() + KILL_DEADLINE;
     loop {
-        let running = running()?;
-        if running.is_empty() || Instant::now() >= deadline {
-            return Ok(());
+        let pass = Pass::over(family_of_this_process());
+        let is_over = Instant::now() >= deadline;
+        if is_over || (pass.dying.is_empty() && pass.problem.is_none()) {
+            let stuck = pass.dying.iter().map(|&(pid, _)| Left::new(pid, "it does not die of SIGKILL".into()));
+            return Swept { left: pass.refused.into_iter().chain(stuck).collect(), problem: pass.problem };
         }
-        for process in &running {
-            sys::pidfd_send_signal(process.as_fd(), Signal::SIGKILL)?;
+        for (_, process) in &pass.dying {
+            // A wait that fails only means that the next pass comes sooner.
+            let _ = sys::wait_for_end(process.as_fd(), deadline);
         }
-        for process in &running {
-            sys::wait_for_end(process.as_fd(), deadline)?;
+        if pass.problem.is_some() {
+            thread::sleep(RETRY_PAUSE);
         }
     }
 }
 
-/// As [`end_all`], for the launcher's tasks: it waits on a thread that may.
-pub async fn clear() -> io::Result<()> {
-    tokio::task::spawn_blocking(end_all).await.expect("looking at processes does not panic")
+/// One look at all descendants, in which each was sent SIGKILL.
+#[derive(Debug, Default)]
+struct Pass {
+    /// They were sent it. Not all of them, where descriptors are short.
+    dying: Vec<(u32, OwnedFd)>,
+    /// The kernel did not let us.
+    refused: Vec<Left>,
+    /// One of the things that went wrong otherwise.
+    problem: Option<io::Error>,
+}
+
+impl Pass {
+    fn over(family: io::Result<HashSet<u32>>) -> Self {
+        let mut pass = Self::default();
+        match family {
+            Ok(family) => {
+                family.iter().filter(|&&pid| pid != std::process::id()).for_each(|&pid| pass.end(pid, &family))
+            }
+            Err(error) => pass.problem = Some(error),
+        }
+        pass
+    }
+
+    fn end(&mut self, pid: u32, family: &HashSet<u32>) {
+        let mut ended = end(pid, family);
+        if ended.as_ref().is_err_and(is_short_of_descriptors) && self.dying.len() > 1 {
+            // DSC-3: those that are dying are found again if they do not.
+            self.dying.truncate(1);
+            ended = end(pid, family);
+        }
+        match ended {
+            Ok(Some(process)) => self.dying.push((pid, process)),
+            Ok(None) => {}
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                self.refused.push(Left::new(pid, "this user may not end it".into()));
+            }
+            Err(error) => self.problem = Some(error),
+        }
+    }
+}
+
+fn is_short_of_descriptors(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
+}
+
+/// Kills `pid` if it runs and belongs to `family`. What holds it, so that its end can be waited for.
+fn end(pid: u32, family: &HashSet<u32>) -> io::Result<Option<OwnedFd>> {
+    let process = match sys::pidfd_open(pid) {
+        // It is gone meanwhile, and its number may be another's.
+        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(None),
+        process => process?,
+    };
+    let is_ours = stat(pid)?.is_some_and(|stat| family.contains(&stat.parent) && !stat.is_zombie);
+    // DSC-1: it has not ended, so what /proc said was of it.
+    if !is_ours || sys::has_ended(process.as_fd())? {
+        return Ok(None);
+    }
+    sys::pidfd_send_signal(process.as_fd(), Signal::SIGKILL)?;
+    Ok(Some(process))
+}
+
+impl Left {
+    fn new(pid: u32, why: String) -> Self {
+        let status = fs::read(format!("/proc/{pid}/status")).unwrap_or_default();
+        Self { pid, who: who(&String::from_utf8_lossy(&status)), why }
+    }
+}
+
+/// A process's name and user, from the text of /proc/PID/status. Its name is its own choice, and may be meant for a terminal.
+fn who(status: &str) -> String {
+    let value = |key: &str| status.lines().find_map(|line| line.strip_prefix(key)).map(str::trim);
+    let name: String = value("Name:").unwrap_or("?").chars().map(|c| if c.is_control() { '?' } else { c }).collect();
+    let uid = value("Uid:").and_then(|uids| uids.split_whitespace().next()).unwrap_or("?");
+    format!("{name}, of uid {uid}")
 }
 
 /// Zombies among the children of this process.
@@ -56,22 +176,9 @@ pub fn zombies() -> io::Result<Vec<u32>> {
     Ok(all.filter(|(_, stat)| stat.parent == own && stat.is_zombie).map(|(pid, _)| pid).collect())
 }
 
-/// Descendants that run, each held by a pidfd.
-fn running() -> io::Result<Vec<OwnedFd>> {
-    let own = std::process::id();
-    let snapshot = snapshot()?;
-    let family = family(own, &snapshot);
-    let mut found = Vec::new();
-    for &pid in family.iter().filter(|&&pid| pid != own) {
-        // It may be gone meanwhile, and its number another's.
-        let Ok(process) = sys::pidfd_open(pid) else { continue };
-        let is_ours = stat(pid).is_some_and(|stat| family.contains(&stat.parent) && !stat.is_zombie);
-        // DSC-1: it has not ended, so what /proc said was of it.
-        if is_ours && !sys::has_ended(process.as_fd())? {
-            found.push(process);
-        }
-    }
-    Ok(found)
+/// This process and all that descend from it, zombies too: their children are still theirs for a moment.
+fn family_of_this_process() -> io::Result<HashSet<u32>> {
+    Ok(family(std::process::id(), &snapshot()?))
 }
 
 /// `root` and all that descend from it.
@@ -93,13 +200,25 @@ fn family(root: u32, snapshot: &HashMap<u32, Stat>) -> HashSet<u32> {
 
 /// All processes there are.
 fn snapshot() -> io::Result<HashMap<u32, Stat>> {
-    let entries = fs::read_dir("/proc")?;
-    let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
-    Ok(pids.filter_map(|pid| Some((pid, stat(pid)?))).collect())
+    let mut all = HashMap::new();
+    for entry in fs::read_dir("/proc")? {
+        let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        if let Some(stat) = stat(pid)? {
+            all.insert(pid, stat);
+        }
+    }
+    Ok(all)
 }
 
-fn stat(pid: u32) -> Option<Stat> {
-    parse(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+/// `None`: it is gone, or hidden from this user. A look that fails otherwise must not pass for that.
+fn stat(pid: u32) -> io::Result<Option<Stat>> {
+    match fs::read(format!("/proc/{pid}/stat")) {
+        // A name need not be text.
+        Ok(bytes) => Ok(parse(&String::from_utf8_lossy(&bytes))),
+        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(None),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// `PID (NAME) STATE PARENT ...`; the name may itself hold parentheses and spaces.
@@ -128,5 +247,30 @@ mod tests {
         assert_eq!(parse("12 (a) Z) S 7 12"), Some(Stat { parent: 7, is_zombie: false }));
         assert_eq!(parse("12 (sleep) Z 7 12"), Some(Stat { parent: 7, is_zombie: true }));
         assert_eq!(parse("12 (sleep)"), None);
+    }
+
+    #[test]
+    fn who_is_left_is_named_without_harm() {
+        assert_eq!(who("Name:\tsleep\nUmask:\t0022\nUid:\t0\t0\t0\t0\n"), "sleep, of uid 0");
+        assert_eq!(who("Name:\ta\u{1b}[2J\nUid:\t7\t0\t0\t0\n"), "a?[2J, of uid 7");
+        assert_eq!(who(""), "?, of uid ?", "it is gone meanwhile");
+    }
+
+    #[test]
+    fn a_process_is_named_once() {
+        let left = |pid| Left { pid, who: "sleep, of uid 0".into(), why: "this user may not end it".into() };
+        // Numbers that no process has.
+        let swept = |pids: &[u32]| Swept { left: pids.iter().copied().map(left).collect(), problem: None };
+        let [first, second] = [u32::MAX, u32::MAX - 1];
+        let sentence =
+            "process 4294967295 (sleep, of uid 0), which this job has started, is left: this user may not end it";
+        assert_eq!(swept(&[first]).warnings(), [sentence]);
+        assert_eq!(swept(&[first, second]).warnings(), [left(second).to_string()]);
+    }
+
+    #[test]
+    fn without_a_look_at_the_processes_a_pass_has_a_problem() {
+        let pass = Pass::over(Err(io::Error::from_raw_os_error(libc::EMFILE)));
+        assert!(pass.dying.is_empty() && pass.problem.as_ref().is_some_and(is_short_of_descriptors), "{pass:?}");
     }
 }

@@ -36,11 +36,12 @@ use nix::sys::prctl::set_child_subreaper;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, dup2_stderr, dup2_stdout, setpgid, setsid};
+use proto::say;
 
 use crate::commands::detach::Place;
 use crate::process::spawn;
 use crate::process::sys::{self, Fork};
-use crate::{process::cgroup, process::descendants};
+use crate::process::{cgroup, descendants, descendants::Swept, sweeper};
 
 /// Exit code of a launcher whose guardian was killed. Nobody sees it.
 const ORPHANED: i32 = 137;
@@ -51,6 +52,14 @@ const PASSED_ON: [Signal; 6] =
 
 /// From the launcher to the guardian: it leaves its terminal.
 const LEAVE: Signal = Signal::SIGURG;
+
+/// Signals that a write may bring about where it would else fail, or go through: to a terminal that stops background processes
+/// which write (`stty tostop`; the launcher always is one), and to a file that has reached `ulimit -f`. Neither may stop or end
+/// a process that has others to end. Blocked, they have no effect; what is started here gets them back.
+const HARMFUL: [Signal; 2] = [Signal::SIGTTOU, Signal::SIGXFSZ];
+
+/// How long the guardian's last words may wait for somebody who reads them.
+const PATIENCE_MS: u8 = 200;
 
 /// The guardian, in the launcher: its process id and what signals it.
 static GUARDIAN: OnceLock<(u32, OwnedFd)> = OnceLock::new();
@@ -88,6 +97,7 @@ pub fn split(place: Place) -> io::Result<Side> {
     let mut signals = SigSet::from_iter(PASSED_ON);
     signals.add(Signal::SIGCHLD);
     signals.add(LEAVE);
+    signals.extend(HARMFUL);
     let mut before = SigSet::empty();
     // Before the fork, so that no signal is lost between it and the loop.
     sigprocmask(SigmaskHow::SIG_BLOCK, Some(&signals), Some(&mut before))?;
@@ -106,10 +116,12 @@ pub fn split(place: Place) -> io::Result<Side> {
             set_child_subreaper(true)?;
             // Ends of adopted processes are waited for by a thread; every other thread inherits the block.
             before.add(Signal::SIGCHLD);
+            before.extend(HARMFUL);
             sigprocmask(SigmaskHow::SIG_SETMASK, Some(&before), None)?;
             let (_, guardian) = GUARDIAN.get_or_init(|| (guardian_pid, guardian));
             thread::Builder::new().name("guardian".into()).spawn(move || outlive(guardian))?;
             thread::Builder::new().name("adopted".into()).spawn(reap_adopted)?;
+            sweeper::start();
             Ok(Side::Launcher)
         }
     }
@@ -118,7 +130,7 @@ pub fn split(place: Place) -> io::Result<Side> {
 /// The guardian's life. Returns its exit code.
 fn guard(launcher: Pid, signals: &SigSet) -> u8 {
     loop {
-        let code = match signals.wait() {
+        let end = match signals.wait() {
             Ok(Signal::SIGCHLD) => reap(launcher),
             Ok(LEAVE) => {
                 // What it may still have to say then goes nowhere.
@@ -132,21 +144,35 @@ fn guard(launcher: Pid, signals: &SigSet) -> u8 {
             }
             Err(_) => None,
         };
-        if let Some(code) = code {
-            if let Err(error) = end_what_is_left() {
-                eprintln!("dslaunch: cannot look for processes that are left: {error}");
+        if let Some(end) = end {
+            let swept = end_what_is_left();
+            // Not before: whoever reads this may be slow, or gone. A launcher that ended by itself has named what is left.
+            if let Some(signal) = end.killed_by {
+                say(&format!("the launcher was killed by {signal}; all that it has started is killed too"));
+                swept.warnings().iter().for_each(|warning| say(&format!("warning: {warning}")));
             }
-            return code;
+            return end.code;
         }
     }
 }
 
 /// For whichever of guardian and launcher outlives the other.
-fn end_what_is_left() -> io::Result<()> {
+fn end_what_is_left() -> Swept {
     cgroup::end_all();
-    let ended = descendants::end_all();
+    let swept = descendants::end_all();
     cgroup::remove_all();
-    ended
+    swept
+}
+
+/// A line on standard error, if somebody takes it soon.
+fn say(line: &str) {
+    let stderr = io::stderr();
+    let mut fds = [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)];
+    // A pipe that is writable takes as much as this at once.
+    match poll(&mut fds, PATIENCE_MS) {
+        Ok(0) => say::lose(),
+        Ok(_) | Err(_) => say::err(format_args!("dslaunch: {line}")),
+    }
 }
 
 fn leave() -> io::Result<()> {
@@ -157,17 +183,27 @@ fn leave() -> io::Result<()> {
     Ok(())
 }
 
-/// Takes note of every child that has ended. The exit code, if the launcher is one of them.
-fn reap(launcher: Pid) -> Option<u8> {
-    let mut code = None;
+/// How the launcher has ended.
+#[derive(Debug, Clone, Copy)]
+struct End {
+    /// The guardian's own exit code.
+    code: u8,
+    /// The signal that it died of.
+    killed_by: Option<Signal>,
+}
+
+/// Takes note of every child that has ended. The launcher's end, if it is one of them.
+fn reap(launcher: Pid) -> Option<End> {
+    let mut end = None;
     loop {
         match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-            Ok(WaitStatus::Exited(pid, status)) if pid == launcher => code = Some(status as u8),
-            Ok(WaitStatus::Signaled(pid, signal, _)) if pid == launcher => {
-                eprintln!("dslaunch: the launcher was killed by {signal}; all that it has started is killed too");
-                code = Some(128 + signal as u8);
+            Ok(WaitStatus::Exited(pid, status)) if pid == launcher => {
+                end = Some(End { code: status as u8, killed_by: None });
             }
-            Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return code,
+            Ok(WaitStatus::Signaled(pid, signal, _)) if pid == launcher => {
+                end = Some(End { code: 128 + signal as u8, killed_by: Some(signal) });
+            }
+            Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return end,
             // Somebody whose parent has died before; or one that a signal without a name ended, which is reaped as well.
             Ok(_) | Err(_) => {}
         }
@@ -176,6 +212,7 @@ fn reap(launcher: Pid) -> Option<u8> {
 
 /// Waits for the guardian's end, which must not come before the launcher's.
 fn outlive(guardian: &OwnedFd) {
+    sys::own_descriptors(Some(guardian.as_fd()));
     while !matches!(poll(&mut [PollFd::new(guardian.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE), Ok(1..)) {}
     ENDING.store(true, SeqCst);
     // Nobody is left to tell of an error.
@@ -185,6 +222,7 @@ fn outlive(guardian: &OwnedFd) {
 
 /// Takes note of the end of processes whose parents have died before: they are this process's children.
 fn reap_adopted() {
+    sys::own_descriptors(None);
     let signals = SigSet::from_iter([Signal::SIGCHLD]);
     loop {
         if signals.wait().is_ok() {

@@ -8,5 +8,6 @@ pub mod exit;
 pub mod guardian;
 pub mod signals;
 pub mod spawn;
+pub mod sweeper;
 pub mod sys;
 pub mod timer;

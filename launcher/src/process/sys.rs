@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::Signal;
 
 use crate::process::exit::Exit;
@@ -160,6 +161,23 @@ pub fn fork() -> io::Result<Fork> {
         0 => Ok(Fork::Child),
         child @ 1.. => Ok(Fork::Parent { child: child.cast_unsigned() }),
         _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// From now on the calling thread has a table of descriptors of its own, in which only the standard ones and `keep` are open:
+/// what other threads use up is not missing here. Where the kernel refuses it, the table stays shared.
+pub fn own_descriptors(keep: Option<BorrowedFd<'_>>) {
+    if unshare(CloneFlags::CLONE_FILES).is_err() {
+        return;
+    }
+    let keep = keep.map_or(2, |fd| fd.as_raw_fd().cast_unsigned());
+    // SAFETY: close_range takes integers only. The table is this thread's alone, so no other thread loses a descriptor; this
+    // thread has just begun and owns none but `keep`, which is left out. Before Linux 5.9 nothing is closed.
+    unsafe {
+        if keep > 3 {
+            libc::syscall(libc::SYS_close_range, 3, keep - 1, 0);
+        }
+        libc::syscall(libc::SYS_close_range, keep.max(2) + 1, u32::MAX, 0);
     }
 }
 

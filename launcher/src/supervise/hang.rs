@@ -5,14 +5,23 @@
 //!
 //! - HNG-1 A rank that waits in an exchange is blamed only if all do and its process is stopped or blocked.
 //! - HNG-2 Time counts as far as it was watched: a launcher or a machine that stood still itself sees nobody hang.
-//! - HNG-3 A place is given [`HangLimits::unlearned`] until a rank was seen to leave it, and then `FACTOR` times the longest
-//!   that any took. Places that wait for disks keep the first limit.
+//! - HNG-3 A rank is given `FACTOR` times the longest that is known of its place, but at least [`HangLimits::floor`]. What is
+//!   known is the first of these that there is:
+//!   1. how long ranks of its stage that have left it were seen to stand there. Places that all ranks are through with between
+//!      two looks are never seen;
+//!   2. the longest whole step that any rank has done since the attempt began: none of a step's places takes longer;
+//!   3. in the first step, how long those of its stage that are further on needed for their way, from the step's beginning
+//!      to where they now wait: they do the same work.
+//!
+//!   Where nothing is known, which is only in the first step and until somebody else has done the same work, it is given
+//!   [`HangLimits::unlearned`]. Places that wait for disks keep that limit: what was quick once may be slow the next time.
 
 use std::collections::HashMap;
 use std::fmt;
 use std::fs;
 use std::time::Duration;
 
+use proto::mesh::Mesh;
 use proto::progress::{Line, Phase, Place, USED_WORDS};
 
 /// How often lines are looked at.
@@ -105,26 +114,58 @@ pub struct Hang {
     pub waiting: Vec<usize>,
 }
 
+/// What an attempt is about to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Course {
+    /// Its ranks: those of one pipeline stage do the same work.
+    pub mesh: Mesh,
+    /// The first step that it does.
+    pub first_step: u64,
+    /// After every how many steps a snapshot is part of the step; 0: never.
+    pub snapshot_every_steps: u64,
+}
+
 /// What is known of all ranks of an attempt.
 #[derive(Debug)]
 pub struct HangWatch {
     limits: HangLimits,
+    course: Course,
     ranks: Vec<Seen>,
-    /// The longest that any rank stood still at a place, by phase and unit.
-    longest: HashMap<(Phase, Option<usize>), Duration>,
+    /// The longest that any rank stood still at a place. HNG-3, 1.
+    longest: HashMap<Spot, Duration>,
+    /// The longest whole step. HNG-3, 2.
+    longest_step: Duration,
+    /// The last step that any rank has done.
+    last_step: u64,
+}
+
+/// A place of every step: that of a stage's ranks, whichever step it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Spot {
+    stage: usize,
+    phase: Phase,
+    unit: Option<usize>,
 }
 
 #[derive(Debug, Clone, Copy)]
 struct Seen {
     line: Line,
+    /// How long it has not changed. HNG-2.
     still: Duration,
+    /// The longest that it stood still outside exchanges since it came to its place, up to the last change.
+    longest_here: Duration,
+    /// How long the rank has been at its step, at most: from the look before it was first seen there.
+    in_step: Duration,
 }
 
 impl HangWatch {
     /// For an attempt whose ranks have written nothing yet.
-    pub fn new(world_size: usize, limits: HangLimits) -> Self {
-        let seen = Seen { line: Line::from_words([0; USED_WORDS]), still: Duration::ZERO };
-        Self { limits, ranks: vec![seen; world_size], longest: HashMap::new() }
+    pub fn new(course: Course, limits: HangLimits) -> Self {
+        let line = Line::from_words([0; USED_WORDS]);
+        let [still, longest_here, in_step] = [Duration::ZERO; 3];
+        let seen = Seen { line, still, longest_here, in_step };
+        let ranks = vec![seen; course.mesh.world_size()];
+        Self { limits, course, ranks, longest: HashMap::new(), longest_step: Duration::ZERO, last_step: 0 }
     }
 
     /// Takes the lines of all ranks, `passed` after the last look. `state`: what a rank's process does; `None` once it has
@@ -135,18 +176,9 @@ impl HangWatch {
         passed: Duration,
         state: impl Fn(usize) -> Option<ProcessState>,
     ) -> Option<Hang> {
-        // HNG-2.
-        let passed = passed.min(2 * LOOK_INTERVAL);
-        for (seen, &line) in self.ranks.iter_mut().zip(lines) {
-            if seen.line == line {
-                seen.still += passed;
-                continue;
-            }
-            if !seen.line.call.is_inside && seen.line.place_since != 0 {
-                let longest = self.longest.entry(key(seen.line.place)).or_default();
-                *longest = seen.still.max(*longest);
-            }
-            *seen = Seen { line, still: Duration::ZERO };
+        for (rank, &line) in lines.iter().enumerate() {
+            self.learn_step(rank, line, passed);
+            self.learn_place(rank, line, passed);
         }
         let is_inside = |rank: usize| self.ranks[rank].line.call.is_inside;
         let all_inside = (0..lines.len()).all(is_inside);
@@ -163,143 +195,98 @@ impl HangWatch {
         Some(Hang { rank, line: lines[rank], still: self.ranks[rank].still, state, waiting })
     }
 
+    /// Takes note of how long `rank` stands at its place, now that its line is `line`.
+    fn learn_place(&mut self, rank: usize, line: Line, passed: Duration) {
+        let seen = self.ranks[rank];
+        if seen.line == line {
+            // HNG-2.
+            self.ranks[rank].still += passed.min(2 * LOOK_INTERVAL);
+            return;
+        }
+        let here = if seen.line.call.is_inside { seen.longest_here } else { seen.longest_here.max(seen.still) };
+        let leaves = line.place != seen.line.place || line.place_since != seen.line.place_since;
+        if leaves && seen.line.place_since != 0 {
+            // Not before: between its exchanges a place has short and long work.
+            let longest = self.longest.entry(self.spot(rank, seen.line.place)).or_default();
+            *longest = here.max(*longest);
+        }
+        let longest_here = if leaves { Duration::ZERO } else { here };
+        self.ranks[rank] = Seen { line, still: Duration::ZERO, longest_here, ..seen };
+    }
+
+    /// Takes note of how long `rank` is at its step, now that its line is `line`. It may be through with several since the last
+    /// look. Time that nobody watched counts here: no step is to pass for shorter than it was.
+    fn learn_step(&mut self, rank: usize, line: Line, passed: Duration) {
+        let (first, seen) = (self.course.first_step, &mut self.ranks[rank]);
+        let (before, now) = (seen.line.place, line.place);
+        if now.step == before.step {
+            // What not every step has does not make it longer.
+            if before.phase.is_of_step() || now.phase.is_of_step() {
+                seen.in_step += passed;
+            }
+            return;
+        }
+        let took = if before.step >= first { seen.in_step + passed } else { passed };
+        seen.in_step = passed;
+        if now.step > first {
+            self.longest_step = self.longest_step.max(took);
+            self.last_step = self.last_step.max(now.step - 1);
+        }
+    }
+
     /// Whether `rank` has stood still for too long.
     fn is_still(&self, rank: usize) -> bool {
-        let Seen { line, still } = self.ranks[rank];
-        line.place_since != 0 && still >= self.limit(line.place)
+        let Seen { line, still, .. } = self.ranks[rank];
+        line.place_since != 0 && still >= self.limit(rank)
     }
 
     /// HNG-3.
-    fn limit(&self, place: Place) -> Duration {
-        let waits_for_disk = matches!(
-            place.phase,
-            Phase::Start | Phase::Rendezvous | Phase::Load | Phase::Validate | Phase::Checkpoint | Phase::Save
-        );
-        match self.longest.get(&key(place)) {
-            Some(&longest) if !waits_for_disk => {
-                (FACTOR * longest).clamp(self.limits.floor, self.limits.unlearned.max(self.limits.floor))
-            }
-            _ => self.limits.unlearned,
-        }
+    fn limit(&self, rank: usize) -> Duration {
+        let HangLimits { unlearned, floor } = self.limits;
+        let place = self.ranks[rank].line.place;
+        let seen = || self.longest.get(&self.spot(rank, place)).copied();
+        let known = if waits_for_disk(place.phase) {
+            None
+        } else {
+            seen().or_else(|| self.step_with(place.phase)).or_else(|| self.way_of_others(rank))
+        };
+        known.map_or(unlearned, |known| known.saturating_mul(FACTOR).clamp(floor, unlearned.max(floor)))
+    }
+
+    /// HNG-3, 2: the longest step, once one was done of which `phase` is a part.
+    fn step_with(&self, phase: Phase) -> Option<Duration> {
+        let last = match phase {
+            Phase::Forward | Phase::Backward | Phase::Reduce | Phase::Update | Phase::Between => self.last_step,
+            Phase::Snapshot => self.last_step - self.last_step.checked_rem(self.course.snapshot_every_steps)?,
+            _ => return None,
+        };
+        (last >= self.course.first_step).then_some(self.longest_step)
+    }
+
+    /// HNG-3, 3: ranks of a stage make the same calls, so who is in a later one is through with what `rank` does.
+    fn way_of_others(&self, rank: usize) -> Option<Duration> {
+        let Line { place, call, .. } = self.ranks[rank].line;
+        let of_stage = (0..self.ranks.len()).filter(|&other| self.stage(other) == self.stage(rank));
+        let others = of_stage.map(|other| &self.ranks[other]).filter(|other| {
+            other.line.place.step == place.step && other.line.call.is_inside && other.line.call.number > call.number
+        });
+        let ways = others.map(|other| other.in_step.saturating_sub(other.still));
+        if place.step == self.course.first_step { ways.max() } else { None }
+    }
+
+    fn spot(&self, rank: usize, Place { phase, unit, .. }: Place) -> Spot {
+        Spot { stage: self.stage(rank), phase, unit }
+    }
+
+    fn stage(&self, rank: usize) -> usize {
+        self.course.mesh.coord(rank).pp
     }
 }
 
-fn key(place: Place) -> (Phase, Option<usize>) {
-    (place.phase, place.unit)
+fn waits_for_disk(phase: Phase) -> bool {
+    use Phase::{Checkpoint, Load, Rendezvous, Save, Start, Validate};
+    matches!(phase, Start | Rendezvous | Load | Validate | Checkpoint | Save)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proto::progress::{Call, CallKind};
-
-    const MINUTE: Duration = Duration::from_secs(60);
-
-    fn line(change: u64, phase: Phase, unit: Option<usize>, is_inside: bool) -> Line {
-        Line {
-            place: Place { step: 1, phase, unit },
-            place_since: change,
-            call: Call { number: change, kind: CallKind::AllGather, is_inside },
-            call_since: change,
-            busy: 0,
-        }
-    }
-
-    fn computing(change: u64) -> Line {
-        line(change, Phase::Forward, Some(1), false)
-    }
-
-    fn waiting(change: u64) -> Line {
-        line(change, Phase::Forward, Some(1), true)
-    }
-
-    /// Looks at `lines` for so long; whom it blames in the end, and after how long.
-    fn stand_still(
-        watch: &mut HangWatch,
-        lines: &[Line],
-        limit: Duration,
-        state: ProcessState,
-    ) -> Option<(usize, Duration)> {
-        let mut passed = Duration::ZERO;
-        while passed < limit {
-            if let Some(hang) = watch.look(lines, LOOK_INTERVAL, |_| Some(state)) {
-                return Some((hang.rank, passed));
-            }
-            passed += LOOK_INTERVAL;
-        }
-        None
-    }
-
-    #[test]
-    fn who_stands_still_outside_is_blamed_and_who_waits_is_not() {
-        let mut watch = HangWatch::new(3, HangLimits::learned(MINUTE));
-        // Rank 1 has left the place before, so it is known to take no time.
-        assert_eq!(watch.look(&[waiting(1), computing(1), waiting(1)], LOOK_INTERVAL, |_| None), None);
-        let lines = [waiting(2), computing(2), waiting(2)];
-        let (rank, after) = stand_still(&mut watch, &lines, MINUTE, ProcessState::Sleeping).unwrap();
-        assert_eq!((rank, after), (1, FLOOR));
-        let hang = watch.look(&lines, LOOK_INTERVAL, |_| Some(ProcessState::Running)).unwrap();
-        assert_eq!((hang.waiting, hang.state), (vec![0, 2], ProcessState::Running));
-        assert_eq!(watch.look(&lines, LOOK_INTERVAL, |_| None), None, "a process that is gone does not hang");
-    }
-
-    #[test]
-    fn a_place_that_nobody_has_left_yet_is_given_the_whole_time() {
-        let mut watch = HangWatch::new(1, HangLimits::learned(MINUTE));
-        let hang = stand_still(&mut watch, &[computing(1)], 2 * MINUTE, ProcessState::Running);
-        assert_eq!(hang, Some((0, MINUTE)));
-    }
-
-    #[test]
-    fn the_limit_is_learned_from_the_slowest() {
-        let mut watch = HangWatch::new(2, HangLimits::learned(10 * MINUTE));
-        let slow = Duration::from_secs(4);
-        assert_eq!(stand_still(&mut watch, &[computing(1), waiting(1)], slow, ProcessState::Running), None);
-        let (rank, after) =
-            stand_still(&mut watch, &[computing(2), waiting(2)], MINUTE, ProcessState::Running).unwrap();
-        assert_eq!(rank, 0);
-        assert!(after > Duration::from_secs(38) && after <= FACTOR * slow, "{after:?}");
-    }
-
-    #[test]
-    fn a_disk_may_take_its_time() {
-        let mut watch = HangWatch::new(1, HangLimits::learned(MINUTE));
-        let saving = |change| line(change, Phase::Checkpoint, None, false);
-        assert_eq!(watch.look(&[saving(1)], LOOK_INTERVAL, |_| None), None);
-        assert_eq!(watch.look(&[computing(2)], LOOK_INTERVAL, |_| None), None);
-        let hang = stand_still(&mut watch, &[saving(3)], 2 * MINUTE, ProcessState::Blocked);
-        assert_eq!(hang, Some((0, MINUTE)));
-    }
-
-    #[test]
-    fn a_rank_that_is_stopped_in_an_exchange_is_found_among_those_that_wait() {
-        let mut watch = HangWatch::new(3, HangLimits::fixed(FLOOR));
-        let lines = [waiting(5), waiting(6), waiting(7)];
-        assert_eq!(stand_still(&mut watch, &lines, MINUTE, ProcessState::Sleeping), None);
-        let states = [ProcessState::Sleeping, ProcessState::Stopped, ProcessState::Sleeping];
-        let hang = watch.look(&lines, LOOK_INTERVAL, |rank| Some(states[rank])).unwrap();
-        assert_eq!((hang.rank, hang.waiting), (1, vec![0, 2]));
-    }
-
-    #[test]
-    fn of_two_that_stand_still_the_first_is_blamed() {
-        let mut watch = HangWatch::new(2, HangLimits::fixed(FLOOR));
-        let hang = stand_still(&mut watch, &[computing(9), computing(8)], MINUTE, ProcessState::Running);
-        assert_eq!(hang.unwrap().0, 1);
-    }
-
-    #[test]
-    fn time_that_nobody_watched_does_not_count() {
-        let mut watch = HangWatch::new(1, HangLimits::fixed(FLOOR));
-        for _ in 0..10 {
-            assert_eq!(watch.look(&[computing(1)], MINUTE, |_| Some(ProcessState::Stopped)), None);
-        }
-    }
-
-    #[test]
-    fn the_kernels_letters_are_known() {
-        assert_eq!(ProcessState::in_stat("12 (a) b) T 1 2"), ProcessState::Stopped);
-        assert_eq!(ProcessState::in_stat("12 (dslaunch-rank) D 1 2"), ProcessState::Blocked);
-        assert_eq!(ProcessState::in_stat(""), ProcessState::Unknown);
-    }
-}
+mod tests;

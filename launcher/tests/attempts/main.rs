@@ -2,6 +2,7 @@
 //!
 //! What is checked is what users and other programs see: exit codes, files of the run directory, the report.
 
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "tests tell how they go")]
 #![allow(clippy::disallowed_methods, reason = "the test plays launcher and rank: it starts one and is the other")]
 
 mod control;

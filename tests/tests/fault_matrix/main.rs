@@ -4,6 +4,8 @@
 //! culprit and, where it goes on, gives the result of a quiet run bit for bit. Without arguments some cells are run; with
 //! `--all` all of them, and a table for the documentation is printed. Another argument names the cells to run.
 
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "tests tell how they go")]
+
 mod cell;
 mod scene;
 mod special;

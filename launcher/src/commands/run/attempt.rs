@@ -17,7 +17,7 @@ use super::tee::Tee;
 use crate::agents::client::Heard;
 use crate::agents::{Cause, Ending, Place, Report, Word};
 use crate::error::LaunchError;
-use crate::output::terminal::{Stream, Terminal};
+use crate::output::terminal::{Item, Stream, Terminal};
 use crate::process::cgroup::AttemptGroup;
 use crate::process::exit::Exit;
 use crate::process::guardian;
@@ -80,7 +80,9 @@ pub async fn run(
     }
     drop(sender);
     let outcome = attempt.supervise(edge.signals, others).await;
-    group.clear().await.map_err(LaunchError::io("end the processes that workers have left"))?;
+    for warning in group.clear().await.warnings() {
+        edge.terminal.show(Item::Text(Stream::Err, format!("warning: {warning}")));
+    }
     let interrupt = match showing {
         Some(showing) => showing.end(edge.signals).await,
         None => None,
