@@ -1,5 +1,7 @@
 //! Ranks that do not die but do not get on: each is found, named and replaced, and the result is that of a quiet run.
 
+#![allow(clippy::print_stdout, reason = "tests tell how they go")]
+
 use std::path::Path;
 use std::thread;
 use std::time::Duration;

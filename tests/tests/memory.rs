@@ -1,6 +1,8 @@
 //! `dslaunch plan` predicts what ranks use: resident memory above that of an empty rank, at its peak. A resume needs no more,
 //! and a rank that runs out of memory says where.
 
+#![allow(clippy::print_stdout, reason = "tests tell how they go")]
+
 use proto::memory::PeakBytes;
 use proto::plan::Plan;
 use tests::fixtures::{token_rows_of, write_model};

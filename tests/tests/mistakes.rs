@@ -1,5 +1,7 @@
 //! Mistakes in train.toml and damaged files: a clear error that names file and place, and nothing half done.
 
+#![allow(clippy::print_stdout, reason = "tests tell how they go")]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -1,5 +1,7 @@
 //! What happens when something dies: ranks, the launcher, the user's patience. ENG-3, LCH-1, LCH-3.
 
+#![allow(clippy::print_stdout, reason = "tests tell how they go")]
+
 use std::path::Path;
 use std::time::{Duration, Instant};
 

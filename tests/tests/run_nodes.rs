@@ -1,6 +1,8 @@
 //! `dslaunch run` over several nodes, each a dslaunch of its own on this machine. Most ranks are shells; real torch programs
 //! come last. AGT-1 to AGT-4, LCH-1, LCH-3.
 
+#![allow(clippy::print_stdout, reason = "tests tell how they go")]
+
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;

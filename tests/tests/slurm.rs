@@ -1,5 +1,6 @@
 //! Under a real Slurm, started by the tests: skipped, with a loud line, where there is none.
 
+#![allow(clippy::print_stdout, reason = "tests tell how they go")]
 #![allow(clippy::disallowed_methods, reason = "tests start dslaunch as a user does")]
 
 use std::fs;
