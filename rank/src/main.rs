@@ -10,7 +10,7 @@ use proto::env::WorkerEnv;
 use proto::fault::Fault;
 use proto::memory::arena_bytes;
 use proto::plan::Plan;
-use proto::progress::{CallKind, Phase};
+use proto::progress::Phase;
 use proto::say;
 use rank::control::Control;
 use rank::fault::Faults;
@@ -43,7 +43,7 @@ fn run() -> anyhow::Result<ExitCode> {
     let text = std::fs::read(&env.plan).with_context(|| format!("{}: cannot be read", env.plan.display()))?;
     let plan: Plan = serde_json::from_slice(&text).with_context(|| format!("{}: damaged", env.plan.display()))?;
     progress.enter(Phase::Rendezvous);
-    let control = progress.exchange(CallKind::Barrier, || Control::register(&env))?;
+    let control = progress.call_launcher(|| Control::register(&env))?;
     control.heartbeat(0, "load");
     let mut step = 0;
     match train(plan, &env, &control, &progress, &mut step) {
