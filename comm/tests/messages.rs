@@ -228,7 +228,9 @@ fn a_rank_says_that_it_has_come_before_it_waits() {
         let buf = world.alloc(DType::F32, NUMEL).expect("alloc");
         if world.rank() == 0 {
             let arrivals = arrivals.clone();
-            world.on_arrival(Box::new(move || drop(arrivals.fetch_add(1, AcqRel))));
+            world.on_arrival(Box::new(move || {
+                arrivals.fetch_add(1, AcqRel);
+            }));
         }
         for (number, operation) in OPERATIONS.into_iter().enumerate() {
             // Rank 0 waits in the operation meanwhile, or it would not end.
