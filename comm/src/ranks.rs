@@ -3,6 +3,10 @@
 /// The most ranks one world has room for.
 pub const MAX_RANKS: usize = u64::BITS as usize;
 
+/// Numbers of groups: 0 is the world, the others are for [`crate::World::group`]. A mesh of [`MAX_RANKS`] ranks has at most
+/// 193 groups.
+pub const MAX_SLOTS: usize = 256;
+
 /// World ranks below [`MAX_RANKS`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct RankSet(pub u64);

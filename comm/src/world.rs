@@ -15,10 +15,6 @@ use crate::{Buffer, Collective, DType, FlightEntry, Result};
 /// Every buffer starts at a multiple of this: a cache line.
 pub const ALIGN_BYTES: usize = 64;
 
-/// Numbers of groups: 0 is the world, the others are for [`World::group`]. A mesh of [`crate::MAX_RANKS`] ranks has at most
-/// 193 groups.
-pub const MAX_SLOTS: usize = 256;
-
 /// A rank's place in the world. Its methods belong to the one thread that joined, and none but
 /// [`group`](World::group) blocks.
 ///

@@ -1,8 +1,8 @@
 //! The worker environment: every variable that the launcher sets for a rank and that a rank reads, in one place; and
 //! the only way to this process's own.
 //!
-//! Everything torchrun sets is set too (same names, same meaning), so that existing programs run unchanged.
-//! The job's token never stands in the environment: `DSLAUNCH_TOKEN_FILE` names a file that only this job can read.
+//! What torchrun tells a worker has torchrun's names here too, but for `MASTER_ADDR` and `MASTER_PORT`: ranks of one machine
+//! meet in memory, and none listens. No secret stands in the environment: a rank reaches its launcher through a descriptor.
 //! What the launcher itself is told by those who have started it is beside it ([`SchedulerEnv`], [`ServiceEnv`]).
 
 mod scheduler;
@@ -59,16 +59,14 @@ pub struct WorkerEnv {
     pub run_id: String,
     /// Compute threads of this rank (`OMP_NUM_THREADS`).
     pub threads: usize,
-    /// Where the control service listens, `ADDRESS:PORT` (`DSLAUNCH_COORDINATOR`).
-    pub coordinator: String,
-    /// File that holds the job's token (`DSLAUNCH_TOKEN_FILE`).
-    pub token_file: PathBuf,
+    /// Inherited descriptor through which the control service is dialled (`DSLAUNCH_CONTROL_FD`): [`crate::dial`].
+    pub control_fd: i32,
     /// Longest wait for the other ranks to register (`DSLAUNCH_RENDEZVOUS_TIMEOUT_MS`).
     pub rendezvous_timeout: Duration,
     /// The resolved plan (`DSLAUNCH_PLAN`).
     pub plan: PathBuf,
-    /// Inherited descriptor of the arena's shared memory (`DSLAUNCH_SHM_FD`).
-    pub shm_fd: i32,
+    /// How this rank finds the others' tensors.
+    pub meeting: Meeting,
     /// Inherited descriptor of the page on which this rank says what it does (`DSLAUNCH_PROGRESS_FD`).
     pub progress_fd: i32,
     /// Inherited descriptor of the memory for snapshots (`DSLAUNCH_SNAPSHOT_FD`); `None` takes none.
@@ -80,6 +78,16 @@ pub struct WorkerEnv {
     /// Faults that ranks are to suffer (`DSLAUNCH_FAULT`), as [`crate::fault`] has them: for tests, and for whoever wants to
     /// see what becomes of a job.
     pub fault: Option<String>,
+}
+
+/// How ranks find each other's tensors: what the plan's backend needs to bring them together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Meeting {
+    /// In shared memory.
+    Shm {
+        /// Inherited descriptor of that memory (`DSLAUNCH_SHM_FD`): the launcher makes it afresh for every attempt.
+        fd: i32,
+    },
 }
 
 /// Where an attempt begins.
@@ -120,32 +128,24 @@ impl WorkerEnv {
     /// The variables as name and value, for the launcher to set.
     pub fn to_vars(&self) -> Vec<(&'static str, OsString)> {
         let number = |n: usize| OsString::from(n.to_string());
-        let (master_addr, master_port) = self.coordinator.rsplit_once(':').unwrap_or((&self.coordinator, ""));
-        let torchrun = TorchrunEnv {
-            rank: self.rank,
-            local_rank: self.local_rank,
-            world_size: self.world_size,
-            local_world_size: self.local_world_size,
-            node_rank: 0,
-            num_nodes: 1,
-            role: "default".into(),
-            master_addr: master_addr.into(),
-            master_port: master_port.parse().expect("the coordinator is ADDRESS:PORT"),
-            attempt: self.attempt,
-            max_restarts: self.max_restarts,
-            run_id: self.run_id.clone(),
-        };
-        let mut vars = torchrun.to_vars();
-        vars.extend([
+        let mut vars = vec![
+            ("RANK", number(self.rank)),
+            ("LOCAL_RANK", number(self.local_rank)),
+            ("WORLD_SIZE", number(self.world_size)),
+            ("LOCAL_WORLD_SIZE", number(self.local_world_size)),
+            ("TORCHELASTIC_RESTART_COUNT", number(self.attempt as usize)),
+            ("TORCHELASTIC_MAX_RESTARTS", number(self.max_restarts as usize)),
+            ("TORCHELASTIC_RUN_ID", self.run_id.clone().into()),
             ("OMP_NUM_THREADS", number(self.threads)),
             ("DSLAUNCH_ATTEMPT", number(self.attempt as usize)),
-            ("DSLAUNCH_COORDINATOR", self.coordinator.clone().into()),
-            ("DSLAUNCH_TOKEN_FILE", self.token_file.clone().into()),
+            ("DSLAUNCH_CONTROL_FD", self.control_fd.to_string().into()),
             ("DSLAUNCH_RENDEZVOUS_TIMEOUT_MS", self.rendezvous_timeout.as_millis().to_string().into()),
             ("DSLAUNCH_PLAN", self.plan.clone().into()),
-            ("DSLAUNCH_SHM_FD", self.shm_fd.to_string().into()),
             ("DSLAUNCH_PROGRESS_FD", self.progress_fd.to_string().into()),
-        ]);
+        ];
+        match &self.meeting {
+            Meeting::Shm { fd } => vars.push(("DSLAUNCH_SHM_FD", fd.to_string().into())),
+        }
         if let Some(fd) = self.snapshot_fd {
             vars.push(("DSLAUNCH_SNAPSHOT_FD", fd.to_string().into()));
         }
@@ -181,11 +181,10 @@ impl WorkerEnv {
             max_restarts: vars.number("TORCHELASTIC_MAX_RESTARTS")?,
             run_id: vars.text("TORCHELASTIC_RUN_ID")?,
             threads: vars.number("OMP_NUM_THREADS")?,
-            coordinator: vars.text("DSLAUNCH_COORDINATOR")?,
-            token_file: vars.os("DSLAUNCH_TOKEN_FILE")?.into(),
+            control_fd: vars.number("DSLAUNCH_CONTROL_FD")?,
             rendezvous_timeout: Duration::from_millis(vars.number("DSLAUNCH_RENDEZVOUS_TIMEOUT_MS")?),
             plan: vars.os("DSLAUNCH_PLAN")?.into(),
-            shm_fd: vars.number("DSLAUNCH_SHM_FD")?,
+            meeting: vars.meeting()?,
             progress_fd: vars.number("DSLAUNCH_PROGRESS_FD")?,
             snapshot_fd: vars.optional_number("DSLAUNCH_SNAPSHOT_FD")?,
             beginning: vars.beginning()?,
@@ -206,6 +205,11 @@ impl<F: Fn(&str) -> Option<OsString>> Vars<F> {
 
     fn text(&self, name: &'static str) -> Result<String, EnvError> {
         self.os(name)?.into_string().map_err(|value| EnvError::Invalid { name, value, expected: "valid UTF-8" })
+    }
+
+    /// Each kind has variables of its own; those of one kind are there.
+    fn meeting(&self) -> Result<Meeting, EnvError> {
+        Ok(Meeting::Shm { fd: self.number("DSLAUNCH_SHM_FD")? })
     }
 
     fn beginning(&self) -> Result<Beginning, EnvError> {
@@ -242,11 +246,10 @@ mod tests {
             max_restarts: 3,
             run_id: "sft-1".into(),
             threads: 1,
-            coordinator: "127.0.0.1:4000".into(),
-            token_file: "/proc/self/fd/9".into(),
+            control_fd: 9,
             rendezvous_timeout: Duration::from_secs(60),
             plan: "/runs/sft/plan.json".into(),
-            shm_fd: 8,
+            meeting: Meeting::Shm { fd: 8 },
             progress_fd: 7,
             snapshot_fd: Some(6),
             beginning: Beginning::Checkpoint("/runs/sft/checkpoints/step-00000010".into()),
@@ -268,7 +271,9 @@ mod tests {
     fn a_missing_or_wrong_variable_is_named() {
         let vars: HashMap<_, _> = example().to_vars().into_iter().collect();
         let without = |hidden: &str, name: &str| if name == hidden { None } else { vars.get(name).cloned() };
-        assert_eq!(WorkerEnv::read(|name| without("DSLAUNCH_PLAN", name)), Err(EnvError::Missing("DSLAUNCH_PLAN")));
+        for name in ["DSLAUNCH_PLAN", "DSLAUNCH_SHM_FD"] {
+            assert_eq!(WorkerEnv::read(|other| without(name, other)), Err(EnvError::Missing(name)));
+        }
         let wrong = WorkerEnv::read(|name| if name == "RANK" { Some("x".into()) } else { vars.get(name).cloned() });
         assert_eq!(wrong.unwrap_err().to_string(), "RANK = \"x\" is not a whole number");
     }

@@ -2,12 +2,13 @@
 //! ranks talk.
 //!
 //! In reading order: [`config`] (train.toml as typed), [`model_config`] (the model's config.json), [`mesh`]
-//! (rank and coordinates), [`plan`] (everything resolved and checked), [`schedule`] (learning rates), [`layout`]
+//! (rank and coordinates), [`plan`] (everything resolved and checked), [`resolve`] (how), [`schedule`] (learning rates), [`layout`]
 //! (which parameters a unit owns), [`sharding`] (ZeRO: who keeps what), [`memory`] (how much that is),
-//! [`dataset`] (prepared training data on disk), [`run_dir`] (where everything of a run lies),
-//! [`manifest`] (what a checkpoint holds), [`mod@env`] (worker
+//! [`dataset`] (prepared training data on disk), [`run_dir`] (where everything of a run lies), [`sealed`] (JSON that shows
+//! damage), [`manifest`] (what a checkpoint holds), [`weight_files`] (which tensor is in which of its files),
+//! [`weights_folder`] (which files of a folder hold a model), [`mod@env`] (worker
 //! environment), [`progress`] (what each rank is doing), [`fault`] (faults on purpose), [`snapshot`] (state in memory),
-//! [`control`] (the gRPC service for ranks) and [`agents`] (the one for several machines).
+//! [`control`] (the gRPC service for ranks), [`dial`] (how they reach it) and [`agents`] (the one for several machines).
 //!
 //! **Invariant:** no tensors, no libtorch, no NCCL here: the launcher must start, and explain itself, on a
 //! machine without them.
@@ -16,6 +17,7 @@
 
 pub mod config;
 pub mod dataset;
+pub mod dial;
 pub mod env;
 pub mod fault;
 pub mod layout;
@@ -26,26 +28,24 @@ pub mod model_config;
 pub mod pipeline;
 pub mod plan;
 pub mod progress;
+pub mod resolve;
 pub mod run_dir;
 pub mod say;
 pub mod schedule;
+pub mod sealed;
 pub mod sharding;
 pub mod snapshot;
+pub mod weight_files;
+pub mod weights_folder;
 
 /// The gRPC control service, generated from `proto/control.proto`.
 pub mod control {
     #![allow(missing_docs, reason = "generated; control.proto holds the documentation")]
     tonic::include_proto!("dslaunch.control.v1");
-
-    /// Metadata key that carries the job's token on every call.
-    pub const TOKEN_KEY: &str = "x-dslaunch-token";
 }
 
 /// The gRPC service by which the launchers of several machines agree, generated from `proto/agents.proto`.
 pub mod agents {
     #![allow(missing_docs, reason = "generated; agents.proto holds the documentation")]
     tonic::include_proto!("dslaunch.agents.v1");
-
-    /// Metadata key that carries the run's token on every call.
-    pub const TOKEN_KEY: &str = "x-dslaunch-token";
 }

@@ -1,5 +1,5 @@
 //! `manifest.json`: what a checkpoint holds and where the run stood. Written by the ranks, read by both sides. A
-//! checkpoint without one is not complete.
+//! checkpoint without one is not complete. It is sealed ([`crate::sealed`]): what it says decides where a run goes on.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -8,9 +8,13 @@ use std::{fs, io};
 use serde::{Deserialize, Serialize};
 
 use crate::model_config::ModelConfig;
+use crate::sealed::{self, Seal};
 
 /// Version of the layout of a checkpoint.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
+
+/// The version before: the same without a seal.
+const UNSEALED: u32 = 2;
 
 /// Where a run stands after a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -113,21 +117,55 @@ impl Manifest {
         Self { version: VERSION, progress, seed, data, model, units, optimizer, files }
     }
 
-    /// Reads a checkpoint's manifest and checks that every file is there in full length. Hashes are not computed.
-    pub fn load(checkpoint: &Path) -> Result<Self, ManifestError> {
+    /// The text of its file.
+    pub fn to_text(&self) -> String {
+        sealed::to_text(self)
+    }
+
+    /// Whether damage to the manifest itself would have been noticed. An earlier dslaunch wrote them without a seal.
+    pub fn is_sealed(&self) -> bool {
+        self.version > UNSEALED
+    }
+
+    /// Reads a checkpoint's manifest and checks that it is what was written. Nothing else is looked at.
+    pub fn read(checkpoint: &Path) -> Result<Self, ManifestError> {
+        let path = checkpoint.join(Self::FILE);
+        let bytes = fs::read(&path).map_err(|source| ManifestError::Read { path: path.clone(), source })?;
+        Self::parse(&bytes, path)
+    }
+
+    fn parse(bytes: &[u8], path: PathBuf) -> Result<Self, ManifestError> {
         #[derive(Deserialize)]
         struct Version {
             version: u32,
         }
-        let path = checkpoint.join(Self::FILE);
-        let text = fs::read_to_string(&path).map_err(|source| ManifestError::Read { path: path.clone(), source })?;
-        let damaged = |err: serde_json::Error| ManifestError::Damaged { path: path.clone(), rule: err.to_string() };
-        let Version { version: found } = serde_json::from_str(&text).map_err(damaged)?;
-        if found != VERSION {
-            return Err(ManifestError::Version { path, found });
+        let damaged = |rule: String| ManifestError::Damaged { path: path.clone(), rule };
+        let text = std::str::from_utf8(bytes).map_err(|error| damaged(error.to_string()))?;
+        let seal = sealed::check(text);
+        if seal == Seal::Broken {
+            return Err(damaged(sealed::BROKEN.to_owned()));
         }
-        let manifest: Self = serde_json::from_str(&text).map_err(damaged)?;
-        for (name, entry) in &manifest.files {
+        let Version { version: found } = serde_json::from_str(text).map_err(|error| damaged(error.to_string()))?;
+        match (found, seal) {
+            (VERSION, Seal::Whole) | (UNSEALED, Seal::Missing) => {
+                serde_json::from_str(text).map_err(|error| damaged(error.to_string()))
+            }
+            (VERSION, _) => Err(damaged(sealed::MISSING.to_owned())),
+            (UNSEALED, _) => Err(damaged(format!("version {UNSEALED} has no seal"))),
+            _ => Err(ManifestError::Version { path, found }),
+        }
+    }
+
+    /// Reads a checkpoint's manifest and checks that every file is there in full length. Files are not hashed.
+    pub fn load(checkpoint: &Path) -> Result<Self, ManifestError> {
+        let manifest = Self::read(checkpoint)?;
+        manifest.check_files(checkpoint)?;
+        Ok(manifest)
+    }
+
+    /// Checks that every file is there in full length. Files are not hashed.
+    pub fn check_files(&self, checkpoint: &Path) -> Result<(), ManifestError> {
+        for (name, entry) in &self.files {
             let path = checkpoint.join(name);
             let found = fs::metadata(&path).map_err(|source| ManifestError::Read { path: path.clone(), source })?.len();
             if found != entry.bytes {
@@ -135,7 +173,7 @@ impl Manifest {
                 return Err(ManifestError::Damaged { path, rule });
             }
         }
-        Ok(manifest)
+        Ok(())
     }
 }
 
@@ -161,7 +199,7 @@ mod tests {
     fn a_checkpoint_whose_files_are_whole_is_read() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("o"), "1234").unwrap();
-        fs::write(dir.path().join(Manifest::FILE), serde_json::to_string(&manifest()).unwrap()).unwrap();
+        fs::write(dir.path().join(Manifest::FILE), manifest().to_text()).unwrap();
         assert_eq!(Manifest::load(dir.path()).unwrap(), manifest());
         fs::write(dir.path().join("o"), "123").unwrap();
         let err = Manifest::load(dir.path()).unwrap_err().to_string();
@@ -177,5 +215,35 @@ mod tests {
         assert!(matches!(Manifest::load(dir.path()), Err(ManifestError::Version { found: 7, .. })));
         fs::write(dir.path().join(Manifest::FILE), r#"{"version": 1"#).unwrap();
         assert!(matches!(Manifest::load(dir.path()), Err(ManifestError::Damaged { .. })));
+        let newer = Manifest { version: 9, ..manifest() };
+        fs::write(dir.path().join(Manifest::FILE), newer.to_text()).unwrap();
+        assert!(matches!(Manifest::load(dir.path()), Err(ManifestError::Version { found: 9, .. })));
+    }
+
+    #[test]
+    fn every_flipped_bit_is_damage() {
+        let text = manifest().to_text().into_bytes();
+        for bit in 0..8 * text.len() {
+            let mut flipped = text.clone();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            let error = Manifest::parse(&flipped, Manifest::FILE.into()).unwrap_err();
+            assert!(matches!(error, ManifestError::Damaged { .. }), "bit {bit}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_manifest_of_the_version_before_needs_no_seal() {
+        let dir = tempfile::tempdir().unwrap();
+        let older = Manifest { version: UNSEALED, ..manifest() };
+        fs::write(dir.path().join(Manifest::FILE), serde_json::to_string_pretty(&older).unwrap()).unwrap();
+        let read = Manifest::read(dir.path()).unwrap();
+        assert!(!read.is_sealed() && manifest().is_sealed());
+        assert_eq!(read, older);
+        let mut newer = serde_json::to_string_pretty(&manifest()).unwrap();
+        fs::write(dir.path().join(Manifest::FILE), &newer).unwrap();
+        assert!(Manifest::read(dir.path()).unwrap_err().to_string().ends_with("damaged: it has no seal"));
+        newer = older.to_text();
+        fs::write(dir.path().join(Manifest::FILE), &newer).unwrap();
+        assert!(Manifest::read(dir.path()).unwrap_err().to_string().ends_with("damaged: version 2 has no seal"));
     }
 }

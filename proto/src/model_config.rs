@@ -85,6 +85,16 @@ pub enum DiskDType {
     F32,
 }
 
+impl DiskDType {
+    /// Bytes of one element.
+    pub fn element_bytes(self) -> usize {
+        match self {
+            Self::Bf16 | Self::F16 => 2,
+            Self::F32 => 4,
+        }
+    }
+}
+
 /// Everything that is wrong with one config.json, one line per problem.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("{}", .problems.iter().map(|p| format!("{}: {p}", .path.display())).collect::<Vec<_>>().join("\n"))]

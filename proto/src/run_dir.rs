@@ -24,6 +24,11 @@ impl RunDir {
         self.root.join("plan.json")
     }
 
+    /// Whose the run directory is: the model that is trained in it, and the settings.
+    pub fn identity(&self) -> PathBuf {
+        self.root.join("job.json")
+    }
+
     /// One JSON object per logged step.
     pub fn metrics(&self) -> PathBuf {
         self.root.join("metrics.jsonl")

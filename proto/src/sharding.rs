@@ -1,4 +1,11 @@
 //! ZeRO (Rajbhandari et al., 2020) as one policy over a unit's flat buffers: who keeps what, and when it moves. Pure.
+//!
+//! A unit's flat buffer has two parts, each of which is cut over the data-parallel ranks, kept and gathered on its own
+//! ([`Sharding::parts`]). The first begins with what is trained: its gradients and moments are cut as it is, so every rank
+//! updates equally much, and after the update it is published or gathered from the masters. The second is only
+//! frozen: where stage 3 shards it, ranks keep their shards in the compute type, and it is gathered from those. What is
+//! trained is padded to whole shards with the first frozen elements that follow; they move along, and nobody changes them,
+//! because no gradient is theirs. Where all is trained, the first part is the whole buffer.
 
 use std::ops::Range;
 
@@ -28,6 +35,19 @@ impl Sharding {
     pub fn shard_of(&self, dp_rank: usize, numel_padded: usize) -> Range<usize> {
         let shard = numel_padded / self.dp_size;
         dp_rank * shard..(dp_rank + 1) * shard
+    }
+
+    /// The two parts of the flat buffer of a unit of `numel` elements of which the first `trained_numel` are trained.
+    pub fn parts(&self, trained_numel: usize, numel: usize) -> Parts {
+        assert!(trained_numel <= numel, "{trained_numel} of {numel} elements are trained");
+        let (boundary, end) = (self.padded(trained_numel), self.padded(numel));
+        Parts { trained: 0..boundary, frozen: boundary..end }
+    }
+
+    /// This rank's shard of a part, as a range of the flat buffer.
+    pub fn shard_in(&self, part: &Range<usize>) -> Range<usize> {
+        let shard = self.shard(part.len());
+        part.start + shard.start..part.start + shard.end
     }
 
     /// This rank's shard.
@@ -63,6 +83,15 @@ impl Sharding {
     }
 }
 
+/// The parts of a unit's flat buffer that are cut, kept and gathered each on its own. Both are whole shards long.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Parts {
+    /// What is trained, and its padding; the length of gradients.
+    pub trained: Range<usize>,
+    /// What is frozen beyond that padding.
+    pub frozen: Range<usize>,
+}
+
 /// Largest unit that stage 3 keeps whole, in elements.
 const RESIDENT_NUMEL_MAX: usize = 1024;
 
@@ -82,6 +111,32 @@ mod tests {
                 assert!(shards.windows(2).all(|pair| pair[0].end == pair[1].start));
             }
         }
+    }
+
+    #[test]
+    fn both_parts_are_whole_shards_and_cover_the_buffer() {
+        for dp_size in 1..9 {
+            for (trained, numel) in [(0, 100), (1, 100), (100, 100), (90, 100), (16, 4097), (4000, 4097), (0, 0)] {
+                let policy = |rank| Sharding::new(ZeroStage::Stage3, dp_size, rank);
+                let Parts { trained: first, frozen } = policy(0).parts(trained, numel);
+                assert_eq!((first.start, first.end, frozen.end), (0, frozen.start, policy(0).padded(numel)));
+                assert!(first.end >= trained && first.end - trained < 16 * dp_size);
+                for part in [&first, &frozen] {
+                    let shards: Vec<Range<usize>> = (0..dp_size).map(|rank| policy(rank).shard_in(part)).collect();
+                    assert_eq!((shards[0].start, shards[dp_size - 1].end), (part.start, part.end));
+                    assert!(shards.windows(2).all(|pair| pair[0].end == pair[1].start));
+                    assert!(shards.iter().all(|shard| shard.len() * dp_size == part.len() && shard.len() % 16 == 0));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn where_all_is_trained_there_is_one_part() {
+        let policy = Sharding::new(ZeroStage::Stage2, 3, 1);
+        let padded = policy.padded(1000);
+        assert_eq!(policy.parts(1000, 1000), Parts { trained: 0..padded, frozen: padded..padded });
+        assert_eq!(policy.shard_in(&(0..padded)), policy.shard(padded));
     }
 
     #[test]

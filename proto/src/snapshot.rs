@@ -106,7 +106,7 @@ fn saved_ranges(plan: &Plan, rank: usize) -> UnitRanges {
     let coord = plan.mesh.coord(rank);
     let sharding = Sharding::new(plan.zero.stage, plan.mesh.dp, coord.dp);
     let of_unit = |layout: crate::layout::UnitLayout| {
-        let shard = sharding.shard(sharding.padded(layout.numel()));
+        let shard = sharding.shard(sharding.padded(layout.trained_numel()));
         let ranges = layout.primary_pieces(shard).into_iter().map(|piece| [piece.whole.start, piece.whole.end]);
         (layout.name.clone(), ranges.collect::<Vec<_>>())
     };
@@ -167,8 +167,9 @@ mod tests {
     use super::*;
     use crate::config::TrainConfig;
     use crate::layout::{TensorSplit, model_layout};
+    use crate::memory::Room;
     use crate::model_config::ModelConfig;
-    use crate::plan::{Draft, World};
+    use crate::resolve::{Draft, Machine, World};
 
     fn plan(extra: &str, world_size: usize) -> Plan {
         let text = r#"{"architectures": ["LlamaForCausalLM"], "hidden_size": 24, "intermediate_size": 40,
@@ -177,7 +178,13 @@ mod tests {
         let model = ModelConfig::parse("config.json".as_ref(), text).unwrap();
         let toml = format!("[model]\npath = \"m\"\n[data]\ntrain = \"d\"\n{extra}");
         let config = TrainConfig::parse("train.toml".as_ref(), &toml, &[]).unwrap();
-        let world = World { world_size, cores: 8, current_dir: "/".into(), room: None };
+        let world = World {
+            world_size,
+            cores: 8,
+            current_dir: "/".into(),
+            machine: Machine::This { gpus: 0 },
+            room: Room::default(),
+        };
         Draft::new(&config, world, model).unwrap().without_data().unwrap()
     }
 

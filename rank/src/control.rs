@@ -2,21 +2,22 @@
 //! messages through a channel and never waits for the network, except to register and to say its last words.
 
 use std::cell::Cell;
-use std::fs;
-use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
+use std::io;
+use std::net::Shutdown;
+use std::os::fd::RawFd;
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use proto::control::control_client::ControlClient;
 use proto::control::report_request::Event;
-use proto::control::{Caller, FailedRequest, FailureKind, HeartbeatRequest, RegisterRequest, ReportRequest, TOKEN_KEY};
+use proto::control::{Caller, FailedRequest, FailureKind, HeartbeatRequest, RegisterRequest, ReportRequest};
+use proto::dial;
 use proto::env::WorkerEnv;
 use proto::say;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
-use tonic::metadata::{Ascii, MetadataValue};
-use tonic::service::interceptor::InterceptedService;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 
 /// Longest wait for the launcher to take one message. It is on the same machine: it answers or it is gone.
@@ -31,22 +32,11 @@ const RETRY_PAUSES: [Duration; 4] =
 /// The launcher cannot be reached, or refuses this rank.
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
-    /// The token cannot be read.
-    #[error("{}: the job's token cannot be read", .path.display())]
-    Token {
-        /// Where it should be.
-        path: PathBuf,
-        /// What the system said.
-        source: std::io::Error,
-    },
-    /// The token is not one.
-    #[error("the job's token is not plain text")]
-    TokenText,
-    /// Nobody listens.
-    #[error("the launcher does not answer at {address}")]
+    /// Nobody is at the other end.
+    #[error("the launcher cannot be reached through descriptor {descriptor}")]
     Connect {
-        /// Where it should listen.
-        address: String,
+        /// The outside of its hatch.
+        descriptor: RawFd,
         /// Why not.
         source: tonic::transport::Error,
     },
@@ -87,22 +77,19 @@ enum Message {
 }
 
 impl Control {
-    /// Connects and registers; returns when all ranks of the attempt have.
-    pub fn register(env: &WorkerEnv) -> Result<Self, ControlError> {
+    /// Connects and registers; returns when all ranks of the attempt have. `breaker` gets hold of the connection.
+    pub fn register(env: &WorkerEnv, breaker: &Breaker) -> Result<Self, ControlError> {
         let caller = Caller { attempt: env.attempt, rank: env.rank as u32 };
-        let token = fs::read_to_string(&env.token_file)
-            .map_err(|source| ControlError::Token { path: env.token_file.clone(), source })?;
-        let token: MetadataValue<Ascii> = token.trim().parse().map_err(|_| ControlError::TokenText)?;
         let (queue, messages) = unbounded_channel();
         let (registered, wait) = std::sync::mpsc::channel();
-        let (address, timeout) = (env.coordinator.clone(), env.rendezvous_timeout);
+        let (descriptor, timeout, breaker) = (env.control_fd, env.rendezvous_timeout, breaker.clone());
         let lost = Arc::new(OnceLock::new());
         let tell_lost = lost.clone();
         let thread = std::thread::Builder::new().name("control".into()).spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             let runtime = runtime.expect("the kernel grants an epoll descriptor");
             runtime.block_on(async {
-                match connect(&address, token, caller, timeout).await {
+                match enroll(descriptor, breaker, caller, timeout).await {
                     Ok(client) => {
                         let _ = registered.send(Ok(()));
                         forward(client, messages, &tell_lost).await;
@@ -170,28 +157,49 @@ impl Drop for Control {
     }
 }
 
-type Client = ControlClient<InterceptedService<Channel, Token>>;
+/// Breaks the connection to the launcher: the fault of that name.
+#[derive(Debug, Clone, Default)]
+pub struct Breaker(Arc<Mutex<Option<UnixStream>>>);
 
-#[derive(Clone)]
-struct Token(MetadataValue<Ascii>);
+impl Breaker {
+    /// Breaks the newest connection, if there is one.
+    pub fn strike(&self) {
+        let newest = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // One that is broken already is as wished.
+        let _ = newest.as_ref().map(|connection| connection.shutdown(Shutdown::Both));
+    }
 
-impl tonic::service::Interceptor for Token {
-    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        request.metadata_mut().insert(TOKEN_KEY, self.0.clone());
-        Ok(request)
+    fn hold(&self, connection: UnixStream) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(connection);
     }
 }
 
-async fn connect(
-    address: &str,
-    token: MetadataValue<Ascii>,
+type Client = ControlClient<Channel>;
+
+/// Connects; a launcher that has just no descriptor for it is tried again.
+async fn connect(descriptor: RawFd, breaker: Breaker) -> Result<Channel, ControlError> {
+    let dial = move || -> io::Result<UnixStream> {
+        let connection = dial::dial(descriptor)?;
+        breaker.hold(connection.try_clone()?);
+        Ok(connection)
+    };
+    let mut pauses = RETRY_PAUSES.iter();
+    loop {
+        match (dial::channel_by(dial.clone()).await, pauses.next()) {
+            (Err(_), Some(&pause)) => tokio::time::sleep(pause).await,
+            (connected, _) => return connected.map_err(|source| ControlError::Connect { descriptor, source }),
+        }
+    }
+}
+
+/// Connects and says that this rank is there; returns when all are.
+async fn enroll(
+    descriptor: RawFd,
+    breaker: Breaker,
     caller: Caller,
     timeout: Duration,
 ) -> Result<Client, ControlError> {
-    let connect_error = |source| ControlError::Connect { address: address.into(), source };
-    let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(connect_error)?;
-    let channel = endpoint.connect_timeout(CALL_TIMEOUT).connect().await.map_err(connect_error)?;
-    let mut client = ControlClient::with_interceptor(channel, Token(token));
+    let mut client = ControlClient::new(connect(descriptor, breaker).await?);
     let mut request = Request::new(RegisterRequest { caller: Some(caller), pid: std::process::id() });
     // The launcher's own deadline comes first and names who is missing.
     request.set_timeout(timeout + CALL_TIMEOUT);

@@ -2,77 +2,80 @@
 
 use std::fs;
 use std::hint;
-use std::os::fd::RawFd;
 use std::thread;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill, raise};
-use nix::sys::socket::{AddressFamily, Shutdown, SockaddrLike, SockaddrStorage, getsockname, shutdown};
 use nix::unistd::Pid;
 use proto::fault::{Fault, FaultKind};
 use proto::progress::Place;
 use proto::say;
 
+use crate::control::Breaker;
+
 /// More than any process may have.
 const TOO_MANY_BYTES: usize = isize::MAX as usize;
 
 /// The faults of this rank in this attempt.
-pub struct Faults(Vec<Fault>);
+pub struct Faults {
+    faults: Vec<Fault>,
+    breaker: Breaker,
+}
 
 impl Faults {
-    /// Those of `all` that are for this rank.
-    pub fn new(all: &[Fault], rank: usize, attempt: u32) -> Self {
-        Self(all.iter().copied().filter(|fault| fault.is_for(rank, attempt)).collect())
+    /// Those of `all` that are for this rank, whose connection to the launcher `breaker` breaks.
+    pub fn new(all: &[Fault], rank: usize, attempt: u32, breaker: Breaker) -> Self {
+        Self { faults: all.iter().copied().filter(|fault| fault.is_for(rank, attempt)).collect(), breaker }
     }
 
     /// This rank comes to `place`.
     pub fn strike(&self, place: Place) {
-        for fault in self.0.iter().filter(|fault| fault.kind != FaultKind::HangInside && fault.is_at(place)) {
+        for fault in self.faults.iter().filter(|fault| fault.kind != FaultKind::HangInside && fault.is_at(place)) {
             // For whoever reads the log: it did come to this.
             let Place { step, phase, .. } = place;
             say::err(format_args!("dslaunch-rank: a fault strikes: {:?} in step {step}, {phase}", fault.kind));
-            suffer(fault.kind);
+            self.suffer(fault.kind);
         }
     }
 
     /// This rank is in an exchange, at `place`.
     pub fn strike_inside(&self, place: Place) {
-        if self.0.iter().any(|fault| fault.kind == FaultKind::HangInside && fault.is_at(place)) {
+        if self.faults.iter().any(|fault| fault.kind == FaultKind::HangInside && fault.is_at(place)) {
             sleep_for_ever();
         }
     }
-}
 
-fn suffer(kind: FaultKind) {
-    let signalled = match kind {
-        FaultKind::Kill => raise(Signal::SIGKILL),
-        // The first only takes Rust's own handler away, which looks for stack overflows.
-        FaultKind::Segv => raise(Signal::SIGSEGV).and_then(|()| raise(Signal::SIGSEGV)),
-        FaultKind::Abort => raise(Signal::SIGABRT),
-        FaultKind::Stop => raise(Signal::SIGSTOP),
-        FaultKind::Term => raise(Signal::SIGTERM),
-        FaultKind::Panic => panic!("a fault was asked for"),
-        FaultKind::Exit(code) => exit(code),
-        FaultKind::Memory => {
-            hint::black_box(vec![1u8; TOO_MANY_BYTES]);
-            Ok(())
-        }
-        FaultKind::Hang | FaultKind::HangInside => sleep_for_ever(),
-        FaultKind::Spin => loop {
-            hint::spin_loop();
-        },
-        FaultKind::Slow(ms) => {
-            thread::sleep(Duration::from_millis(ms));
-            Ok(())
-        }
-        FaultKind::Disconnect => {
-            disconnect();
-            Ok(())
-        }
-        FaultKind::KillLauncher => kill(Pid::parent(), Signal::SIGKILL),
-        FaultKind::KillGuardian => kill(parent_of(Pid::parent()), Signal::SIGKILL),
-    };
-    signalled.expect("a process may signal itself and those that have started it");
+    fn suffer(&self, kind: FaultKind) {
+        let signalled = match kind {
+            FaultKind::Kill => raise(Signal::SIGKILL),
+            // The first only takes Rust's own handler away, which looks for stack overflows.
+            FaultKind::Segv => raise(Signal::SIGSEGV).and_then(|()| raise(Signal::SIGSEGV)),
+            FaultKind::Abort => raise(Signal::SIGABRT),
+            FaultKind::Stop => raise(Signal::SIGSTOP),
+            FaultKind::Term => raise(Signal::SIGTERM),
+            FaultKind::Panic => panic!("a fault was asked for"),
+            FaultKind::Exit(code) => exit(code),
+            FaultKind::Memory => {
+                hint::black_box(vec![1u8; TOO_MANY_BYTES]);
+                Ok(())
+            }
+            FaultKind::Hang | FaultKind::HangInside => sleep_for_ever(),
+            FaultKind::Spin => loop {
+                hint::spin_loop();
+            },
+            FaultKind::Slow(ms) => {
+                thread::sleep(Duration::from_millis(ms));
+                Ok(())
+            }
+            FaultKind::Disconnect => {
+                self.breaker.strike();
+                Ok(())
+            }
+            FaultKind::KillLauncher => kill(Pid::parent(), Signal::SIGKILL),
+            FaultKind::KillGuardian => kill(parent_of(Pid::parent()), Signal::SIGKILL),
+        };
+        signalled.expect("a process may signal itself and those that have started it");
+    }
 }
 
 #[allow(clippy::disallowed_methods, reason = "an end that nothing prepares is the fault")]
@@ -83,20 +86,6 @@ fn exit(code: i32) -> ! {
 fn sleep_for_ever() -> ! {
     loop {
         thread::sleep(Duration::from_secs(3600));
-    }
-}
-
-/// Breaks every network connection of this process.
-fn disconnect() {
-    let open = fs::read_dir("/proc/self/fd").expect("Linux lists descriptors");
-    let numbers = open.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<RawFd>().ok());
-    let is_network = |fd: &RawFd| {
-        let address = getsockname::<SockaddrStorage>(*fd);
-        address.is_ok_and(|address| matches!(address.family(), Some(AddressFamily::Inet | AddressFamily::Inet6)))
-    };
-    for fd in numbers.filter(is_network) {
-        // One that is broken already is as wished.
-        let _ = shutdown(fd, Shutdown::Both);
     }
 }
 

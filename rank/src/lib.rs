@@ -2,10 +2,12 @@
 //! `comm`.
 //!
 //! In reading order: [`train`] (the step loop), [`engine`] (one step), [`model`] (units with explicit backward),
-//! [`kernels`] (the operations that these are made of), [`device`] (where they run, and memory there), [`data`] (rows as micro-batches), [`checkpoint`] (Hugging Face folders in and
-//! out, resume), [`snapshot`] (state in the launcher's memory), [`ranks`] (this rank among the others), [`control`] (the
-//! launcher's ear), [`progress`] (what the launcher can see), [`fault`] (faults on purpose) and [`process`] (what a rank process sets for itself).
+//! [`kernels`] (the list of operations that they are made of), [`device`] (where these run, and memory there), [`data`]
+//! (rows as micro-batches), [`checkpoint`] (Hugging Face folders in and out, resume), [`snapshot`] (state in the launcher's
+//! memory), [`ranks`] (this rank among the others), [`control`] (the launcher's ear), [`progress`] (what the launcher can
+//! see), [`fault`] (faults on purpose) and [`process`] (what a rank process sets for itself).
 
+mod agreed;
 pub mod checkpoint;
 pub mod control;
 pub mod data;

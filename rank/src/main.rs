@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use comm::{ShmOptions, ShmWorld};
-use proto::env::WorkerEnv;
+use proto::env::{Meeting, WorkerEnv};
 use proto::fault::Fault;
 use proto::memory::arena_bytes;
 use proto::plan::Plan;
 use proto::progress::Phase;
-use proto::say;
-use rank::control::Control;
+use proto::{say, sealed};
+use rank::control::{Breaker, Control};
 use rank::fault::Faults;
 use rank::process;
 use rank::progress::ProgressLine;
@@ -35,15 +35,15 @@ fn run() -> anyhow::Result<ExitCode> {
     process::set_up(env.threads);
     let faults = Fault::parse_all(env.fault.as_deref().unwrap_or_default());
     let faults = faults.map_err(|error| anyhow!("DSLAUNCH_FAULT: {error}"))?;
-    let faults = Faults::new(&faults, env.rank, env.attempt);
+    let breaker = Breaker::default();
+    let faults = Faults::new(&faults, env.rank, env.attempt, breaker.clone());
     let page = process::inherited_fd(env.progress_fd);
     let progress =
         ProgressLine::map(page, env.local_rank, env.local_world_size, faults).context("the progress page")?;
     progress.enter(Phase::Start);
-    let text = std::fs::read(&env.plan).with_context(|| format!("{}: cannot be read", env.plan.display()))?;
-    let plan: Plan = serde_json::from_slice(&text).with_context(|| format!("{}: damaged", env.plan.display()))?;
+    let plan: Plan = sealed::read(&env.plan)?;
     progress.enter(Phase::Rendezvous);
-    let control = progress.call_launcher(|| Control::register(&env))?;
+    let control = progress.call_launcher(|| Control::register(&env, &breaker))?;
     control.heartbeat(0, "load");
     let mut step = 0;
     match train(plan, &env, &control, &progress, &mut step) {
@@ -73,10 +73,11 @@ fn train(
     progress: &ProgressLine,
     step: &mut u64,
 ) -> Result<(), TrainError> {
+    let Meeting::Shm { fd } = env.meeting;
     let world = ShmWorld::join(ShmOptions {
         rank: env.rank,
         world_size: env.world_size,
-        fd: process::inherited_fd(env.shm_fd),
+        fd: process::inherited_fd(fd),
         arena_bytes: arena_bytes(&plan) as usize,
         timeout: Duration::from_secs(plan.comm_timeout_seconds),
     })?;

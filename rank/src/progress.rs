@@ -162,6 +162,7 @@ fn now() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::control::Breaker;
     use nix::sys::memfd::{MFdFlags, memfd_create};
     use proto::progress::Line;
     use std::fs::File;
@@ -178,7 +179,7 @@ mod tests {
     fn a_line_says_what_its_rank_does_and_leaves_others_alone() {
         let file = File::from(memfd_create("test", MFdFlags::MFD_CLOEXEC).unwrap());
         file.set_len(page_bytes(3) as u64).unwrap();
-        let progress = ProgressLine::map(&file, 1, 3, Faults::new(&[], 1, 0)).unwrap();
+        let progress = ProgressLine::map(&file, 1, 3, Faults::new(&[], 1, 0, Breaker::default())).unwrap();
         let before = now();
         progress.begin_step(7);
         let first = line(&file, 1);
@@ -205,7 +206,7 @@ mod tests {
     fn alone() -> (ProgressLine, File) {
         let file = File::from(memfd_create("test", MFdFlags::MFD_CLOEXEC).unwrap());
         file.set_len(page_bytes(1) as u64).unwrap();
-        (ProgressLine::map(&file, 0, 1, Faults::new(&[], 0, 0)).unwrap(), file)
+        (ProgressLine::map(&file, 0, 1, Faults::new(&[], 0, 0, Breaker::default())).unwrap(), file)
     }
 
     #[test]

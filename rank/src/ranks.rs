@@ -5,16 +5,12 @@ use std::rc::Rc;
 
 use comm::{CommError, World};
 use proto::plan::Plan;
+use tch::Kind;
 
-use crate::device::Device;
+use crate::device::{Buffer, Device};
 use crate::groups::Groups;
 use crate::progress::ProgressLine;
 use crate::shake::Shake;
-
-// The plan and `comm` know nothing of each other, and count on the same limits.
-const _: () = assert!(proto::mesh::MAX_RANKS == comm::MAX_RANKS);
-const _: () = assert!(proto::mesh::MAX_GROUPS < comm::MAX_SLOTS);
-const _: () = assert!(proto::memory::ALIGN_BYTES == comm::ALIGN_BYTES);
 
 /// A rank's context. Clones are the same rank. `!Send`: the main thread alone communicates.
 #[derive(Clone)]
@@ -38,6 +34,14 @@ impl Ranks {
     /// A fault of the world.
     pub fn enter(plan: &Plan, world: Rc<dyn World>, line: &ProgressLine, shake: Shake) -> Result<Self, CommError> {
         let groups = Groups::enter(plan, &*world, line)?;
-        Ok(Self { groups, line: line.clone(), world, device: Device::Cpu, shake })
+        Ok(Self { groups, line: line.clone(), world, device: Device::of_plan(plan.device), shake })
+    }
+
+    /// Allocates `[numel]` in the arena. Every rank allocates the same buffers in the same order.
+    ///
+    /// # Errors
+    /// The arena is exhausted.
+    pub fn allocate(&self, kind: Kind, numel: usize) -> Result<Buffer, CommError> {
+        Buffer::in_arena(&*self.world, self.device, kind, numel)
     }
 }

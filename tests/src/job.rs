@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdout, Command, ExitStatus, Output, Stdio};
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -105,6 +105,14 @@ impl Job {
         let mut child = self.command().spawn().expect("dslaunch starts");
         let stdout = BufReader::new(child.stdout.take().expect("piped"));
         Running { child, stdout, seen: String::new(), run: self.run_dir() }
+    }
+
+    /// Runs another command of dslaunch in the job's folder.
+    #[allow(clippy::disallowed_methods, reason = "tests start dslaunch as a user does")]
+    pub fn dslaunch(&self, arguments: &[&str]) -> Output {
+        let mut command = Command::new(program("dslaunch"));
+        command.args(arguments).current_dir(&self.folder).stdin(Stdio::null());
+        command.output().expect("dslaunch starts")
     }
 
     /// The command, with piped output, for tests that change how it starts.

@@ -1,16 +1,20 @@
 //! The harness of the end-to-end tests: they run the real `dslaunch` with real rank processes on tiny models, and look
 //! only at what a user could see (exit code, output, the run directory, processes).
 //!
-//! In reading order: [`fixtures`] (models and data), [`job`] (a train.toml and its run), [`run`] (a run's results),
-//! [`nodes`] (`dslaunch run` as several nodes), [`slurm`] (a Slurm of the test's own), [`daemons`] (workers
-//! that are hard to end), [`trials`] (draws at random).
+//! In reading order: [`fixtures`] (models and data), [`job`] (a train.toml and its run), [`layout`] (jobs that differ only
+//! in what must not change the result), [`run`] (a run's results), [`nodes`] (`dslaunch run` as several nodes), [`slurm`]
+//! (a Slurm of the test's own), [`process`] (what the kernel knows of it all), [`flood`] (strangers from the network),
+//! [`daemons`] (workers that are hard to end), [`trials`] (draws at random).
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "tests tell how they go")]
 
 pub mod daemons;
 pub mod fixtures;
+pub mod flood;
 pub mod job;
+pub mod layout;
 pub mod nodes;
+pub mod process;
 pub mod run;
 pub mod slurm;
 pub mod trials;

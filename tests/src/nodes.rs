@@ -18,6 +18,8 @@ pub struct Cluster {
     scratch: tempfile::TempDir,
     num_nodes: u32,
     port: u16,
+    /// Descriptors that each dslaunch may have, where not as many as anybody.
+    descriptors: Option<usize>,
 }
 
 /// A node's dslaunch that runs.
@@ -45,7 +47,12 @@ impl Cluster {
         for folder in ["tmp", "pids"] {
             fs::create_dir(scratch.path().join(folder)).expect("a scratch folder");
         }
-        Self { scratch, num_nodes, port: free_port() }
+        Self { scratch, num_nodes, port: free_port(), descriptors: None }
+    }
+
+    /// Lets each dslaunch have only so many descriptors.
+    pub fn with_descriptors(self, limit: usize) -> Self {
+        Self { descriptors: Some(limit), ..self }
     }
 
     /// A file in the folder that ranks run in.
@@ -61,7 +68,14 @@ impl Cluster {
     /// `dslaunch run FLAGS` as this node; the flags are separated by spaces.
     #[allow(clippy::disallowed_methods, reason = "tests start dslaunch as a user does")]
     pub fn command(&self, node_rank: u32, flags: &str) -> Command {
-        let mut command = Command::new(program("dslaunch"));
+        let mut command = match self.descriptors {
+            Some(limit) => {
+                let mut command = Command::new("prlimit");
+                command.arg(format!("--nofile={limit}:{limit}")).arg(program("dslaunch"));
+                command
+            }
+            None => Command::new(program("dslaunch")),
+        };
         command.args(["run", "--nnodes", &self.num_nodes.to_string(), "--node-rank", &node_rank.to_string()]);
         if !flags.contains("--rendezvous") {
             command.args(["--rendezvous", &self.endpoint()]);

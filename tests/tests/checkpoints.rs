@@ -99,6 +99,8 @@ fn a_damaged_checkpoint_is_passed_over_for_the_one_before() {
     let quiet = job_in(&scratch, "quiet", extra).succeed();
     let run = job_in(&scratch, "job", extra).succeed();
     fs::write(newest(&run).join("optimizer-00001-of-00002.safetensors"), "short").unwrap();
+    // As if it had been stopped before its end.
+    fs::remove_dir_all(run.path("final")).unwrap();
     let finished = job_in(&scratch, "job", extra).finish();
     assert!(finished.status.success(), "{}{}", finished.stdout, finished.stderr);
     assert!(finished.stderr.contains("step-00000006"), "{}", finished.stderr);

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use tests::fixtures::Scratch;
-use tests::job::Job;
+use tests::layout::Layout;
 use tests::run::{RunDir, Step};
 
 /// Relative; sums over ranks associate differently, and AdamW carries that on.
@@ -12,21 +12,12 @@ const TOLERANCE: f64 = 1e-5;
 const FIRST_STEPS: usize = 4;
 const ALL_STEPS: usize = 8;
 
-#[derive(Debug, Clone, Copy, PartialEq)]
-struct Layout {
-    nproc: usize,
-    zero_stage: u8,
-    tensor: usize,
-    pipeline: usize,
-    schedule: &'static str,
-}
-
 const fn data(nproc: usize, zero_stage: u8) -> Layout {
-    Layout { nproc, zero_stage, tensor: 1, pipeline: 1, schedule: "1f1b" }
+    Layout { nproc, zero_stage, micro_batch_size: 2, ..Layout::ONE }
 }
 
 const fn cut(nproc: usize, zero_stage: u8, tensor: usize, pipeline: usize, schedule: &'static str) -> Layout {
-    Layout { nproc, zero_stage, tensor, pipeline, schedule }
+    Layout { tensor, pipeline, schedule, ..data(nproc, zero_stage) }
 }
 
 /// The model has two key/value heads, so that four tensor-parallel ranks share them.
@@ -51,13 +42,12 @@ fn train(scratch: &Scratch, name: &str, layout: Layout, steps: usize, resume: Op
     let toml = format!(
         "[model]\npath = {model:?}\ninit = \"random\"\n\
              [data]\ntrain = {data:?}\nvalidation = {data:?}\nseq_len = 32\n\
-             [train]\nsteps = {steps}\nmicro_batch_size = 2\nglobal_batch_size = 24\n\
+             [train]\nsteps = {steps}\nglobal_batch_size = 24\n\
              [optimizer]\nlearning_rate = 1e-3\nweight_decay = 0.1\n[schedule]\nkind = \"constant\"\n\
-             [parallel]\ntensor = {}\npipeline = {}\npipeline_schedule = {:?}\n[zero]\nstage = {}\n[checkpoint]\nevery_steps = {FIRST_STEPS}\nresume = {resume:?}\n\
-             [log]\nevery_steps = 1\n",
-        layout.tensor, layout.pipeline, layout.schedule, layout.zero_stage
+             [checkpoint]\nevery_steps = {FIRST_STEPS}\nresume = {resume:?}\n\
+             [log]\nevery_steps = 1\n"
     );
-    Job::new(&scratch.folder.path().join(name), &toml).nproc(layout.nproc).succeed()
+    layout.job(&scratch.folder.path().join(name), &toml).succeed()
 }
 
 fn assert_close(what: &str, got: &[Step], expected: &[Step]) {
@@ -74,13 +64,13 @@ fn every_layout_resumes_from_every_other() {
     let scratch = Scratch::new(50);
     let quiet = train(&scratch, "quiet", LAYOUTS[0], ALL_STEPS, None).steps();
     for from in LAYOUTS {
-        let first = train(&scratch, &format!("{from:?}"), from, FIRST_STEPS, None);
-        assert_close(&format!("{from:?}"), &first.steps(), &quiet[..FIRST_STEPS]);
+        let first = train(&scratch, &format!("{from}"), from, FIRST_STEPS, None);
+        assert_close(&format!("{from}"), &first.steps(), &quiet[..FIRST_STEPS]);
         let checkpoint = first.path(&format!("checkpoints/step-{FIRST_STEPS:08}"));
         tests::python("check_load.py", &[checkpoint.to_str().unwrap()]);
-        let undisturbed = train(&scratch, &format!("{from:?} undisturbed"), from, ALL_STEPS, None);
+        let undisturbed = train(&scratch, &format!("{from} undisturbed"), from, ALL_STEPS, None);
         for to in LAYOUTS {
-            let what = format!("{from:?} to {to:?}");
+            let what = format!("{from} to {to}");
             let second = train(&scratch, &what, to, ALL_STEPS, Some(&checkpoint));
             assert_close(&what, &second.steps(), &quiet[FIRST_STEPS..]);
             if from == to {

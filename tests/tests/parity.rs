@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 
 use serde_json::json;
 use tempfile::TempDir;
-use tests::job::Job;
+use tests::layout::Layout;
 use tests::run::{RunDir, Step, steps, weights};
 
 /// Relative; the sums of a few thousand fp32 terms in another order.
@@ -89,47 +89,15 @@ impl Oracle {
     }
 }
 
-#[derive(Debug, Clone, Copy)]
-struct Layout {
-    nproc: usize,
-    zero_stage: u8,
-    checkpointing: &'static str,
-    /// Rows of a forward pass; the rest of the step is gradient accumulation.
-    micro_batch_size: usize,
-    dtype: &'static str,
-    prefetch_units: usize,
-    /// Of parameters and of optimizer state.
-    offload: &'static str,
-    tensor: usize,
-    sequence: bool,
-    pipeline: usize,
-    schedule: &'static str,
-}
-
 /// One rank that keeps everything.
-const PLAIN: Layout = Layout {
-    nproc: 1,
-    zero_stage: 0,
-    checkpointing: "none",
-    micro_batch_size: 2,
-    dtype: "fp32",
-    prefetch_units: 1,
-    offload: "none",
-    tensor: 1,
-    sequence: true,
-    pipeline: 1,
-    schedule: "1f1b",
-};
+const PLAIN: Layout = Layout { micro_batch_size: 2, ..Layout::ONE };
 
 fn train(variant: &Variant, name: &str, layout: Layout) -> RunDir {
-    let Layout { nproc, zero_stage, checkpointing, micro_batch_size, dtype, prefetch_units, .. } = layout;
-    let Layout { offload, tensor, sequence, pipeline, schedule, .. } = layout;
     let (model, data, rows_per_step) = (variant.model.display(), variant.data.display(), variant.rows_per_step);
     let toml = format!(
         r#"
         [model]
         path = "{model}"
-        dtype = "{dtype}"
         [data]
         train = "{data}"
         validation = ["{data}"]
@@ -138,25 +106,13 @@ fn train(variant: &Variant, name: &str, layout: Layout) -> RunDir {
         shuffle = false
         [train]
         steps = {STEPS}
-        micro_batch_size = {micro_batch_size}
         global_batch_size = {rows_per_step}
-        activation_checkpointing = "{checkpointing}"
         [optimizer]
         learning_rate = 1e-3
         weight_decay = 0.1
         [schedule]
         warmup_steps = 2
         min_lr_ratio = 0.1
-        [parallel]
-        tensor = {tensor}
-        sequence = {sequence}
-        pipeline = {pipeline}
-        pipeline_schedule = "{schedule}"
-        [zero]
-        stage = {zero_stage}
-        prefetch_units = {prefetch_units}
-        offload_params = "{offload}"
-        offload_optimizer = "{offload}"
         [validation]
         every_steps = 100
         [comm]
@@ -166,8 +122,8 @@ fn train(variant: &Variant, name: &str, layout: Layout) -> RunDir {
         "#
     );
     let folder = Oracle::get().folder.path();
-    let folder = folder.join(format!("{name}-{layout:?}-{rows_per_step}").replace(|c: char| !c.is_alphanumeric(), "-"));
-    Job::new(&folder, &toml).nproc(nproc).succeed()
+    let folder = folder.join(format!("{name}-{layout}-{rows_per_step}").replace(|c: char| !c.is_alphanumeric(), "-"));
+    layout.job(&folder, &toml).succeed()
 }
 
 fn relative(got: f64, expected: f64) -> f64 {
@@ -201,7 +157,7 @@ fn check_variant(name: &str) {
         for zero_stage in 0..=3 {
             for checkpointing in ["none", "ffn", "full"] {
                 let layout = Layout { nproc, zero_stage, checkpointing, micro_batch_size: 2 / nproc, ..PLAIN };
-                let what = format!("{name} {layout:?}");
+                let what = format!("{name} {layout}");
                 let run = train(&variant, name, layout);
                 check(&what, &run, &expected, eval_loss, LOSS_TOLERANCE, NORM_TOLERANCE);
                 check_weights(&what, &run, &expected_weights);
@@ -210,8 +166,8 @@ fn check_variant(name: &str) {
         }
         let offloaded = Layout { nproc, zero_stage: 3, micro_batch_size: 2 / nproc, offload: "cpu", ..PLAIN };
         let run = train(&variant, name, offloaded);
-        check(&format!("{name} {offloaded:?}"), &run, &expected, eval_loss, LOSS_TOLERANCE, NORM_TOLERANCE);
-        check_weights(&format!("{name} {offloaded:?}"), &run, &expected_weights);
+        check(&format!("{name} {offloaded}"), &run, &expected, eval_loss, LOSS_TOLERANCE, NORM_TOLERANCE);
+        check_weights(&format!("{name} {offloaded}"), &run, &expected_weights);
         of_this_degree.push((offloaded, run));
         // ENG-2, for one data-parallel degree: ZeRO 0 = 1 and 2 = 3, offloaded or not.
         let (whole, sharded) = of_this_degree.split_at(6);
@@ -235,9 +191,9 @@ fn assert_same_bits(name: &str, runs: &[(Layout, RunDir)]) {
     let (_, first) = &runs[0];
     let (steps, weights) = (first.steps(), first.final_weights());
     for (layout, run) in &runs[1..] {
-        assert_eq!(run.steps(), steps, "{name} {layout:?}");
-        assert_eq!(run.eval_losses(), first.eval_losses(), "{name} {layout:?}");
-        assert!(run.final_weights() == weights, "{name} {layout:?}: final weights differ in bits");
+        assert_eq!(run.steps(), steps, "{name} {layout}");
+        assert_eq!(run.eval_losses(), first.eval_losses(), "{name} {layout}");
+        assert!(run.final_weights() == weights, "{name} {layout}: final weights differ in bits");
     }
 }
 
@@ -268,7 +224,7 @@ fn check_model_parallel(name: &str) {
     let (expected, eval_loss) = (steps(&out.join("metrics.jsonl")), oracle_eval_loss(&out));
     let expected_weights = weights(&out.join("final"));
     for layout in model_parallel_layouts() {
-        let what = format!("{name} {layout:?}");
+        let what = format!("{name} {layout}");
         let run = train(&variant, name, layout);
         check(&what, &run, &expected, eval_loss, LOSS_TOLERANCE, NORM_TOLERANCE);
         check_weights(&what, &run, &expected_weights);
@@ -324,7 +280,7 @@ fn micro_batches_of_any_size_make_the_same_step() {
         for zero_stage in [1, 3] {
             let layout = Layout { nproc, zero_stage, micro_batch_size, ..PLAIN };
             let run = train(&variant, "gqa", layout);
-            check(&format!("{layout:?}"), &run, &expected, eval_loss, LOSS_TOLERANCE, NORM_TOLERANCE);
+            check(&format!("{layout}"), &run, &expected, eval_loss, LOSS_TOLERANCE, NORM_TOLERANCE);
         }
     }
 }
@@ -355,7 +311,7 @@ fn three_ranks_train_like_transformers() {
         let expected_weights = weights(&out.join("final"));
         for zero_stage in 0..=3 {
             let layout = Layout { nproc: 3, zero_stage, micro_batch_size: 1, ..PLAIN };
-            let what = format!("{name} {layout:?}");
+            let what = format!("{name} {layout}");
             let run = train(&variant, name, layout);
             check(&what, &run, &expected, eval_loss, LOSS_TOLERANCE, NORM_TOLERANCE);
             check_weights(&what, &run, &expected_weights);
@@ -372,7 +328,7 @@ fn bf16_follows_transformers_within_its_precision() {
         for zero_stage in 0..=3 {
             let layout = Layout { nproc: 2, zero_stage, micro_batch_size: 1, dtype: "bf16", ..PLAIN };
             let run = train(&variant, name, layout);
-            check(&format!("{name} {layout:?}"), &run, &expected, eval_loss, BF16_LOSS_TOLERANCE, 2e-2);
+            check(&format!("{name} {layout}"), &run, &expected, eval_loss, BF16_LOSS_TOLERANCE, 2e-2);
         }
     }
 }

@@ -1,40 +1,48 @@
 //! An agent: a node's line to the coordinator. It repeats its calls until they are answered, and says when nobody is there.
 
+use std::error::Error;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use hyper_util::rt::TokioIo;
 use proto::agents;
 use proto::agents::agents_client::AgentsClient;
 use proto::agents::{heartbeat_reply, join_reply};
+use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
-use tonic::metadata::{Ascii, MetadataValue};
-use tonic::service::Interceptor;
-use tonic::service::interceptor::InterceptedService;
+use tonic::codegen::Service;
+use tonic::codegen::http::Uri;
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Code, Request, Status};
+use tonic::{Code, Status};
 
 use super::coordinator::Caller;
-use super::{Ending, LOST, Offer, Place, Report, Word, wire};
-use crate::ranks::token::Token;
+use super::handshake::{self, HandshakeError, Secret};
+use super::token::Token;
+use super::{Ending, LOST, NodePlace, Offer, Report, Word, wire};
 
-/// How long one call may take. It is held for a part of that at most.
+/// One call may take this long. It is held for a part of that at most.
 const CALL: Duration = Duration::from_secs(2);
-/// How long to wait after a call that failed: nobody tells when a machine can be reached again.
+/// A connection may take this long to begin: longer than a call, which is made again meanwhile. Where strangers crowd, it
+/// waits in the listener's queue, and one that is given up joins that at the end.
+const CONNECT: Duration = Duration::from_secs(5);
+/// The pause after a call that failed: nobody tells when a machine can be reached again.
 const RETRY: Duration = Duration::from_millis(200);
-/// How long the last calls may take: whoever is gone misses nothing.
+/// The last calls may take this long: whoever is gone misses nothing.
 const FAREWELL: Duration = Duration::from_secs(2);
 
-/// Why an agent gives up.
+/// A reason why an agent gives up.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AgentError {
     /// Nobody is there.
     #[error("no dslaunch of node 0 answers at {endpoint}, for {seconds} s: {reason}")]
     Unreachable {
-        /// Where it should be.
+        /// Its expected place.
         endpoint: String,
         /// For how long.
         seconds: u64,
-        /// What the last try came to.
+        /// The result of the last try.
         reason: String,
     },
     /// It has another token.
@@ -60,7 +68,7 @@ pub struct Contact {
     pub token: Token,
     /// The run's name.
     pub run_id: String,
-    /// Which node's agent.
+    /// The agent's node.
     pub node_rank: u32,
     /// Random: which agent of that node.
     pub incarnation: String,
@@ -70,29 +78,46 @@ pub struct Contact {
 #[derive(Debug, Clone)]
 pub struct Agent {
     contact: Contact,
-    client: AgentsClient<InterceptedService<Channel, AddToken>>,
+    client: AgentsClient<Channel>,
 }
 
-#[derive(Debug, Clone)]
-struct AddToken(MetadataValue<Ascii>);
+/// Connects to the coordinator and proves who this is.
+#[derive(Clone)]
+struct Connector {
+    endpoint: String,
+    secret: Secret,
+}
 
-impl Interceptor for AddToken {
-    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        request.metadata_mut().insert(agents::TOKEN_KEY, self.0.clone());
-        Ok(request)
+impl Service<Uri> for Connector {
+    type Response = TokioIo<TcpStream>;
+    type Error = HandshakeError;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, HandshakeError>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), HandshakeError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: Uri) -> Self::Future {
+        let Self { endpoint, secret } = self.clone();
+        Box::pin(async move {
+            let mut stream = TcpStream::connect(endpoint).await?;
+            stream.set_nodelay(true)?;
+            handshake::introduce(&mut stream, &secret).await?;
+            Ok(TokioIo::new(stream))
+        })
     }
 }
 
-/// What became of the wish to join.
+/// The answer to the wish to join.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Joined {
     /// The round begins.
-    Round(Place),
+    Round(NodePlace),
     /// The run has ended.
     Over(Ending),
 }
 
-/// What a watch has heard.
+/// The word that a watch has heard.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Heard {
     /// The coordinator's word.
@@ -106,29 +131,27 @@ pub enum Heard {
 impl Agent {
     /// Nothing is connected yet. Needs a tokio runtime.
     pub fn new(contact: Contact) -> Result<Self, AgentError> {
-        let unusable = |error: &dyn std::error::Error| {
-            AgentError::Refused(format!("{} is no address to call: {error}", contact.endpoint))
-        };
+        let unusable =
+            |error: &dyn Error| AgentError::Refused(format!("{} is no address to call: {error}", contact.endpoint));
         let endpoint =
             Endpoint::from_shared(format!("http://{}", contact.endpoint)).map_err(|error| unusable(&error))?;
+        let secret = Secret::of(&contact.token).map_err(|error| unusable(&error))?;
         let channel = endpoint
-            .connect_timeout(CALL)
-            .tcp_nodelay(true)
+            .connect_timeout(CONNECT)
             // A machine that is gone closes no connection.
             .http2_keep_alive_interval(Duration::from_secs(1))
             .keep_alive_timeout(Duration::from_secs(3))
-            .connect_lazy();
-        let token = contact.token.expose().parse().map_err(|error| unusable(&error))?;
-        Ok(Self { client: AgentsClient::with_interceptor(channel, AddToken(token)), contact })
+            .connect_with_connector_lazy(Connector { endpoint: contact.endpoint.clone(), secret });
+        Ok(Self { client: AgentsClient::new(channel), contact })
     }
 
     /// Joins round `round` or a later one; returns when all nodes have. While nobody answers, it tries for `patience`.
     pub async fn join(&self, round: u32, offer: Offer, patience: Duration) -> Result<Joined, AgentError> {
-        let mut line = Line::new(self);
+        let mut calls = RepeatedCalls::new(self);
         loop {
             let request = wire::join_request(self.caller(round), offer.clone());
             let mut client = self.client.clone();
-            let Some(reply) = line.call(client.join(request), patience).await? else { continue };
+            let Some(reply) = calls.call(client.join(request), patience).await? else { continue };
             let answer = match reply.answer {
                 Some(join_reply::Answer::Place(place)) => wire::place(place).map(Joined::Round),
                 Some(join_reply::Answer::Over(over)) => wire::ending(over).map(Joined::Over),
@@ -150,11 +173,11 @@ impl Agent {
     }
 
     async fn listen(&self, round: u32) -> Heard {
-        let mut line = Line::new(self);
+        let mut calls = RepeatedCalls::new(self);
         loop {
             let request = agents::HeartbeatRequest { caller: Some(self.caller(round).into()) };
             let mut client = self.client.clone();
-            let reply = match line.call(client.heartbeat(request), LOST).await {
+            let reply = match calls.call(client.heartbeat(request), LOST).await {
                 Ok(Some(reply)) => reply,
                 Ok(None) => continue,
                 Err(AgentError::Unreachable { .. }) => return Heard::Lost,
@@ -182,11 +205,11 @@ impl Agent {
     }
 
     async fn report(&self, round: u32, report: Report) {
-        let mut line = Line::new(self);
+        let mut calls = RepeatedCalls::new(self);
         let request = agents::ReportRequest { caller: Some(self.caller(round).into()), event: Some(report.into()) };
         let mut client = self.client.clone();
         // Whoever cannot be told finds out by the silence.
-        while let Ok(None) = line.call(client.report(request.clone()), LOST).await {}
+        while let Ok(None) = calls.call(client.report(request.clone()), LOST).await {}
     }
 
     /// The last call: this agent knows how the run has ended.
@@ -203,13 +226,13 @@ impl Agent {
 }
 
 /// Calls that are repeated until they are answered.
-struct Line<'a> {
+struct RepeatedCalls<'a> {
     agent: &'a Agent,
-    /// When the coordinator was last heard, or was first called.
+    /// The time at which the coordinator was last heard, or was first called.
     heard: Instant,
 }
 
-impl<'a> Line<'a> {
+impl<'a> RepeatedCalls<'a> {
     fn new(agent: &'a Agent) -> Self {
         Self { agent, heard: Instant::now() }
     }
@@ -229,8 +252,15 @@ impl<'a> Line<'a> {
             Ok(Err(status)) => status,
             Err(_) => Status::unavailable("it does not answer"),
         };
+        match handshake_error(&status) {
+            Some(HandshakeError::Refused) => return Err(AgentError::Token(endpoint.clone())),
+            Some(error @ HandshakeError::Impostor) => {
+                return Err(AgentError::Refused(format!("{endpoint}: {error}")));
+            }
+            // It may be another one that still holds the port.
+            Some(HandshakeError::Stranger | HandshakeError::Broken(_)) | None => {}
+        }
         match status.code() {
-            Code::Unauthenticated => return Err(AgentError::Token(endpoint.clone())),
             Code::FailedPrecondition | Code::InvalidArgument => {
                 return Err(AgentError::Refused(status.message().to_owned()));
             }
@@ -246,9 +276,15 @@ impl<'a> Line<'a> {
     }
 }
 
+/// Why the connection did not begin, if that is what the call failed of.
+fn handshake_error(status: &Status) -> Option<&HandshakeError> {
+    let mut causes = std::iter::successors(status.source(), |&cause| cause.source());
+    causes.find_map(|cause| cause.downcast_ref())
+}
+
 /// tonic's own words say no more than "transport error".
 fn root_cause(status: &Status) -> String {
-    let mut cause: &dyn std::error::Error = status;
+    let mut cause: &dyn Error = status;
     while let Some(source) = cause.source() {
         cause = source;
     }

@@ -17,7 +17,7 @@ mod tests;
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
-use super::{Cause, Ending, Meeting, Offer, Place, Report, SILENCE, SILENCE_AFTER_HANGUP, Word};
+use super::{Cause, Ending, Meeting, NodePlace, Offer, Report, SILENCE, SILENCE_AFTER_HANGUP, Word};
 use crate::supervise::restart::exhausted;
 
 /// A look at the clock that comes later than this after it was due says nothing of others.
@@ -68,7 +68,7 @@ pub enum Answer {
     /// Nothing yet: ask again when [`Coordinator::generation`] has changed, or after a while.
     Wait,
     /// The round begins.
-    Place(Place),
+    Place(NodePlace),
     /// The round, or the run, has ended.
     Word(Word),
     /// It was heard.
@@ -387,9 +387,9 @@ impl Coordinator {
         Answer::Place(self.place(node_rank as usize))
     }
 
-    fn place(&self, node: usize) -> Place {
+    fn place(&self, node: usize) -> NodePlace {
         let last = self.nodes.last().expect("there are nodes");
-        Place {
+        NodePlace {
             round: self.round,
             first_rank: self.nodes[node].first_rank,
             world_size: last.first_rank + last.num_workers,

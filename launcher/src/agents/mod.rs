@@ -1,5 +1,5 @@
-//! How the dslaunch processes of one run on several machines agree: when a round of ranks begins, where each node's ranks
-//! stand in it, and that it has ended.
+//! The dslaunch processes of one run on several machines agree here: on the beginning of a round of ranks, on the place of
+//! each node's ranks in it, and on its end.
 //!
 //! ```text
 //! node 0   dslaunch ── agent ──┐
@@ -8,8 +8,9 @@
 //! ```
 //!
 //! In reading order: this file (the words), [`coordinator`] (who has joined, who is silent, what ended a round),
-//! [`service`] (its socket), [`client`] (an agent), [`wire`] (the words in protobuf). It knows nothing of processes, flags
-//! or logs: [`run`](crate::commands::run) does.
+//! [`service`] (its socket), [`gate`] (who may reach that), [`handshake`] (how a connection proves itself), [`token`] (by
+//! what), [`client`] (an agent), [`wire`] (the words in protobuf). It refuses to know processes, flags
+//! and logs: [`run`](crate::commands::run) does.
 //!
 //! - AGT-1 Only an agent with the run's token, the run's name, and the newest incarnation of its node changes anything.
 //! - AGT-2 Whether a node is alive is judged by the time since it was last heard, on the coordinator's own clock; clocks of
@@ -20,7 +21,10 @@
 
 pub mod client;
 pub mod coordinator;
+pub mod gate;
+pub mod handshake;
 pub mod service;
+pub mod token;
 pub mod wire;
 
 use std::fmt;
@@ -29,17 +33,17 @@ use std::time::Duration;
 use crate::process::exit::Exit;
 use crate::process::signals::Interrupt;
 
-/// How long a call that waits for something is held before it is answered with "wait": an agent is heard at least this
+/// A call that waits for something is held this long before it is answered with "wait": an agent is heard at least this
 /// often.
 pub const HOLD: Duration = Duration::from_millis(300);
 /// After this silence a node counts as dead.
 pub const SILENCE: Duration = Duration::from_secs(5);
 /// The same where its connection was broken: a process that was killed closes it, and one that lives makes another at once.
 pub const SILENCE_AFTER_HANGUP: Duration = Duration::from_secs(1);
-/// How long an agent that cannot reach the coordinator keeps its ranks.
+/// An agent that cannot reach the coordinator keeps its ranks this long.
 pub const LOST: Duration = Duration::from_secs(10);
 
-/// Where rank 0 listens for its peers.
+/// Rank 0's address and port for its peers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Meeting {
     /// An address or a name.
@@ -48,12 +52,12 @@ pub struct Meeting {
     pub port: u16,
 }
 
-/// What a node has for the next round.
+/// A node's offer for the next round.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Offer {
-    /// How many nodes it believes there are.
+    /// The number of nodes that it believes there are.
     pub num_nodes: u32,
-    /// How many ranks it will start.
+    /// The number of ranks that it will start.
     pub num_workers: u32,
     /// Node 0: where rank 0 will listen.
     pub meeting: Option<Meeting>,
@@ -61,7 +65,7 @@ pub struct Offer {
 
 /// A node's place in a round.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Place {
+pub struct NodePlace {
     /// The round's number, from 0: how many times ranks were started again.
     pub round: u32,
     /// The first of this node's ranks.
@@ -70,7 +74,7 @@ pub struct Place {
     pub world_size: u32,
     /// Restart budget of the run.
     pub max_restarts: u32,
-    /// Where rank 0 listens.
+    /// Rank 0's address and port for its peers.
     pub meeting: Meeting,
 }
 
@@ -79,17 +83,17 @@ pub struct Place {
 pub struct Cause {
     /// On which node.
     pub node: u32,
-    /// Which of the world's ranks; `None`: the node itself.
+    /// The rank among all; `None`: the node itself.
     pub rank: Option<u32>,
-    /// How the rank ended, if it did.
+    /// The end of the rank's process, if it has ended.
     pub exit: Option<Exit>,
-    /// What else is known, one line per cause; may be empty.
+    /// All else that is known, one line per cause; may be empty.
     pub message: String,
     /// In which round.
     pub round: u32,
 }
 
-/// How a run ended, for all of its nodes.
+/// The end of a run, for all of its nodes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Ending {
     /// Every rank's work is done.
@@ -98,7 +102,7 @@ pub enum Ending {
     Failed {
         /// Its first failure.
         cause: Cause,
-        /// Why there is no other one.
+        /// The reason why there is no other one.
         reason: String,
     },
     /// The user stopped a node.
@@ -107,7 +111,7 @@ pub enum Ending {
     Missing(String),
 }
 
-/// What an agent is told while its ranks run.
+/// The coordinator's word to an agent whose ranks run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Word {
     /// The round has ended; join the next one. `None`: the coordinator knows nothing of the round.
@@ -116,7 +120,7 @@ pub enum Word {
     Over(Ending),
 }
 
-/// What a node tells of the round that it is in.
+/// A node's report on the round that it is in.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Report {
     /// Its ranks' work is done.

@@ -1,6 +1,6 @@
 //! The agents' service: a thin adapter from gRPC to the [`Coordinator`].
 //!
-//! Owns the socket, the clock and the calls that wait. It decides nothing.
+//! Owns the socket, the clock and the calls that wait. It decides nothing, and hears only whom the [`gate`] lets through.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -10,16 +10,18 @@ use std::time::{Duration, Instant};
 use proto::agents;
 use proto::agents::agents_server::{Agents, AgentsServer};
 use proto::agents::{heartbeat_reply, join_reply};
-use tokio::net::TcpListener;
-use tokio::sync::{oneshot, watch};
+use tokio::net::{TcpListener, TcpSocket};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
-use tonic::transport::server::TcpIncoming;
+use tokio_stream::StreamExt;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status};
 
 use super::coordinator::{Answer, Call, Caller, Coordinator, Refusal};
+use super::gate::{self, Limits};
+use super::handshake::Secret;
+use super::token::Token;
 use super::{HOLD, Word, wire};
-use crate::ranks::service::TokenCheck;
-use crate::ranks::token::Token;
 
 /// How long the socket stays open for answers that are under way at the end.
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
@@ -28,25 +30,43 @@ const LAST_ANSWERS: Duration = Duration::from_secs(1);
 const PORT_DEADLINE: Duration = Duration::from_secs(5);
 const PORT_RETRY: Duration = Duration::from_millis(50);
 
+/// Connections that may wait to be taken. The kernel has a limit of its own, usually the same.
+const BACKLOG: u32 = 4096;
+
+/// What an agent may ask for at a time. It has a handful of calls under way at most, each of a few kilobytes.
+const CALLS: u32 = 32;
+const MESSAGE_BYTES: usize = 64 << 10;
+const HEADER_BYTES: u32 = 8 << 10;
+const FRAME_BYTES: u32 = 16 << 10;
+const WINDOW_BYTES: u32 = 64 << 10;
+/// Calls that an agent has opened and given up, before its connection is closed.
+const RESETS: usize = 32;
+/// No call takes longer: those that wait are answered after [`HOLD`].
+const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// A running service. Dropping it closes the socket.
 #[derive(Debug)]
 pub struct Server {
     address: SocketAddr,
-    desk: Arc<Desk>,
+    waiting_calls: Arc<WaitingCalls>,
     stop: Option<oneshot::Sender<()>>,
+    gate: JoinHandle<()>,
     serve: JoinHandle<Result<(), tonic::transport::Error>>,
     clock: JoinHandle<()>,
 }
 
 impl Server {
-    /// Listens at `addresses`, which are those of one name; only calls that carry `token` are heard.
+    /// Listens at `addresses`, which are those of one name; only who knows `token` is heard.
     pub async fn start(addresses: &[SocketAddr], token: Token, coordinator: Coordinator) -> io::Result<Self> {
         let listener = listen(addresses).await?;
         let address = reachable(listener.local_addr()?);
         let (changed, _) = watch::channel(coordinator.generation());
-        let desk = Arc::new(Desk { coordinator: Mutex::new(coordinator), changed });
-        let service = AgentsServer::with_interceptor(Service { desk: desk.clone() }, TokenCheck(token));
-        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+        let waiting_calls = Arc::new(WaitingCalls { coordinator: Mutex::new(coordinator), changed });
+        let service = AgentsServer::new(Service { waiting_calls: waiting_calls.clone() })
+            .max_decoding_message_size(MESSAGE_BYTES);
+        let (admitted, connections) = mpsc::channel(1);
+        let gate = gate::keep(listener, Secret::of(&token)?, Limits::of_this_process(), admitted);
+        let connections = ReceiverStream::new(connections).map(Ok::<_, io::Error>);
         let (stop, stopped) = oneshot::channel();
         let stopped = async {
             // Closed without a word: the same.
@@ -55,9 +75,24 @@ impl Server {
         let serve = tonic::transport::Server::builder()
             .http2_keepalive_interval(Some(Duration::from_secs(1)))
             .http2_keepalive_timeout(Some(Duration::from_secs(3)))
-            .serve_with_incoming_shutdown(service, incoming, stopped);
-        let clock = tokio::spawn(watch_the_clock(desk.clone()));
-        Ok(Self { address, desk, stop: Some(stop), serve: tokio::spawn(serve), clock })
+            .timeout(CALL_TIMEOUT)
+            .max_concurrent_streams(CALLS)
+            .max_frame_size(FRAME_BYTES)
+            .http2_max_header_list_size(HEADER_BYTES)
+            .initial_stream_window_size(WINDOW_BYTES)
+            .initial_connection_window_size(WINDOW_BYTES)
+            .http2_max_pending_accept_reset_streams(Some(RESETS))
+            .http2_max_local_error_reset_streams(Some(RESETS))
+            .serve_with_incoming_shutdown(service, connections, stopped);
+        let clock = tokio::spawn(watch_the_clock(waiting_calls.clone()));
+        Ok(Self {
+            address,
+            waiting_calls,
+            stop: Some(stop),
+            gate: tokio::spawn(gate),
+            serve: tokio::spawn(serve),
+            clock,
+        })
     }
 
     /// Where this process reaches it.
@@ -67,20 +102,21 @@ impl Server {
 
     /// Node 0's part is done; whatever else nodes could wait for does not come.
     pub fn close(&self) {
-        self.desk.with(Coordinator::close);
+        self.waiting_calls.with(Coordinator::close);
     }
 
     /// Waits until every agent that is there knows how the run has ended; then closes the socket.
     pub async fn finish(mut self) {
-        let mut changes = self.desk.changed.subscribe();
+        let mut changes = self.waiting_calls.changed.subscribe();
         loop {
-            let known_by = self.desk.lock().known_by();
+            let known_by = self.waiting_calls.lock().known_by();
             let Some(known_by) = known_by.filter(|&known_by| Instant::now() < known_by) else { break };
             tokio::select! {
                 _ = changes.changed() => {}
                 () = tokio::time::sleep_until(known_by.into()) => {}
             }
         }
+        self.gate.abort();
         drop(self.stop.take());
         // Connections of agents that are gone without a word may stay open.
         let _ = tokio::time::timeout(LAST_ANSWERS, &mut self.serve).await;
@@ -89,6 +125,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
+        self.gate.abort();
         self.serve.abort();
         self.clock.abort();
     }
@@ -111,14 +148,23 @@ async fn listen(addresses: &[SocketAddr]) -> io::Result<TcpListener> {
 /// listened at.
 fn bind(addresses: &[SocketAddr]) -> io::Result<TcpListener> {
     for &address in addresses {
-        match crate::ranks::service::listen(address) {
+        match queue_at(address) {
             Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => {}
             bound => return bound,
         }
     }
     let first = addresses.first().ok_or(io::ErrorKind::AddrNotAvailable)?;
     let any: IpAddr = if first.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-    crate::ranks::service::listen((any, first.port()).into())
+    queue_at((any, first.port()).into())
+}
+
+/// Listens at `address` for as many as may come at once: with the usual queue of 128, whoever comes after them is heard a second
+/// later, or not at all.
+fn queue_at(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 fn reachable(bound: SocketAddr) -> SocketAddr {
@@ -131,13 +177,13 @@ fn reachable(bound: SocketAddr) -> SocketAddr {
 
 /// The coordinator, and how those who wait are woken.
 #[derive(Debug)]
-struct Desk {
+struct WaitingCalls {
     coordinator: Mutex<Coordinator>,
     /// Its generation.
     changed: watch::Sender<u64>,
 }
 
-impl Desk {
+impl WaitingCalls {
     fn lock(&self) -> MutexGuard<'_, Coordinator> {
         self.coordinator.lock().expect("no code panics while it holds the coordinator")
     }
@@ -153,10 +199,10 @@ impl Desk {
 }
 
 /// Tells the coordinator when something is due. Calls only ever move a deadline away, unless they change the generation.
-async fn watch_the_clock(desk: Arc<Desk>) {
-    let mut changes = desk.changed.subscribe();
+async fn watch_the_clock(waiting_calls: Arc<WaitingCalls>) {
+    let mut changes = waiting_calls.changed.subscribe();
     loop {
-        let deadline = desk.lock().next_deadline();
+        let deadline = waiting_calls.lock().next_deadline();
         let over = async {
             match deadline {
                 Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
@@ -165,14 +211,14 @@ async fn watch_the_clock(desk: Arc<Desk>) {
         };
         tokio::select! {
             changed = changes.changed() => if changed.is_err() { return },
-            () = over => desk.with(|coordinator| coordinator.tick(Instant::now())),
+            () = over => waiting_calls.with(|coordinator| coordinator.tick(Instant::now())),
         }
     }
 }
 
 /// Tells the coordinator if a call is given up before it is answered: its connection is broken.
 struct OnHangUp<'a> {
-    desk: &'a Desk,
+    waiting_calls: &'a WaitingCalls,
     /// `None` once the call is answered.
     caller: Option<Caller>,
 }
@@ -180,25 +226,25 @@ struct OnHangUp<'a> {
 impl Drop for OnHangUp<'_> {
     fn drop(&mut self) {
         if let Some(caller) = self.caller.take() {
-            self.desk.with(|coordinator| coordinator.hung_up(&caller, Instant::now()));
+            self.waiting_calls.with(|coordinator| coordinator.hung_up(&caller, Instant::now()));
         }
     }
 }
 
 struct Service {
-    desk: Arc<Desk>,
+    waiting_calls: Arc<WaitingCalls>,
 }
 
 impl Service {
     fn call(&self, caller: &Caller, call: Call) -> Result<Answer, Status> {
-        self.desk.with(|coordinator| coordinator.call(caller, call, Instant::now())).map_err(status)
+        self.waiting_calls.with(|coordinator| coordinator.call(caller, call, Instant::now())).map_err(status)
     }
 
     /// Asks again whenever the answer may be another one, for a while.
     async fn ask(&self, caller: Caller, call: Call) -> Result<Answer, Status> {
-        let mut changes = self.desk.changed.subscribe();
+        let mut changes = self.waiting_calls.changed.subscribe();
         let until = tokio::time::Instant::now() + HOLD;
-        let mut open = OnHangUp { desk: &self.desk, caller: Some(caller.clone()) };
+        let mut open = OnHangUp { waiting_calls: &self.waiting_calls, caller: Some(caller.clone()) };
         let answer = loop {
             match self.call(&caller, call.clone()) {
                 Ok(Answer::Wait) => {}

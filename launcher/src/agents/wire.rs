@@ -4,7 +4,7 @@ use proto::agents::{self, exit, heartbeat_reply, join_reply, over, report_reques
 use tonic::Status;
 
 use super::coordinator::Caller;
-use super::{Cause, Ending, Meeting, Offer, Place, Report, Word};
+use super::{Cause, Ending, Meeting, NodePlace, Offer, Report, Word};
 use crate::process::exit::Exit;
 use crate::process::signals::Interrupt;
 
@@ -44,8 +44,8 @@ fn meeting(master: agents::Master) -> Result<Meeting, Status> {
 }
 
 /// A node's place.
-pub fn place_answer(place: Place) -> join_reply::Answer {
-    let Place { round, first_rank, world_size, max_restarts, meeting } = place;
+pub fn place_answer(place: NodePlace) -> join_reply::Answer {
+    let NodePlace { round, first_rank, world_size, max_restarts, meeting } = place;
     join_reply::Answer::Place(agents::Place {
         round,
         first_rank,
@@ -56,10 +56,10 @@ pub fn place_answer(place: Place) -> join_reply::Answer {
 }
 
 /// The same, read.
-pub fn place(place: agents::Place) -> Result<Place, Status> {
+pub fn place(place: agents::Place) -> Result<NodePlace, Status> {
     let agents::Place { round, first_rank, world_size, max_restarts, master } = place;
     let meeting = meeting(master.ok_or_else(|| incomplete("where rank 0 listens"))?)?;
-    Ok(Place { round, first_rank, world_size, max_restarts, meeting })
+    Ok(NodePlace { round, first_rank, world_size, max_restarts, meeting })
 }
 
 impl From<Word> for heartbeat_reply::Answer {
@@ -189,7 +189,7 @@ mod tests {
         let request = join_request(who.clone(), offered.clone());
         assert_eq!(offer(&request).unwrap(), offered);
         assert_eq!(caller(request.caller).unwrap(), who);
-        let placed = Place { round: 1, first_rank: 8, world_size: 16, max_restarts: 3, meeting: met };
+        let placed = NodePlace { round: 1, first_rank: 8, world_size: 16, max_restarts: 3, meeting: met };
         let join_reply::Answer::Place(sent) = place_answer(placed.clone()) else { panic!() };
         assert_eq!(place(sent).unwrap(), placed);
     }

@@ -5,63 +5,18 @@
 //! takes a session of its own, and it a file for its output, and the command ends. Until then Ctrl-C stops both, for the
 //! command and the guardian are one process group; afterwards no terminal reaches the job.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufRead, BufReader, Write};
+use std::ffi::OsString;
+use std::io::{self, BufRead, BufReader};
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 
-use nix::unistd::{dup2_stderr, dup2_stdout};
-use proto::run_dir::RunDir;
-
-use crate::cli::JobArgs;
 use crate::error::LaunchError;
+use crate::job::args::JobArgs;
+use crate::job::background::BEGUN;
 use crate::job::setup::Setup;
 use crate::output::console::Console;
 use crate::output::terminal::Terminal;
-use crate::process::guardian;
 use crate::process::spawn;
-
-/// What the job says when it has begun. No text holds it.
-const BEGUN: u8 = 0;
-
-/// Where a job runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Place {
-    /// Where the user typed it, to its end.
-    Foreground,
-    /// There until it has begun, then in the background.
-    Background,
-}
-
-impl Place {
-    /// The job has begun: its run directory is locked and its plan is made.
-    pub fn begun(self, run_dir: &RunDir) -> Result<(), LaunchError> {
-        match self {
-            Place::Foreground => Ok(()),
-            Place::Background => {
-                let path = run_dir.console_log();
-                let log = open_log(&path).map_err(LaunchError::io(format!("open {}", path.display())))?;
-                leave(&log).map_err(LaunchError::io("leave the terminal"))
-            }
-        }
-    }
-}
-
-fn open_log(path: &std::path::Path) -> io::Result<File> {
-    fs::create_dir_all(path.parent().expect("a file in the run directory"))?;
-    OpenOptions::new().create(true).append(true).open(path)
-}
-
-/// From now on nobody hears us but the log. Fails if the command that the user typed is gone: nobody knows of this job.
-fn leave(log: &File) -> io::Result<()> {
-    guardian::leave_terminal()?;
-    let mut pipe = io::stdout();
-    pipe.write_all(&[BEGUN])?;
-    pipe.flush()?;
-    dup2_stdout(log)?;
-    dup2_stderr(log)?;
-    Ok(())
-}
 
 /// `dslaunch --detach train.toml`: returns 0 once the job has begun, or the exit code of the job that has not.
 pub fn run(args: &JobArgs, terminal: &Terminal) -> Result<u8, LaunchError> {
@@ -69,7 +24,7 @@ pub fn run(args: &JobArgs, terminal: &Terminal) -> Result<u8, LaunchError> {
     let mut console = Console::new(terminal.clone(), true);
     let (output, sink) = io::pipe().map_err(LaunchError::io("make a pipe"))?;
     let mut job =
-        spawn::start_again(args.words_in_background(), sink).map_err(LaunchError::io("start dslaunch again"))?;
+        spawn::start_again(words_in_background(args), sink).map_err(LaunchError::io("start dslaunch again"))?;
     if relay(output, |line| console.warn(line)).map_err(LaunchError::io("read what the job says"))? {
         let dir = run_dir.root().display();
         console.say(&format!(
@@ -83,6 +38,13 @@ pub fn run(args: &JobArgs, terminal: &Terminal) -> Result<u8, LaunchError> {
     // Both of its streams are closed without the word: it has ended, or is about to.
     let status = job.wait().map_err(LaunchError::io("wait for the job"))?;
     Ok(code(status))
+}
+
+/// The command line of this job in the background.
+fn words_in_background(args: &JobArgs) -> Vec<OsString> {
+    let mut words = vec!["--in-background".into()];
+    words.extend(args.words());
+    words
 }
 
 /// Shows what the job says until it says no more. Returns whether it has begun.
@@ -108,6 +70,24 @@ fn code(status: ExitStatus) -> u8 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::Cli;
+    use crate::cli::tests::parse;
+    use crate::commands::Task;
+
+    #[test]
+    fn a_job_in_the_background_is_the_same_job() {
+        assert_eq!(parse("--detach --nproc 4 train.toml"), Ok(Task::Detach(JobArgs::example(Some(4), &[]))));
+        for args in [
+            JobArgs::example(None, &[]),
+            JobArgs::example(Some(4), &["train.steps=3", "job.name=a=b", "job.name=\"-x y\""]),
+        ] {
+            for train_toml in ["train.toml", "-x", "plan", "--detach"] {
+                let args = JobArgs { train_toml: train_toml.into(), ..args.clone() };
+                let words: Vec<_> = std::iter::once("dslaunch".into()).chain(words_in_background(&args)).collect();
+                assert_eq!(Cli::parse_task(&words).unwrap(), Task::TrainInBackground(args));
+            }
+        }
+    }
 
     fn relayed(bytes: &[u8]) -> (bool, Vec<String>) {
         let mut lines = vec![];

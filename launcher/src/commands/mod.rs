@@ -1,8 +1,92 @@
-//! The commands beside training, a folder or file each.
+//! The commands: a folder or a file each, with its arguments, its error and what it does.
+//!
+//! A command uses every room below and no room uses a command. Training itself is no command but a story of its own,
+//! [`job`](crate::job); [`train`] holds the flags that are not about which job. A command refuses to know another one's
+//! insides, but for [`plan`], which hands a DeepSpeed config to [`deepspeed`], and [`train`], whose flags are of [`run`]'s kind.
 
 pub mod checkpoint;
+pub mod control;
 pub mod deepspeed;
 pub mod detach;
 pub mod doctor;
+pub mod plan;
 pub mod run;
 pub mod schedulers;
+pub mod train;
+
+use std::time::Instant;
+
+use self::checkpoint::CheckpointTask;
+use self::control::ControlTask;
+use self::deepspeed::DeepspeedArgs;
+use self::doctor::DoctorArgs;
+use self::plan::PlanArgs;
+use self::run::RunArgs;
+use self::schedulers::{SlurmArgs, SystemdArgs};
+use crate::error::LaunchError;
+use crate::job;
+use crate::job::args::JobArgs;
+use crate::output::terminal::Terminal;
+use crate::process::job_control::JobControl;
+
+/// A command with all that it was given.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Task {
+    /// `dslaunch run -- CMD`
+    Run(Box<RunArgs>),
+    /// `dslaunch train.toml`
+    Train(JobArgs),
+    /// `dslaunch --detach train.toml`
+    Detach(JobArgs),
+    /// `dslaunch --in-background train.toml`, which `--detach` starts.
+    TrainInBackground(JobArgs),
+    /// `dslaunch plan train.toml`
+    Plan(PlanArgs),
+    /// `dslaunch plan --deepspeed ds_config.json`
+    MapDeepspeed(DeepspeedArgs),
+    /// `dslaunch checkpoint inspect DIR` and `verify DIR`
+    Checkpoint(CheckpointTask),
+    /// `dslaunch status RUN_DIR`, `stop RUN_DIR` and `attach RUN_DIR`
+    Control(ControlTask),
+    /// `dslaunch systemd train.toml`
+    Systemd(SystemdArgs),
+    /// `dslaunch slurm train.toml`
+    Slurm(SlurmArgs),
+    /// `dslaunch doctor`
+    Doctor(DoctorArgs),
+}
+
+impl Task {
+    /// Foreground or background for the processes of a job; `None`: this command has none.
+    pub fn job_control(&self) -> Option<JobControl> {
+        match self {
+            Self::Train(_) | Self::Run(_) => Some(JobControl::Foreground),
+            Self::TrainInBackground(_) => Some(JobControl::Background),
+            Self::Detach(_)
+            | Self::Plan(_)
+            | Self::MapDeepspeed(_)
+            | Self::Checkpoint(_)
+            | Self::Control(_)
+            | Self::Systemd(_)
+            | Self::Slurm(_)
+            | Self::Doctor(_) => None,
+        }
+    }
+
+    /// Does it. Returns the exit code. `start` is when the launcher started.
+    pub fn run(self, terminal: &Terminal, start: Instant) -> Result<u8, LaunchError> {
+        match self {
+            Self::Train(args) => job::train(&args, JobControl::Foreground, terminal, start),
+            Self::TrainInBackground(args) => job::train(&args, JobControl::Background, terminal, start),
+            Self::Detach(args) => detach::run(&args, terminal),
+            Self::Run(args) => run::run(*args, terminal),
+            Self::Plan(args) => plan::run(&args, terminal),
+            Self::MapDeepspeed(args) => deepspeed::run(&args, terminal),
+            Self::Checkpoint(task) => checkpoint::run(&task, terminal),
+            Self::Control(task) => control::run(&task, terminal),
+            Self::Systemd(args) => schedulers::print_systemd(&args, terminal),
+            Self::Slurm(args) => schedulers::print_slurm(&args, terminal),
+            Self::Doctor(args) => doctor::run(&args, terminal),
+        }
+    }
+}

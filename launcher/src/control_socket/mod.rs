@@ -1,18 +1,19 @@
 //! The control socket: how a running job is asked, stopped and followed from another terminal.
 //!
 //! A job listens on a Unix socket in its run directory. A client sends one line, a [`Request`](protocol::Request), and
-//! gets lines of JSON, [`Reply`](protocol::Reply) each, until the server closes.
+//! gets lines of JSON, [`Reply`](protocol::Reply) each, until the server closes. Where nobody listens, [`past`] reads the
+//! run's files. The commands `status`, `stop` and `attach` ask; the room refuses to know how they print the answer, and what
+//! the job does.
 //!
 //! - CTL-1 Only root and the user whom the job runs as get anything or change anything: the file's mode says so, and the
 //!   kernel is asked for every connection who is at its other end.
 //! - CTL-2 Nothing that a client does or does not do harms the job: requests have a length and a deadline, connections a
-//!   number, and a follower who does not read misses lines.
+//!   number, and a follower who does not read misses lines. Who says nothing keeps nobody else from being heard.
 //! - CTL-3 The name in the run directory appears when the socket listens already and belongs to whoever holds the
 //!   directory's lock: a stale one is replaced.
 
 pub mod address;
 pub mod client;
-pub mod command;
 pub mod past;
 pub mod protocol;
 pub mod server;
@@ -20,13 +21,15 @@ pub mod server;
 use std::io;
 use std::path::PathBuf;
 
-/// Why a job cannot be looked at, stopped or followed.
+use crate::error::LaunchError;
+
+/// A reason why a job cannot be looked at, stopped or followed.
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
     /// There is no run.
     #[error("{}: there is no run (it holds no events.jsonl)", .dir.display())]
     NoRun {
-        /// What was named.
+        /// The folder that was named.
         dir: PathBuf,
     },
     /// The job is there and does not answer.
@@ -53,7 +56,7 @@ pub enum ControlError {
     Io {
         /// The socket.
         socket: PathBuf,
-        /// What the system said.
+        /// The system's reason.
         source: io::Error,
     },
 }
@@ -66,5 +69,12 @@ impl ControlError {
             ControlError::NoAnswer { .. } => 1,
             ControlError::Answer { .. } | ControlError::Io { .. } => 3,
         }
+    }
+}
+
+impl From<ControlError> for LaunchError {
+    fn from(error: ControlError) -> Self {
+        let exit_code = error.exit_code();
+        Self::refused(error, exit_code)
     }
 }

@@ -11,19 +11,26 @@ use nix::unistd::geteuid;
 use proto::run_dir::RunDir;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Semaphore, broadcast, oneshot, watch};
-use tokio::task::{JoinHandle, JoinSet};
-use tokio::time::timeout;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast, oneshot, watch};
+use tokio::task::{AbortHandle, JoinHandle, JoinSet};
+use tokio::time::{sleep_until, timeout};
 
 use super::address;
 use super::protocol::{REQUEST_BYTES, Reply, Request};
+use crate::listening::descriptors;
+use crate::listening::newcomers::Newcomers;
 use crate::output::Output;
 use crate::output::console::Shown;
 use crate::output::status::JobStatus;
 use crate::process::signals;
 
-/// Connections at a time. Whoever comes after them waits in the socket's queue.
-const CONNECTIONS: usize = 32;
+/// Connections at a time that have asked for nothing yet, if the process may have descriptors enough; when more come, they push
+/// out each other.
+const NEWCOMERS: usize = 64;
+/// For how long a newcomer is safe from those who come after it: a line is said at once.
+const GRACE: Duration = Duration::from_millis(50);
+/// Clients at a time that stay, likewise: they follow the job, or wait for its end.
+const FOLLOWERS: usize = 32;
 /// How long a client may take for its request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a client may leave a line unread; a stopped follower that comes back later finds the connection closed.
@@ -82,31 +89,46 @@ impl Drop for ControlSocket {
 
 /// Until the end is near, and then until followers have read the last lines.
 async fn serve(listener: UnixListener, source: Source, mut end: oneshot::Receiver<()>) {
-    let free = Arc::new(Semaphore::new(CONNECTIONS));
-    let mut connections = JoinSet::new();
+    let affordable = descriptors::share(8).max(1);
+    let places = Arc::new(Semaphore::new(FOLLOWERS.min(affordable)));
+    let mut newcomers: Newcomers<Option<i32>, AbortHandle> = Newcomers::new(NEWCOMERS.min(affordable), GRACE);
+    let (mut asking, mut answering) = (JoinSet::new(), JoinSet::new());
+    let mut paused_until = None;
     loop {
+        let not_before = newcomers.room_at().max(paused_until);
         let accept = async {
-            let permit = free.clone().acquire_owned().await.expect("the semaphore is never closed");
-            (listener.accept().await, permit)
+            if let Some(instant) = not_before {
+                sleep_until(instant.into()).await;
+            }
+            listener.accept().await
         };
         tokio::select! {
-            (accepted, permit) = accept => match accepted {
+            accepted = accept => match accepted {
                 Ok((stream, _)) => {
-                    let source = source.clone();
-                    connections.spawn(async move {
-                        // A client that goes away is no business of the job.
-                        let _ = answer(stream, source).await;
-                        drop(permit);
-                    });
+                    // Those of one process push out each other, and nobody else.
+                    let process = stream.peer_cred().ok().and_then(|peer| peer.pid());
+                    let goes = newcomers.enter(process, asking.spawn(ask(stream)), Instant::now());
+                    goes.iter().for_each(AbortHandle::abort);
                 }
-                Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
+                Err(_) => {
+                    newcomers.drop_one().iter().for_each(AbortHandle::abort);
+                    paused_until = Some(Instant::now() + ACCEPT_PAUSE);
+                }
             },
-            Some(_) = connections.join_next() => {}
+            Some(asked) = asking.join_next() => {
+                newcomers.retain(AbortHandle::is_finished);
+                // A client that goes away, or had to, is no business of the job.
+                if let Ok(Ok(Some((client, request)))) = asked {
+                    let place = places.clone().try_acquire_owned().ok();
+                    answering.spawn(answer(client, request, source.clone(), place));
+                }
+            }
+            Some(_) = answering.join_next() => {}
             _ = &mut end => break,
         }
     }
-    drop(listener);
-    while connections.join_next().await.is_some() {}
+    drop((listener, asking));
+    while answering.join_next().await.is_some() {}
 }
 
 /// CTL-1.
@@ -114,22 +136,46 @@ fn may_ask(peer_uid: u32, own_uid: u32) -> bool {
     peer_uid == own_uid || peer_uid == 0
 }
 
-async fn answer(stream: UnixStream, source: Source) -> io::Result<()> {
+/// What the client wants, if it may ask. What is no request is refused here.
+async fn ask(stream: UnixStream) -> io::Result<Option<(Client, Request)>> {
     if !may_ask(stream.peer_cred()?.uid(), geteuid().as_raw()) {
-        return Ok(());
+        return Ok(None);
     }
     let mut client = Client { stream: BufReader::new(stream) };
     match client.request().await? {
-        Some(Request::Status) => client.write(Reply::Status(source.now())).await,
-        Some(Request::Stop) => {
+        Some(request) => Ok(Some((client, request))),
+        None => {
+            client.write(Reply::Refused("expected one line: status, stop or attach".into())).await?;
+            Ok(None)
+        }
+    }
+}
+
+/// `place`: a place for one that stays, if there is one.
+async fn answer(
+    mut client: Client,
+    request: Request,
+    source: Source,
+    place: Option<OwnedSemaphorePermit>,
+) -> io::Result<()> {
+    match (request, place) {
+        (Request::Status, _) => client.write(Reply::Status(source.now())).await,
+        (Request::Stop, place) => {
             client.write(Reply::Stopping).await?;
             signals::stop_this_process()?;
-            // On its own: the end of the job does not wait for those who wait for it.
-            tokio::spawn(client.wait_for_the_end());
+            // On its own: the end of the job does not wait for those who wait for it. Who finds no place hears only that.
+            if let Some(place) = place {
+                tokio::spawn(async move {
+                    let _ = client.wait_for_the_end().await;
+                    drop(place);
+                });
+            }
             Ok(())
         }
-        Some(Request::Attach) => client.follow(source).await,
-        None => client.write(Reply::Refused("expected one line: status, stop or attach".into())).await,
+        (Request::Attach, Some(_place)) => client.follow(source).await,
+        (Request::Attach, None) => {
+            client.write(Reply::Refused("as many as may follow this job do already".into())).await
+        }
     }
 }
 

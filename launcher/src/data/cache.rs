@@ -6,13 +6,24 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use proto::config::AutoOr;
-use proto::dataset::{DatasetSummary, FORMAT_VERSION, read_summary};
+use proto::dataset::{self, DatasetError, DatasetSummary, FORMAT_VERSION};
 
 use super::DataJob;
 use super::sources::Source;
 
 /// Raised whenever the same sources would give other rows: a change of packing, splitting or masking.
 const PREPARATION_VERSION: u32 = 1;
+
+/// What a look into the cache finds.
+#[derive(Debug)]
+pub enum Lookup {
+    /// A file, every bit of which is what was written.
+    Whole(DatasetSummary),
+    /// No file, or one in the format of another dslaunch.
+    Nothing,
+    /// A file that cannot be used.
+    Damaged(DatasetError),
+}
 
 /// The prepared file of one job, there or not.
 #[derive(Debug)]
@@ -37,9 +48,14 @@ impl CacheEntry {
         self.folder.join(&self.name)
     }
 
-    /// What the file holds, if it is there and sound. A damaged one is as good as none.
-    pub fn lookup(&self) -> Option<DatasetSummary> {
-        read_summary(&self.path()).ok().filter(|summary| summary.rows > 0)
+    /// Reads all of the file, if it is there, in at most `threads` threads.
+    pub fn lookup(&self, threads: usize) -> Lookup {
+        match dataset::verify(&self.path(), threads) {
+            Ok(summary) => Lookup::Whole(summary),
+            Err(DatasetError::Version { .. }) => Lookup::Nothing,
+            Err(DatasetError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => Lookup::Nothing,
+            Err(error) => Lookup::Damaged(error),
+        }
     }
 
     /// Removes the other prepared files of this split, and what a killed launcher left half-written.

@@ -8,6 +8,8 @@ use std::path::PathBuf;
 use proto::config::DataFormat;
 use proto::dataset::DatasetError;
 
+use crate::error::LaunchError;
+
 /// Problems that are kept word by word; the rest is counted.
 pub const SHOWN: usize = 20;
 
@@ -36,6 +38,12 @@ pub enum DataError {
     /// The prepared file cannot be written.
     #[error(transparent)]
     Write(#[from] DatasetError),
+}
+
+impl From<DataError> for LaunchError {
+    fn from(error: DataError) -> Self {
+        Self::refused(error, 2)
+    }
 }
 
 /// The problems found, in the order of files and lines; never empty inside a [`DataError`].

@@ -26,11 +26,11 @@ pub struct Chunk {
     /// Whether the file begins with it.
     pub first: bool,
     bytes: Vec<u8>,
-    lines: Vec<Line>,
+    lines: Vec<LineBounds>,
 }
 
 #[derive(Debug)]
-struct Line {
+struct LineBounds {
     number: u64,
     start: usize,
     end: usize,
@@ -138,7 +138,7 @@ impl OpenFile {
     }
 
     /// Reads lines until `bytes` is full or the file ends; `lines` gets those that are not blank.
-    fn fill(&mut self, bytes: &mut Vec<u8>, lines: &mut Vec<Line>) -> Result<(), Rule> {
+    fn fill(&mut self, bytes: &mut Vec<u8>, lines: &mut Vec<LineBounds>) -> Result<(), Rule> {
         while bytes.len() < CHUNK_BYTES {
             let start = bytes.len();
             let len = self.read_line(bytes).map_err(unreadable)?;
@@ -158,7 +158,7 @@ impl OpenFile {
             let start = end - text.len();
             let text = text.trim_ascii_end();
             if !text.trim_ascii_start().is_empty() {
-                lines.push(Line { number: self.line, start, end: start + text.len() });
+                lines.push(LineBounds { number: self.line, start, end: start + text.len() });
             }
         }
         Ok(())

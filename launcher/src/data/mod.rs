@@ -5,7 +5,7 @@
 //! between, lines are checked and become samples (`format`, `object`, `tokenize`), and samples share rows (`pack`).
 //! `build` is the pipeline; its result is kept under a name that says what it was made from (`cache`).
 //!
-//! This module does not know shuffling, batches or ranks, and never links libtorch.
+//! It refuses to know shuffling, batches and ranks, and never links libtorch.
 
 mod build;
 mod cache;
@@ -24,8 +24,9 @@ mod tokenize;
 use std::path::PathBuf;
 
 use proto::config::{AutoOr, DataFormat};
-use proto::dataset::DatasetSummary;
+use proto::dataset::{DatasetError, DatasetSummary};
 
+use cache::Lookup;
 pub use error::{DataError, Problem, Problems, Rule};
 
 /// What to prepare, and for which model.
@@ -73,16 +74,27 @@ impl Split {
 }
 
 /// Data that is ready for the ranks.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug)]
 pub struct Prepared {
     /// The file that ranks map.
     pub path: PathBuf,
     /// What it holds.
     pub summary: DatasetSummary,
-    /// Whether it was there already.
-    pub reused: bool,
+    /// Where it comes from.
+    pub origin: Origin,
     /// Which share of `rows * seq_len` is tokens: the closer to 1, the less padding.
     pub fill: f64,
+}
+
+/// Where prepared data comes from.
+#[derive(Debug)]
+pub enum Origin {
+    /// It was there, and every bit of it is what was written.
+    Kept,
+    /// It was made.
+    Made,
+    /// It was made because what was there cannot be used.
+    MadeInsteadOf(DatasetError),
 }
 
 /// Prepares the data of `job`, or finds it prepared. Blocks for as long as that takes.
@@ -92,14 +104,16 @@ pub fn prepare(job: &DataJob) -> Result<Prepared, DataError> {
     let in_folder = |source| DataError::Folder { folder: job.cache_dir.clone(), source };
     let entry = cache::CacheEntry::new(job, &sources).map_err(in_folder)?;
     let path = entry.path();
-    let (summary, reused) = match entry.lookup() {
-        Some(summary) => (summary, true),
-        None => {
-            let summary = build::build(job, &sources, &path)?;
-            entry.remove_others().map_err(in_folder)?;
-            (summary, false)
-        }
+    let make = || -> Result<DatasetSummary, DataError> {
+        let summary = build::build(job, &sources, &path)?;
+        entry.remove_others().map_err(in_folder)?;
+        Ok(summary)
+    };
+    let (summary, origin) = match entry.lookup(job.threads) {
+        Lookup::Whole(summary) => (summary, Origin::Kept),
+        Lookup::Nothing => (make()?, Origin::Made),
+        Lookup::Damaged(error) => (make()?, Origin::MadeInsteadOf(error)),
     };
     let fill = summary.tokens as f64 / (summary.rows as f64 * job.seq_len as f64);
-    Ok(Prepared { path, summary, reused, fill })
+    Ok(Prepared { path, summary, origin, fill })
 }

@@ -251,7 +251,7 @@ fn packed_rows_hold_every_sample_once_whatever_the_number_of_threads() {
     for threads in [1, 3] {
         setup.job.threads = threads;
         let prepared = prepare(&setup.job).unwrap();
-        assert!(!prepared.reused && prepared.fill > 0.95, "{}", prepared.fill);
+        assert!(matches!(prepared.origin, Origin::Made) && prepared.fill > 0.95, "{prepared:?}");
         results.push(fs::read(&prepared.path).unwrap());
         fs::remove_file(&prepared.path).unwrap();
     }
@@ -277,9 +277,10 @@ fn prepared_data_is_reused_until_something_it_was_made_from_changes() {
     let mut setup = Setup::new(&[r#"{"text": "hello"}"#]);
     let first = prepare(&setup.job).unwrap();
     let again = prepare(&setup.job).unwrap();
-    assert_eq!(again, Prepared { reused: true, ..first.clone() });
+    assert!(matches!(again.origin, Origin::Kept));
+    assert_eq!((again.path, again.summary, again.fill), (first.path, first.summary, first.fill));
     setup.job.threads = 1;
-    assert!(prepare(&setup.job).unwrap().reused);
+    assert!(matches!(prepare(&setup.job).unwrap().origin, Origin::Kept));
 
     let changes: [fn(&mut Setup); 7] = [
         |setup| setup.job.seq_len = 9,
@@ -292,22 +293,39 @@ fn prepared_data_is_reused_until_something_it_was_made_from_changes() {
     ];
     for (i, change) in changes.iter().enumerate() {
         change(&mut setup);
-        assert!(!prepare(&setup.job).unwrap().reused, "change {i}");
+        assert!(matches!(prepare(&setup.job).unwrap().origin, Origin::Made), "change {i}");
         assert_eq!(setup.cached().len(), 1, "the file from before change {i} is gone");
-        assert!(prepare(&setup.job).unwrap().reused);
+        assert!(matches!(prepare(&setup.job).unwrap().origin, Origin::Kept));
     }
 }
 
 #[test]
-fn a_damaged_prepared_file_is_built_again() {
+fn a_damaged_prepared_file_is_named_and_built_again() {
     let setup = Setup::new(&[r#"{"input_ids": [1, 2]}"#]);
     let first = prepare(&setup.job).unwrap();
     let bytes = fs::read(&first.path).unwrap();
-    for damaged in [&bytes[..bytes.len() - 1], &bytes[1..], &[]] {
+    let mut flipped = bytes.clone();
+    flipped[17] ^= 1;
+    for damaged in [&bytes[..bytes.len() - 1], &bytes[1..], &[], &flipped] {
         fs::write(&first.path, damaged).unwrap();
-        assert_eq!(prepare(&setup.job).unwrap(), first);
+        let again = prepare(&setup.job).unwrap();
+        let Origin::MadeInsteadOf(error) = again.origin else { panic!("{again:?}") };
+        assert!(error.to_string().starts_with(first.path.to_str().unwrap()), "{error}");
+        assert_eq!((again.path, again.summary), (first.path.clone(), first.summary.clone()));
         assert_eq!(fs::read(&first.path).unwrap(), bytes);
     }
+}
+
+#[test]
+fn a_prepared_file_of_another_version_is_built_again() {
+    let setup = Setup::new(&[r#"{"input_ids": [1, 2]}"#]);
+    let first = prepare(&setup.job).unwrap();
+    let bytes = fs::read(&first.path).unwrap();
+    let mut older = bytes.clone();
+    older[8] = 1;
+    fs::write(&first.path, older).unwrap();
+    assert!(matches!(prepare(&setup.job).unwrap().origin, Origin::Made));
+    assert_eq!(fs::read(&first.path).unwrap(), bytes);
 }
 
 #[test]

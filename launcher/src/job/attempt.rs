@@ -1,44 +1,43 @@
-//! One attempt: all ranks, from their start until none is left.
+//! One attempt at training: what this kind of ranks adds to an [`Attempt`].
 //!
-//! The edge of [`supervise`](crate::supervise): it turns exits, calls, signals and timers into events, and actions into
-//! signals and rows. Everything an attempt has is its own (token, shared memory, service, channel), so nothing of an
-//! earlier attempt reaches a later one.
+//! Ranks register, report and show their progress on a page; they are looked at ten times a second, so that one that hangs
+//! is found. Everything an attempt has is its own (shared memory, service, channel), so nothing of an earlier attempt
+//! reaches a later one.
 
 use std::fs;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::signal::Signal;
-use proto::env::{Beginning, ServiceEnv, WorkerEnv};
+use proto::env::{Beginning, Meeting, ServiceEnv, WorkerEnv};
 use proto::plan::Plan;
 use proto::progress::Line;
 use proto::run_dir::RunDir;
-use tokio::sync::mpsc;
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Interval, MissedTickBehavior};
 
+use crate::attempt::{Attempt, AttemptKind, Exited, Ranks, Reach, Terms};
 use crate::error::LaunchError;
-use crate::job::resume::StartingPoint;
 use crate::output::Output;
 use crate::output::events::Moment;
 use crate::output::report;
-use crate::process::cgroup::AttemptGroup;
 use crate::process::signals::{Interrupt, Signals};
-use crate::process::spawn::{Process, Sink, Spawner, Spec};
+use crate::process::spawn::{Sink, Spec};
 use crate::process::timer::Timer;
+use crate::ranks::notice::Notice;
 use crate::ranks::progress_page::{self, ProgressPage};
 use crate::ranks::rendezvous::Rendezvous;
-use crate::ranks::service::{Notice, Server};
+use crate::ranks::service::Server;
 use crate::ranks::snapshots::SnapshotMemory;
-use crate::ranks::token::Token;
+use crate::run_dir::starting_point::StartingPoint;
 use crate::supervise::hang::{Course, HangLimits, HangWatch, LOOK_INTERVAL, ProcessState};
 use crate::supervise::out_of_memory;
 use crate::supervise::straggler::StragglerWatch;
-use crate::supervise::{Action, Event, OnInterrupt, Outcome, Supervisor};
+use crate::supervise::{Event, OnInterrupt, Outcome};
 
-/// How long ranks may take at most from their start until all have registered: mostly the loading of libtorch, which a cold
+/// Ranks may take this long from their start until all have registered: mostly for the loading of libtorch, which a cold
 /// network file system can draw out. A rank that dies is noticed at once; this is for one that hangs. Where ranks wait for
 /// each other more briefly, they do here too.
 const RENDEZVOUS_TIMEOUT: Duration = Duration::from_secs(300);
@@ -47,12 +46,12 @@ const RENDEZVOUS_TIMEOUT: Duration = Duration::from_secs(300);
 const TO_THE_LAUNCHER: [Signal; 5] =
     [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGUSR2];
 
-/// What does not change from attempt to attempt.
+/// The part of a job that does not change from attempt to attempt.
 #[derive(Debug)]
-pub struct Job {
+pub struct TrainingJob {
     /// The resolved plan, also on disk.
     pub plan: Plan,
-    /// Where everything of the run lies.
+    /// The run directory.
     pub run_dir: RunDir,
     /// The worker binary.
     pub worker: PathBuf,
@@ -60,79 +59,64 @@ pub struct Job {
     pub run_id: String,
     /// Restart budget, for ranks to know.
     pub max_restarts: u32,
-    /// How long a rank may stand still; `None`: for ever.
+    /// The time that a rank may stand still; `None`: for ever.
     pub hang_limits: Option<HangLimits>,
-    /// Where ranks keep their newest steps, if they do.
+    /// The memory for the newest steps of ranks, if they keep them.
     pub snapshots: Option<SnapshotMemory>,
 }
 
-/// What is known of an attempt that is over.
+/// The launcher's own ends, for training.
+pub type Edge<'a> = crate::attempt::Edge<'a, &'a mut Output>;
+
+/// The knowledge of an attempt that is over.
 #[derive(Debug)]
-pub struct Ended {
-    /// How it ended.
+pub struct AttemptEnd {
+    /// Its end.
     pub outcome: Outcome,
     /// The step after which all ranks have made a checkpoint and ended, because the machine is wanted back.
     pub preempted_after: Option<u64>,
-    /// What each rank did last.
+    /// Each rank's last line on the progress page.
     pub lines: Vec<Line>,
     /// Processes that the kernel has killed meanwhile for lack of memory, on the whole machine.
     pub kernel_kills: u64,
 }
 
 /// Runs attempt `number` until no rank is left.
-pub async fn run(job: &Job, number: u32, from: &StartingPoint, edge: &mut Edge<'_>) -> Result<Ended, LaunchError> {
-    let world_size = job.plan.mesh.world_size();
+pub async fn run(
+    job: &TrainingJob,
+    number: u32,
+    from: &StartingPoint,
+    edge: &mut Edge<'_>,
+) -> Result<AttemptEnd, LaunchError> {
+    let num_ranks = job.plan.mesh.world_size();
     let kernel_kills = out_of_memory::kernel_kills();
-    let (sender, notices) = mpsc::unbounded_channel();
-    let token = Token::random().map_err(LaunchError::io("draw a random token"))?;
-    let page = ProgressPage::create(world_size).map_err(LaunchError::io("create the ranks' progress page"))?;
+    let mut attempt = Attempt::new(Terms { number, num_ranks, on_interrupt: OnInterrupt::Kill, reach: Reach::Process });
+    let page = ProgressPage::create(num_ranks).map_err(LaunchError::io("create the ranks' progress page"))?;
     let (progress, progress_fd) = page;
-    let inherited = Inherited::new(job, &token, progress_fd)?;
     let rendezvous_timeout = RENDEZVOUS_TIMEOUT.min(Duration::from_secs(job.plan.comm_timeout_seconds));
-    let rendezvous = Rendezvous::new(number, world_size, rendezvous_timeout, Instant::now());
-    let server = Server::start(rendezvous, token, sender.clone()).await;
-    let server = server.map_err(LaunchError::io("listen on the loopback address"))?;
+    let rendezvous = Rendezvous::new(number, num_ranks, rendezvous_timeout, Instant::now());
+    let served = Server::start(rendezvous, attempt.notices());
+    let (server, control) = served.map_err(LaunchError::io("make the ranks' way to the launcher"))?;
+    let inherited = Inherited::new(job, control, progress_fd)?;
     let logs = job.run_dir.attempt_logs(number);
     fs::create_dir_all(&logs).map_err(LaunchError::io(format!("create {}", logs.display())))?;
 
-    let group = AttemptGroup::create(number);
-    let mut attempt = Attempt {
-        server,
-        notices,
-        processes: vec![],
-        supervisor: Supervisor::new(world_size, OnInterrupt::Kill),
-        lines: progress.lines(),
-        progress,
-        hangs: job.hang_limits.map(|limits| HangWatch::new(course(&job.plan, from), limits)),
-        rendezvous_timeout,
-        stragglers: StragglerWatch::new(job.plan.mesh),
-        preempted_after: None,
-    };
-    let beginning = from.for_ranks();
-    for rank in 0..world_size {
-        let env = attempt.worker_env(job, (number, rank), &inherited, beginning.clone());
-        let spec = Spec { cgroup: group.procs(), ..spec(&job.worker, &env, &logs, inherited.fds()) };
-        let exits = sender.clone();
-        let on_exit = move |exit| drop(exits.send(Notice::Supervise(Event::RankExited { rank, exit })));
-        match edge.spawner.spawn(spec, on_exit) {
-            Ok(process) => attempt.processes.push(process),
-            Err(error) => {
-                attempt.abandon().await;
-                return Err(error.into());
-            }
-        }
-    }
-    let pids: Vec<u32> = attempt.processes.iter().map(Process::pid).collect();
-    edge.output.event(Moment::Spawned { pids: &pids });
+    let workers = Workers { job, number, inherited, rendezvous_timeout, logs, beginning: from.for_ranks() };
+    attempt.start(edge.spawner, (0..num_ranks).map(|rank| workers.spec(rank))).await?;
+    edge.output.event(Moment::Spawned { pids: &attempt.ranks().pids() });
     // The ranks have their own copies now: with the last rank, the memory is gone.
-    drop(inherited);
-    let outcome = attempt.supervise(&job.plan, edge).await;
-    // In whatever session: the next attempt needs the devices.
-    let left = group.clear().await.warnings();
-    left.iter().for_each(|warning| edge.output.console().warn(&format!("warning: {warning}")));
+    drop(workers);
+    let hangs = job.hang_limits.map(|limits| HangWatch::new(course(&job.plan, from), limits));
+    let mut training = Training::begin(&job.plan, edge.output, progress, server, hangs);
+    training.rendezvous = Timer::after(rendezvous_timeout);
+    training.preempt(edge.signals);
+    let outcome = attempt.supervise(&mut training, edge.signals).await;
+    let (preempted_after, lines) = (training.preempted_after, training.progress.lines());
+    for warning in attempt.clear().await.warnings() {
+        edge.output.console().warn(&format!("warning: {warning}"));
+    }
     let kernel_kills = out_of_memory::kernel_kills().saturating_sub(kernel_kills);
-    let (preempted_after, lines) = (attempt.preempted_after, attempt.progress.lines());
-    Ok(Ended { outcome, preempted_after, lines, kernel_kills })
+    Ok(AttemptEnd { outcome, preempted_after, lines, kernel_kills })
 }
 
 /// What an attempt that begins `from` there is about to do.
@@ -145,168 +129,170 @@ fn course(plan: &Plan, from: &StartingPoint) -> Course {
 struct Inherited {
     /// The arena's memory: size 0, for the ranks to size it.
     shm: Arc<OwnedFd>,
-    token: Arc<OwnedFd>,
+    /// Through which the control service is dialled.
+    control: Arc<OwnedFd>,
     progress: Arc<OwnedFd>,
     snapshots: Option<Arc<OwnedFd>>,
 }
 
 impl Inherited {
     /// Close-on-exec here, inherited by ranks only.
-    fn new(job: &Job, token: &Token, progress: Arc<OwnedFd>) -> Result<Self, LaunchError> {
-        let token = token.to_memfd().map_err(LaunchError::io("keep the token in memory"))?;
+    fn new(job: &TrainingJob, control: OwnedFd, progress: Arc<OwnedFd>) -> Result<Self, LaunchError> {
         let shm = memfd_create("dslaunch-arena", MFdFlags::MFD_CLOEXEC);
         let shm = shm.map_err(|errno| LaunchError::io("create the ranks' shared memory")(errno.into()))?;
         let snapshots = job.snapshots.as_ref().map(SnapshotMemory::fd).transpose();
         let snapshots = snapshots.map_err(LaunchError::io("share the memory for snapshots"))?;
-        Ok(Self { shm: Arc::new(shm), token: Arc::new(token), progress, snapshots })
+        Ok(Self { shm: Arc::new(shm), control: Arc::new(control), progress, snapshots })
     }
 
     fn fds(&self) -> Vec<Arc<OwnedFd>> {
-        [&self.shm, &self.token, &self.progress].into_iter().chain(&self.snapshots).cloned().collect()
+        [&self.shm, &self.control, &self.progress].into_iter().chain(&self.snapshots).cloned().collect()
     }
 }
 
-/// The launcher's own ends: where signals come from, processes are started and rows are written.
-#[derive(Debug)]
-pub struct Edge<'a> {
-    /// Starts processes.
-    pub spawner: &'a Spawner,
-    /// The user's wish to stop.
-    pub signals: &'a mut Signals,
-    /// What the user sees.
-    pub output: &'a mut Output,
-}
-
-struct Attempt {
-    server: Server,
-    notices: mpsc::UnboundedReceiver<Notice>,
-    /// By rank.
-    processes: Vec<Process>,
-    supervisor: Supervisor,
-    progress: ProgressPage,
-    /// What ranks did at the last look.
-    lines: Vec<Line>,
+/// The worker processes of one attempt, before they are started.
+struct Workers<'a> {
+    job: &'a TrainingJob,
+    /// The attempt's.
+    number: u32,
+    inherited: Inherited,
     rendezvous_timeout: Duration,
-    hangs: Option<HangWatch>,
-    stragglers: StragglerWatch,
-    /// See [`Ended::preempted_after`].
-    preempted_after: Option<u64>,
+    /// The folder for their standard output and standard error.
+    logs: PathBuf,
+    beginning: Beginning,
 }
 
-impl Attempt {
-    fn worker_env(
-        &self,
-        job: &Job,
-        (attempt, rank): (u32, usize),
-        inherited: &Inherited,
-        beginning: Beginning,
-    ) -> WorkerEnv {
+impl Workers<'_> {
+    fn spec(&self, rank: usize) -> Spec {
+        let worker_env = self.env(rank);
+        // Variables of a job that this launcher itself may run in.
+        let mut env: Vec<_> = Beginning::VARIABLES.map(|name| (name, None)).into();
+        env.extend(ServiceEnv::VARIABLES.map(|name| (name, None)));
+        env.extend(worker_env.to_vars().into_iter().map(|(name, value)| (name, Some(value))));
+        env.push(("MKL_NUM_THREADS", Some(worker_env.threads.to_string().into())));
+        Spec {
+            program: self.job.worker.clone(),
+            args: vec![],
+            env,
+            stdout: Sink::File(self.logs.join(format!("rank-{rank}.out"))),
+            stderr: Sink::File(self.logs.join(format!("rank-{rank}.err"))),
+            ignore: TO_THE_LAUNCHER.to_vec(),
+            cgroup: None,
+            inherit: self.inherited.fds(),
+        }
+    }
+
+    fn env(&self, rank: usize) -> WorkerEnv {
+        let Self { job, inherited, .. } = self;
         let world_size = job.plan.mesh.world_size();
         WorkerEnv {
             rank,
             local_rank: rank,
             world_size,
             local_world_size: world_size,
-            attempt,
+            attempt: self.number,
             max_restarts: job.max_restarts,
             run_id: job.run_id.clone(),
             threads: job.plan.threads_per_rank,
-            coordinator: self.server.address(),
-            token_file: format!("/proc/self/fd/{}", inherited.token.as_raw_fd()).into(),
+            control_fd: inherited.control.as_raw_fd(),
             rendezvous_timeout: self.rendezvous_timeout,
             plan: job.run_dir.plan(),
-            shm_fd: inherited.shm.as_raw_fd(),
+            meeting: Meeting::Shm { fd: inherited.shm.as_raw_fd() },
             progress_fd: inherited.progress.as_raw_fd(),
             snapshot_fd: inherited.snapshots.as_ref().map(AsRawFd::as_raw_fd),
-            beginning,
+            beginning: self.beginning.clone(),
             // Ranks inherit these with the rest of our environment.
             shake: None,
             fault: None,
         }
     }
+}
 
-    /// The event loop.
-    async fn supervise(&mut self, plan: &Plan, edge: &mut Edge<'_>) -> Outcome {
-        let mut grace = Timer::off();
-        let mut rendezvous = Timer::after(self.rendezvous_timeout);
+impl From<Exited> for Notice {
+    fn from(Exited { rank, exit }: Exited) -> Self {
+        Notice::Supervise(Event::RankExited { rank, exit })
+    }
+}
+
+/// Training under way.
+struct Training<'a> {
+    plan: &'a Plan,
+    output: &'a mut Output,
+    server: Server,
+    progress: ProgressPage,
+    /// The ranks' lines at the last look.
+    lines: Vec<Line>,
+    hangs: Option<HangWatch>,
+    stragglers: StragglerWatch,
+    /// Goes off when ranks are to be looked at.
+    looks: Interval,
+    last_look: Instant,
+    /// Goes off when all ranks should have registered.
+    rendezvous: Timer,
+    /// Goes off when the machine is wanted back.
+    preemption: Timer,
+    /// See [`AttemptEnd::preempted_after`].
+    preempted_after: Option<u64>,
+}
+
+impl<'a> Training<'a> {
+    fn begin(
+        plan: &'a Plan,
+        output: &'a mut Output,
+        progress: ProgressPage,
+        server: Server,
+        hangs: Option<HangWatch>,
+    ) -> Self {
         let mut looks = tokio::time::interval(LOOK_INTERVAL);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut last_look = Instant::now();
-        // An earlier attempt may have failed on its way to the checkpoint.
-        let mut preemption = self.preempt(edge.signals);
-        loop {
-            let event = tokio::select! {
-                notice = self.notices.recv() => {
-                    self.noticed(notice.expect("the server holds a sender"), edge.output)
-                }
-                interrupt = edge.signals.next() => {
-                    edge.output.stopping();
-                    match interrupt {
-                        Interrupt::Preempt => {
-                            preemption = self.preempt(edge.signals);
-                            None
-                        }
-                        Interrupt::Interrupt | Interrupt::Terminate => Some(Event::Interrupted(interrupt)),
-                    }
-                }
-                () = preemption.over() => {
-                    edge.output.console().warn("the machine is wanted back now, and the checkpoint is not complete");
-                    Some(Event::Interrupted(Interrupt::Terminate))
-                }
-                () = grace.over() => Some(Event::GraceOver),
-                () = rendezvous.over() => self.server.overdue(),
-                _ = looks.tick() => {
-                    let passed = last_look.elapsed();
-                    last_look = Instant::now();
-                    self.look(plan, passed, edge.output)
-                }
-            };
-            for action in event.map_or(vec![], |event| self.supervisor.handle(event)) {
-                match action {
-                    Action::FailureDetected { rank, cause } => {
-                        let silent_ms = self.progress.silent(rank).as_secs_f64() * 1e3;
-                        edge.output.event(Moment::FailureDetected { rank, cause: &cause, silent_ms });
-                    }
-                    Action::Signal { ranks, signal } => ranks.into_iter().for_each(|rank| self.signal(rank, signal)),
-                    Action::StartGrace(duration) => grace = Timer::after(duration),
-                    Action::Ended(outcome) => {
-                        self.note_the_rest(edge.output);
-                        return outcome;
-                    }
-                }
-            }
+        Self {
+            plan,
+            output,
+            server,
+            lines: progress.lines(),
+            progress,
+            hangs,
+            stragglers: StragglerWatch::new(plan.mesh),
+            looks,
+            last_look: Instant::now(),
+            rendezvous: Timer::off(),
+            preemption: Timer::off(),
+            preempted_after: None,
         }
     }
 
-    /// Asks ranks for a checkpoint if the machine is wanted back. The timer goes off when that is.
-    fn preempt(&self, signals: &Signals) -> Timer {
-        signals.deadline().map_or(Timer::off(), |deadline| {
+    /// Asks ranks for a checkpoint if the machine is wanted back: `signals` may have said so before this attempt, which may
+    /// be a second one on the way to the checkpoint.
+    fn preempt(&mut self, signals: &Signals) {
+        self.preemption = signals.deadline().map_or(Timer::off(), |deadline| {
             self.progress.ask_to_stop();
             Timer::after(deadline.saturating_duration_since(Instant::now()))
-        })
+        });
     }
 
-    /// Looks at what ranks do, `passed` after the last look: a rank that hangs, if one does.
-    fn look(&mut self, plan: &Plan, passed: Duration, output: &mut Output) -> Option<Event> {
+    /// Looks at what ranks do. Returns the event of a rank that hangs, if one does.
+    fn look(&mut self, ranks: &Ranks) -> Option<Event> {
+        let passed = self.last_look.elapsed();
+        self.last_look = Instant::now();
         let lines = self.progress.lines();
         if lines != self.lines {
-            output.progress();
+            self.output.progress();
         }
         if let Some(straggler) = self.stragglers.look(&lines, progress_page::now()) {
-            output.straggler(&straggler);
+            self.output.straggler(&straggler);
         }
-        let (supervisor, processes) = (&self.supervisor, &self.processes);
-        let state = |rank: usize| supervisor.is_running(rank).then(|| ProcessState::of(processes[rank].pid()));
+        let state = |rank: usize| ranks.is_running(rank).then(|| ProcessState::of(ranks.pid(rank)));
         let hang = self.hangs.as_mut().and_then(|hangs| hangs.look(&lines, passed, state));
         self.lines = lines;
         let hang = hang?;
-        let place = report::place(plan, hang.rank, hang.line.place);
+        let place = report::place(self.plan, hang.rank, hang.line.place);
         let message = report::hang(&hang, place.as_deref());
         Some(Event::Hung { rank: hang.rank, step: hang.line.place.step, message })
     }
 
     /// Writes what a rank tells down, and returns what of it is the supervisor's business.
-    fn noticed(&mut self, notice: Notice, output: &mut Output) -> Option<Event> {
+    fn write_down(&mut self, notice: Notice) -> Option<Event> {
+        let output = &mut *self.output;
         match notice {
             Notice::Supervise(event) => {
                 if matches!(event, Event::Heartbeat { .. }) {
@@ -328,46 +314,39 @@ impl Attempt {
         }
         None
     }
-
-    /// Reports of ranks that were killed before they got the reply may still be on the way.
-    fn note_the_rest(&mut self, output: &mut Output) {
-        while let Ok(notice) = self.notices.try_recv() {
-            self.noticed(notice, output);
-        }
-    }
-
-    fn signal(&self, rank: usize, signal: Signal) {
-        // A rank that cannot be signalled is found out by the deadline that follows every signal.
-        let _ = self.processes[rank].signal(signal);
-    }
-
-    /// Kills the ranks that were started and waits until they are gone.
-    async fn abandon(mut self) {
-        (0..self.processes.len()).for_each(|rank| self.signal(rank, Signal::SIGKILL));
-        let mut running = self.processes.len();
-        while running > 0 {
-            if let Some(Notice::Supervise(Event::RankExited { .. })) = self.notices.recv().await {
-                running -= 1;
-            }
-        }
-    }
 }
 
-fn spec(worker: &Path, worker_env: &WorkerEnv, logs: &Path, inherit: Vec<Arc<OwnedFd>>) -> Spec {
-    let rank = worker_env.rank;
-    // Variables of a job that this launcher itself may run in.
-    let mut env: Vec<_> = Beginning::VARIABLES.map(|name| (name, None)).into();
-    env.extend(ServiceEnv::VARIABLES.map(|name| (name, None)));
-    env.extend(worker_env.to_vars().into_iter().map(|(name, value)| (name, Some(value))));
-    env.push(("MKL_NUM_THREADS", Some(worker_env.threads.to_string().into())));
-    Spec {
-        program: worker.to_owned(),
-        args: vec![],
-        env,
-        stdout: Sink::File(logs.join(format!("rank-{rank}.out"))),
-        stderr: Sink::File(logs.join(format!("rank-{rank}.err"))),
-        ignore: TO_THE_LAUNCHER.to_vec(),
-        cgroup: None,
-        inherit,
+impl AttemptKind for Training<'_> {
+    type Notice = Notice;
+
+    fn noticed(&mut self, notice: Notice) -> Vec<Event> {
+        self.write_down(notice).into_iter().collect()
+    }
+
+    fn interrupted(&mut self, interrupt: Interrupt, signals: &Signals) -> Option<Event> {
+        self.output.stopping();
+        match interrupt {
+            Interrupt::Preempt => {
+                self.preempt(signals);
+                None
+            }
+            Interrupt::Interrupt | Interrupt::Terminate => Some(Event::Interrupted(interrupt)),
+        }
+    }
+
+    async fn next(&mut self, ranks: &Ranks) -> Option<Event> {
+        tokio::select! {
+            () = self.preemption.over() => {
+                self.output.console().warn("the machine is wanted back now, and the checkpoint is not complete");
+                Some(Event::Interrupted(Interrupt::Terminate))
+            }
+            () = self.rendezvous.over() => self.server.overdue(),
+            _ = self.looks.tick() => self.look(ranks),
+        }
+    }
+
+    fn failing(&mut self, rank: usize, cause: &str) {
+        let silent_ms = self.progress.silent(rank).as_secs_f64() * 1e3;
+        self.output.event(Moment::FailureDetected { rank, cause, silent_ms });
     }
 }

@@ -1,7 +1,15 @@
-//! The story of a job: read, check, find where to begin, prepare, plan, then attempts until it is done or given up.
+//! The story of a training job: read, check, find where to begin, prepare, plan, then attempts until it is done or given up.
+//!
+//! In reading order: [`args`] (which job), [`setup`] (what can be known before any rank exists), [`resume`] (the point where
+//! it begins), this file (attempt after attempt), [`attempt`] (what training adds to one), [`background`] (how it leaves the
+//! terminal). It refuses to know the commands, and that there may be other machines.
 
+pub mod args;
 pub mod attempt;
+pub mod background;
 pub mod host_memory;
+pub mod identify;
+pub mod ownership;
 pub mod resume;
 pub mod setup;
 
@@ -11,67 +19,45 @@ use std::time::{Duration, Instant};
 use proto::config::AutoOr;
 use proto::env::{SchedulerEnv, ServiceEnv};
 use proto::manifest::Progress;
-use proto::memory::{PeakBytes, Room, helpful_keys};
+use proto::memory::{PeakBytes, Side, helpful_keys};
 use proto::plan::Plan;
 use proto::run_dir::RunDir;
+use proto::sealed;
 
-use crate::cli::{JobArgs, PlanArgs};
-use crate::commands::detach::Place;
 use crate::control_socket::server::ControlSocket;
 use crate::error::LaunchError;
-use crate::job::attempt::{Edge, Job};
-use crate::job::resume::{StartingPoint, Wish};
+use crate::job::args::JobArgs;
+use crate::job::attempt::{AttemptEnd, Edge, TrainingJob};
+use crate::job::ownership::Ownership;
+use crate::job::resume::Wish;
 use crate::job::setup::{Setup, worker_binary};
 use crate::output::Output;
 use crate::output::console::Console;
 use crate::output::events::Moment;
 use crate::output::notify::Notifier;
-use crate::output::plan_table::{plan_table, plan_table_without_data};
 use crate::output::report::{self, FailureReport, summary};
 use crate::output::terminal::Terminal;
 use crate::process::guardian;
+use crate::process::job_control::JobControl;
 use crate::process::signals::{Interrupt, Signals};
 use crate::process::spawn::Spawner;
 use crate::process::timer::Timer;
+use crate::random::random_hex;
 use crate::ranks::snapshots::SnapshotMemory;
-use crate::ranks::token::random_hex;
 use crate::run_dir::checkpoints::Checkpoint;
 use crate::run_dir::files::write_atomically;
 use crate::run_dir::leftovers;
 use crate::run_dir::lock::RunLock;
 use crate::run_dir::old_logs;
+use crate::run_dir::starting_point::StartingPoint;
+use crate::runtime::on_runtime;
 use crate::supervise::hang::HangLimits;
 use crate::supervise::out_of_memory::{self, OutOfMemory};
 use crate::supervise::restart::{RestartPolicy, Verdict};
 use crate::supervise::{Failure, Kind, Outcome};
 
-/// `dslaunch plan`: prints the resolved plan. Prepares the data; starts no rank. Returns the exit code.
-pub fn print_plan(args: &PlanArgs, terminal: &Terminal) -> Result<u8, LaunchError> {
-    let setup = Setup::load(&args.job, args.gpu_memory)?;
-    let json = |plan: &Plan| serde_json::to_string_pretty(plan).expect("a plan is plain data");
-    if args.gpu_memory.is_some() {
-        let plan = setup.plan_without_data()?;
-        let mut console = Console::new(terminal.clone(), !args.json);
-        note(&setup.notes, &mut console);
-        console.say(&if args.json { json(&plan) } else { plan_table_without_data(&plan, setup.room()) });
-        return Ok(0);
-    }
-    let wish = Wish::of(&setup)?;
-    on_runtime(async {
-        let mut signals = Signals::listen().map_err(LaunchError::io("listen for signals"))?;
-        let mut console = Console::new(terminal.clone(), !args.json);
-        note(&setup.notes, &mut console);
-        let _lock = RunLock::acquire(setup.run_dir().root())?;
-        let from = wish.checkpoint(&setup, &mut console)?;
-        let plan = setup.plan(start_of(from.as_ref()), &mut signals, &mut console).await?;
-        note(&from.map_or(vec![], |from| resume::notes(&from, &plan)), &mut console);
-        console.say(&if args.json { json(&plan) } else { plan_table(&plan, setup.room()) });
-        Ok(0)
-    })
-}
-
 /// `dslaunch train.toml`: trains. Returns the exit code. `start` is when the launcher started.
-pub fn train(args: &JobArgs, place: Place, terminal: &Terminal, start: Instant) -> Result<u8, LaunchError> {
+pub fn train(args: &JobArgs, job_control: JobControl, terminal: &Terminal, start: Instant) -> Result<u8, LaunchError> {
     let setup = Setup::load(args, None)?;
     let worker = worker_binary()?;
     let wish = Wish::of(&setup)?;
@@ -94,27 +80,8 @@ pub fn train(args: &JobArgs, place: Place, terminal: &Terminal, start: Instant) 
             let what = "dslaunch status, stop and attach will not reach this job";
             output.console().warn(&format!("note: {what}: {}: {error}", run_dir.control_socket().display()));
         }
-        let result = async {
-            leftovers::remove(&run_dir)?;
-            let mut beginning = wish.checkpoint(&setup, output.console())?;
-            let mut job = prepare(&setup, &worker, beginning.as_ref(), &mut signals, &mut output).await?;
-            place.begun(&run_dir)?;
-            wish.leave_others_behind(&run_dir, output.console())?;
-            let spawner = Spawner::start().map_err(LaunchError::io("start the spawning thread"))?;
-            loop {
-                let mut edge = Edge { spawner: &spawner, signals: &mut signals, output: &mut output };
-                match attempts(&job, beginning.as_ref(), &mut edge).await? {
-                    Ended::WithCode(code) => break Ok::<u8, LaunchError>(code),
-                    Ended::BeginningDamaged => {
-                        let damaged = beginning.as_ref().expect("ranks have read it");
-                        beginning = Some(wish.instead_of(damaged, &setup, output.console())?);
-                        // Another beginning is another plan: a run by epochs counts the rows that are left.
-                        job = prepare(&setup, &worker, beginning.as_ref(), &mut signals, &mut output).await?;
-                    }
-                }
-            }
-        };
-        let result = result.await;
+        let launch = Launch { setup: &setup, worker: &worker, wish: &wish, job_control };
+        let result = launch.run(&mut signals, &mut output).await;
         if let Err(error) = &result {
             output.console().clear();
             let reason = error.to_string();
@@ -131,20 +98,70 @@ pub fn train(args: &JobArgs, place: Place, terminal: &Terminal, start: Instant) 
     })
 }
 
-/// From the checked files to a job that ranks can be started for, its plan on disk.
-async fn prepare(
-    setup: &Setup,
-    worker: &Path,
-    beginning: Option<&Checkpoint>,
-    signals: &mut Signals,
-    output: &mut Output,
-) -> Result<Job, LaunchError> {
+/// A launch of a job, checked and alone in its run directory.
+struct Launch<'a> {
+    setup: &'a Setup,
+    worker: &'a Path,
+    wish: &'a Wish,
+    job_control: JobControl,
+}
+
+impl Launch<'_> {
+    /// Trains, to whatever end. Returns the exit code.
+    async fn run(self, signals: &mut Signals, output: &mut Output) -> Result<u8, LaunchError> {
+        let Self { setup, worker, wish, job_control } = self;
+        let run_dir = setup.run_dir();
+        leftovers::remove(&run_dir)?;
+        let owned = Ownership::check(wish, setup, output.console())?;
+        let mut beginning = wish.checkpoint(setup, output.console())?;
+        let mut plan = setup.plan(start_of(beginning.as_ref()), signals, output.console()).await?;
+        if let Some(text) = owned.finished(&plan, beginning.as_ref()) {
+            output.done(plan.steps);
+            output.console().say(&text);
+            return Ok(0);
+        }
+        note(&notes(&owned, beginning.as_ref(), &plan), output.console());
+        let mut job = prepare(plan, setup, worker)?;
+        background::begun(job_control, &run_dir)?;
+        // Whatever happens between these two, nothing of another job is ever taken for this one's.
+        wish.leave_others_behind(&run_dir, output.console())?;
+        owned.take()?;
+        let spawner = Spawner::start().map_err(LaunchError::io("start the spawning thread"))?;
+        loop {
+            let mut edge = Edge { spawner: &spawner, signals, output };
+            match attempts(&job, beginning.as_ref(), &mut edge).await? {
+                JobEnd::WithCode(code) => {
+                    if code == 0
+                        && let Err(error) = owned.finish(job.plan.steps)
+                    {
+                        // The model is there; only that it is need not be known.
+                        output.console().warn(&format!("note: {error}"));
+                    }
+                    return Ok(code);
+                }
+                JobEnd::BeginningDamaged => {
+                    let damaged = beginning.as_ref().expect("ranks have read it");
+                    beginning = Some(wish.instead_of(damaged, setup, output.console())?);
+                    // Another beginning is another plan: a run by epochs counts the rows that are left.
+                    plan = setup.plan(start_of(beginning.as_ref()), signals, output.console()).await?;
+                    note(&notes(&owned, beginning.as_ref(), &plan), output.console());
+                    job = prepare(plan, setup, worker)?;
+                }
+            }
+        }
+    }
+}
+
+/// What the user should know of where the job goes on.
+pub fn notes(owned: &Ownership, from: Option<&Checkpoint>, plan: &Plan) -> Vec<String> {
+    let of_checkpoint = from.map_or(vec![], |from| resume::notes(from, plan));
+    owned.note(from).into_iter().chain(of_checkpoint).collect()
+}
+
+/// From a plan to a job that ranks can be started for, its plan on disk.
+fn prepare(plan: Plan, setup: &Setup, worker: &Path) -> Result<TrainingJob, LaunchError> {
     let run_dir = setup.run_dir();
-    let plan = setup.plan(start_of(beginning), signals, output.console()).await?;
-    note(&beginning.map_or(vec![], |from| resume::notes(from, &plan)), output.console());
-    let json = serde_json::to_vec_pretty(&plan).expect("a plan is plain data");
-    let path = run_dir.plan();
-    write_atomically(&path, &json).map_err(LaunchError::io(format!("write {}", path.display())))?;
+    write_plan(&plan, &run_dir)?;
     let max_restarts = u32::try_from(setup.config.restart.max_restarts).unwrap_or(u32::MAX);
     let suffix = random_hex(4).map_err(LaunchError::io("draw a random run id"))?;
     let run_id = format!("{}-{suffix}", plan.name);
@@ -157,11 +174,18 @@ async fn prepare(
     };
     let snapshots = SnapshotMemory::create(&plan).map_err(LaunchError::io("create the memory for snapshots"))?;
     let worker = worker.to_owned();
-    Ok(Job { plan, run_dir, worker, run_id, max_restarts, hang_limits, snapshots })
+    Ok(TrainingJob { plan, run_dir, worker, run_id, max_restarts, hang_limits, snapshots })
 }
 
-/// How attempt after attempt came to an end.
-enum Ended {
+/// Writes the plan that ranks read. Before each attempt: a damaged one costs no more than that.
+fn write_plan(plan: &Plan, run_dir: &RunDir) -> Result<(), LaunchError> {
+    let path = run_dir.plan();
+    let text = sealed::to_text(plan);
+    write_atomically(&path, text.as_bytes()).map_err(LaunchError::io(format!("write {}", path.display())))
+}
+
+/// The end of attempt after attempt.
+enum JobEnd {
     /// With dslaunch's exit code.
     WithCode(u8),
     /// Ranks have found the checkpoint damaged that the job began from. Nothing was trained.
@@ -169,7 +193,11 @@ enum Ended {
 }
 
 /// Attempt after attempt.
-async fn attempts(job: &Job, beginning: Option<&Checkpoint>, edge: &mut Edge<'_>) -> Result<Ended, LaunchError> {
+async fn attempts(
+    job: &TrainingJob,
+    beginning: Option<&Checkpoint>,
+    edge: &mut Edge<'_>,
+) -> Result<JobEnd, LaunchError> {
     keep_logs_of_earlier_launches(&job.run_dir)?;
     let mut policy = RestartPolicy::new(job.max_restarts);
     let mut from = StartingPoint::from(beginning.cloned());
@@ -178,6 +206,7 @@ async fn attempts(job: &Job, beginning: Option<&Checkpoint>, edge: &mut Edge<'_>
         let resume_step = from.progress().step;
         edge.output.begin_attempt(number, resume_step, job.plan.steps);
         if number > 0 {
+            write_plan(&job.plan, &job.run_dir)?;
             edge.output.event(Moment::Restarted { restarts: number, resumed_step: resume_step });
         }
         edge.output.resumed(&from);
@@ -188,15 +217,15 @@ async fn attempts(job: &Job, beginning: Option<&Checkpoint>, edge: &mut Edge<'_>
         }
         // Also where the time was over before the last rank had gone.
         if let (Outcome::Done | Outcome::Interrupted(_), Some(step)) = (&ended.outcome, ended.preempted_after) {
-            return Ok(Ended::WithCode(preempted(step, edge.output)));
+            return Ok(JobEnd::WithCode(preempted(step, edge.output)));
         }
         let cause = match ended.outcome {
             Outcome::Failed { .. } => explain(job, number, ended, edge.output),
-            outcome => return Ok(Ended::WithCode(end(job, number, outcome, edge.output))),
+            outcome => return Ok(JobEnd::WithCode(end(job, number, outcome, edge.output))),
         };
         if let (Kind::Damaged, StartingPoint::Checkpoint(checkpoint)) = (cause.kind, &from) {
             if beginning == Some(checkpoint.as_ref()) {
-                return Ok(Ended::BeginningDamaged);
+                return Ok(JobEnd::BeginningDamaged);
             }
             resume::set_aside_damaged(&job.run_dir, checkpoint, edge.output.console())?;
         }
@@ -212,7 +241,7 @@ async fn attempts(job: &Job, beginning: Option<&Checkpoint>, edge: &mut Edge<'_>
                 match back_off(after, edge).await {
                     Some(interrupt) => {
                         let code = end(job, number, Outcome::Interrupted(interrupt), edge.output);
-                        return Ok(Ended::WithCode(code));
+                        return Ok(JobEnd::WithCode(code));
                     }
                     None => continue,
                 }
@@ -223,7 +252,7 @@ async fn attempts(job: &Job, beginning: Option<&Checkpoint>, edge: &mut Edge<'_>
         };
         edge.output.event(Moment::Failed { exit_code, reason: &reason });
         edge.output.console().warn(&reason);
-        return Ok(Ended::WithCode(exit_code));
+        return Ok(JobEnd::WithCode(exit_code));
     }
 }
 
@@ -247,7 +276,7 @@ async fn back_off(pause: Duration, edge: &mut Edge<'_>) -> Option<Interrupt> {
 }
 
 /// The end of a job that did not fail. Returns the exit code.
-fn end(job: &Job, restarts: u32, outcome: Outcome, output: &mut Output) -> u8 {
+fn end(job: &TrainingJob, restarts: u32, outcome: Outcome, output: &mut Output) -> u8 {
     output.console().clear();
     match outcome {
         Outcome::Interrupted(interrupt) => {
@@ -281,8 +310,8 @@ fn preempted(step: u64, output: &mut Output) -> u8 {
 }
 
 /// Tells the user what failed, with the evidence that the rank left behind. Returns the cause.
-fn explain(job: &Job, attempt: u32, ended: attempt::Ended, output: &mut Output) -> Failure {
-    let attempt::Ended { outcome: Outcome::Failed { mut cause, follow_ons }, lines, kernel_kills, .. } = ended else {
+fn explain(job: &TrainingJob, attempt: u32, ended: AttemptEnd, output: &mut Output) -> Failure {
+    let AttemptEnd { outcome: Outcome::Failed { mut cause, follow_ons }, lines, kernel_kills, .. } = ended else {
         panic!("an attempt that has not failed needs no explanation");
     };
     let line = lines[cause.rank];
@@ -294,7 +323,7 @@ fn explain(job: &Job, attempt: u32, ended: attempt::Ended, output: &mut Output) 
     report::recognise_loader_failure(&mut cause, &tail);
     if let Some(shortage) = out_of_memory::recognise(&cause, &tail, kernel_kills) {
         let peak = PeakBytes::of(&job.plan, job.plan.mesh.coord(cause.rank));
-        let keys = helpful_keys(&job.plan, Room::Host(0), &peak).join(", ");
+        let keys = helpful_keys(&job.plan, Side::Host, &peak).join(", ");
         cause.message = Some(format!("out of memory: {shortage}\nplanned: {peak}\nwhat would help: {keys}"));
         if matches!(shortage, OutOfMemory::Refused(_)) {
             cause.kind = Kind::Environment;
@@ -308,12 +337,13 @@ fn explain(job: &Job, attempt: u32, ended: attempt::Ended, output: &mut Output) 
     cause
 }
 
-/// Where the job stands at `checkpoint`, or at its very beginning.
-fn start_of(checkpoint: Option<&Checkpoint>) -> Progress {
+/// The progress of a job at `checkpoint`, or at its very beginning.
+pub fn start_of(checkpoint: Option<&Checkpoint>) -> Progress {
     checkpoint.map_or(Progress::default(), |checkpoint| checkpoint.manifest.progress)
 }
 
-fn note(notes: &[String], console: &mut Console) {
+/// Tells the user what is worth knowing before the job starts.
+pub fn note(notes: &[String], console: &mut Console) {
     notes.iter().for_each(|note| console.warn(&format!("note: {note}")));
 }
 
@@ -323,14 +353,4 @@ fn keep_logs_of_earlier_launches(run_dir: &RunDir) -> Result<(), LaunchError> {
     let logs = first.parent().expect("a folder in the run directory");
     old_logs::set_aside(logs)
         .map_err(LaunchError::io(format!("move the logs of earlier launches in {}", logs.display())))
-}
-
-/// Runs the launcher's tasks: two threads are plenty, and a blocking one that is left (data preparation) is not waited
-/// for.
-pub(crate) fn on_runtime(task: impl Future<Output = Result<u8, LaunchError>>) -> Result<u8, LaunchError> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-    let runtime = runtime.map_err(LaunchError::io("start the runtime"))?;
-    let result = runtime.block_on(task);
-    runtime.shutdown_background();
-    result
 }

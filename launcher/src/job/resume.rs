@@ -4,7 +4,6 @@ use std::error::Error;
 use std::path::{Path, PathBuf};
 
 use proto::config::Resume;
-use proto::env::Beginning;
 use proto::manifest::{Manifest, ManifestError, Progress};
 use proto::model_config::ModelConfig;
 use proto::plan::Plan;
@@ -15,6 +14,8 @@ use crate::job::setup::Setup;
 use crate::output::console::Console;
 use crate::ranks::snapshots::SnapshotMemory;
 use crate::run_dir::checkpoints::{self, Checkpoint, Found};
+use crate::run_dir::identity::Difference;
+use crate::run_dir::starting_point::StartingPoint;
 
 /// Where the user wants to begin.
 #[derive(Debug)]
@@ -25,43 +26,6 @@ pub enum Wish {
     Beginning,
     /// Here.
     From(Box<Checkpoint>),
-}
-
-/// Where an attempt begins.
-#[derive(Debug, Clone)]
-pub enum StartingPoint {
-    /// At the first step.
-    Beginning,
-    /// After the step of this checkpoint.
-    Checkpoint(Box<Checkpoint>),
-    /// After this step, whose state is in memory.
-    Snapshot(Progress),
-}
-
-impl StartingPoint {
-    /// Where the job stands there.
-    pub fn progress(&self) -> Progress {
-        match self {
-            Self::Beginning => Progress::default(),
-            Self::Checkpoint(checkpoint) => checkpoint.manifest.progress,
-            Self::Snapshot(progress) => *progress,
-        }
-    }
-
-    /// As ranks are told.
-    pub fn for_ranks(&self) -> Beginning {
-        match self {
-            Self::Beginning => Beginning::Start,
-            Self::Checkpoint(checkpoint) => Beginning::Checkpoint(checkpoint.path.clone()),
-            Self::Snapshot(progress) => Beginning::Snapshot(progress.step),
-        }
-    }
-}
-
-impl From<Option<Checkpoint>> for StartingPoint {
-    fn from(checkpoint: Option<Checkpoint>) -> Self {
-        checkpoint.map_or(Self::Beginning, |checkpoint| Self::Checkpoint(Box::new(checkpoint)))
-    }
 }
 
 /// There is no checkpoint that the job could go on from as the user wants it.
@@ -95,6 +59,21 @@ pub enum ResumeError {
         /// Its folder.
         path: PathBuf,
     },
+    /// What lies in the run directory is of a job with another model.
+    #[error(
+        "{} is the run directory of another job: its {} was {}, and is {} here; choose another job.output_dir, or \
+         checkpoint.resume = \"never\" to begin anew in this one",
+        run_dir.display(),
+        difference.key,
+        difference.was,
+        difference.is
+    )]
+    OtherJob {
+        /// The run directory.
+        run_dir: PathBuf,
+        /// What differs.
+        difference: Difference,
+    },
     /// It is a checkpoint of a model that computes something else.
     #[error(
         "{}: its model has another {key} than {}; checkpoint.resume = \"never\" begins anew",
@@ -109,6 +88,12 @@ pub enum ResumeError {
         /// The key that differs.
         key: &'static str,
     },
+}
+
+impl From<ResumeError> for LaunchError {
+    fn from(error: ResumeError) -> Self {
+        Self::refused(error, 2)
+    }
 }
 
 impl Wish {

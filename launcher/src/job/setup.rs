@@ -2,6 +2,7 @@
 //!
 //! - STP-1 What [`Setup::load`] refuses costs the user milliseconds and changes nothing on disk.
 
+use std::error::Error;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -9,14 +10,15 @@ use std::{env, fs};
 
 use proto::config::TrainConfig;
 use proto::manifest::Progress;
-use proto::memory::{self, Room};
+use proto::memory::Room;
 use proto::model_config::ModelConfig;
-use proto::plan::{Draft, Plan, PreparedData, World};
+use proto::plan::Plan;
+use proto::resolve::{Draft, Machine, PreparedData, World};
 use proto::run_dir::RunDir;
 
-use crate::cli::JobArgs;
-use crate::data::{self, DataJob, Prepared, Split};
+use crate::data::{self, DataJob, Origin, Prepared, Split};
 use crate::error::LaunchError;
+use crate::job::args::JobArgs;
 use crate::job::host_memory;
 use crate::output::console::Console;
 use crate::process::signals::Signals;
@@ -33,7 +35,7 @@ pub struct Setup {
     pub notes: Vec<String>,
     model: ModelConfig,
     draft: Draft,
-    room: Option<Room>,
+    room: Room,
     /// The folder that relative paths start from.
     current_dir: PathBuf,
     cores: usize,
@@ -49,14 +51,11 @@ impl Setup {
         let model = ModelConfig::load(&current_dir.join(&config.model.path).join("config.json"))?;
         let (gpus, cores) = (num_gpus(), num_cores());
         let world_size = args.nproc.map_or(gpus.max(1), usize::from);
-        let room = gpu_memory.map(Room::Gpu).or_else(|| host_memory::available().map(Room::Host));
-        let world = World { world_size, cores, current_dir: current_dir.clone(), room };
+        let machine = if gpu_memory.is_some() { Machine::Imagined } else { Machine::This { gpus } };
+        let room = Room { gpu: gpu_memory, host: host_memory::available() };
+        let world = World { world_size, cores, current_dir: current_dir.clone(), machine, room };
         let draft = Draft::new(&config, world, model.clone())?;
-        let mut notes = draft.notes();
-        if gpus > 0 && gpu_memory.is_none() {
-            notes.push(format!("this machine has {gpus} NVIDIA GPUs; this version of dslaunch trains on the CPU"));
-        }
-        Ok(Self { config, notes, model, draft, room, current_dir, cores })
+        Ok(Self { config, notes: draft.notes(), model, draft, room, current_dir, cores })
     }
 
     /// The run directory. Nothing in it is touched.
@@ -67,6 +66,11 @@ impl Setup {
     /// `path`, which the user wrote, from the root.
     pub fn absolute(&self, path: &Path) -> PathBuf {
         self.current_dir.join(path)
+    }
+
+    /// Number of ranks.
+    pub fn world_size(&self) -> usize {
+        self.draft.mesh().world_size()
     }
 
     /// The job's model.
@@ -104,14 +108,13 @@ impl Setup {
         Ok(plan)
     }
 
-    /// The memory that ranks have, where it is known.
-    pub fn room(&self) -> Option<Room> {
+    /// The memory that ranks have, where it is known. The host's is this machine's.
+    pub fn room(&self) -> Room {
         self.room
     }
 
     fn check_memory(&self, plan: &Plan) -> Result<(), LaunchError> {
-        let fits = self.room.map_or(Ok(()), |room| memory::check(plan, room));
-        fits.map_err(LaunchError::Memory)
+        self.draft.check_memory(plan).map_err(LaunchError::Memory)
     }
 
     fn model_file(&self, name: &str) -> PathBuf {
@@ -153,7 +156,14 @@ impl Setup {
         };
         console.end_wait();
         match prepared {
-            Ok(prepared) => Ok(prepared?),
+            Ok(prepared) => {
+                let prepared = prepared?;
+                if let Origin::MadeInsteadOf(error) = &prepared.origin {
+                    let why = error.source().map_or(String::new(), |source| format!(": {source}"));
+                    console.warn(&format!("warning: the {} data was prepared anew: {error}{why}", split.name()));
+                }
+                Ok(prepared)
+            }
             Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
         }
     }

@@ -1,6 +1,6 @@
 //! What the user gets to see of a run: the terminal, metrics.jsonl, events.jsonl and reports of failures.
 //!
-//! Owns these files; the launcher is their only writer. It decides nothing. A file that cannot be written (a full disk)
+//! Owns these files; the launcher is their only writer. It decides nothing, and refuses to know how ranks are supervised. A file that cannot be written (a full disk)
 //! costs its rows and a warning, never the training.
 
 pub mod console;
@@ -25,8 +25,8 @@ use proto::control::{CheckpointSaved, EvalMetrics, Finished, SkippedStep, StepMe
 use proto::run_dir::RunDir;
 use tokio::sync::watch;
 
-use crate::job::resume::StartingPoint;
 use crate::process::guardian;
+use crate::run_dir::starting_point::StartingPoint;
 use crate::supervise::straggler::Straggler;
 use console::Console;
 use events::{EventLog, Moment};
@@ -117,6 +117,7 @@ impl Output {
             Moment::Checkpoint { seconds, .. } => {
                 service.checkpoint(Duration::try_from_secs_f64(*seconds).unwrap_or_default(), now)
             }
+            Moment::Done { .. } => service.done(),
             _ => String::new(),
         });
         let recovery = self.timeline.event(&moment, Instant::now());

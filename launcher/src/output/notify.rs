@@ -2,7 +2,8 @@
 //!
 //! - NTF-1 The watchdog is fed by training progress and by nothing else. A timer would say that a launcher lives whose
 //!   ranks hang.
-//! - NTF-2 READY=1 follows the first step: a job that cannot train has never been started.
+//! - NTF-2 READY=1 follows the first step, or the end of a job that has no step left: a job that cannot train has never been
+//!   started.
 //!
 //! Texts are pure ([`Service`]); [`Notifier`] sends them, and never waits.
 
@@ -54,6 +55,11 @@ impl Service {
             message += &format!("STATUS=step {step}/{steps}, loss {loss:.4}\n");
         }
         message
+    }
+
+    /// All steps are done, in this launch or before it: a service that ends without ever being ready has failed.
+    pub fn done(&mut self) -> String {
+        if std::mem::replace(&mut self.ready, true) { String::new() } else { "READY=1\nSTATUS=done\n".to_owned() }
     }
 
     /// A checkpoint is complete.
@@ -150,6 +156,15 @@ mod tests {
         assert_eq!(service.step(2, 9, 2.5, now + STATUS_PAUSE / 2), "", "so soon there is nothing to say");
         assert_eq!(service.step(3, 9, f64::NAN, now + STATUS_PAUSE), "STATUS=step 3/9, loss NaN\n");
         assert_eq!(service.step(9, 9, 1.0, now + STATUS_PAUSE), "STATUS=step 9/9, loss 1.0000\n", "the last is said");
+    }
+
+    #[test]
+    fn a_job_without_a_step_left_is_ready_before_it_ends() {
+        let mut service = Service::new(None);
+        assert_eq!(service.done(), "READY=1\nSTATUS=done\n");
+        let (mut service, now) = (Service::new(None), Instant::now());
+        service.step(9, 9, 1.0, now);
+        assert_eq!(service.done(), "", "it has been said");
     }
 
     #[test]

@@ -3,39 +3,38 @@
 use std::ops::Range;
 
 use proto::layout::{TensorSplit, model_layout};
-use proto::memory::{self, Room};
+use proto::memory::{self, Need, Room, Shortage, Side};
 use proto::mesh::Mesh;
 use proto::model_config::ModelConfig;
 use proto::pipeline::{PassCosts, bubble_fraction};
-use proto::plan::Plan;
-use proto::snapshot::snapshot_bytes;
+use proto::plan::{Backend, Plan};
 
 use super::units::{bytes, count, plural};
 
 /// The plan as a table of a name and a sentence each. `room`: the memory that ranks have.
-pub fn plan_table(plan: &Plan, room: Option<Room>) -> String {
+pub fn plan_table(plan: &Plan, room: Room) -> String {
     let of_run = [
         ("data", data(plan)),
         ("batch", batch(plan)),
         ("steps", steps(plan)),
         ("optimizer", optimizer(plan)),
         ("schedule", schedule(plan)),
-        ("memory", memory(plan, room)),
-        ("saving", saving(plan)),
     ];
     table(
         [("job", format!("{}, seed {}", plan.name, plan.seed)), ("output", plan.output_dir.display().to_string())]
             .into_iter()
             .chain(of_layout(plan))
-            .chain(of_run),
+            .chain(of_run)
+            .chain(memory(plan, room))
+            .chain([("saving", saving(plan))]),
     )
 }
 
 /// As [`plan_table`], without what only the data knows.
-pub fn plan_table_without_data(plan: &Plan, room: Option<Room>) -> String {
+pub fn plan_table_without_data(plan: &Plan, room: Room) -> String {
     let rows = format!("not looked at; rows are taken as {} tokens long", plan.data.seq_len);
-    let rest = [("data", rows), ("batch", batch(plan)), ("optimizer", optimizer(plan)), ("memory", memory(plan, room))];
-    table(of_layout(plan).into_iter().chain(rest))
+    let rest = [("data", rows), ("batch", batch(plan)), ("optimizer", optimizer(plan))];
+    table(of_layout(plan).into_iter().chain(rest).chain(memory(plan, room)))
 }
 
 fn table(rows: impl Iterator<Item = (&'static str, String)>) -> String {
@@ -44,7 +43,7 @@ fn table(rows: impl Iterator<Item = (&'static str, String)>) -> String {
 
 /// What is computed, and by whom.
 fn of_layout(plan: &Plan) -> Vec<(&'static str, String)> {
-    let mut rows = vec![("model", model(plan)), ("ranks", ranks(plan))];
+    let mut rows = vec![("model", model(plan)), ("ranks", ranks(plan)), ("device", device(plan))];
     if plan.mesh.pp > 1 {
         rows.push(("pipeline", pipeline(plan)));
     }
@@ -71,6 +70,13 @@ fn ranks(plan: &Plan) -> String {
     let sequence = if plan.sequence_parallel { " (with sequence parallelism)" } else { "" };
     let Mesh { pp, dp, tp } = mesh;
     format!("{} = pipeline {pp} * data {dp} * tensor {tp}{sequence}, {threads} each", mesh.world_size())
+}
+
+fn device(plan: &Plan) -> String {
+    match plan.backend {
+        Backend::Solo => format!("{}, one rank that talks to nobody", plan.device),
+        backend => format!("{}, ranks talk over {backend}", plan.device),
+    }
 }
 
 /// Which stage holds what, and how long stages wait for each other if all chunks take equally long.
@@ -146,21 +152,59 @@ fn schedule(plan: &Plan) -> String {
     )
 }
 
-/// What the rank that needs the most will hold at its peak.
-fn memory(plan: &Plan, room: Option<Room>) -> String {
-    let zero = plan.zero.stage.number();
-    let recomputed = plan.activation_checkpointing;
-    let (needed, rank, peak) = memory::needed(plan, room.unwrap_or(Room::Host(0)));
-    let of = match room {
-        Some(Room::Gpu(there)) => format!("{} of {} on each GPU at most", bytes(needed), bytes(there)),
-        Some(Room::Host(there)) => format!("{} of {} for all ranks together", bytes(needed), bytes(there)),
-        None => format!("{} for all ranks together", bytes(needed)),
-    };
-    let snapshots = match snapshot_bytes(plan) {
+/// Rows on each memory that is needed: that of the device first.
+fn memory(plan: &Plan, room: Room) -> Vec<(&'static str, String)> {
+    let mut needs = memory::needs(plan).into_iter();
+    let device = needs.next().expect("ranks compute in a memory");
+    let host = needs.next();
+    let snapshots = match host.map_or(device.snapshots, |host| host.snapshots) {
         0 => String::new(),
         kept => format!("; snapshots {} of the host's", bytes(kept)),
     };
-    format!("{of} (ZeRO {zero}, {recomputed} recomputed); rank {rank}: {peak}{snapshots}")
+    let zero = plan.zero.stage.number();
+    let recomputed = plan.activation_checkpointing;
+    let Need { rank, peak, .. } = device;
+    let of = needed_of(device, room);
+    let device = format!("{of} (ZeRO {zero}, {recomputed} recomputed); rank {rank}: {peak}{snapshots}");
+    let mut rows = vec![("memory", device)];
+    rows.extend(host.map(|need| ("host", beside_gpus(plan, need, room))));
+    rows
+}
+
+fn needed_of(need: Need, room: Room) -> String {
+    let needed = bytes(need.bytes);
+    match (need.side, room) {
+        (Side::Gpu, Room { gpu: Some(there), .. }) => format!("{needed} of {} on each GPU at most", bytes(there)),
+        (Side::Gpu, Room { gpu: None, .. }) => format!("{needed} on each GPU at most"),
+        (Side::Host, Room { host: Some(there), .. }) => format!("{needed} of {} for all ranks together", bytes(there)),
+        (Side::Host, Room { host: None, .. }) => format!("{needed} for all ranks together"),
+    }
+}
+
+/// Compares what ranks on GPUs need of their host with this machine's memory, which need not be theirs.
+fn beside_gpus(plan: &Plan, need: Need, room: Room) -> String {
+    let Need { peak, snapshots, rank, .. } = need;
+    let parts =
+        [("offloaded gradients", peak.gradients), ("offloaded optimizer", peak.optimizer), ("runtime", peak.runtime)];
+    let parts: Vec<String> =
+        parts.into_iter().filter(|part| part.1 > 0).map(|(name, size)| format!("{name} {}", bytes(size))).collect();
+    let needed = bytes(need.bytes);
+    let needed = format!(
+        "{needed} for all ranks together, snapshots {} of it; rank {rank}: {}",
+        bytes(snapshots),
+        parts.join(", ")
+    );
+    match memory::check(plan, Room { gpu: None, ..room }) {
+        Ok(()) => needed,
+        Err(shortages) => {
+            let short = |shortage: &Shortage| {
+                let (has, missing) = (bytes(shortage.available), bytes(shortage.missing()));
+                let keys = shortage.keys.join(", ");
+                format!("; this machine has {has}: {missing} are missing; what would help: {keys}")
+            };
+            needed + &shortages.iter().map(short).collect::<String>()
+        }
+    }
 }
 
 fn saving(plan: &Plan) -> String {
@@ -180,7 +224,7 @@ mod tests {
 
     use proto::config::TrainConfig;
     use proto::manifest::Progress;
-    use proto::plan::{Draft, PreparedData, World};
+    use proto::resolve::{Draft, Machine, PreparedData, World};
 
     const DEEPSEEK: &str = r#"{
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "hidden_size": 4096,
@@ -196,7 +240,13 @@ mod tests {
         let text = format!("[model]\npath = \"/m\"\n[data]\ntrain = \"a.jsonl\"\n{toml}");
         let config = TrainConfig::parse(Path::new("sft.toml"), &text, &[]).unwrap();
         let model = ModelConfig::parse(Path::new("config.json"), DEEPSEEK).unwrap();
-        let world = World { world_size, cores: 8, current_dir: "/here".into(), room: None };
+        let world = World {
+            world_size,
+            cores: 8,
+            current_dir: "/here".into(),
+            machine: Machine::This { gpus: 0 },
+            room: Room::default(),
+        };
         let draft = Draft::new(&config, world, model).unwrap();
         draft
             .with_data(PreparedData { path: "/d".into(), rows: 320, tokens: 1_000_000, longest_row: 64 }, None, start)
@@ -205,30 +255,61 @@ mod tests {
 
     #[test]
     fn the_table_answers_what_will_be_done() {
-        let table = plan_table(&plan("", 4), None);
+        let table = plan_table(&plan("", 4), Room::default());
         let lines: Vec<_> = table.lines().collect();
-        assert_eq!(lines.len(), 11);
+        assert_eq!(lines.len(), 12);
         assert_eq!(lines[1], "output    /here/runs/sft");
         assert_eq!(lines[3], "ranks     4 = pipeline 1 * data 4 * tensor 1, 2 threads each");
-        assert_eq!(lines[5], "batch     32 rows = micro batch 1 * accumulation 8 * data 4");
-        assert_eq!(lines[6], "steps     10, 1.00 epochs, about 1.0 M tokens");
+        assert_eq!(lines[4], "device    cpu, ranks talk over shm");
+        assert_eq!(lines[6], "batch     32 rows = micro batch 1 * accumulation 8 * data 4");
+        assert_eq!(lines[7], "steps     10, 1.00 epochs, about 1.0 M tokens");
     }
 
     #[test]
     fn the_table_says_which_stage_holds_what() {
         let toml = "[parallel]\npipeline = 4\ntensor = 2\n[train]\ngradient_accumulation_steps = 13\n";
-        let table = plan_table(&plan(toml, 8), None);
+        let table = plan_table(&plan(toml, 8), Room::default());
         let lines: Vec<_> = table.lines().collect();
         assert_eq!(lines[3], "ranks     8 = pipeline 4 * data 1 * tensor 2 (with sequence parallelism), 1 thread each");
         let stages = "embed_tokens to layers.7 | layers.8 to layers.15 | layers.16 to layers.23 | layers.24 to head";
-        assert_eq!(lines[4], format!("pipeline  1f1b, stages {stages}; they wait 19 % of the time"));
+        assert_eq!(lines[5], format!("pipeline  1f1b, stages {stages}; they wait 19 % of the time"));
+    }
+
+    #[test]
+    fn a_plan_for_gpus_says_what_their_host_needs_and_compares_it_with_this_one() {
+        let row = |world_size, toml: &str, host: Option<u64>| {
+            let text = format!("[model]\npath = \"/m\"\n[data]\ntrain = \"a.jsonl\"\n{toml}");
+            let config = TrainConfig::parse(Path::new("sft.toml"), &text, &[]).unwrap();
+            let model = ModelConfig::parse(Path::new("config.json"), DEEPSEEK).unwrap();
+            let room = Room { gpu: Some(80 << 30), host };
+            let world = World { world_size, cores: 8, current_dir: "/here".into(), machine: Machine::Imagined, room };
+            let draft = Draft::new(&config, world, model).unwrap();
+            let plan = draft.without_data().unwrap();
+            assert!(draft.check_memory(&plan).is_ok(), "the host does not bind");
+            let table = plan_table_without_data(&plan, room);
+            let row = |name| table.lines().find(|line| line.starts_with(name)).unwrap().to_owned();
+            [row("device"), row("host")]
+        };
+        let [device, host] = row(4, "[zero]\nstage = 3\n", Some(1 << 40));
+        assert_eq!(device, "device    cuda, ranks talk over nccl");
+        let needed =
+            "host      158.72 GiB for all ranks together, snapshots 154.46 GiB of it; rank 0: runtime 1.06 GiB";
+        assert_eq!(host, needed);
+        assert_eq!(row(4, "[zero]\nstage = 3\n", None)[1], needed);
+        let short =
+            "; this machine has 16.00 GiB: 142.72 GiB are missing; what would help: restart.snapshot_every_steps = 0";
+        assert_eq!(row(4, "[zero]\nstage = 3\n", Some(16 << 30))[1], format!("{needed}{short}"));
+        let offloads = "[zero]\nstage = 0\noffload_optimizer = \"cpu\"\n[restart]\nsnapshot_every_steps = 0\n";
+        let [device, host] = row(1, offloads, None);
+        assert_eq!(device, "device    cuda, one rank that talks to nobody");
+        assert!(host.ends_with("rank 0: offloaded optimizer 77.23 GiB, runtime 1.11 GiB"), "{host}");
     }
 
     #[test]
     fn the_table_says_where_the_run_goes_on() {
         let steps = |start, toml| {
-            let table = plan_table(&plan_from(start, toml, 4), None);
-            table.lines().nth(6).unwrap().to_owned()
+            let table = plan_table(&plan_from(start, toml, 4), Room::default());
+            table.lines().nth(7).unwrap().to_owned()
         };
         // 288 of 320 rows in larger steps than now.
         let start = Progress { step: 4, rows: 288, label_tokens: 0 };

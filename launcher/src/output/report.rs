@@ -213,9 +213,10 @@ mod tests {
 
     use proto::config::TrainConfig;
     use proto::manifest::Progress;
+    use proto::memory::Room;
     use proto::model_config::ModelConfig;
-    use proto::plan::{Draft, PreparedData, World};
     use proto::progress::{CallKind, Line};
+    use proto::resolve::{Draft, Machine, PreparedData, World};
 
     fn failure(rank: usize, message: Option<&str>, exit: Option<Exit>) -> Failure {
         Failure { rank, kind: Kind::Died, step: 17, message: message.map(str::to_owned), exit }
@@ -305,7 +306,13 @@ mod tests {
         let model = r#"{"architectures": ["LlamaForCausalLM"], "hidden_size": 8, "intermediate_size": 8,
                         "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 8}"#;
         let model = ModelConfig::parse(Path::new("config.json"), model).unwrap();
-        let world = World { world_size: 1, cores: 8, current_dir: "/here".into(), room: None };
+        let world = World {
+            world_size: 1,
+            cores: 8,
+            current_dir: "/here".into(),
+            machine: Machine::This { gpus: 0 },
+            room: Room::default(),
+        };
         let draft = Draft::new(&config, world, model).unwrap();
         for (step, first_line) in [
             (0, "sft: done, 10 steps in 2.0s"),

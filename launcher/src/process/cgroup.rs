@@ -15,7 +15,7 @@ use proto::env::Cgroups;
 
 use crate::process::descendants::{self, Swept};
 use crate::process::sweeper;
-use crate::ranks::token::random_hex;
+use crate::random::random_hex;
 
 /// The name of this job's groups, the same in guardian and launcher.
 static NAME: OnceLock<String> = OnceLock::new();

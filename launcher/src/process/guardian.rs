@@ -38,7 +38,7 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, dup2_stderr, dup2_stdout, setpgid, setsid};
 use proto::say;
 
-use crate::commands::detach::Place;
+use crate::process::job_control::JobControl;
 use crate::process::spawn;
 use crate::process::sys::{self, Fork};
 use crate::process::{cgroup, descendants, descendants::Swept, sweeper};
@@ -93,7 +93,7 @@ pub fn leave_terminal() -> io::Result<()> {
 }
 
 /// Makes two processes of this one. Call it first, while it has one thread. In the guardian it returns when all is over.
-pub fn split(place: Place) -> io::Result<Side> {
+pub fn split(job_control: JobControl) -> io::Result<Side> {
     let mut signals = SigSet::from_iter(PASSED_ON);
     signals.add(Signal::SIGCHLD);
     signals.add(LEAVE);
@@ -109,9 +109,9 @@ pub fn split(place: Place) -> io::Result<Side> {
         Fork::Parent { child } => Ok(Side::Guardian(guard(Pid::from_raw(child.cast_signed()), &signals))),
         Fork::Child => {
             // Its own group: a terminal's Ctrl-C reaches the guardian alone, which passes it on once.
-            match place {
-                Place::Foreground => setpgid(Pid::from_raw(0), Pid::from_raw(0))?,
-                Place::Background => drop(setsid()?),
+            match job_control {
+                JobControl::Foreground => setpgid(Pid::from_raw(0), Pid::from_raw(0))?,
+                JobControl::Background => drop(setsid()?),
             }
             set_child_subreaper(true)?;
             // Ends of adopted processes are waited for by a thread; every other thread inherits the block.

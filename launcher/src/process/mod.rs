@@ -1,11 +1,13 @@
 //! Processes: how they are started, signalled and waited for, and how nothing of a job outlives it.
 //!
-//! Knows nothing of training: ranks are programs here.
+//! Owns every process that dslaunch starts, the signals that it gets and sends, and the guardian. It refuses to know what a
+//! program is for: training, ranks and run directories are above it.
 
 pub mod cgroup;
 pub mod descendants;
 pub mod exit;
 pub mod guardian;
+pub mod job_control;
 pub mod signals;
 pub mod spawn;
 pub mod sweeper;

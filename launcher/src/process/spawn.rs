@@ -414,7 +414,7 @@ mod tests {
         let (mut read, write) = lifeline();
         let mut spec = shell(dir.path(), "");
         spec.program = std::env::current_exe().unwrap();
-        spec.args = ["spawn::tests::helper_launcher", "--exact", "--nocapture"].map(OsString::from).to_vec();
+        spec.args = ["process::spawn::tests::helper_launcher", "--exact", "--nocapture"].map(OsString::from).to_vec();
         spec.env = vec![("DSLAUNCH_TEST_LIFELINE", Some(write.as_raw_fd().to_string().into()))];
         spec.inherit = vec![write.clone()];
         let (sender, exit) = mpsc::channel();

@@ -17,6 +17,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::Signal;
 
+use crate::listening::descriptors::{self, Limit};
 use crate::process::exit::Exit;
 
 /// Whether [`wait`] leaves the zombie, which keeps its process and group id from being given to anybody else.
@@ -49,6 +50,7 @@ pub fn confine(command: &mut Command, confinement: Confinement<'_>) {
     let inherit: Vec<RawFd> = inherit.iter().map(AsRawFd::as_raw_fd).collect();
     let cgroup = cgroup.map(AsRawFd::as_raw_fd);
     let ignore = ignore.to_vec();
+    let descriptors = descriptors::inherited();
     // Sampled before the fork: a child that samples it itself cannot tell that its parent is already gone.
     let parent = std::process::id();
     let before_exec = move || {
@@ -57,6 +59,8 @@ pub fn confine(command: &mut Command, confinement: Confinement<'_>) {
         let _ = cgroup.map_or(Ok(()), enter_cgroup);
         reset_signals(&ignore);
         close_on_exec_all()?;
+        // What is opened already stays open.
+        descriptors.map_or(Ok(()), Limit::set)?;
         for &fd in &inherit {
             keep_on_exec(fd)?;
         }

@@ -1,100 +1,57 @@
 //! The control service: a thin adapter from gRPC to [`rendezvous`](crate::ranks::rendezvous) and to the job's notices.
 //!
-//! Owns the socket and the waiting calls. It decides nothing: rendezvous says who waits and for what, and the job says
-//! what a notice means. One server per attempt, with a token of its own, so that a rank of an earlier attempt reaches
-//! nothing (and would be refused by its attempt number if it did).
+//! Owns the waiting calls. It decides nothing: rendezvous says who waits and for what, and the job says what a notice means.
+//! One server per attempt, behind a [hatch](crate::ranks::hatch) of its own, so that nobody but this attempt's ranks reaches it (and
+//! a rank of another would be refused by its attempt number if it did).
 
 use std::collections::HashMap;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use proto::control::control_server::{Control, ControlServer};
 use proto::control::{self, report_request};
-use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
-use tonic::service::Interceptor;
-use tonic::transport::server::TcpIncoming;
 use tonic::{Code, Request, Response, Status};
 
+use crate::ranks::hatch;
+use crate::ranks::notice::Notice;
 use crate::ranks::rendezvous::{Answer, Call, Caller, Refusal, Rendezvous, Replies, Reply, Ticket};
-use crate::ranks::token::Token;
 use crate::supervise::{Event, Kind};
 
-/// Something that a rank, or the end of its process, tells the job.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Notice {
-    /// For the supervisor.
-    Supervise(Event),
-    /// All ranks have registered.
-    Assembled,
-    /// The model is loaded; the first step comes next.
-    Started(control::Started),
-    /// A step is done.
-    Step(control::StepMetrics),
-    /// A step was not finite, and its update was not applied.
-    Skipped(control::SkippedStep),
-    /// The validation set was scored.
-    Eval(control::EvalMetrics),
-    /// A checkpoint is complete.
-    Checkpoint(control::CheckpointSaved),
-    /// A rank's work is done.
-    Finished {
-        /// The rank.
-        rank: usize,
-        /// What it says.
-        report: control::Finished,
-    },
-}
+/// Calls of one rank at a time. It makes one after the other; those that it has given up may still be here.
+const CALLS: u32 = 64;
 
-/// Connections that may wait to be taken. The kernel has a limit of its own, usually the same.
-const BACKLOG: u32 = 4096;
-
-/// A running control service. Dropping it closes the socket.
+/// A running control service. Dropping it takes nobody any more.
 #[derive(Debug)]
 pub struct Server {
-    address: SocketAddr,
-    desk: Arc<Mutex<Desk>>,
+    waiting_calls: Arc<Mutex<WaitingCalls>>,
     task: JoinHandle<Result<(), tonic::transport::Error>>,
 }
 
 impl Server {
-    /// Listens on a free port of the loopback address; only calls that carry `token` are heard.
-    pub async fn start(
-        rendezvous: Rendezvous,
-        token: Token,
-        notices: mpsc::UnboundedSender<Notice>,
-    ) -> io::Result<Self> {
-        let listener = listen(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?;
-        let address = listener.local_addr()?;
-        let desk =
-            Arc::new(Mutex::new(Desk { rendezvous, tickets: 0, waiting: HashMap::new(), reports: HashMap::new() }));
-        let service = ControlServer::with_interceptor(Service { desk: desk.clone(), notices }, TokenCheck(token));
-        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-        let serve = tonic::transport::Server::builder().serve_with_incoming(service, incoming);
-        Ok(Self { address, desk, task: tokio::spawn(serve) })
-    }
-
-    /// `ADDRESS:PORT`.
-    pub fn address(&self) -> String {
-        self.address.to_string()
+    /// Serves whoever has the descriptor that comes with it, the outside of its hatch ([`proto::dial`]): for the ranks to
+    /// inherit. Needs a tokio runtime.
+    pub fn start(rendezvous: Rendezvous, notices: mpsc::UnboundedSender<Notice>) -> io::Result<(Self, OwnedFd)> {
+        let (connections, outside) = hatch::connections()?;
+        let waiting_calls = Arc::new(Mutex::new(WaitingCalls {
+            rendezvous,
+            tickets: 0,
+            waiting: HashMap::new(),
+            reports: HashMap::new(),
+        }));
+        let service = ControlServer::new(Service { waiting_calls: waiting_calls.clone(), notices });
+        let serve =
+            tonic::transport::Server::builder().max_concurrent_streams(CALLS).serve_with_incoming(service, connections);
+        Ok((Self { waiting_calls, task: tokio::spawn(serve) }, outside))
     }
 
     /// The event of ranks that have not registered although the time is over.
     pub fn overdue(&self) -> Option<Event> {
-        lock(&self.desk).overdue()
+        lock(&self.waiting_calls).overdue()
     }
-}
-
-/// Listens at `address` for as many as may come at once: with the usual queue of 128, whoever comes after them is heard a second
-/// later, or not at all.
-pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-    socket.set_reuseaddr(true)?;
-    socket.bind(address)?;
-    socket.listen(BACKLOG)
 }
 
 impl Drop for Server {
@@ -103,23 +60,9 @@ impl Drop for Server {
     }
 }
 
-/// Refuses every call that does not carry the token, before anything else is looked at.
-#[derive(Debug, Clone)]
-pub(crate) struct TokenCheck(pub(crate) Token);
-
-impl Interceptor for TokenCheck {
-    fn call(&mut self, request: Request<()>) -> Result<Request<()>, Status> {
-        let candidate = request.metadata().get(control::TOKEN_KEY);
-        if candidate.is_some_and(|candidate| self.0.is(candidate.as_bytes())) {
-            return Ok(request);
-        }
-        Err(Status::unauthenticated("the call does not carry this job's token"))
-    }
-}
-
 /// The rendezvous and those who wait at it.
 #[derive(Debug)]
-struct Desk {
+struct WaitingCalls {
     rendezvous: Rendezvous,
     /// The last ticket drawn.
     tickets: Ticket,
@@ -129,7 +72,7 @@ struct Desk {
     reports: HashMap<usize, u64>,
 }
 
-impl Desk {
+impl WaitingCalls {
     fn call(&mut self, caller: Caller, call: Call) -> oneshot::Receiver<Reply> {
         let (sender, reply) = oneshot::channel();
         self.tickets += 1;
@@ -166,12 +109,12 @@ impl Desk {
     }
 }
 
-fn lock(desk: &Mutex<Desk>) -> MutexGuard<'_, Desk> {
-    desk.lock().expect("no code panics while it holds the desk")
+fn lock(waiting_calls: &Mutex<WaitingCalls>) -> MutexGuard<'_, WaitingCalls> {
+    waiting_calls.lock().expect("no code panics while it holds the waiting_calls")
 }
 
 struct Service {
-    desk: Arc<Mutex<Desk>>,
+    waiting_calls: Arc<Mutex<WaitingCalls>>,
     notices: mpsc::UnboundedSender<Notice>,
 }
 
@@ -179,9 +122,9 @@ impl Service {
     /// Puts a call to the rendezvous and waits for its reply.
     async fn ask(&self, caller: Option<control::Caller>, call: Call) -> Result<Answer, Status> {
         let caller = known(caller)?;
-        let mut reply = lock(&self.desk).call(caller, call);
+        let mut reply = lock(&self.waiting_calls).call(caller, call);
         loop {
-            let deadline = lock(&self.desk).rendezvous.next_deadline();
+            let deadline = lock(&self.waiting_calls).rendezvous.next_deadline();
             let over = async {
                 match deadline {
                     Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
@@ -191,10 +134,10 @@ impl Service {
             tokio::select! {
                 reply = &mut reply => return reply.map_err(|_| Status::aborted("the attempt is over"))?.map_err(status),
                 () = over => {
-                    let mut desk = lock(&self.desk);
+                    let mut waiting_calls = lock(&self.waiting_calls);
                     // Before the ranks that did come are told, and fail because of it.
-                    desk.overdue().into_iter().for_each(|event| self.tell(Notice::Supervise(event)));
-                    desk.expire();
+                    waiting_calls.overdue().into_iter().for_each(|event| self.tell(Notice::Supervise(event)));
+                    waiting_calls.expire();
                 }
             }
         }
@@ -203,7 +146,7 @@ impl Service {
     /// The rank that calls, if it belongs to this attempt.
     fn rank(&self, caller: Option<control::Caller>) -> Result<usize, Status> {
         let caller = known(caller)?;
-        lock(&self.desk).rendezvous.admit(caller).map_err(status)?;
+        lock(&self.waiting_calls).rendezvous.admit(caller).map_err(status)?;
         Ok(caller.rank)
     }
 
@@ -225,7 +168,7 @@ impl Control for Service {
         if caller.is_some_and(|caller| caller.rank == 0) {
             self.tell(Notice::Assembled);
         }
-        let world_size = lock(&self.desk).rendezvous.world_size() as u32;
+        let world_size = lock(&self.waiting_calls).rendezvous.world_size() as u32;
         Ok(Response::new(control::RegisterReply { world_size }))
     }
 
@@ -271,7 +214,7 @@ impl Control for Service {
     async fn report(&self, request: Request<control::ReportRequest>) -> Result<Response<control::ReportReply>, Status> {
         let control::ReportRequest { caller, event, number } = request.into_inner();
         let rank = self.rank(caller)?;
-        if !lock(&self.desk).is_new(rank, number) {
+        if !lock(&self.waiting_calls).is_new(rank, number) {
             return Ok(Response::new(control::ReportReply {}));
         }
         self.tell(match event {
@@ -315,47 +258,30 @@ fn status(refusal: Refusal) -> Status {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::fd::AsRawFd;
+
     use proto::control::control_client::ControlClient;
-    use tonic::service::interceptor::InterceptedService;
-    use tonic::transport::{Channel, Endpoint};
+    use proto::dial;
+    use tonic::transport::Channel;
 
-    type Client = ControlClient<InterceptedService<Channel, AddToken>>;
-
-    #[derive(Clone)]
-    struct AddToken(Option<String>);
-
-    impl Interceptor for AddToken {
-        fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-            if let Some(token) = &self.0 {
-                request.metadata_mut().insert(control::TOKEN_KEY, token.parse().unwrap());
-            }
-            Ok(request)
-        }
-    }
+    type Client = ControlClient<Channel>;
 
     struct Job {
         server: Server,
-        token: Token,
+        outside: OwnedFd,
         notices: mpsc::UnboundedReceiver<Notice>,
     }
 
-    async fn job(world_size: usize, timeout: Duration) -> Job {
+    fn job(world_size: usize, timeout: Duration) -> Job {
         let (sender, notices) = mpsc::unbounded_channel();
-        let token = Token::random().unwrap();
         let rendezvous = Rendezvous::new(2, world_size, timeout, Instant::now());
-        let server = Server::start(rendezvous, token.clone(), sender).await.unwrap();
-        Job { server, token, notices }
+        let (server, outside) = Server::start(rendezvous, sender).unwrap();
+        Job { server, outside, notices }
     }
 
     impl Job {
-        async fn client(&self, token: Option<&str>) -> Client {
-            let endpoint = Endpoint::from_shared(format!("http://{}", self.server.address())).unwrap();
-            let channel = endpoint.connect().await.unwrap();
-            ControlClient::with_interceptor(channel, AddToken(token.map(str::to_owned)))
-        }
-
         async fn rank(&self) -> Client {
-            self.client(Some(self.token.expose())).await
+            ControlClient::new(dial::channel(self.outside.as_raw_fd()).await.unwrap())
         }
     }
 
@@ -373,29 +299,46 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_wrong_token_is_unauthenticated_and_changes_nothing() {
-        let mut job = job(1, Duration::from_secs(60)).await;
-        let right = job.token.expose().to_owned();
-        for wrong in [None, Some(""), Some("0"), Some(&right[1..])] {
-            let mut client = job.client(wrong).await;
-            for status in [
-                client.register(register(2, 0)).await.unwrap_err(),
-                client.failed(failed(2)).await.unwrap_err(),
-                client.put_key(control::PutKeyRequest::default()).await.unwrap_err(),
-            ] {
-                assert_eq!(status.code(), Code::Unauthenticated, "{wrong:?}");
-            }
+    async fn a_connection_that_breaks_is_dialled_again_and_nothing_counts_twice() {
+        let mut job = job(1, Duration::from_secs(60));
+        let (sender, mut connections) = mpsc::unbounded_channel();
+        let outside = job.outside.as_raw_fd();
+        let dial = move || {
+            let stream = dial::dial(outside)?;
+            sender.send(stream.try_clone()?).map_err(io::Error::other)?;
+            Ok(stream)
+        };
+        let mut client = ControlClient::new(dial::channel_by(dial).await.unwrap());
+        let report = |number| {
+            let event = Some(report_request::Event::Started(control::Started { resumed_step: number }));
+            control::ReportRequest { caller: caller(2, 0), event, number }
+        };
+        client.report(report(1)).await.unwrap();
+        for number in 2..5 {
+            connections.recv().await.unwrap().shutdown(std::net::Shutdown::Both).unwrap();
+            while client.report(report(number)).await.is_err() {}
+            client.report(report(number)).await.unwrap();
         }
-        assert_eq!(lock(&job.server.desk).rendezvous.missing(), [0]);
+        for number in 1..5 {
+            let started = control::Started { resumed_step: number };
+            assert_eq!(job.notices.try_recv(), Ok(Notice::Started(started)));
+        }
         assert!(job.notices.try_recv().is_err());
-        let reply = job.rank().await.register(register(2, 0)).await.unwrap();
-        assert_eq!(reply.into_inner().world_size, 1);
-        assert!(lock(&job.server.desk).rendezvous.missing().is_empty());
+    }
+
+    #[tokio::test]
+    async fn once_the_attempt_is_over_nobody_is_reached() {
+        let Job { server, outside, notices } = job(1, Duration::from_secs(60));
+        drop((server, notices));
+        // The runtime ends the task when it comes to it.
+        while dial::channel(outside.as_raw_fd()).await.is_ok() {
+            tokio::task::yield_now().await;
+        }
     }
 
     #[tokio::test]
     async fn another_attempt_is_a_failed_precondition_and_changes_nothing() {
-        let mut job = job(1, Duration::from_secs(60)).await;
+        let mut job = job(1, Duration::from_secs(60));
         let mut client = job.rank().await;
         let statuses =
             [client.register(register(1, 0)).await.unwrap_err(), client.failed(failed(3)).await.unwrap_err()];
@@ -403,13 +346,13 @@ mod tests {
             assert_eq!(status.code(), Code::FailedPrecondition);
         }
         assert_eq!(client.failed(control::FailedRequest::default()).await.unwrap_err().code(), Code::InvalidArgument);
-        assert_eq!(lock(&job.server.desk).rendezvous.missing(), [0]);
+        assert_eq!(lock(&job.server.waiting_calls).rendezvous.missing(), [0]);
         assert!(job.notices.try_recv().is_err());
     }
 
     #[tokio::test]
     async fn ranks_meet_and_share_a_key() {
-        let job = job(2, Duration::from_secs(60)).await;
+        let job = job(2, Duration::from_secs(60));
         let (mut zero, mut one) = (job.rank().await, job.rank().await);
         let (a, b) = tokio::join!(zero.register(register(2, 0)), one.register(register(2, 1)));
         assert_eq!((a.unwrap().into_inner().world_size, b.unwrap().into_inner().world_size), (2, 2));
@@ -425,7 +368,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_wait_that_is_over_names_the_missing_ranks() {
-        let mut job = job(3, Duration::from_millis(20)).await;
+        let mut job = job(3, Duration::from_millis(20));
         let status = job.rank().await.register(register(2, 1)).await.unwrap_err();
         assert_eq!(status.code(), Code::DeadlineExceeded);
         let message = "rendezvous: 1/3 after 0.02s, missing ranks 0, 2";
@@ -440,7 +383,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_ranks_say_reaches_the_job_in_order() {
-        let mut job = job(1, Duration::from_secs(60)).await;
+        let mut job = job(1, Duration::from_secs(60));
         let mut client = job.rank().await;
         let step = control::StepMetrics { step: 1, loss: 2.5, logged: true, ..Default::default() };
         let event = Some(report_request::Event::Step(step));

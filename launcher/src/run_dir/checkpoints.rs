@@ -150,7 +150,7 @@ pub(crate) mod tests {
         });
         fs::create_dir_all(path).unwrap();
         fs::write(path.join("weights"), "1234").unwrap();
-        fs::write(path.join(Manifest::FILE), serde_json::to_vec(&manifest).unwrap()).unwrap();
+        fs::write(path.join(Manifest::FILE), manifest.to_text()).unwrap();
     }
 
     fn run(complete: &[u64], incomplete: &[&str]) -> (tempfile::TempDir, RunDir) {

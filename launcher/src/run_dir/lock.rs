@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
-use crate::{process::guardian, process::sys};
+use crate::error::LaunchError;
+use crate::process::{guardian, sys};
 
 /// The lock on a run directory, held while this lives.
 #[derive(Debug)]
@@ -37,6 +38,12 @@ pub enum LockError {
         /// What the system said.
         source: io::Error,
     },
+}
+
+impl From<LockError> for LaunchError {
+    fn from(error: LockError) -> Self {
+        Self::refused(error, 3)
+    }
 }
 
 impl RunLock {

@@ -10,22 +10,18 @@ use nix::sys::stat::fstat;
 use proto::control::control_client::ControlClient;
 use proto::control::report_request::Event;
 use proto::control::*;
-use proto::env::{Beginning, WorkerEnv};
+use proto::dial;
+use proto::env::{Beginning, Meeting, WorkerEnv};
 use proto::manifest::{Contents, FileEntry, Manifest, Progress};
 use proto::plan::Plan;
 use proto::progress::{STOP, wish_word};
 use proto::run_dir::RunDir;
-use tonic::service::interceptor::InterceptedService;
-use tonic::transport::{Channel, Endpoint};
-use tonic::{Request, Status};
-
-type Client =
-    ControlClient<InterceptedService<Channel, Box<dyn FnMut(Request<()>) -> Result<Request<()>, Status> + Send>>>;
+use tonic::transport::Channel;
 
 struct Rank {
     env: WorkerEnv,
     plan: Plan,
-    client: Client,
+    client: ControlClient<Channel>,
     fault: String,
 }
 
@@ -45,16 +41,11 @@ impl Rank {
     async fn connect(fault: String) -> Self {
         let env = WorkerEnv::from_process().unwrap();
         let plan = serde_json::from_slice(&fs::read(&env.plan).unwrap()).unwrap();
-        let arena = fs::File::open(format!("/proc/self/fd/{}", env.shm_fd)).unwrap();
+        let Meeting::Shm { fd } = env.meeting;
+        let arena = fs::File::open(format!("/proc/self/fd/{fd}")).unwrap();
         assert_eq!(fstat(&arena).unwrap().st_size, 0, "descriptor {} is a fresh arena", arena.as_raw_fd());
-        let token = fs::read_to_string(&env.token_file).unwrap();
-        let endpoint = Endpoint::from_shared(format!("http://{}", env.coordinator)).unwrap();
-        let add_token = move |mut request: Request<()>| {
-            request.metadata_mut().insert(TOKEN_KEY, token.parse().unwrap());
-            Ok(request)
-        };
-        let channel = endpoint.connect().await.unwrap();
-        Self { env, plan, client: ControlClient::with_interceptor(channel, Box::new(add_token)), fault }
+        let channel = dial::channel(env.control_fd).await.unwrap();
+        Self { env, plan, client: ControlClient::new(channel), fault }
     }
 
     async fn train(mut self) {
@@ -201,7 +192,7 @@ impl Rank {
             });
             fs::create_dir_all(&path).unwrap();
             fs::write(path.join("weights"), "1234").unwrap();
-            fs::write(path.join(Manifest::FILE), serde_json::to_vec(&manifest).unwrap()).unwrap();
+            fs::write(path.join(Manifest::FILE), manifest.to_text()).unwrap();
         }
         self.report(Event::Checkpoint(CheckpointSaved { step, path: path.display().to_string(), seconds: 0.1 })).await;
     }

@@ -184,6 +184,17 @@ fn a_checkpoint_has_to_fit_the_job() {
     assert!(!end.stderr.contains("job.seed") && end.stderr.contains("note: the training data is train-"), "{end:?}");
     run.edit("model/config.json", "\"intermediate_size\": 32", "\"intermediate_size\": 48");
     let named = format!("checkpoint.resume={:?}", run.path("checkpoints/step-00000008"));
+    for args in [&[][..], &["plan"]] {
+        let end = run.launch(args).end();
+        assert_eq!(end.code, 2, "{end:?}");
+        let run_dir = run.path("");
+        let run_dir = run_dir.to_str().unwrap().trim_end_matches('/');
+        let other = "is the run directory of another job: its intermediate_size in the model's config.json was 32, and is \
+                     48 here; choose another job.output_dir, or checkpoint.resume = \"never\"";
+        assert!(end.stderr.contains(&format!("{run_dir} {other}")), "{end:?}");
+    }
+    // As an earlier dslaunch left it: by the checkpoint alone.
+    fs::remove_file(run.path("job.json")).unwrap();
     for args in [&[][..], &["plan"], &["--set", &named]] {
         let end = run.launch(args).end();
         assert_eq!(end.code, 2, "{end:?}");

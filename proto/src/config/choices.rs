@@ -50,6 +50,14 @@ choices! {
         Random = "random",
     }
 
+    /// `model.device`: what ranks compute on.
+    Device {
+        /// The host's cores.
+        Cpu = "cpu",
+        /// One NVIDIA GPU for each rank.
+        Cuda = "cuda",
+    }
+
     /// `model.dtype`: the type of weights and activations. Masters and optimizer state are fp32 in any case.
     Dtype {
         /// bfloat16.

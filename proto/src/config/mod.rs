@@ -25,7 +25,7 @@ use std::path::Path;
 use serde::Serialize;
 
 pub use choices::{
-    ActivationCheckpointing, AutoOr, Backend, Batch, Compression, DataFormat, Dtype, Init, Length, Offload,
+    ActivationCheckpointing, AutoOr, Backend, Batch, Compression, DataFormat, Device, Dtype, Init, Length, Offload,
     OptimizerKind, PipelineSchedule, Resume, ScheduleKind, Sink, ZeroStage,
 };
 pub use origins::Origins;

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::choices::{
-    ActivationCheckpointing, AutoOr, Backend, Batch, Compression, DataFormat, Dtype, Init, Length, Offload,
+    ActivationCheckpointing, AutoOr, Backend, Batch, Compression, DataFormat, Device, Dtype, Init, Length, Offload,
     OptimizerKind, PipelineSchedule, Resume, ScheduleKind, Sink, ZeroStage,
 };
 use super::keys::Keys;
@@ -71,6 +71,8 @@ pub struct Model {
     pub path: PathBuf,
     /// Where the first weights come from. Default: the folder.
     pub init: Init,
+    /// What ranks compute on. Default: auto, the plan decides.
+    pub device: AutoOr<Device>,
     /// The type of weights and activations. Default: auto, bf16 on a GPU and fp32 on a CPU.
     pub dtype: AutoOr<Dtype>,
 }
@@ -80,6 +82,7 @@ impl Model {
         Model {
             path: keys.required("path", (), r#"path = "models/deepseek-llm-7b""#),
             init: keys.or("init", Init::Pretrained),
+            device: keys.or("device", AutoOr::Auto),
             dtype: keys.or("dtype", AutoOr::Auto),
         }
     }

@@ -5,11 +5,12 @@ use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
+use super::blocks::{BLOCK_BYTES, HASH_BYTES};
 use super::{DatasetSummary, Origin};
 
 pub(super) const MAGIC: [u8; 8] = *b"DSLROWS\n";
 pub(super) const HEADER_BYTES: u64 = 16;
-pub(super) const TRAILER_BYTES: u64 = 16;
+pub(super) const TRAILER_BYTES: u64 = 24;
 pub(super) const PAIR_BYTES: u64 = 8;
 
 /// A source index and a line share one u64.
@@ -29,10 +30,12 @@ pub(super) struct Sections {
     pub(super) sample_tokens: u64,
     pub(super) sample_origin: u64,
     pub(super) row_labels: u64,
+    pub(super) blocks: u64,
     pub(super) footer: u64,
 }
 
 /// Something that contradicts the format: at which byte, and what.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Flaw {
     pub(super) at: u64,
     pub(super) what: String,
@@ -52,13 +55,19 @@ impl Sections {
         let sample_tokens = after(row_samples, summary.rows.checked_add(1)?, 8)?;
         let sample_origin = after(sample_tokens, summary.samples.checked_add(1)?, 8)?;
         let row_labels = after(sample_origin, summary.samples, 8)?;
-        let footer = after(row_labels, summary.rows.div_ceil(2), 8)?;
-        Some(Self { row_samples, sample_tokens, sample_origin, row_labels, footer })
+        let blocks = after(row_labels, summary.rows.div_ceil(2), 8)?;
+        let footer = after(blocks, blocks.div_ceil(BLOCK_BYTES), HASH_BYTES)?;
+        Some(Self { row_samples, sample_tokens, sample_origin, row_labels, blocks, footer })
     }
 
-    /// All bytes between the pairs and the footer.
+    /// The index arrays.
     pub(super) fn index(&self) -> Range<u64> {
-        self.row_samples..self.footer
+        self.row_samples..self.blocks
+    }
+
+    /// The hashes of the blocks.
+    pub(super) fn hashes(&self) -> Range<u64> {
+        self.blocks..self.footer
     }
 }
 

@@ -11,17 +11,23 @@
 //! sample_tokens u64                    samples + 1  first token of each sample
 //! sample_origin u64                    samples      source file and line, for reports
 //! row_labels    u32                    rows         targets of each row that count; zeroes up to 8 bytes
+//! block_hashes  u64                    blocks       xxh3 of each 16 KiB of all that is above
 //! footer        JSON                                summary and where each section begins
-//! footer length u64, magic             16 bytes
+//! footer length u64, seal u64, magic   24 bytes     the seal is the xxh3 of block_hashes, footer and its length
 //! ```
 //!
-//! Everything is little endian. Invariants:
+//! Everything is little endian. Every byte is covered by a hash, or is compared. The launcher checks all blocks once before
+//! ranks start ([`verify`]); a rank checks the index when it maps the file, and in each step, once it has read them, the blocks that the step's rows
+//! lie in ([`Dataset::check`]): what it trains on is what was written, whatever has happened to the file since. Invariants:
 //! - SET-1 [`Dataset::open`] checks every offset, so no row of an opened file can be out of bounds.
 //! - SET-2 A file under its final name is complete: it is written under another name, synced, then renamed.
 //! - SET-3 Rows and samples are never empty, and no token is negative.
+//! - SET-4 No bit of a file can change without an error that names the file.
 
+mod blocks;
 mod layout;
 mod reader;
+mod verify;
 mod writer;
 
 #[cfg(test)]
@@ -32,11 +38,12 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-pub use reader::{Dataset, Row, read_summary};
+pub use reader::{Dataset, Row};
+pub use verify::verify;
 pub use writer::DatasetWriter;
 
 /// Version of the file format; a reader takes this one only.
-pub const FORMAT_VERSION: u32 = 1;
+pub const FORMAT_VERSION: u32 = 2;
 
 /// The target (and label) that takes no part in the loss.
 pub const IGNORED: i32 = -100;

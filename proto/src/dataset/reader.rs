@@ -1,11 +1,10 @@
-//! Reading prepared data: from bytes that stay where they are ([`Dataset`]), or only its index ([`read_summary`]).
+//! Reading prepared data from bytes that stay where they are.
 
 use std::borrow::Cow;
-use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use super::blocks::{self, HASH_BYTES};
 use super::layout::{Flaw, Footer, HEADER_BYTES, Index, MAGIC, PAIR_BYTES, Sections, TRAILER_BYTES, unpack_origin};
 use super::{DatasetError, DatasetSummary, FORMAT_VERSION, Origin};
 
@@ -17,10 +16,13 @@ pub struct Dataset<B> {
     bytes: B,
     sections: Sections,
     summary: DatasetSummary,
+    /// For messages.
+    path: PathBuf,
 }
 
 impl<B: AsRef<[u8]>> Dataset<B> {
-    /// Checks header, index and footer (not the tokens themselves, which stay untouched until a row asks for them).
+    /// Checks header, index and footer (not the tokens, which stay untouched until [`Dataset::check`] or a row asks for
+    /// them).
     ///
     /// `path` is for messages only.
     pub fn open(bytes: B, path: &Path) -> Result<Self, DatasetError> {
@@ -28,7 +30,7 @@ impl<B: AsRef<[u8]>> Dataset<B> {
         let footer = inspect(data.len() as u64, path, |range| {
             Ok(Cow::Borrowed(&data[range.start as usize..range.end as usize]))
         })?;
-        Ok(Self { bytes, sections: footer.sections, summary: footer.summary })
+        Ok(Self { bytes, sections: footer.sections, summary: footer.summary, path: path.to_owned() })
     }
 
     /// What the file holds.
@@ -39,6 +41,30 @@ impl<B: AsRef<[u8]>> Dataset<B> {
     /// Number of rows.
     pub fn num_rows(&self) -> usize {
         self.summary.rows as usize
+    }
+
+    /// Checks that all that `row` is made of is what was written, now: 16 KiB blocks are hashed, microseconds each. Panics if
+    /// `row >= num_rows()`.
+    pub fn check(&self, row: usize) -> Result<(), DatasetError> {
+        assert!(row < self.num_rows(), "row {row} of {}", self.num_rows());
+        let Sections { row_samples, sample_tokens, row_labels, .. } = self.sections;
+        let at = row as u64;
+        // Before anything is looked up in them.
+        self.check_range(row_samples + 8 * at..row_samples + 8 * (at + 2))?;
+        self.check_range(row_labels + 4 * at..row_labels + 4 * (at + 1))?;
+        let samples = self.index().samples_of(row);
+        let (first, last) = (samples.start as u64, samples.end as u64);
+        self.check_range(sample_tokens + 8 * first..sample_tokens + 8 * (last + 1))?;
+        let token = |sample: usize| u64::from_le_bytes(self.index().sample_tokens[sample]);
+        let (first, last) = (token(samples.start), token(samples.end));
+        self.check_range(HEADER_BYTES + PAIR_BYTES * first..HEADER_BYTES + PAIR_BYTES * last)
+    }
+
+    fn check_range(&self, range: Range<u64>) -> Result<(), DatasetError> {
+        let range = blocks::around(range, self.sections.blocks);
+        let hashes = self.section(self.sections.hashes()).as_chunks().0;
+        blocks::check(self.section(range.clone()), range.start, hashes)
+            .map_err(|Flaw { at, what }| DatasetError::Damaged { path: self.path.clone(), at, what })
     }
 
     /// Row `row`. Panics if `row >= num_rows()`.
@@ -109,22 +135,8 @@ impl<'a> Row<'a> {
     }
 }
 
-/// Checks the file at `path` as [`Dataset::open`] does, without reading its tokens, and returns what it holds.
-pub fn read_summary(path: &Path) -> Result<DatasetSummary, DatasetError> {
-    let failed = |doing| move |source| DatasetError::Io { path: path.to_owned(), doing, source };
-    let mut file = File::open(path).map_err(failed("open"))?;
-    let total_bytes = file.metadata().map_err(failed("open"))?.len();
-    let footer = inspect(total_bytes, path, |range| {
-        let mut bytes = vec![0; (range.end - range.start) as usize];
-        file.seek(SeekFrom::Start(range.start)).map_err(failed("read"))?;
-        file.read_exact(&mut bytes).map_err(failed("read"))?;
-        Ok(Cow::Owned(bytes))
-    })?;
-    Ok(footer.summary)
-}
-
 /// Everything that is checked before a row is handed out. `read` is only asked for ranges within `total_bytes`.
-fn inspect<'a>(
+pub(super) fn inspect<'a>(
     total_bytes: u64,
     path: &Path,
     mut read: impl FnMut(Range<u64>) -> Result<Cow<'a, [u8]>, DatasetError>,
@@ -144,25 +156,36 @@ fn inspect<'a>(
 
     let trailer_at = total_bytes - TRAILER_BYTES;
     let trailer = read(trailer_at..total_bytes)?;
-    let (footer_bytes, magic) = trailer.split_at(8);
-    if magic != MAGIC {
+    let [footer_bytes, seal, magic] =
+        [0, 8, 16].map(|at| u64::from_le_bytes(trailer[at..at + 8].try_into().expect("8 bytes")));
+    if magic.to_le_bytes() != MAGIC {
         return Err(damaged(Flaw::new(total_bytes, "the file ends too early")));
     }
-    let footer_bytes = u64::from_le_bytes(footer_bytes.try_into().expect("split at 8 bytes"));
     if footer_bytes > trailer_at - HEADER_BYTES {
         return Err(damaged(Flaw::new(trailer_at, format!("a footer of {footer_bytes} bytes does not fit"))));
     }
     let footer_at = trailer_at - footer_bytes;
-    let footer: Footer = serde_json::from_slice(&read(footer_at..trailer_at)?)
+    let text = read(footer_at..trailer_at)?;
+    let footer: Footer = serde_json::from_slice(&text)
         .map_err(|error| damaged(Flaw::new(footer_at, format!("the footer is not readable: {error}"))))?;
 
     let expected = Sections::for_counts(&footer.summary);
     if expected.as_ref() != Some(&footer.sections) || footer.sections.footer != footer_at {
         return Err(damaged(Flaw::new(footer_at, "the sections do not have the lengths that the footer states")));
     }
-    let index = read(footer.sections.index())?;
-    Index::new(&index, &footer.sections, footer.summary.rows)
+    let hashes = read(footer.sections.hashes())?;
+    if blocks::seal(&hashes, &text) != seal {
+        return Err(damaged(Flaw::new(footer.sections.blocks, "the end of the file is not what was written")));
+    }
+    let (start, end) = (footer.sections.row_samples, footer.sections.blocks);
+    let whole = blocks::around(start..end, end);
+    let index = read(whole.clone())?;
+    blocks::check(&index, whole.start, hashes.as_chunks::<{ HASH_BYTES as usize }>().0).map_err(damaged)?;
+    Index::new(&index[(start - whole.start) as usize..], &footer.sections, footer.summary.rows)
         .check(&footer.sections, &footer.summary)
         .map_err(damaged)?;
+    // The first block is checked with the rows that lie in it; the header itself has none.
+    let first = read(blocks::around(0..HEADER_BYTES, end))?;
+    blocks::check(&first, 0, hashes.as_chunks().0).map_err(damaged)?;
     Ok(footer)
 }

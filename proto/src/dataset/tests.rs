@@ -27,7 +27,7 @@ fn write(rows: &[Lines]) -> (DatasetSummary, Vec<u8>) {
         writer.push_row(&samples).unwrap();
     }
     let summary = writer.finish().unwrap();
-    assert_eq!(read_summary(&path).unwrap(), summary);
+    assert_eq!(verify(&path, 2).unwrap(), summary);
     assert_eq!(names(folder.path()), ["train.rows"]);
     (summary, fs::read(&path).unwrap())
 }
@@ -110,19 +110,52 @@ fn a_file_cut_anywhere_is_a_typed_error() {
     }
 }
 
+/// Opens the file and checks every row of it, as ranks do.
+fn open_and_check(bytes: Vec<u8>) -> Result<(), DatasetError> {
+    let data = open(bytes)?;
+    (0..data.num_rows()).try_for_each(|row| data.check(row))
+}
+
 #[test]
-fn a_file_with_a_changed_byte_is_an_error_or_readable_to_the_end() {
+fn a_file_with_a_changed_bit_is_an_error_for_launcher_and_ranks() {
+    // SET-4
     let (_, bytes) = write(ROWS);
-    let whole = everything(&open(bytes.clone()).unwrap()).len();
-    for at in 0..bytes.len() {
-        for flip in [0x01, 0x80, 0xff] {
-            let mut damaged = bytes.clone();
-            damaged[at] ^= flip;
-            if let Ok(data) = open(damaged) {
-                assert_eq!(everything(&data).len(), whole, "byte {at}");
-            }
+    open_and_check(bytes.clone()).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("train.rows");
+    for bit in 0..8 * bytes.len() {
+        let mut damaged = bytes.clone();
+        damaged[bit / 8] ^= 1 << (bit % 8);
+        if bit % 8 == bit / 8 % 8 {
+            fs::write(&path, &damaged).unwrap();
+            let error = verify(&path, 1).unwrap_err().to_string();
+            assert!(error.starts_with(path.to_str().unwrap()), "bit {bit}: {error}");
         }
+        open_and_check(damaged).unwrap_err();
     }
+}
+
+#[test]
+fn damage_in_a_file_of_many_blocks_is_found_at_its_block_and_in_its_rows_only() {
+    let tokens: Vec<i32> = (0..900).collect();
+    let row: Lines = &[(&tokens, None)];
+    let rows = vec![row; 100];
+    let (summary, mut bytes) = write(&rows);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("train.rows");
+    // Pairs of 7200 bytes a row: row 50 begins at byte 360016, in the block that begins at 344064 and ends at 360448.
+    bytes[360_016 + 500] ^= 4;
+    fs::write(&path, &bytes).unwrap();
+    for threads in [1, 3] {
+        let error = verify(&path, threads).unwrap_err().to_string();
+        let expected =
+            format!("{}: damaged at byte 360448: these 16384 bytes are not what was written", path.display());
+        assert_eq!(error, expected);
+    }
+    let data = open(bytes).unwrap();
+    let damaged: Vec<usize> = (0..100).filter(|&row| data.check(row).is_err()).collect();
+    assert_eq!(damaged, [50, 51, 52], "all rows of that block");
+    assert_eq!(data.summary(), &summary);
 }
 
 #[test]
@@ -132,7 +165,7 @@ fn errors_name_file_and_place() {
     let (_, bytes) = write(ROWS);
     let mut other = bytes.clone();
     other[8] = 7;
-    check(other, "x.rows: prepared data of version 7, but this dslaunch reads version 1");
+    check(other, "x.rows: prepared data of version 7, but this dslaunch reads version 2");
     check(
         bytes[..bytes.len() - 3].to_vec(),
         &format!("x.rows: damaged at byte {}: the file ends too early", bytes.len() - 3),
@@ -140,8 +173,8 @@ fn errors_name_file_and_place() {
     // The index begins after 10 pairs; its second entry says where row 1 begins.
     let mut backwards = bytes.clone();
     backwards[16 + 80 + 8] = 0;
-    check(backwards, "x.rows: damaged at byte 104: first sample of a row: 0 at position 1 is out of order");
-    let missing = read_summary(Path::new("no/such.rows")).unwrap_err();
+    check(backwards, "x.rows: damaged at byte 0: these 216 bytes are not what was written");
+    let missing = verify(Path::new("no/such.rows"), 1).unwrap_err();
     assert_eq!(missing.to_string(), "no/such.rows: cannot open it");
 }
 

@@ -4,13 +4,14 @@ use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
+use super::blocks::{self, BlockHasher};
 use super::layout::{Footer, MAGIC, Sections, pack_origin};
 use super::{DatasetError, DatasetSummary, FORMAT_VERSION, IGNORED, Sample};
 
 /// A file of prepared data in the making. Dropped before [`DatasetWriter::finish`], it leaves nothing behind.
 #[derive(Debug)]
 pub struct DatasetWriter {
-    out: BufWriter<File>,
+    out: Hashed,
     /// The name that the file gets when it is complete (SET-2).
     path: PathBuf,
     /// The name that it has until then; gone once renamed.
@@ -30,7 +31,8 @@ impl DatasetWriter {
     pub fn create(path: &Path, sources: Vec<String>) -> Result<Self, DatasetError> {
         let temporary = Self::temporary_name(path);
         let failed = |source| DatasetError::Io { path: temporary.clone(), doing: "create", source };
-        let mut out = BufWriter::with_capacity(1 << 20, File::create(&temporary).map_err(failed)?);
+        let file = File::create(&temporary).map_err(failed)?;
+        let mut out = Hashed { file: BufWriter::with_capacity(1 << 20, file), blocks: BlockHasher::default() };
         let version = u64::from(FORMAT_VERSION).to_le_bytes();
         out.write_all(&MAGIC).and_then(|()| out.write_all(&version)).map_err(failed)?;
         Ok(Self {
@@ -104,8 +106,8 @@ impl DatasetWriter {
 
     /// Writes the index, syncs, and gives the file its name.
     pub fn finish(mut self) -> Result<DatasetSummary, DatasetError> {
-        self.write_index().map_err(|source| self.failed("write", source))?;
-        self.out.get_ref().sync_all().map_err(|source| self.failed("sync", source))?;
+        self.write_index().and_then(|()| self.write_end()).map_err(|source| self.failed("write", source))?;
+        self.out.file.get_ref().sync_all().map_err(|source| self.failed("sync", source))?;
         fs::rename(&self.temporary, &self.path).map_err(|source| self.failed("rename", source))?;
         // The name itself lives in the folder, which is synced on its own.
         let folder = self.path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -114,7 +116,6 @@ impl DatasetWriter {
     }
 
     fn write_index(&mut self) -> io::Result<()> {
-        let sections = Sections::for_counts(&self.summary).expect("offsets of a file that was written fit into u64");
         for array in [&self.row_samples, &self.sample_tokens, &self.sample_origin] {
             for number in array {
                 self.out.write_all(&number.to_le_bytes())?;
@@ -126,15 +127,40 @@ impl DatasetWriter {
         if self.row_labels.len() % 2 == 1 {
             self.out.write_all(&[0; 4])?;
         }
+        Ok(())
+    }
+
+    /// Everything after the blocks.
+    fn write_end(&mut self) -> io::Result<()> {
+        let sections = Sections::for_counts(&self.summary).expect("offsets of a file that was written fit into u64");
+        let Hashed { file, blocks } = &mut self.out;
+        let hashes: Vec<u8> = std::mem::take(blocks).finish().into_iter().flat_map(u64::to_le_bytes).collect();
         let footer = serde_json::to_vec(&Footer { summary: self.summary.clone(), sections })?;
-        self.out.write_all(&footer)?;
-        self.out.write_all(&(footer.len() as u64).to_le_bytes())?;
-        self.out.write_all(&MAGIC)?;
-        self.out.flush()
+        let seal = blocks::seal(&hashes, &footer);
+        file.write_all(&hashes)?;
+        file.write_all(&footer)?;
+        file.write_all(&(footer.len() as u64).to_le_bytes())?;
+        file.write_all(&seal.to_le_bytes())?;
+        file.write_all(&MAGIC)?;
+        file.flush()
     }
 
     fn failed(&self, doing: &'static str, source: io::Error) -> DatasetError {
         DatasetError::Io { path: self.temporary.clone(), doing, source }
+    }
+}
+
+/// A file whose blocks are hashed on the way.
+#[derive(Debug)]
+struct Hashed {
+    file: BufWriter<File>,
+    blocks: BlockHasher,
+}
+
+impl Hashed {
+    fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.blocks.update(bytes);
+        self.file.write_all(bytes)
     }
 }
 

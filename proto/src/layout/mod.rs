@@ -1,10 +1,20 @@
 //! Which parameters a unit owns, by their Hugging Face names, which part of each a rank holds, and where that lies in
 //! the unit's flat buffer. Pure.
 //!
-//! - `LAY-1` parameters lie without gaps in the order listed, so that q, k and v (and gate and up) form one matrix and
-//!   one matrix product each.
+//! - `LAY-1` parameters lie without gaps, the trained ones first and each kind in the order listed, so that q, k and v (and
+//!   gate and up) form one matrix and one matrix product each.
 //! - `LAY-2` every parameter is cut along its first stored dim, so that a tensor-parallel part is one range of the whole
 //!   parameter. That is why o_proj and down_proj, which are cut along their columns, are stored transposed.
+//! - `LAY-3` what is trained of a unit is the first part of its flat buffer ([`UnitLayout::trained_range`]): its gradient
+//!   and its moments have the same index as the parameter, and are cut on their own over the data-parallel ranks
+//!   ([`crate::sharding`]), so that each updates equally much however little is trained. Where a parameter lies in the
+//!   whole unit, in a file and in the list does not depend on what is trained: a checkpoint's ranges mean the same to a
+//!   run that trains something else. A tied embedding has one name, so its copies are trained or frozen together.
+//!
+//! ```text
+//! flat buffer   trained parameters | frozen parameters | padding
+//! gradients     trained parameters | padding
+//! ```
 
 mod params;
 mod pieces;
@@ -12,9 +22,9 @@ mod stage;
 
 use std::ops::Range;
 
-pub use params::model_layout;
+pub use params::{EMBEDDING, model_layout, model_layout_with, partly_trained};
 pub use pieces::{Overlap, Piece, overlaps};
-pub use stage::{num_units, rank_layout};
+pub use stage::{num_units, rank_layout, tensor_layout};
 
 /// What a unit computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,7 +79,7 @@ pub struct UnitLayout {
     pub kind: UnitKind,
     /// The last pipeline stage's copy of a tied embedding: the first stage's is the one that counts and is saved.
     pub is_tied_copy: bool,
-    /// In the order of the flat buffer.
+    /// In the order of the model, which is that of its files.
     pub params: Vec<ParamLayout>,
 }
 
@@ -96,6 +106,8 @@ pub struct ParamLayout {
     pub replica: usize,
     /// Each replica's gradient is only a part of the sum: they add them up.
     pub sums_replicas: bool,
+    /// Whether it is trained; a frozen one has no gradient and no moments.
+    pub is_trained: bool,
 }
 
 impl ParamLayout {
@@ -143,12 +155,27 @@ impl ParamLayout {
 impl UnitLayout {
     /// Number of elements of all parameters as this rank stores them.
     pub fn numel(&self) -> usize {
-        self.params.last().map_or(0, |param| param.offset + param.numel())
+        self.params.iter().map(ParamLayout::numel).sum()
+    }
+
+    /// Number of elements of what is trained, as this rank stores it.
+    pub fn trained_numel(&self) -> usize {
+        self.params.iter().filter(|param| param.is_trained).map(ParamLayout::numel).sum()
+    }
+
+    /// What is trained, in this rank's flat buffer and in that of its gradients (`LAY-3`).
+    pub fn trained_range(&self) -> Range<usize> {
+        0..self.trained_numel()
+    }
+
+    /// What is frozen, in this rank's flat buffer.
+    pub fn frozen_range(&self) -> Range<usize> {
+        self.trained_numel()..self.numel()
     }
 
     /// Number of elements of the whole unit.
     pub fn whole_numel(&self) -> usize {
-        self.params.last().map_or(0, |param| param.whole_offset + param.whole_rows * param.row_numel())
+        self.params.iter().map(|param| param.whole_rows * param.row_numel()).sum()
     }
 
     /// The parameter whose name ends in `suffix`. Panics if there is none: the unit's own code asks.

@@ -3,17 +3,52 @@
 
 use super::{ParamLayout, TensorSplit, UnitKind, UnitLayout};
 use crate::model_config::ModelConfig;
+use crate::plan::Trained;
 
-/// All units of a model as one tensor-parallel rank holds them: embedding, blocks, head. A tied lm_head belongs to the
-/// embedding alone.
+/// Name of the embedding, which is also the head's matrix where the two are tied.
+pub const EMBEDDING: &str = "model.embed_tokens.weight";
+
+/// All units of a model as one tensor-parallel rank holds them, with all parameters trained: embedding, blocks, head. A
+/// tied lm_head belongs to the embedding alone. Where a parameter lies in a rank's flat buffer depends on what is trained:
+/// for that, see [`model_layout_with`], or [`super::rank_layout`] and [`super::tensor_layout`] for a plan's.
 pub fn model_layout(config: &ModelConfig, split: TensorSplit) -> Vec<UnitLayout> {
+    model_layout_with(config, split, &Trained::All)
+}
+
+/// As [`model_layout`], with only some parameters trained. Panics where a matrix that is used as one is trained in part
+/// ([`partly_trained`]).
+pub fn model_layout_with(config: &ModelConfig, split: TensorSplit, trained: &Trained) -> Vec<UnitLayout> {
     let blocks = (0..config.num_hidden_layers).map(|layer| block(config, split, layer));
-    std::iter::once(embedding(config, split)).chain(blocks).chain([head(config, split)]).collect()
+    let units = std::iter::once(embedding(config, split)).chain(blocks).chain([head(config, split)]);
+    units.map(|unit| unit.place(trained)).collect()
+}
+
+/// The parameters whose names end alike are used as one matrix and lie side by side (`LAY-1`).
+const FUSED: [&[&str]; 4] = [
+    &["self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight"],
+    &["self_attn.q_proj.bias", "self_attn.k_proj.bias", "self_attn.v_proj.bias"],
+    &["mlp.gate_proj.weight", "mlp.up_proj.weight"],
+    &["mlp.gate_proj.bias", "mlp.up_proj.bias"],
+];
+
+/// Names of parameters that are used as one matrix and of which only some would be trained: `None` where there are none.
+/// Such a matrix is trained whole or not at all.
+pub fn partly_trained(config: &ModelConfig, trained: &Trained) -> Option<Vec<String>> {
+    (0..config.num_hidden_layers).find_map(|layer| torn(&block(config, TensorSplit::WHOLE, layer).params, trained))
+}
+
+fn torn(params: &[ParamLayout], trained: &Trained) -> Option<Vec<String>> {
+    FUSED.iter().find_map(|fused| {
+        let is_one = |param: &&ParamLayout| fused.iter().any(|name| param.name.ends_with(name));
+        let names: Vec<String> = params.iter().filter(is_one).map(|param| param.name.clone()).collect();
+        let num_trained = names.iter().filter(|name| trained.includes(name)).count();
+        (num_trained > 0 && num_trained < names.len()).then_some(names)
+    })
 }
 
 fn embedding(config: &ModelConfig, split: TensorSplit) -> UnitLayout {
     let mut unit = Builder::new(split, String::new());
-    unit.add("model.embed_tokens.weight", &[config.vocab_size, config.hidden_size], Cut::Rows);
+    unit.add(EMBEDDING, &[config.vocab_size, config.hidden_size], Cut::Rows);
     unit.finish("embed_tokens".into(), UnitKind::Embedding)
 }
 
@@ -76,13 +111,12 @@ struct Builder {
     split: TensorSplit,
     prefix: String,
     params: Vec<ParamLayout>,
-    offset: usize,
     whole_offset: usize,
 }
 
 impl Builder {
     fn new(split: TensorSplit, prefix: String) -> Self {
-        Self { split, prefix, params: Vec::new(), offset: 0, whole_offset: 0 }
+        Self { split, prefix, params: Vec::new(), whole_offset: 0 }
     }
 
     fn add(&mut self, name: &str, disk_shape: &[usize], cut: Cut) {
@@ -103,7 +137,7 @@ impl Builder {
         shape[0] = parts.part(whole_rows);
         let param = ParamLayout {
             name: format!("{}{name}", self.prefix),
-            offset: self.offset,
+            offset: 0, // until it is placed
             rows: parts.rows(whole_rows),
             whole_rows,
             whole_offset: self.whole_offset,
@@ -111,14 +145,31 @@ impl Builder {
             replicas,
             replica: rank % replicas,
             sums_replicas,
+            is_trained: true,
             shape,
         };
-        self.offset += param.numel();
         self.whole_offset += whole_rows * param.row_numel();
         self.params.push(param);
     }
 
     fn finish(self, name: String, kind: UnitKind) -> UnitLayout {
         UnitLayout { name, kind, is_tied_copy: false, params: self.params }
+    }
+}
+
+impl UnitLayout {
+    /// Gives every parameter its place in the flat buffer: the trained ones first (`LAY-3`).
+    fn place(mut self, trained: &Trained) -> Self {
+        if let Some(names) = torn(&self.params, trained) {
+            panic!("{} are one matrix, which is trained whole or not at all", names.join(", "));
+        }
+        let mut offset = 0;
+        for is_trained in [true, false] {
+            for param in self.params.iter_mut().filter(|param| trained.includes(&param.name) == is_trained) {
+                (param.offset, param.is_trained) = (offset, is_trained);
+                offset += param.numel();
+            }
+        }
+        self
     }
 }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::UnitLayout;
+use super::{ParamLayout, UnitLayout};
 
 /// Elements that lie side by side in a rank's flat buffer and in that of the whole unit.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,15 +48,18 @@ impl UnitLayout {
         self.pieces_of(range, |_| true)
     }
 
-    /// As [`UnitLayout::pieces`], but only what this rank is the one to count and save: every element of the unit is in
-    /// exactly one rank's.
+    /// As [`UnitLayout::pieces`], but only what is trained and this rank is the one to count and save: every trained
+    /// element of the unit is in exactly one rank's.
     pub fn primary_pieces(&self, range: Range<usize>) -> Vec<Piece> {
-        if self.is_tied_copy { Vec::new() } else { self.pieces_of(range, |param| param.is_primary()) }
+        let is_counted = |param: &ParamLayout| param.is_trained && param.is_primary();
+        if self.is_tied_copy { Vec::new() } else { self.pieces_of(range, is_counted) }
     }
 
-    fn pieces_of(&self, range: Range<usize>, wanted: impl Fn(&super::ParamLayout) -> bool) -> Vec<Piece> {
+    fn pieces_of(&self, range: Range<usize>, wanted: impl Fn(&ParamLayout) -> bool) -> Vec<Piece> {
         let mut pieces: Vec<Piece> = Vec::new();
-        for param in self.params.iter().filter(|param| wanted(param)) {
+        let mut params: Vec<&ParamLayout> = self.params.iter().filter(|param| wanted(param)).collect();
+        params.sort_by_key(|param| param.offset);
+        for param in params {
             let stored = param.offset..param.offset + param.rows.len() * param.row_numel();
             let (start, end) = (stored.start.max(range.start), stored.end.min(range.end));
             if start >= end {

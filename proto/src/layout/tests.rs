@@ -1,5 +1,6 @@
 use super::*;
 use crate::model_config::ModelConfig;
+use crate::plan::Trained;
 
 fn config(extra: &str) -> ModelConfig {
     let text = format!(
@@ -33,28 +34,64 @@ fn a_tied_head_owns_only_its_norm() {
     assert_eq!(units.last().unwrap().params.len(), 1);
 }
 
+/// Everything, nothing, whole units, and parts of units that lie between others.
+fn choices() -> Vec<Trained> {
+    let containing = |parts: &[&str]| Trained::Containing(parts.iter().map(|part| (*part).to_owned()).collect());
+    vec![
+        Trained::All,
+        containing(&[]),
+        containing(&["layers.1.", "lm_head"]),
+        containing(&["layernorm"]),
+        containing(&["bias"]),
+        containing(&["mlp.", "norm"]),
+        containing(&["down_proj", "embed_tokens"]),
+    ]
+}
+
 #[test]
-fn parameters_lie_without_gaps() {
-    // LAY-1
-    for size in [1, 2, 4, 6] {
-        for unit in model_layout(&odd(), split(size, size - 1)) {
-            let (mut end, mut whole_end) = (0, 0);
-            for param in &unit.params {
-                assert_eq!((param.offset, param.whole_offset), (end, whole_end), "{}", param.name);
+fn parameters_lie_without_gaps_and_the_trained_ones_first() {
+    // LAY-1, LAY-3
+    for (size, trained) in [1, 2, 4, 6].into_iter().flat_map(|size| choices().into_iter().map(move |to| (size, to))) {
+        let units = model_layout_with(&odd(), split(size, size - 1), &trained);
+        for unit in &units {
+            let (first, second): (Vec<_>, Vec<_>) = unit.params.iter().partition(|param| param.is_trained);
+            let mut end = 0;
+            for param in first.iter().chain(&second) {
+                assert_eq!(param.offset, end, "{} {trained:?}", param.name);
+                assert_eq!(param.is_trained, trained.includes(&param.name));
                 end += param.numel();
-                whole_end += param.whole_rows * param.row_numel();
             }
-            assert_eq!((end, whole_end), (unit.numel(), unit.whole_numel()));
+            let trained_end = first.last().map_or(0, |param| param.range().end);
+            assert_eq!((unit.trained_range(), unit.frozen_range()), (0..trained_end, trained_end..end));
+            assert_eq!((unit.trained_numel(), unit.numel()), (trained_end, end));
         }
     }
     assert_eq!(model_layout(&odd(), TensorSplit::WHOLE)[1].params.len(), 2 + 7 + 7);
 }
 
 #[test]
-fn ranks_that_count_hold_every_element_once() {
+fn the_place_in_the_whole_unit_does_not_depend_on_what_is_trained() {
+    // LAY-3
+    for trained in choices() {
+        for unit in model_layout_with(&odd(), split(2, 1), &trained) {
+            let mut end = 0;
+            for param in &unit.params {
+                assert_eq!(param.whole_offset, end, "{} {trained:?}", param.name);
+                end += param.whole_rows * param.row_numel();
+            }
+            assert_eq!(end, unit.whole_numel());
+        }
+    }
+}
+
+#[test]
+fn ranks_that_count_hold_every_trained_element_once() {
     // LAY-2
-    for size in [1, 2, 3, 4, 6, 12] {
-        let ranks: Vec<Vec<UnitLayout>> = (0..size).map(|rank| model_layout(&odd(), split(size, rank))).collect();
+    for (size, trained) in
+        [1, 2, 3, 4, 6, 12].into_iter().flat_map(|size| choices().into_iter().map(move |to| (size, to)))
+    {
+        let ranks: Vec<Vec<UnitLayout>> =
+            (0..size).map(|rank| model_layout_with(&odd(), split(size, rank), &trained)).collect();
         for (unit, whole) in model_layout(&odd(), TensorSplit::WHOLE).iter().enumerate() {
             let mut held = vec![0; whole.numel()];
             for layout in ranks.iter().map(|layouts| &layouts[unit]) {
@@ -64,12 +101,48 @@ fn ranks_that_count_hold_every_element_once() {
                 for piece in
                     layout.primary_pieces(0..numel / 3).into_iter().chain(layout.primary_pieces(numel / 3..numel))
                 {
+                    assert!(piece.local + piece.whole.len() <= layout.trained_numel());
                     held[piece.whole].iter_mut().for_each(|count| *count += 1);
                 }
             }
-            assert!(held.iter().all(|&count| count == 1), "{} over {size}", whole.name);
+            let counts = whole.params.iter().map(|param| (param.numel(), usize::from(trained.includes(&param.name))));
+            let expected: Vec<usize> = counts.flat_map(|(numel, count)| std::iter::repeat_n(count, numel)).collect();
+            assert!(held == expected, "{} over {size}, {trained:?}", whole.name);
         }
     }
+}
+
+#[test]
+fn pieces_ascend_in_the_flat_buffer_and_hold_frozen_parameters_too() {
+    for trained in choices() {
+        for unit in model_layout_with(&odd(), TensorSplit::WHOLE, &trained) {
+            let pieces = unit.pieces(0..unit.numel());
+            let mut end = 0;
+            let mut held = vec![0; unit.whole_numel()];
+            for Piece { local, whole } in pieces {
+                assert_eq!(local, end, "{} {trained:?}", unit.name);
+                end += whole.len();
+                held[whole].iter_mut().for_each(|count| *count += 1);
+            }
+            assert!(end == unit.numel() && held.iter().all(|&count| count == 1));
+        }
+    }
+}
+
+#[test]
+fn a_matrix_that_is_used_as_one_is_not_trained_in_part() {
+    let parts = |part: &str| partly_trained(&odd(), &Trained::Containing(vec![part.to_owned()]));
+    let query = ["q", "k", "v"].map(|name| format!("model.layers.0.self_attn.{name}_proj.weight"));
+    assert_eq!(parts("q_proj.weight"), Some(query.to_vec()));
+    let gate = ["gate", "up"].map(|name| format!("model.layers.1.mlp.{name}_proj.bias"));
+    assert_eq!(parts("layers.1.mlp.up_proj.bias"), Some(gate.to_vec()));
+    assert!(choices().iter().all(|trained| partly_trained(&odd(), trained).is_none()));
+}
+
+#[test]
+#[should_panic(expected = "mlp.gate_proj.weight, model.layers.0.mlp.up_proj.weight are one matrix")]
+fn a_layout_of_a_matrix_trained_in_part_is_refused() {
+    model_layout_with(&odd(), TensorSplit::WHOLE, &Trained::Containing(vec!["up_proj.weight".into()]));
 }
 
 #[test]

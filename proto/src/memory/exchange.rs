@@ -1,13 +1,10 @@
 //! Buffers in the arena that something passes through on its way between ranks.
 
-use super::{ALIGN_BYTES, element_bytes};
-use crate::layout::rank_layout;
+use super::{ARENA_ALIGN_BYTES, element_bytes};
+use crate::layout::{EMBEDDING, rank_layout};
 use crate::mesh::Coord;
+use crate::pipeline::MESSAGES_UNDER_WAY;
 use crate::plan::Plan;
-
-/// Messages of one direction that a pipeline stage may have under way: the next forward pass need not wait until the
-/// neighbour has taken the last one's result.
-pub const MESSAGES_UNDER_WAY: usize = 3;
 
 /// Gradients of a tied embedding that the first and the last stage exchange at a time.
 const TIED_GRADIENTS_AT_A_TIME: usize = 1 << 18;
@@ -44,7 +41,8 @@ impl Exchange {
             sizes.messages = 2 * (1 + MESSAGES_UNDER_WAY);
         }
         let has_tied_copy = plan.mesh.pp > 1 && plan.model.config.tie_word_embeddings;
-        if has_tied_copy && (coord.pp == 0 || coord.pp + 1 == plan.mesh.pp) {
+        let is_trained = plan.model.trained.includes(EMBEDDING);
+        if has_tied_copy && is_trained && (coord.pp == 0 || coord.pp + 1 == plan.mesh.pp) {
             sizes.tied_gradients = TIED_GRADIENTS_AT_A_TIME;
         }
         if plan.mesh.tp * plan.mesh.pp > 1 {
@@ -59,7 +57,7 @@ impl Exchange {
     /// Bytes in the arena.
     pub fn bytes(&self, plan: &Plan) -> u64 {
         let element = element_bytes(plan.model.compute_dtype);
-        let aligned = |bytes: usize| bytes.next_multiple_of(ALIGN_BYTES) as u64;
+        let aligned = |bytes: usize| bytes.next_multiple_of(ARENA_ALIGN_BYTES) as u64;
         aligned(self.tokens * element)
             + aligned(self.rows * 8)
             + self.messages as u64 * aligned(self.message * element)

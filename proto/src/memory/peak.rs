@@ -4,15 +4,13 @@
 //! its peers.
 
 use super::activations::{BlockBytes, head_bytes};
-use super::{Exchange, MESSAGES_UNDER_WAY, StateBytes, element_bytes};
+use super::{Exchange, StateBytes, element_bytes};
 use crate::config::{Dtype, ZeroStage};
-use crate::layout::{TensorSplit, UnitKind, model_layout, rank_layout};
+use crate::layout::{ParamLayout, TensorSplit, UnitKind, model_layout, rank_layout, tensor_layout};
 use crate::mesh::Coord;
-use crate::pipeline::Action;
+use crate::pipeline::{Action, MESSAGES_UNDER_WAY};
 use crate::plan::Plan;
-
-/// Largest weights file. Larger models are cut into several, which the ranks write in turn.
-pub const WEIGHT_FILE_BYTES: usize = 5_000_000_000;
+use crate::weight_files::WeightFiles;
 
 /// What libtorch and its matrix libraries take once they compute: code pages, packed operands, workspace. Measured on
 /// x86-64 with libtorch 2.11: a rank of a tiny model has 15 MiB (in bf16 33 MiB) above an empty one, and products of real
@@ -31,7 +29,7 @@ const HEAP_WASTE: f64 = 0.17;
 /// What one rank holds when it holds the most, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 pub struct PeakBytes {
-    /// Whole parameters.
+    /// Whole parameters, and shards of frozen ones.
     pub parameters: u64,
     /// Gradients, whole and sharded.
     pub gradients: u64,
@@ -64,12 +62,8 @@ impl PeakBytes {
         let workspace = of_block.max(if has_head { head_bytes(plan) } else { 0 });
         // What is recomputed is freed in another order than it was allocated in: the heap has room for it twice.
         let recomputed = if has_blocks { block.all - block.saved } else { 0 };
-        let libraries = match plan.model.compute_dtype {
-            Dtype::Fp32 => RUNTIME_BYTES_FP32,
-            Dtype::Bf16 => RUNTIME_BYTES_BF16,
-        };
         Self {
-            parameters: state.parameters,
+            parameters: state.parameters + state.frozen_shards,
             gradients: state.gradients + state.gradient_shards,
             gradient_shards: state.gradient_shards,
             optimizer: state.masters + state.moments,
@@ -77,18 +71,8 @@ impl PeakBytes {
             workspace,
             communication: exchange(plan, coord),
             peers: peers(plan, coord, &state) + collected(plan, coord),
-            runtime: libraries
-                + THREAD_BYTES * (plan.threads_per_rank as u64 - 1)
-                + ((activations + workspace) as f64 * HEAP_WASTE) as u64
-                + recomputed,
+            runtime: library_bytes(plan) + ((activations + workspace) as f64 * HEAP_WASTE) as u64 + recomputed,
         }
-    }
-
-    /// Of the rank that holds the most, and which that is.
-    pub fn largest(plan: &Plan) -> (usize, Self) {
-        let ranks = (0..plan.mesh.world_size()).map(|rank| (rank, Self::of(plan, plan.mesh.coord(rank))));
-        // The first of those that hold equally much.
-        ranks.rev().max_by_key(|(_, bytes)| bytes.total()).expect("a job has ranks")
     }
 
     /// All of it.
@@ -102,6 +86,15 @@ impl PeakBytes {
             + self.peers
             + self.runtime
     }
+}
+
+/// What libtorch takes of the host's memory for one rank.
+pub(super) fn library_bytes(plan: &Plan) -> u64 {
+    let libraries = match plan.model.compute_dtype {
+        Dtype::Fp32 => RUNTIME_BYTES_FP32,
+        Dtype::Bf16 => RUNTIME_BYTES_BF16,
+    };
+    libraries + THREAD_BYTES * (plan.threads_per_rank as u64 - 1)
 }
 
 /// The most that a stage's schedule keeps alive.
@@ -165,7 +158,7 @@ fn peers(plan: &Plan, coord: Coord, state: &StateBytes) -> u64 {
     let (dp, tp) = (plan.mesh.dp, plan.mesh.tp);
     // A member of a group reduces its part of everybody's buffer, and gathers everybody's part.
     let reduced = share(state.gradients, dp);
-    let gathered = if plan.zero.stage == ZeroStage::Stage0 { 0 } else { share(state.parameters, dp) };
+    let gathered = if plan.zero.stage == ZeroStage::Stage0 { 0 } else { share(StateBytes::exchanged(plan, coord), dp) };
     let tokens = sizes.tokens as u64 * element;
     let of_layer = if plan.sequence_parallel { 2 * share(tokens, tp) } else { share(tokens, tp) };
     let of_layer = of_layer.min((tp as u64 - 1) * tokens);
@@ -187,23 +180,22 @@ fn collected(plan: &Plan, coord: Coord) -> u64 {
     if mesh.tp * mesh.pp == 1 {
         return 0;
     }
+    let files = WeightFiles::new(&model_layout(&plan.model.config, TensorSplit::WHOLE), plan.model.disk_dtype);
+    let is_written_here = |file| files.writer_of(file, mesh.world_size()) == rank;
+    if !(0..files.files().len()).any(is_written_here) {
+        return 0;
+    }
     let element = element_bytes(plan.model.compute_dtype) as u64;
-    let own: Vec<String> = rank_layout(plan, coord).into_iter().map(|unit| unit.name).collect();
-    let (mut room, mut file, mut from_peers, mut largest) = (WEIGHT_FILE_BYTES as u64, 0, 0, 0);
-    for unit in model_layout(&plan.model.config, TensorSplit::WHOLE) {
-        let is_own = own.contains(&unit.name);
-        for param in &unit.params {
-            let bytes = param.numel() as u64 * element;
-            if bytes > room {
-                (room, file) = (WEIGHT_FILE_BYTES as u64, file + 1);
-            }
-            room = room.saturating_sub(bytes);
-            if file % mesh.world_size() == rank {
-                let is_cut = param.decays() && mesh.tp > 1;
-                let part = if is_cut { bytes / mesh.tp as u64 } else { bytes };
-                let others = if is_own { bytes - if is_cut { part } else { bytes } } else { bytes };
-                from_peers += others;
-                largest = if others > 0 { part.max(largest) } else { largest };
+    let (mut from_peers, mut largest) = (0, 0);
+    for tp in 0..mesh.tp {
+        for (unit, layout) in tensor_layout(plan, tp).iter().enumerate() {
+            let is_own = tp == coord.tp && plan.pipeline.stage_of(unit, mesh.pp) == coord.pp;
+            let is_sent =
+                |param: &&ParamLayout| !is_own && param.is_primary() && is_written_here(files.file_of(&param.name));
+            for param in layout.params.iter().filter(is_sent) {
+                let bytes = param.numel() as u64 * element;
+                from_peers += bytes;
+                largest = bytes.max(largest);
             }
         }
     }

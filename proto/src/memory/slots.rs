@@ -1,6 +1,6 @@
-//! In which slots whole buffers lie: one for each unit, or a few that units of a kind take turns in.
+//! In which slots whole buffers lie: one for each unit, or a few that units of a class take turns in.
 
-use crate::layout::{UnitKind, UnitLayout};
+use crate::layout::{ParamLayout, UnitKind, UnitLayout};
 use crate::plan::Plan;
 use crate::sharding::Sharding;
 
@@ -9,9 +9,9 @@ use crate::sharding::Sharding;
 pub enum Claim {
     /// A slot of its own.
     Own,
-    /// One of `count` slots that units of this kind take turns in.
+    /// One of `count` slots that units of its class take turns in.
     Shared {
-        /// Slots of the kind.
+        /// Slots of the class.
         count: usize,
     },
 }
@@ -28,27 +28,38 @@ pub fn param_claims(plan: &Plan, layouts: &[UnitLayout]) -> Vec<Claim> {
     layouts.iter().map(claim).collect()
 }
 
-/// Whole gradients have a slot each; sharded ones are whole only while a unit's backward pass runs.
+/// Whole gradients have a slot each, empty where all of a unit is frozen; sharded ones are whole only while a unit's
+/// backward pass runs.
 pub fn grad_claims(plan: &Plan, layouts: &[UnitLayout]) -> Vec<Claim> {
     let sharding = Sharding::new(plan.zero.stage, plan.mesh.dp, 0);
     let claim = if sharding.shards_gradients() { Claim::Shared { count: 1 } } else { Claim::Own };
     vec![claim; layouts.len()]
 }
 
-/// Which slot each unit computes on, and which unit's layout each slot has. Pure.
+/// The class of each unit: units of one class have every parameter in the same place, so that they can take turns in a
+/// slot. All blocks are of one class, unless another part of each is trained.
+pub fn classes(layouts: &[UnitLayout]) -> Vec<usize> {
+    let place = |param: &ParamLayout| (param.shape.clone(), param.offset, param.is_trained);
+    let looks: Vec<_> =
+        layouts.iter().map(|layout| (layout.kind, layout.params.iter().map(place).collect::<Vec<_>>())).collect();
+    let class = |look| looks.iter().position(|other| other == look).expect("it looks like itself");
+    looks.iter().map(class).collect()
+}
+
+/// Which slot each unit computes on, and which unit's layout each slot has. Pure. `classes`: see [`classes`].
 ///
-/// Units of a kind have one layout, so they can take turns: the n-th of them takes slot `n % count`.
-pub fn assign(kinds: &[UnitKind], claims: &[Claim]) -> (Vec<usize>, Vec<usize>) {
+/// Units of a class have one layout, so they can take turns: the n-th of them takes slot `n % count`.
+pub fn assign<C: Copy + PartialEq>(classes: &[C], claims: &[Claim]) -> (Vec<usize>, Vec<usize>) {
     let (mut of_unit, mut layout_of_slot) = (Vec::new(), Vec::new());
-    let mut rings: Vec<(UnitKind, Vec<usize>, usize)> = Vec::new();
-    for (unit, (&kind, &claim)) in kinds.iter().zip(claims).enumerate() {
+    let mut rings: Vec<(C, Vec<usize>, usize)> = Vec::new();
+    for (unit, (&class, &claim)) in classes.iter().zip(claims).enumerate() {
         let Claim::Shared { count } = claim else {
             of_unit.push(layout_of_slot.len());
             layout_of_slot.push(unit);
             continue;
         };
-        let idx = rings.iter().position(|ring| ring.0 == kind).unwrap_or_else(|| {
-            rings.push((kind, Vec::new(), 0));
+        let idx = rings.iter().position(|ring| ring.0 == class).unwrap_or_else(|| {
+            rings.push((class, Vec::new(), 0));
             rings.len() - 1
         });
         let (_, ring, taken) = &mut rings[idx];

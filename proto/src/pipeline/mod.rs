@@ -20,6 +20,10 @@ pub use partition::{partition, unit_costs};
 pub use schedule::schedule;
 pub use timing::{PassCosts, bubble_fraction, peak_in_flight};
 
+/// Messages of one direction that a stage may have under way: the next forward pass need not wait until the neighbour has
+/// taken the last one's result.
+pub const MESSAGES_UNDER_WAY: usize = 3;
+
 /// Sizes of a pipeline.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PipelineShape {

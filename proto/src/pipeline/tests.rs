@@ -1,6 +1,5 @@
 use super::*;
 use crate::config::PipelineSchedule;
-use crate::memory::MESSAGES_UNDER_WAY;
 use crate::model_config::ModelConfig;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::ops::Range;

@@ -1,22 +1,20 @@
 //! The plan: what a job does, with every default filled and every product checked. Pure.
 //!
-//! `train.toml + config.json + world -> Draft -> (prepared data) -> Plan`. The first arrow finds every mistake that
-//! can be found before data is touched; the second adds what only the data knows (rows, hence steps). The launcher
-//! writes the plan to `plan.json`; ranks read that and never train.toml, so nothing downstream has a default left to
-//! fill in.
+//! `resolve` makes it. The launcher writes it to `plan.json`; ranks read that and never train.toml, so nothing
+//! downstream has a default left to fill in.
 
-mod draft;
-mod parallel;
-mod unsupported;
+mod backend;
+mod trained;
 
 use std::ops::Range;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-pub use draft::{Draft, PreparedData, World};
+pub use backend::Backend;
+pub use trained::Trained;
 
-pub use crate::config::{ActivationCheckpointing, Dtype, Init, PipelineSchedule, ZeroStage};
+pub use crate::config::{ActivationCheckpointing, Device, Dtype, Init, PipelineSchedule, ZeroStage};
 use crate::manifest::Progress;
 use crate::mesh::Mesh;
 use crate::model_config::{DiskDType, ModelConfig};
@@ -32,6 +30,10 @@ pub struct Plan {
     pub output_dir: PathBuf,
     /// Seed of initialisation and shuffling.
     pub seed: u64,
+    /// What ranks compute on.
+    pub device: Device,
+    /// What carries their collectives.
+    pub backend: Backend,
     /// Sizes of the axes.
     pub mesh: Mesh,
     /// Whether tensor-parallel ranks hold a part of the tokens each between the parallel parts of a layer.
@@ -138,6 +140,8 @@ pub struct ModelPlan {
     /// Type of the weights in checkpoints of a model that starts from random weights. A pretrained one keeps that of its
     /// files, which the ranks read.
     pub disk_dtype: DiskDType,
+    /// Which parameters are trained.
+    pub trained: Trained,
     /// The model's config.json.
     pub config: ModelConfig,
 }
@@ -155,6 +159,11 @@ impl PipelinePlan {
     /// The units of each chunk of `stage`, in the order of the forward pass.
     pub fn chunks_of(&self, stage: usize, num_stages: usize) -> impl Iterator<Item = Range<usize>> + '_ {
         self.chunks.iter().skip(stage).step_by(num_stages).cloned()
+    }
+
+    /// The stage that holds a unit, counted over the whole model. Panics where no chunk has it.
+    pub fn stage_of(&self, unit: usize, num_stages: usize) -> usize {
+        self.chunks.iter().position(|chunk| chunk.contains(&unit)).expect("every unit is in a chunk") % num_stages
     }
 }
 

@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use comm::{Channel, CommError, Work};
-use proto::layout::{ParamLayout, TensorSplit, UnitLayout, model_layout};
+use proto::layout::{ParamLayout, TensorSplit, UnitLayout, model_layout, tensor_layout};
 use proto::memory::Exchange;
 use proto::mesh::Coord;
 use proto::plan::Plan;
@@ -39,10 +39,9 @@ impl Collector {
     pub fn new(plan: Rc<Plan>, ranks: &Ranks) -> Result<Self, CommError> {
         let kind = compute_kind(plan.model.compute_dtype);
         let numel = Exchange::of(&plan, ranks.groups.coord).parameter;
-        let split = |rank| TensorSplit { size: plan.mesh.tp, rank, sequence: plan.sequence_parallel };
         Ok(Self {
-            arrived: Buffer::in_arena(ranks, kind, numel)?,
-            layouts: (0..plan.mesh.tp).map(|rank| model_layout(&plan.model.config, split(rank))).collect(),
+            arrived: ranks.allocate(kind, numel)?,
+            layouts: (0..plan.mesh.tp).map(|rank| tensor_layout(&plan, rank)).collect(),
             groups: ranks.groups.clone(),
             plan,
         })

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use comm::CommError;
 use proto::manifest::ManifestError;
+use proto::weights_folder::WeightFilesError;
 
 /// A model folder or checkpoint cannot be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -36,14 +37,9 @@ pub enum CheckpointError {
     /// The manifest cannot be read, or a file is not as long as it says.
     #[error(transparent)]
     Manifest(#[from] ManifestError),
-    /// The folder has no weights.
-    #[error("{}: no *.safetensors here{}", .folder.display(), if *.has_bin { "; convert pytorch_model*.bin to safetensors first (save_pretrained does)" } else { "" })]
-    NoWeights {
-        /// The folder.
-        folder: PathBuf,
-        /// It has pickled weights, which are not read.
-        has_bin: bool,
-    },
+    /// A model folder's weight files cannot be found.
+    #[error(transparent)]
+    WeightFiles(#[from] WeightFilesError),
     /// A tensor is not what config.json says.
     #[error("{}: tensor {name}: {rule}", .path.display())]
     Tensor {

@@ -7,11 +7,12 @@ use bytemuck::cast_slice;
 use proto::layout::{Overlap, Piece, overlaps};
 use proto::manifest::UnitRanges;
 use proto::model_config::DiskDType;
+use proto::weight_files::TensorEntry;
 use safetensors::SafeTensors;
 use safetensors::tensor::Dtype;
 
 use super::error::{Result, damaged, reading};
-use super::safetensors_writer::{SafetensorsWriter, TensorHeader};
+use super::safetensors_writer::SafetensorsWriter;
 use crate::data::MappedFile;
 use crate::device::Section;
 use crate::engine::Memory;
@@ -36,7 +37,7 @@ pub(super) fn ranges(memory: &Memory) -> UnitRanges {
 
 /// Writes this rank's part, a chunk at a time.
 pub(super) fn write(path: &Path, memory: &Memory) -> Result<()> {
-    let mut tensors: Vec<(TensorHeader, Vec<Section>)> = Vec::new();
+    let mut tensors: Vec<(TensorEntry, Vec<Section>)> = Vec::new();
     for unit in 0..memory.num_units() {
         let pieces = memory.saved(unit);
         let states = pieces.iter().map(|piece| memory.state(unit, piece.local..piece.local + piece.whole.len()));
@@ -47,19 +48,19 @@ pub(super) fn write(path: &Path, memory: &Memory) -> Result<()> {
         for (idx, part) in PARTS.into_iter().enumerate() {
             let sections: Vec<Section> = states.iter().map(|state| state[idx].clone()).collect();
             let name = format!("{}.{part}", memory.layout(unit).name);
-            tensors.push((header(name, sections.iter().map(Section::numel).sum()), sections));
+            tensors.push((entry(name, sections.iter().map(Section::numel).sum()), sections));
         }
     }
-    let headers: Vec<TensorHeader> = tensors.iter().map(|(header, _)| header.clone()).collect();
-    let mut writer = SafetensorsWriter::create(path, &headers)?;
+    let entries: Vec<TensorEntry> = tensors.iter().map(|(entry, _)| entry.clone()).collect();
+    let mut writer = SafetensorsWriter::create(path, &entries)?;
     for section in tensors.iter().flat_map(|(_, sections)| sections) {
         section.read(CHUNK_NUMEL, |values| writer.write(cast_slice(values)))?;
     }
     writer.finish().map(drop)
 }
 
-fn header(name: String, numel: usize) -> TensorHeader {
-    TensorHeader { name, dtype: DiskDType::F32, shape: vec![numel], bytes: numel * size_of::<f32>() }
+fn entry(name: String, numel: usize) -> TensorEntry {
+    TensorEntry { name, dtype: DiskDType::F32, shape: vec![numel], bytes: numel * size_of::<f32>() }
 }
 
 /// Reads what this rank needs of one file: its own part, and all masters of units that it keeps whole.

@@ -1,10 +1,10 @@
 //! Weights in: a Hugging Face folder's safetensors files, memory-mapped, one tensor copied at a time.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
 
 use proto::model_config::{DiskDType, ModelConfig};
+use proto::weights_folder::weight_files;
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 use tch::{Kind, Tensor};
@@ -104,35 +104,4 @@ fn disk_dtype(path: &Path, name: &str, dtype: Dtype) -> Result<DiskDType> {
         Dtype::F32 => Ok(DiskDType::F32),
         other => Err(tensor_error(path, name, format!("has type {other:?}; BF16, F16 and F32 are supported"))),
     }
-}
-
-/// The folder's weight files: those that the index names, or `model.safetensors`, or whatever safetensors there are.
-fn weight_files(folder: &Path) -> Result<Vec<PathBuf>> {
-    let index = folder.join("model.safetensors.index.json");
-    if index.exists() {
-        #[derive(serde::Deserialize)]
-        struct Index {
-            weight_map: HashMap<String, String>,
-        }
-        let text = fs::read_to_string(&index).map_err(reading(&index))?;
-        let parsed: Index = serde_json::from_str(&text).map_err(|err| damaged(&index, err.to_string()))?;
-        let names: BTreeSet<String> = parsed.weight_map.into_values().collect();
-        return Ok(names.into_iter().map(|name| folder.join(name)).collect());
-    }
-    let single = folder.join("model.safetensors");
-    if single.exists() {
-        return Ok(vec![single]);
-    }
-    let entries = fs::read_dir(folder).map_err(reading(folder))?;
-    let names: BTreeSet<String> = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect();
-    let found: Vec<PathBuf> = names
-        .iter()
-        .filter(|name| name.starts_with("model") && name.ends_with(".safetensors"))
-        .map(|name| folder.join(name))
-        .collect();
-    if found.is_empty() {
-        let has_bin = names.iter().any(|name| name.ends_with(".bin"));
-        return Err(CheckpointError::NoWeights { folder: folder.into(), has_bin });
-    }
-    Ok(found)
 }

@@ -9,18 +9,10 @@ use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use proto::model_config::DiskDType;
+use proto::weight_files::TensorEntry;
 use serde_json::{Map, Value, json};
 
 use super::error::{Result, writing};
-
-/// What the header says of one tensor.
-#[derive(Debug, Clone)]
-pub(super) struct TensorHeader {
-    pub name: String,
-    pub dtype: DiskDType,
-    pub shape: Vec<usize>,
-    pub bytes: usize,
-}
 
 /// A file being written.
 pub(super) struct SafetensorsWriter {
@@ -32,7 +24,7 @@ pub(super) struct SafetensorsWriter {
 
 impl SafetensorsWriter {
     /// Creates the file and writes its header. The tensors' bytes must follow in the same order.
-    pub fn create(path: &Path, tensors: &[TensorHeader]) -> Result<Self> {
+    pub fn create(path: &Path, tensors: &[TensorEntry]) -> Result<Self> {
         let mut header = Map::new();
         header.insert("__metadata__".into(), json!({"format": "pt"}));
         let mut offset = 0;
@@ -84,7 +76,7 @@ mod tests {
     fn what_is_written_is_what_the_crate_reads() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.safetensors");
-        let tensor = |name: &str, dtype, shape: &[usize], bytes| TensorHeader {
+        let tensor = |name: &str, dtype, shape: &[usize], bytes| TensorEntry {
             name: name.into(),
             dtype,
             shape: shape.into(),

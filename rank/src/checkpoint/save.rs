@@ -204,8 +204,7 @@ impl Saver {
             optimizer,
             files,
         });
-        let text = serde_json::to_vec_pretty(&manifest).expect("plain data");
-        write_synced(&folder.join(Manifest::FILE), &text)
+        write_synced(&folder.join(Manifest::FILE), manifest.to_text().as_bytes())
     }
 
     /// Removes what is older than the newest `keep_last` checkpoints up to that of `step`. A folder without a manifest is

@@ -1,18 +1,17 @@
 //! Weights out: a model as safetensors files that `from_pretrained` loads, written one tensor at a time.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use proto::memory::WEIGHT_FILE_BYTES;
 use proto::model_config::DiskDType;
+use proto::weight_files::{WeightFile, WeightFiles};
 use tch::{Kind, Tensor};
 
 use super::collector::Collector;
 use super::error::{CheckpointError, Result};
 use super::files::write;
-use super::safetensors_writer::{SafetensorsWriter, TensorHeader};
+use super::safetensors_writer::SafetensorsWriter;
 use crate::engine::Memory;
-use proto::layout::UnitLayout;
 
 /// Writes the weights of a model into `folder` and returns the files that this rank wrote. Every rank of the job calls it: unit by unit, the stage that holds
 /// a unit gathers it, and each parameter goes to the rank that writes its file, which holds one tensor at a time. A rank
@@ -24,39 +23,23 @@ pub(super) fn write_weights(
     dtype: DiskDType,
 ) -> Result<Vec<PathBuf>> {
     let units = collector.units();
-    let files = Files::new(shards(&units, dtype, WEIGHT_FILE_BYTES));
+    let files = WeightFiles::new(&units, dtype);
     let (rank, world_size) = (memory.groups().all.rank(), memory.groups().all.size());
     let mut writer = Writer { written: Vec::new(), open: None };
-    let mut outcome = if rank == 0 { writer.index(folder, &files.shards) } else { Ok(()) };
+    let mut outcome = if rank == 0 { writer.index(folder, files.files()) } else { Ok(()) };
     for (unit, layout) in units.iter().enumerate() {
         let mut under_way = collector.begin(memory, unit)?;
         for (idx, param) in layout.params.iter().enumerate() {
-            let file = files.of_param[&param.name];
-            let Some(tensor) = under_way.collect(memory, idx, file % world_size)? else { continue };
+            let file = files.file_of(&param.name);
+            let Some(tensor) = under_way.collect(memory, idx, files.writer_of(file, world_size))? else { continue };
             if outcome.is_ok() {
                 let bytes = tensor_bytes(&tensor.to_kind(kind_of(dtype)));
-                outcome = writer.tensor(folder, (file, &files.shards[file]), &bytes);
+                outcome = writer.tensor(folder, (file, &files.files()[file]), &bytes);
             }
         }
         under_way.finish()?;
     }
     outcome.and_then(|()| writer.finish())
-}
-
-/// The weights files of a model.
-struct Files {
-    shards: Vec<Shard>,
-    /// The file of each parameter.
-    of_param: HashMap<String, usize>,
-}
-
-impl Files {
-    fn new(shards: Vec<Shard>) -> Self {
-        let names = |(idx, shard): (usize, &Shard)| -> Vec<(String, usize)> {
-            shard.tensors.iter().map(|tensor| (tensor.name.clone(), idx)).collect()
-        };
-        Self { of_param: shards.iter().enumerate().flat_map(names).collect(), shards }
-    }
 }
 
 /// This rank's files, one of them open at a time.
@@ -68,20 +51,20 @@ struct Writer {
 
 impl Writer {
     /// Writes the next tensor of a file, which is open or is opened.
-    fn tensor(&mut self, folder: &Path, (number, file): (usize, &Shard), bytes: &[u8]) -> Result<()> {
+    fn tensor(&mut self, folder: &Path, (number, file): (usize, &WeightFile), bytes: &[u8]) -> Result<()> {
         if self.open.as_ref().is_none_or(|(open, _)| *open != number) {
             self.close()?;
-            self.open = Some((number, SafetensorsWriter::create(&folder.join(&file.file), &file.tensors)?));
+            self.open = Some((number, SafetensorsWriter::create(&folder.join(&file.name), &file.tensors)?));
         }
         let (_, open) = self.open.as_mut().expect("opened above");
         open.write(bytes)
     }
 
     /// Says which tensor is in which file, where there are several.
-    fn index(&mut self, folder: &Path, shards: &[Shard]) -> Result<()> {
-        if shards.len() > 1 {
+    fn index(&mut self, folder: &Path, files: &[WeightFile]) -> Result<()> {
+        if files.len() > 1 {
             let path = folder.join("model.safetensors.index.json");
-            write(&path, &index(shards))?;
+            write(&path, &index(files))?;
             self.written.push(path);
         }
         Ok(())
@@ -100,40 +83,11 @@ impl Writer {
     }
 }
 
-/// One weights file.
-struct Shard {
-    file: String,
-    tensors: Vec<TensorHeader>,
-}
-
-/// Consecutive tensors, as many as fit into `shard_bytes`; a larger one has a shard of its own.
-fn shards(layouts: &[UnitLayout], dtype: DiskDType, shard_bytes: usize) -> Vec<Shard> {
-    let mut shards: Vec<Vec<TensorHeader>> = Vec::new();
-    let mut room = 0;
-    for param in layouts.iter().flat_map(|layout| &layout.params) {
-        let shape = param.disk_shape();
-        let bytes = shape.iter().product::<usize>() * kind_of(dtype).elt_size_in_bytes();
-        if bytes > room || shards.is_empty() {
-            shards.push(Vec::new());
-            room = shard_bytes;
-        }
-        room = room.saturating_sub(bytes);
-        let header = TensorHeader { name: param.name.clone(), dtype, shape, bytes };
-        shards.last_mut().expect("the first tensor opened one").push(header);
-    }
-    let count = shards.len();
-    let file = |idx: usize| match count {
-        1 => "model.safetensors".to_owned(),
-        _ => format!("model-{:05}-of-{count:05}.safetensors", idx + 1),
-    };
-    shards.into_iter().enumerate().map(|(idx, tensors)| Shard { file: file(idx), tensors }).collect()
-}
-
 /// Which tensor is in which file, as `save_pretrained` says it.
-fn index(shards: &[Shard]) -> Vec<u8> {
-    let tensors = || shards.iter().flat_map(|shard| shard.tensors.iter().map(move |tensor| (shard, tensor)));
+fn index(files: &[WeightFile]) -> Vec<u8> {
+    let tensors = || files.iter().flat_map(|file| file.tensors.iter().map(move |tensor| (file, tensor)));
     let weight_map: BTreeMap<&str, &str> =
-        tensors().map(|(shard, tensor)| (tensor.name.as_str(), shard.file.as_str())).collect();
+        tensors().map(|(file, tensor)| (tensor.name.as_str(), file.name.as_str())).collect();
     let total_size: usize = tensors().map(|(_, tensor)| tensor.bytes).sum();
     let total_parameters: usize = tensors().map(|(_, tensor)| tensor.shape.iter().product::<usize>()).sum();
     let index = serde_json::json!({

@@ -3,6 +3,7 @@
 mod mapped;
 mod order;
 
+use std::ops::Range;
 use std::path::Path;
 use std::rc::Rc;
 
@@ -64,14 +65,24 @@ impl TrainData {
         })
     }
 
+    /// Checks that this rank's rows of a step are what was written, now. `step` counts from 0.
+    pub fn check(&self, step: u64) -> Result<(), DatasetError> {
+        (0..self.batch.num_micro_batches)
+            .try_for_each(|idx| self.micro_batch_rows(step, idx).try_for_each(|row| self.rows.check(row)))
+    }
+
     /// This rank's rows of micro-batch `micro_batch_idx` of a step. `step` counts from 0.
     ///
     /// Row `j` is number `((step * A + a) * D + r) * M + j` of the endless sequence of epochs, with A micro-batches, D
     /// data-parallel ranks and M rows per micro-batch.
     pub fn micro_batch(&self, step: u64, micro_batch_idx: u64) -> MicroBatch {
+        micro_batch(&self.rows, self.micro_batch_rows(step, micro_batch_idx))
+    }
+
+    fn micro_batch_rows(&self, step: u64, micro_batch_idx: u64) -> impl Iterator<Item = usize> + '_ {
         let rows = self.batch.micro_batch_size;
         let first = self.first_row(step) + (micro_batch_idx * self.dp_size + self.dp_rank) * rows;
-        micro_batch(&self.rows, (first..first + rows).map(|number| self.order.row(number) as usize))
+        (first..first + rows).map(|number| self.order.row(number) as usize)
     }
 
     fn step_rows(&self, step: u64) -> impl Iterator<Item = usize> + '_ {
@@ -99,15 +110,25 @@ impl ValidationData {
         self.rows.summary().label_tokens
     }
 
+    /// Checks that this rank's part is what was written, now.
+    pub fn check(&self) -> Result<(), DatasetError> {
+        self.rounds().flatten().flatten().try_for_each(|row| self.rows.check(row))
+    }
+
     /// This rank's part as micro-batches: every row of the set is some rank's exactly once. All ranks get equally many;
     /// `None` where a rank has no rows left.
     pub fn micro_batches(&self) -> impl Iterator<Item = Option<MicroBatch>> + '_ {
+        self.rounds().map(|rows| rows.map(|rows| micro_batch(&self.rows, rows)))
+    }
+
+    /// The rows of each micro-batch.
+    fn rounds(&self) -> impl Iterator<Item = Option<Range<usize>>> + '_ {
         let num_rows = self.rows.num_rows() as u64;
         let rounds = num_rows.div_ceil(self.dp_size * self.micro_batch_size);
         (0..rounds).map(move |round| {
             let start = (round * self.dp_size + self.dp_rank) * self.micro_batch_size;
             let end = (start + self.micro_batch_size).min(num_rows);
-            (start < end).then(|| micro_batch(&self.rows, (start..end).map(|row| row as usize)))
+            (start < end).then_some(start as usize..end as usize)
         })
     }
 }

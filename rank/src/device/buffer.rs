@@ -7,12 +7,10 @@
 
 use std::ops::Range;
 
-use comm::{CommError, DType};
+use comm::{CommError, DType, World};
 use tch::{Kind, Tensor};
 
-use super::host;
-use crate::kernels;
-use crate::ranks::Ranks;
+use super::{Device, host};
 
 /// Elements that pass between the host and a buffer at a time: 1 MiB.
 const CHUNK_NUMEL: usize = 1 << 18;
@@ -26,23 +24,22 @@ pub struct Buffer {
 }
 
 impl Buffer {
-    /// Allocates in the arena, which is on the ranks' device. Every rank allocates the same buffers in the same order.
+    /// Allocates in the world's arena, which is on `device`. Every rank allocates the same buffers in the same order.
     ///
     /// # Errors
     /// The arena is exhausted.
-    pub fn in_arena(ranks: &Ranks, kind: Kind, numel: usize) -> Result<Self, CommError> {
+    pub fn in_arena(world: &dyn World, device: Device, kind: Kind, numel: usize) -> Result<Self, CommError> {
         let dtype = match kind {
             Kind::Float => DType::F32,
             Kind::BFloat16 => DType::BF16,
             Kind::Double => DType::F64,
             _ => panic!("no buffers of {kind:?} in the arena"),
         };
-        let operand = ranks.world.alloc(dtype, numel)?;
-        let start = ranks.world.as_ptr(operand);
+        let operand = world.alloc(dtype, numel)?;
+        let start = world.as_ptr(operand);
         // SAFETY: the world vouches for `numel` elements of this type from `start` on, in memory of this device, aligned,
         // and there until the process ends, so that no view of the tensor outlives them.
-        let whole =
-            unsafe { Tensor::from_blob(start.as_ptr(), &[numel as i64], &[1], kind, ranks.device.of_tensors()) };
+        let whole = unsafe { Tensor::from_blob(start.as_ptr(), &[numel as i64], &[1], kind, device.of_tensors()) };
         Ok(Self { whole, operand: Some(operand) })
     }
 
@@ -91,8 +88,7 @@ impl Buffer {
     pub fn write(&mut self, start: usize, values: &[f32]) {
         for (idx, chunk) in values.chunks(CHUNK_NUMEL).enumerate() {
             let start = start + idx * CHUNK_NUMEL;
-            let on_device = Tensor::from_slice(chunk).to_device(self.whole.device());
-            kernels::round(&mut self.range(start..start + chunk.len()), &on_device);
+            self.range(start..start + chunk.len()).copy_(&Tensor::from_slice(chunk));
         }
     }
 

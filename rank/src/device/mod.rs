@@ -6,7 +6,7 @@
 mod buffer;
 pub(crate) mod host;
 
-use proto::plan::Dtype;
+use proto::plan::{self, Dtype};
 use tch::Kind;
 
 pub use buffer::{Buffer, Section};
@@ -19,6 +19,16 @@ pub enum Device {
 }
 
 impl Device {
+    /// The device that the plan names. Panics for one that plans are refused for.
+    pub fn of_plan(device: plan::Device) -> Self {
+        match device {
+            plan::Device::Cpu => Self::Cpu,
+            plan::Device::Cuda => {
+                unreachable!("no plan that trains on a GPU gets here yet (proto::resolve::unsupported)")
+            }
+        }
+    }
+
     /// The device as tensors name it.
     pub fn of_tensors(self) -> tch::Device {
         match self {

@@ -2,7 +2,7 @@
 
 use proto::plan::OptimizerPlan;
 
-pub(super) use crate::kernels::Update;
+use crate::kernels::Update;
 
 /// The constants of a run.
 #[derive(Debug, Clone)]

@@ -20,14 +20,13 @@ use proto::plan::Plan;
 use proto::sharding::Sharding;
 use tch::{Kind, Tensor};
 
-use super::adamw::Update;
 use super::offload::Staging;
 use super::slots::Slots;
 use super::tied::TiedGradients;
 use super::unit::Unit;
 use crate::device::{HOST, Section, compute_kind};
 use crate::groups::Groups;
-use crate::kernels::LossSum;
+use crate::kernels::{LossSum, Update};
 use crate::model::UnitViews;
 use crate::ranks::Ranks;
 use crate::shake::Shake;

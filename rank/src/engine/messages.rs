@@ -5,7 +5,8 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use comm::{Channel, CommError, Work};
-use proto::memory::{Exchange, MESSAGES_UNDER_WAY};
+use proto::memory::Exchange;
+use proto::pipeline::MESSAGES_UNDER_WAY;
 use proto::plan::Plan;
 use tch::Tensor;
 
@@ -43,7 +44,7 @@ impl Messages {
         let (numel, kind) = (Exchange::of(plan, groups.coord).message, compute_kind(plan.model.compute_dtype));
         let (stages, stage) = (groups.mesh.pp, groups.coord.pp);
         let (next, previous) = ((stage + 1) % stages, (stage + stages - 1) % stages);
-        let buffer = || Buffer::in_arena(ranks, kind, numel);
+        let buffer = || ranks.allocate(kind, numel);
         let lane = |channel, from, to| -> Result<Lane, CommError> {
             let buffers = if stages > 1 { MESSAGES_UNDER_WAY } else { 0 };
             let buffers = (0..buffers).map(|_| buffer()).collect::<Result<_, _>>()?;

@@ -124,7 +124,7 @@ impl Slots {
         let kinds: Vec<UnitKind> = layouts.iter().map(|layout| layout.kind).collect();
         let (of_unit, layout_of_slot) = assign(&kinds, claims);
         let slot = |&unit: &usize| {
-            let flat = Buffer::in_arena(ranks, kind, numel_padded[unit])?;
+            let flat = ranks.allocate(kind, numel_padded[unit])?;
             let contents = if claims[unit] == Claim::Own { Contents::Unit(unit) } else { Contents::Nothing };
             Ok(Slot { views: UnitViews::new(&layouts[unit], |offset, shape| flat.view(offset, shape)), flat, contents })
         };

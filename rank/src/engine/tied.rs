@@ -37,7 +37,7 @@ impl TiedGradients {
             pp: groups.pp.clone(),
             other: groups.mesh.pp - 1 - groups.coord.pp,
             unit: layouts.iter().position(is_embedding).expect("a copy, or the embedding itself"),
-            arrived: Buffer::in_arena(ranks, Kind::Float, numel)?,
+            arrived: ranks.allocate(Kind::Float, numel)?,
         }))
     }
 

@@ -24,15 +24,15 @@ impl AttentionShape {
 
 /// What attention's backward pass reads beside its operands. Which variant it is, is the device's choice.
 #[derive(Debug)]
-pub enum AttentionSaved {
+pub enum AttendSaved {
     /// All samples have one length and were computed in one call: the log-sum-exp of the scores, `[samples, H, L]`.
     Dense(Tensor),
     /// Runs of samples of one length were computed in a call each: the log-sum-exp of each, in order.
     Runs(Vec<Tensor>),
 }
 
-/// Operands of [`attend_backward`](super::attend_backward).
-pub struct AttentionGrad<'a> {
+/// Operands of [`crate::kernels::attend_backward`].
+pub struct AttendGrad<'a> {
     /// Of the forward pass: `[T, H + 2G, K]`
     pub qkv: &'a Tensor,
     /// Of the forward pass.
@@ -40,7 +40,7 @@ pub struct AttentionGrad<'a> {
     /// Output of the forward pass: `[T, H K]`
     pub heads: &'a Tensor,
     /// From the forward pass.
-    pub saved: &'a AttentionSaved,
+    pub saved: &'a AttendSaved,
     /// Gradient of `heads`: `[T, H K]`
     pub dheads: &'a Tensor,
 }

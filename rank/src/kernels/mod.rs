@@ -1,5 +1,5 @@
 //! The operations that the model, the engine and the optimizer are made of, beside libtorch's own. This file is the whole
-//! list. Each operation runs where its operands are: [`cpu`] holds the implementations for a CPU, and `side` is the only
+//! list. Each operation runs where its operands are: `cpu` holds the implementations for a CPU, and `side` is the only
 //! place that knows which devices have any.
 //!
 //! An operation takes and gives what a device can keep: nothing here reads a value back to the host unless it says so.
@@ -19,7 +19,7 @@ use tch::{Kind, Tensor};
 
 use crate::device::HOST;
 pub use adamw::{Stretch, Update};
-pub use attention::{AttentionGrad, AttentionSaved, AttentionShape, KeyValueCache};
+pub use attention::{AttendGrad, AttendSaved, AttentionShape, KeyValueCache};
 pub use loss_sum::LossSum;
 pub use samples::Samples;
 
@@ -90,14 +90,14 @@ pub fn rotate(x: &mut Tensor, heads: usize, cos: &Tensor, sin: &Tensor) {
 /// Causal self-attention within each of `samples`. `qkv`: `[T, H + 2G, K]`, q and k rotated.
 ///
 /// Returns the heads' output, `[T, H K]`, and what [`attend_backward`] reads beside its operands.
-pub fn attend(shape: &AttentionShape, qkv: &Tensor, samples: &Samples) -> (Tensor, AttentionSaved) {
+pub fn attend(shape: &AttentionShape, qkv: &Tensor, samples: &Samples) -> (Tensor, AttendSaved) {
     match side(qkv) {
         Side::Cpu => cpu::attention::attend(shape, qkv, samples),
     }
 }
 
 /// The backward pass of [`attend`]. Returns the gradient of `qkv`: `[T, H + 2G, K]`.
-pub fn attend_backward(shape: &AttentionShape, pass: AttentionGrad) -> Tensor {
+pub fn attend_backward(shape: &AttentionShape, pass: AttendGrad) -> Tensor {
     match side(pass.qkv) {
         Side::Cpu => cpu::attention::attend_backward(shape, pass),
     }
@@ -160,7 +160,7 @@ pub fn cross_entropy_backward(logits: &mut Tensor, targets: &Tensor, loss: &mut 
 
 /// The first step: the largest logit of each row, minus infinity where there are no columns. `logits`: `[R, columns]`
 /// fp32 or fp64. Returns `[R]` fp64.
-pub fn row_maxima(logits: &mut Tensor) -> Tensor {
+pub fn row_maxima(logits: &Tensor) -> Tensor {
     match side(logits) {
         Side::Cpu => cpu::cross_entropy::row_maxima(logits),
     }

@@ -85,9 +85,9 @@ impl TensorParallel {
         }
         let (sizes, kind) = (Exchange::of(plan, coord), compute_kind(plan.model.compute_dtype));
         Ok(Self::On(Box::new(Part {
-            tokens: Buffer::in_arena(ranks, kind, sizes.tokens)?,
+            tokens: ranks.allocate(kind, sizes.tokens)?,
             uses: Cell::new(0),
-            rows: Buffer::in_arena(ranks, Kind::Double, sizes.rows)?,
+            rows: ranks.allocate(Kind::Double, sizes.rows)?,
             hidden_size: plan.model.config.hidden_size as i64,
             group: ranks.groups.tp.clone(),
             split,

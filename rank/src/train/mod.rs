@@ -170,6 +170,8 @@ impl Trainer {
         let scale = 1.0 / num_labels.max(1) as f64;
         let micro_batch = |idx| self.train.micro_batch(step - 1, idx);
         let passes = self.engine.forward_backward(micro_batch, scale)?;
+        // Afterwards: damage that came while the rows were read is found too, and nothing of this step is applied.
+        self.train.check(step - 1)?;
         let all = &self.ranks.groups.all;
         let busy_seconds = passes.seconds - passes.waited_seconds;
         let flag = |flag: bool| f64::from(u8::from(flag));

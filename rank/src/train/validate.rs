@@ -18,6 +18,7 @@ impl Trainer {
         for batch in validation.micro_batches() {
             loss[0] += self.engine.loss(batch.as_ref())?;
         }
+        validation.check()?;
         self.ranks.groups.all.all_reduce_scalars(&mut loss, ReduceOp::Sum)?;
         let label_tokens = validation.num_labels();
         if self.is_first {

@@ -13,10 +13,12 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use proto::config::TrainConfig;
 use proto::layout::ParamLayout;
 use proto::manifest::Progress;
-use proto::memory::arena_bytes;
+use proto::memory::{Room, arena_bytes};
 use proto::model_config::ModelConfig;
-use proto::plan::{self, Draft, Plan, PreparedData};
+use proto::plan::Plan;
 use proto::progress::page_bytes;
+use proto::resolve::{self, Draft, Machine, PreparedData};
+use rank::control::Breaker;
 use rank::engine::{Engine, Memory, MicroBatch, clip_scale};
 use rank::fault::Faults;
 use rank::model::{Labels, Samples};
@@ -82,7 +84,9 @@ impl Layout {
         );
         let config = TrainConfig::parse(Path::new("late.toml"), &toml, &[]).expect("a good train.toml");
         let model = ModelConfig::parse(Path::new("config.json"), MODEL).expect("a good config.json");
-        let world = plan::World { world_size: ranks, cores: 2, current_dir: "/here".into(), room: None };
+        let machine = Machine::This { gpus: 0 };
+        let room = Room::default();
+        let world = resolve::World { world_size: ranks, cores: 2, current_dir: "/here".into(), machine, room };
         let draft = Draft::new(&config, world, model).expect("a good layout");
         let rows = STEPS * ROWS_PER_STEP;
         let longest_row = TOKENS as u64;
@@ -169,7 +173,8 @@ impl Shared {
                 (Rc::new(world), Some(tally))
             }
         };
-        let line = ProgressLine::map(&self.page, rank, world_size, Faults::new(&[], rank, 0)).expect("a page");
+        let line = ProgressLine::map(&self.page, rank, world_size, Faults::new(&[], rank, 0, Breaker::default()))
+            .expect("a page");
         let ranks = Ranks::enter(&self.plan, world, &line, Shake::new(self.shake, rank)).expect("all enter");
         let outcome = run(Rc::new(self.plan.clone()), &ranks);
         Outcome { tallies: tally.iter().map(|tally| tally()).collect(), ..outcome }

@@ -2,13 +2,15 @@
 
 use std::fs::{self, OpenOptions};
 use std::io::Write;
-use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::Signal;
 use nix::unistd::geteuid;
+use tests::process::{family, network_listeners};
 
 use crate::scene::Scene;
 
@@ -16,8 +18,8 @@ use crate::scene::Scene;
 pub type Check = (&'static str, fn(&Scene));
 
 pub const CHECKS: [Check; 5] = [
-    ("bad token", a_rank_with_another_token_changes_nothing),
-    ("nonsense to the service", nonsense_to_the_service_changes_nothing),
+    ("false rank", a_rank_that_the_launcher_has_not_started_changes_nothing),
+    ("nonsense from outside", nonsense_from_outside_changes_nothing),
     ("torn checkpoint", a_torn_checkpoint_is_passed_over),
     ("disk full", a_full_disk_is_named_and_ends_the_job),
     ("slow rank", a_slow_rank_is_named),
@@ -30,21 +32,23 @@ fn environment(rank: u32) -> Vec<(String, String)> {
     text.split('\0').filter_map(|var| var.split_once('=')).map(|(name, value)| (name.into(), value.into())).collect()
 }
 
-fn a_rank_with_another_token_changes_nothing(scene: &Scene) {
+fn a_rank_that_the_launcher_has_not_started_changes_nothing(scene: &Scene) {
     // Rank 1 is slow for a while, so that there is time.
     let job = scene
-        .job("bad-token")
+        .job("false-rank")
         .set("restart.hang_timeout_seconds=0")
         .env("DSLAUNCH_FAULT", "slow=5000 rank=1 phase=forward step=3 unit=1");
     let mut running = job.start();
     running.wait_for("step 2/");
-    let environment = environment(running.ranks()[1]);
-    let token = job.run_dir().path("token");
-    fs::write(&token, "0".repeat(64)).unwrap();
+    let rank = running.ranks()[1];
+    let environment = environment(rank);
+    let (_, hatch) = environment.iter().find(|(name, _)| name == "DSLAUNCH_CONTROL_FD").expect("a way to the launcher");
+    let open = OpenOptions::new().read(true).write(true).open(format!("/proc/{rank}/fd/{hatch}"));
+    assert_eq!(open.unwrap_err().raw_os_error(), Some(Errno::ENXIO as i32), "a socket without a name cannot be opened");
     for _ in 0..2 {
         #[allow(clippy::disallowed_methods, reason = "a stranger that poses as rank 1")]
         let mut stranger = Command::new(tests::program("dslaunch-rank"));
-        stranger.env_clear().envs(environment.clone()).env("DSLAUNCH_TOKEN_FILE", &token);
+        stranger.env_clear().envs(environment.clone());
         // Descriptors that it has: nothing is behind them but itself.
         let page = tempfile::tempfile().unwrap();
         page.set_len(4096).unwrap();
@@ -52,22 +56,22 @@ fn a_rank_with_another_token_changes_nothing(scene: &Scene) {
         let end = stranger.output().unwrap();
         let said = String::from_utf8_lossy(&end.stderr).into_owned();
         assert_eq!(end.status.code(), Some(1), "{said}");
-        assert!(said.contains("refused rank 1: the call does not carry this job's token"), "{said}");
+        assert!(said.contains(&format!("the launcher cannot be reached through descriptor {hatch}")), "{said}");
     }
     let finished = running.wait();
     assert!(!finished.run.events().iter().any(|event| event["event"] == "restarted"));
     scene.assert_quiet_result(&finished);
 }
 
-fn nonsense_to_the_service_changes_nothing(scene: &Scene) {
+fn nonsense_from_outside_changes_nothing(scene: &Scene) {
     let job = scene.job("nonsense").env("DSLAUNCH_FAULT", "slow=1000 rank=1 phase=forward step=3 unit=1");
     let mut running = job.start();
     running.wait_for("step 2/");
-    let environment = environment(running.ranks()[0]);
-    let address = &environment.iter().find(|(name, _)| name == "DSLAUNCH_COORDINATOR").unwrap().1;
+    // The network leads nowhere; what is left is the socket for `dslaunch status` and the like.
+    assert_eq!(network_listeners(&family(running.pid())), [""; 0]);
     let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
     for nonsense in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0; 4096], &[0xff; 4096], preface, &preface[..9], b""] {
-        let mut stream = TcpStream::connect(address).unwrap();
+        let mut stream = UnixStream::connect(job.run_dir().path("control.sock")).unwrap();
         // It may be closed while we still write.
         let _ = stream.write_all(nonsense).and_then(|()| stream.write_all(&[0x5a; 100]));
     }

@@ -88,7 +88,7 @@ fn a_round_begins_when_all_have_joined() {
     assert_eq!(run.join("0a", 0), Ok(Answer::Wait));
     let before = run.coordinator.generation();
     let place = |first_rank| {
-        Ok(Answer::Place(Place { round: 0, first_rank, world_size: 6, max_restarts: 5, meeting: meeting() }))
+        Ok(Answer::Place(NodePlace { round: 0, first_rank, world_size: 6, max_restarts: 5, meeting: meeting() }))
     };
     assert_eq!(run.join("1a", 0), place(1));
     assert_ne!(run.coordinator.generation(), before, "those who wait are woken");

@@ -1,4 +1,4 @@
-//! Whether the optimizer files of a manifest hold every element of every unit exactly once. Pure.
+//! Checks that the optimizer files of a manifest hold every element of every unit exactly once. Pure.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use proto::manifest::Manifest;
 /// Ranges of one unit and the files that hold them.
 type Ranges<'m> = Vec<([usize; 2], &'m str)>;
 
-/// What does not hold, one sentence each.
+/// Returns the violations, a sentence each.
 pub(super) fn problems(manifest: &Manifest) -> Vec<String> {
     let mut problems = vec![];
     let mut held: BTreeMap<&str, Ranges> = manifest.units.keys().map(|unit| (unit.as_str(), vec![])).collect();

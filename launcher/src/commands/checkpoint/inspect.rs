@@ -19,6 +19,10 @@ pub fn table(checkpoint: &Path, manifest: &Manifest) -> String {
         ("data", manifest.data.clone()),
         ("model", model(manifest)),
         ("files", files_in_all(manifest)),
+        (
+            "manifest",
+            if manifest.is_sealed() { "as written" } else { "without a seal: an earlier dslaunch wrote it" }.to_owned(),
+        ),
     ];
     let mut lines: Vec<String> = rows.map(|(name, text)| format!("{name:<12}{}", printable(&text))).into();
     lines.extend(files(manifest));

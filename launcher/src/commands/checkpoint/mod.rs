@@ -7,19 +7,43 @@ pub mod inspect;
 mod tests;
 pub mod verify;
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
+use clap::Subcommand;
 use proto::manifest::{Manifest, ManifestError};
 use proto::run_dir::RunDir;
 
-use crate::cli::CheckpointTask;
 use crate::error::LaunchError;
 use crate::job::setup::num_cores;
 use crate::output::console::Console;
 use crate::output::terminal::Terminal;
 use crate::output::units;
 use crate::run_dir::checkpoints::{self, is_complete};
+
+/// Look at a checkpoint: what it holds, and whether it is still what was written
+#[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
+pub enum CheckpointTask {
+    /// Print what a checkpoint holds: step, rows, model, files, and which ranks wrote which part of the optimizer state
+    ///
+    /// Reads the manifest and the files' lengths. Exit codes: 0 printed; 2 no checkpoint there, or files are missing or
+    /// have other lengths.
+    Inspect {
+        /// A checkpoint, or a run directory: its newest complete checkpoint
+        #[arg(value_name = "DIR")]
+        dir: PathBuf,
+        /// Print the manifest as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Read every file of a checkpoint and compare it with the manifest: length, hash, nothing missing or too much
+    ///
+    /// Prints one line for each problem. Exit codes: 0 all as written; 2 damaged, or no checkpoint there.
+    Verify {
+        /// A checkpoint, or a run directory: its newest complete checkpoint
+        #[arg(value_name = "DIR")]
+        dir: PathBuf,
+    },
+}
 
 /// Reading more than this is announced: it takes a while.
 const QUICK_BYTES: u64 = 1 << 30;
@@ -35,12 +59,18 @@ pub enum CheckpointError {
         RunDir::new(dir).checkpoints().display()
     )]
     None {
-        /// What was named.
+        /// The folder that was named.
         dir: PathBuf,
     },
     /// Its manifest cannot be used.
     #[error(transparent)]
     Manifest(#[from] ManifestError),
+}
+
+impl From<CheckpointError> for LaunchError {
+    fn from(error: CheckpointError) -> Self {
+        Self::refused(error, 2)
+    }
 }
 
 /// Does what the command line asks for. Returns the exit code.
@@ -68,7 +98,7 @@ pub fn run(task: &CheckpointTask, terminal: &Terminal) -> Result<u8, LaunchError
             console.end_wait();
             problems.iter().for_each(|problem| console.warn(&units::printable(problem)));
             if problems.is_empty() {
-                console.say(&format!("{}: {size}, all as written", name(&path)));
+                console.say(&format!("{}: {size}, all as written{}", name(&path), unsealed_note(&manifest)));
             }
             Ok(if problems.is_empty() { 0 } else { 2 })
         }
@@ -103,21 +133,17 @@ fn newest(dir: &Path) -> Result<Option<PathBuf>, LaunchError> {
 
 /// The manifest, even if files that it names are not whole.
 fn read(checkpoint: &Path) -> Result<(Manifest, Option<ManifestError>), ManifestError> {
-    let error = match Manifest::load(checkpoint) {
-        Ok(manifest) => return Ok((manifest, None)),
-        Err(error) => error,
-    };
-    let manifest = checkpoint.join(Manifest::FILE);
-    let (ManifestError::Read { path, .. } | ManifestError::Damaged { path, .. } | ManifestError::Version { path, .. }) =
-        &error;
-    if *path == manifest {
-        return Err(error);
-    }
-    // The error is about another file, so the manifest has been found to be one, and of this version.
-    let text = fs::read(&manifest).map_err(|source| ManifestError::Read { path: manifest.clone(), source })?;
-    match serde_json::from_slice(&text) {
-        Ok(read) => Ok((read, Some(error))),
-        Err(error) => Err(ManifestError::Damaged { path: manifest, rule: error.to_string() }),
+    let manifest = Manifest::read(checkpoint)?;
+    let not_whole = manifest.check_files(checkpoint).err();
+    Ok((manifest, not_whole))
+}
+
+/// What cannot be said of a checkpoint of an earlier dslaunch.
+fn unsealed_note(manifest: &Manifest) -> &'static str {
+    if manifest.is_sealed() {
+        ""
+    } else {
+        " (an earlier dslaunch wrote it: its manifest has no seal, so damage to the manifest itself may go unseen)"
     }
 }
 

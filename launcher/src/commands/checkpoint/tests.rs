@@ -1,6 +1,10 @@
 //! Checkpoints with every kind of damage.
 
+use std::fs;
+
 use super::*;
+use crate::cli::tests::parse;
+use crate::commands::Task;
 
 use proto::manifest::{Contents, FileEntry, Progress};
 use proto::model_config::ModelConfig;
@@ -30,7 +34,7 @@ fn write(path: &Path, step: u64, change: impl FnOnce(&mut Contents)) {
     for (name, text) in files {
         fs::write(path.join(name), text).unwrap();
     }
-    fs::write(path.join(Manifest::FILE), serde_json::to_vec(&Manifest::new(contents)).unwrap()).unwrap();
+    fs::write(path.join(Manifest::FILE), Manifest::new(contents).to_text()).unwrap();
 }
 
 fn checkpoint(change: impl FnOnce(&mut Contents)) -> (tempfile::TempDir, PathBuf) {
@@ -160,8 +164,31 @@ fn a_damaged_manifest_is_an_error_of_its_own() {
         assert!(error.to_string().contains(expected), "{error}");
     };
     check("{", "step-00000500/manifest.json: damaged: ");
+    check(r#"{"version": 3}"#, "manifest.json: damaged: it has no seal");
     check(r#"{"version": 2}"#, "manifest.json: damaged: missing field");
     check(r#"{"version": 9}"#, "manifest.json: is of version 9");
+}
+
+#[test]
+fn a_manifest_that_has_been_edited_is_damaged() {
+    let (_dir, path) = checkpoint(|_| ());
+    let text = fs::read_to_string(path.join(Manifest::FILE)).unwrap();
+    fs::write(path.join(Manifest::FILE), text.replace("\"rows\": 2000", "\"rows\": 2001")).unwrap();
+    let error = Found::at(&path).unwrap_err().to_string();
+    assert!(error.ends_with("manifest.json: damaged: its content is not what its seal says"), "{error}");
+}
+
+#[test]
+fn a_checkpoint_of_an_earlier_dslaunch_is_read_and_its_missing_seal_is_told() {
+    let (_dir, path) = checkpoint(|_| ());
+    let mut manifest = serde_json::to_value(Manifest::read(&path).unwrap()).unwrap();
+    manifest["version"] = 2.into();
+    fs::write(path.join(Manifest::FILE), manifest.to_string()).unwrap();
+    assert_eq!(problems(&path), [""; 0]);
+    let found = Found::at(&path).unwrap();
+    assert!(unsealed_note(&found.manifest).contains("no seal"));
+    let table = inspect::table(&path, &found.manifest);
+    assert!(table.contains("manifest    without a seal: an earlier dslaunch wrote it\n"), "{table}");
 }
 
 #[test]
@@ -200,9 +227,10 @@ fn the_table_says_what_is_in_a_checkpoint() {
         ]
     );
     assert!(lines[7].starts_with("files       4, "), "{table}");
-    assert_eq!(lines[9], "  model.safetensors                            7 B");
+    assert_eq!(lines[8], "manifest    as written");
+    assert_eq!(lines[10], "  model.safetensors                            7 B");
     assert_eq!(
-        lines[12..],
+        lines[13..],
         [
             "optimizer   written by 2 ranks",
             "  optimizer-00001-of-00002.safetensors  118 parameters of 3 units: embed_tokens [0, 32), head [0, 36), \
@@ -211,4 +239,13 @@ fn the_table_says_what_is_in_a_checkpoint() {
          layers.0 [50, 100)",
         ]
     );
+}
+
+#[test]
+fn checkpoint_looks_at_a_folder() {
+    let inspect = |json| Ok(Task::Checkpoint(CheckpointTask::Inspect { dir: "runs/x".into(), json }));
+    assert_eq!(parse("checkpoint inspect runs/x"), inspect(false));
+    assert_eq!(parse("checkpoint inspect --json runs/x"), inspect(true));
+    let verify = Task::Checkpoint(CheckpointTask::Verify { dir: "runs/x".into() });
+    assert_eq!(parse("checkpoint verify runs/x"), Ok(verify));
 }

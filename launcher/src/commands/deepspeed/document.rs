@@ -70,12 +70,12 @@ impl Node {
         }
     }
 
-    /// Whether it is what Hugging Face's integration fills in.
+    /// True for the word that Hugging Face's integration replaces by a value.
     pub fn is_auto(&self) -> bool {
         self.as_str() == Some("auto")
     }
 
-    /// Whether nothing is set by it: `null` or an object without keys.
+    /// True if nothing is set by it: `null` or an object without keys.
     pub fn is_empty(&self) -> bool {
         match self {
             Self::Object(keys) => keys.is_empty(),

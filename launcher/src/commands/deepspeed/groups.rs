@@ -9,7 +9,7 @@ const ACCUMULATION: &str = "gradient_accumulation_steps";
 /// The one scheduler whose peak is 0.001 unless it is said.
 const WARMUP_DECAY: &str = "WarmupDecayLR";
 
-/// What becomes of `key`, one of `group`, in `config`.
+/// Judges `key`, one of `group`, in `config`.
 pub(super) fn verdict(group: Group, key: &str, value: &Node, config: &Node, nproc: Option<u64>) -> Verdict {
     match group {
         Group::Batch => batch(key, value, config, nproc),
@@ -53,7 +53,7 @@ pub(super) fn verdict(group: Group, key: &str, value: &Node, config: &Node, npro
     }
 }
 
-/// What DeepSpeed does where `config` says nothing and train.toml's default is another.
+/// Lists the settings for DeepSpeed's defaults where `config` says nothing and train.toml's default is another.
 pub(super) fn implied(config: &Node) -> Vec<Setting> {
     let is = |key: &str| config.get(key).is_some_and(|value| !value.is_empty());
     let mut settings = vec![];
@@ -77,7 +77,7 @@ pub(super) fn implied(config: &Node) -> Vec<Setting> {
     settings
 }
 
-/// Where DeepSpeed's default for a key that is not there cannot be honoured. The key and what it means.
+/// Lists the keys that are not there and whose default in DeepSpeed cannot be honoured, each with its meaning.
 pub(super) fn absences(config: &Node) -> Vec<(&'static str, &'static str)> {
     let kind = config.get("scheduler.type").and_then(Node::as_str).unwrap_or_default();
     let is = |key: &str| config.get(key).is_some_and(|value| !value.is_empty());
@@ -201,7 +201,7 @@ fn schedule_type(value: &Node) -> Verdict {
     }
 }
 
-/// Whether fp16 is on, or Hugging Face may switch it on.
+/// True if fp16 is on, or Hugging Face may switch it on.
 fn may_be_fp16(config: &Node) -> bool {
     config.get("fp16.enabled").is_some_and(|value| value.is_auto() || value.as_flag() == Some(true))
 }

@@ -1,4 +1,5 @@
-//! Which row of the table each key of a config belongs to, and what an unknown one was perhaps meant to be. Pure.
+//! Finds the row of the table that each key of a config belongs to, and the known key that an unknown one was perhaps meant
+//! to be. Pure.
 
 use super::document::Node;
 use super::keys::ROWS;
@@ -10,12 +11,12 @@ pub(super) struct Entry<'c> {
     /// `section.key`, as written.
     pub key: String,
     pub value: &'c Node,
-    pub place: Place,
+    pub place: KeyPlace,
 }
 
-/// What a key is.
+/// The place of a key in the table.
 #[derive(Debug)]
-pub(super) enum Place {
+pub(super) enum KeyPlace {
     /// A row's.
     Row(&'static Row),
     /// A section of known keys that has another value than an object.
@@ -35,13 +36,13 @@ fn add<'c>(entries: &mut Vec<Entry<'c>>, section: &str, keys: &'c [(String, Node
     for (name, value) in keys {
         let key = format!("{section}{name}");
         let place = match (row(&key), value) {
-            (Some(row), _) => Place::Row(row),
+            (Some(row), _) => KeyPlace::Row(row),
             (None, Node::Object(keys)) if is_section(&key) && !keys.is_empty() => {
                 add(entries, &format!("{key}."), keys);
                 continue;
             }
-            (None, _) if is_section(&key) => Place::NoSection,
-            (None, _) => Place::Unknown,
+            (None, _) if is_section(&key) => KeyPlace::NoSection,
+            (None, _) => KeyPlace::Unknown,
         };
         entries.push(Entry { key, value, place });
     }

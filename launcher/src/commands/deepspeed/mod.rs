@@ -17,12 +17,11 @@ use std::fs;
 use std::io;
 use std::path::PathBuf;
 
-use crate::cli::DeepspeedArgs;
 use crate::error::LaunchError;
 use crate::output::terminal::{Item, Stream, Terminal};
 use crate::output::units::printable;
 use document::Node;
-use lookup::{Entry, Place};
+use lookup::{Entry, KeyPlace};
 use rules::{Setting, Verdict, no_effect};
 use snippet::Snippet;
 
@@ -34,7 +33,7 @@ pub enum DeepspeedError {
     Read {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's reason.
         source: io::Error,
     },
     /// It is no JSON, or no object.
@@ -42,19 +41,34 @@ pub enum DeepspeedError {
     Damaged {
         /// The file.
         path: PathBuf,
-        /// What is wrong, and where.
+        /// The mistake, and its place.
         rule: String,
     },
 }
 
-/// What becomes of a config.
+impl From<DeepspeedError> for LaunchError {
+    fn from(error: DeepspeedError) -> Self {
+        Self::refused(error, 2)
+    }
+}
+
+/// The DeepSpeed config to map.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeepspeedArgs {
+    /// The file.
+    pub config: PathBuf,
+    /// Number of ranks, if the user says one.
+    pub nproc: Option<u16>,
+}
+
+/// The result for a config.
 #[derive(Debug)]
 struct Mapping {
     /// A train.toml.
     snippet: String,
     /// One line for each key that is not in it.
     remarks: Vec<String>,
-    /// Whether no key is refused or unknown.
+    /// True if no key is refused or unknown.
     is_complete: bool,
 }
 
@@ -82,9 +96,9 @@ fn map(file: &str, config: &Node, keys: &[(String, Node)], nproc: Option<u64>) -
     let (mut snippet, mut remarks, mut is_complete) = (Snippet::default(), vec![], true);
     for Entry { key, value, place } in lookup::entries(keys) {
         let verdict = match place {
-            Place::Row(row) => row.verdict(value, config, nproc),
-            Place::NoSection => no_section(&key, value),
-            Place::Unknown => {
+            KeyPlace::Row(row) => row.verdict(value, config, nproc),
+            KeyPlace::NoSection => no_section(&key, value),
+            KeyPlace::Unknown => {
                 let meant = lookup::meant_by(&key).map(|meant| format!("; did you mean {meant}?"));
                 remarks.push(format!("{key}: unknown key{}", meant.unwrap_or_default()));
                 is_complete = false;

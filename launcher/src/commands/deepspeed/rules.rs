@@ -1,4 +1,4 @@
-//! What a row of the table of keys can say, and the verdict that follows for a value. Pure.
+//! The rules that a row of the table of keys can state, and the verdict that follows for a value. Pure.
 
 use super::document::Node;
 use super::groups;
@@ -8,9 +8,9 @@ use super::groups;
 pub(super) struct Row {
     /// `section.key`, as in DeepSpeed's documentation.
     pub key: &'static str,
-    /// What becomes of it.
+    /// Its rule.
     pub rule: Rule,
-    /// What Hugging Face's integration fills in for `"auto"`, if it knows this key.
+    /// The value that Hugging Face's integration puts in place of `"auto"`, if it knows this key.
     auto: Option<Auto>,
 }
 
@@ -21,7 +21,7 @@ struct Auto {
     ours: &'static str,
 }
 
-/// What becomes of a key. Texts say why, after "no effect here:" or "refused:".
+/// The verdict on a key. Texts say why, after "no effect here:" or "refused:".
 #[derive(Debug)]
 pub(super) enum Rule {
     /// It is this key of train.toml.
@@ -61,7 +61,7 @@ pub(super) enum Group {
     Printing,
 }
 
-/// What a value has to be. Ranges are train.toml's to check.
+/// The kind of value that a key needs. Ranges are train.toml's to check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Type {
     Count,
@@ -71,7 +71,7 @@ pub(super) enum Type {
     Stage,
 }
 
-/// What becomes of a key with the value that it has.
+/// The rule for a key, by the value that it has.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Verdict {
     /// These say the same in train.toml; none if the other keys say it already.
@@ -104,7 +104,7 @@ impl Row {
         Row { key, rule, auto: Some(Auto { fills, ours }) }
     }
 
-    /// What becomes of this key of `config`, whose value is `value`, with `nproc` ranks.
+    /// Judges this key of `config`, whose value is `value`, with `nproc` ranks.
     pub(super) fn verdict(&self, value: &Node, config: &Node, nproc: Option<u64>) -> Verdict {
         if value.is_auto() {
             return self.left_to_default();
@@ -181,7 +181,7 @@ fn is_off(value: &Node) -> bool {
     value.is_empty() || ["false", "0", "none", "[]"].contains(&plain(value).as_str())
 }
 
-/// Whether a section does something: it says so itself, or without a word, something in it does.
+/// True if a section does something: it says so itself or, if it does not say, something in it does.
 fn is_enabled(section: &Node) -> bool {
     match section {
         Node::Leaf(_) => !is_off(section),

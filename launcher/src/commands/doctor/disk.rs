@@ -1,4 +1,4 @@
-//! How fast a folder's disk is: one file written and read from end to end, past the page cache as far as that goes.
+//! Measures a folder's disk: one file is written and read from end to end, past the page cache as far as that goes.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};

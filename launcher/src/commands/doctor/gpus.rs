@@ -8,12 +8,12 @@ use nvml_wrapper::error::NvmlError;
 use nvml_wrapper::{Device, Nvml};
 use serde::Serialize;
 
-/// Where the kernel module shows itself.
+/// The kernel module shows itself here.
 const DRIVER: &str = "/proc/driver/nvidia/version";
 /// More NVLinks than any GPU has.
 const MOST_LINKS: u32 = 18;
 
-/// What there is.
+/// The GPUs of this machine.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Gpus {
@@ -29,7 +29,7 @@ pub enum Gpus {
         cuda: Option<String>,
         /// By index.
         gpus: Vec<Gpu>,
-        /// How each pair is connected, `(a, b)` with `a < b`.
+        /// The connection of each pair `(a, b)` with `a < b`.
         links: Vec<Link>,
     },
 }
@@ -45,7 +45,7 @@ pub struct Gpu {
     pub memory_free: u64,
     /// Compute capability.
     pub compute: Option<(i32, i32)>,
-    /// Where it is on the PCI bus.
+    /// Its address on the PCI bus.
     pub pci: Option<String>,
     /// PCIe generation and lanes that are possible.
     pub pcie: Option<(u32, u32)>,
@@ -55,16 +55,16 @@ pub struct Gpu {
     pub processes: Vec<u32>,
 }
 
-/// How two GPUs are connected, apart from NVLink.
+/// The connection of two GPUs, apart from NVLink.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Link {
     /// Indices, ascending.
     pub gpus: (usize, usize),
-    /// What lies between them on the PCI bus.
+    /// The distance between them on the PCI bus.
     pub distance: Distance,
 }
 
-/// How far two GPUs are from each other on the PCI bus: what lies between them, nearest first.
+/// The distance of two GPUs on the PCI bus: the farthest thing that lies between them, nearest first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Distance {
@@ -93,7 +93,7 @@ impl Gpus {
         nvml.and_then(|nvml| found(&nvml)).unwrap_or_else(|error| Gpus::Unusable(error.to_string()))
     }
 
-    /// How many can be used.
+    /// The number that can be used.
     pub fn count(&self) -> usize {
         match self {
             Gpus::Found { gpus, .. } => gpus.len(),

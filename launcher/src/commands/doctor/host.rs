@@ -20,7 +20,7 @@ pub struct Host {
     pub vectors: Vec<String>,
     /// Processors of the machine.
     pub cores: usize,
-    /// Those that this process may use.
+    /// Cores that this process may use.
     pub usable_cores: usize,
     /// Cores' worth of time that the control group allows.
     pub core_quota: Option<f64>,
@@ -36,13 +36,13 @@ pub struct Host {
     pub cgroup: Cgroup,
     /// Bytes of /dev/shm.
     pub shm: Option<u64>,
-    /// Whether memory can be shared through a descriptor, or why not.
+    /// True if memory can be shared through a descriptor; else the reason why it cannot.
     pub memfd: Result<(), String>,
     /// Limits of a process.
     pub limits: Limits,
-    /// Whether systemd runs here.
+    /// True if systemd runs here.
     pub systemd: bool,
-    /// What was seen of Slurm.
+    /// Slurm, as far as it was seen.
     pub slurm: Slurm,
 }
 
@@ -60,7 +60,7 @@ pub enum Cgroup {
     None,
 }
 
-/// What was seen of Slurm.
+/// Slurm, as far as it was seen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Slurm {

@@ -1,4 +1,4 @@
-//! What the worker needs beside itself: libtorch, and NCCL where there are GPUs.
+//! Finds the libraries that the worker needs: libtorch, and NCCL where there are GPUs.
 
 use std::fs::{self, File};
 use std::io::{Read, Seek};
@@ -16,7 +16,7 @@ use crate::error::LaunchError;
 use crate::job::setup::worker_binary;
 use crate::process::spawn::{Sink, Spawner, Spec};
 
-/// How long the dynamic loader may take to find libraries, which a cold network file system can draw out.
+/// The dynamic loader may take this long to find libraries, which a cold network file system can draw out.
 const LOADER_TIMEOUT: Duration = Duration::from_secs(60);
 /// The library that the worker is linked to.
 const LIBTORCH: &str = "libtorch_cpu.so";
@@ -37,7 +37,7 @@ pub struct Worker {
     pub path: PathBuf,
     /// Its libtorch.
     pub libtorch: Option<PathBuf>,
-    /// That one's version, where a file beside it says so.
+    /// Its version, where a file beside it says so.
     pub libtorch_version: Option<String>,
     /// Libraries that are not found.
     pub missing: Vec<String>,
@@ -46,7 +46,7 @@ pub struct Worker {
 /// A NCCL that can be loaded.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Nccl {
-    /// Where it lies, if that is known.
+    /// Its path, if that is known.
     pub path: Option<PathBuf>,
     /// Its version.
     pub version: String,
@@ -70,7 +70,7 @@ fn look_at_worker() -> Result<Worker, String> {
     Ok(Worker { path, ..worker })
 }
 
-/// What the dynamic loader says about `program`: it is asked to say it instead of starting the program, as `ldd` does.
+/// Asks the dynamic loader about `program`: it answers instead of starting the program, as for `ldd`.
 fn loader_trace(program: &Path) -> Result<String, LaunchError> {
     let kept = || memfd_create("dslaunch-doctor", MFdFlags::MFD_CLOEXEC).map(File::from);
     let mut output = kept().map_err(|errno| LaunchError::io("keep output in memory")(errno.into()))?;
@@ -131,7 +131,7 @@ fn python_version(text: &str) -> Option<String> {
     Some(value.trim().trim_matches(['\'', '"']).to_owned())
 }
 
-/// Where NCCL may lie: where the loader looks anyway, and where Python's package puts it beside torch.
+/// Lists the places where NCCL may lie: those that the loader looks at anyway, and that of Python's package beside torch.
 fn nccl_names(libtorch: Option<&Path>) -> Vec<PathBuf> {
     let packages = libtorch.and_then(|path| path.canonicalize().ok()?.ancestors().nth(3).map(Path::to_owned));
     let beside_torch = packages.map(|packages| packages.join("nvidia/nccl/lib/libnccl.so.2"));

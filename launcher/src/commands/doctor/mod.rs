@@ -10,11 +10,11 @@ pub mod libraries;
 mod nccl;
 pub mod report;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use clap::Args;
 use serde::Serialize;
 
-use crate::cli::DoctorArgs;
 use crate::error::LaunchError;
 use crate::output::console::Console;
 use crate::output::terminal::Terminal;
@@ -22,6 +22,19 @@ use disk::DiskSpeed;
 use gpus::Gpus;
 use host::Host;
 use libraries::Libraries;
+
+/// Say what this machine offers for training, and what is missing: GPUs, libtorch, NCCL, memory, limits, disk
+///
+/// Exit codes: 0 a job can run here; 1 something that it needs is missing.
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+pub struct DoctorArgs {
+    /// Print the report as JSON, with the facts that it was made of
+    #[arg(long)]
+    pub json: bool,
+    /// The folder whose disk is measured: where the training data lies. Needs 256 MiB there for a moment
+    #[arg(long, value_name = "DIR", default_value = ".")]
+    pub disk: PathBuf,
+}
 
 /// All that was found out.
 #[derive(Debug, Clone, Serialize)]
@@ -32,7 +45,7 @@ pub struct Facts {
     pub gpus: Gpus,
     /// The worker, libtorch, NCCL.
     pub libraries: Libraries,
-    /// How fast a folder is, or why that is not known.
+    /// The folder's speed, or the reason why it is not known.
     pub disk: Result<DiskSpeed, String>,
 }
 
@@ -47,4 +60,18 @@ pub fn run(args: &DoctorArgs, terminal: &Terminal) -> Result<u8, LaunchError> {
     let report = report::Report::of(&facts);
     console.say(&if args.json { report.json(&facts) } else { report.table() });
     Ok(report.exit_code())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::tests::parse;
+    use crate::commands::Task;
+
+    #[test]
+    fn the_doctor_is_called() {
+        assert_eq!(parse("doctor"), Ok(Task::Doctor(DoctorArgs { json: false, disk: ".".into() })));
+        let args = DoctorArgs { json: true, disk: "/data".into() };
+        assert_eq!(parse("doctor --json --disk /data"), Ok(Task::Doctor(args)));
+    }
 }

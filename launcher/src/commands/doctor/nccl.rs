@@ -48,7 +48,7 @@ fn words(version: c_int) -> String {
     format!("{}.{}.{}", version / 10_000, version % 10_000 / 100, version % 100)
 }
 
-/// Where the loader has found it.
+/// The path at which the loader has found it.
 fn path() -> Option<PathBuf> {
     let maps = fs::read_to_string("/proc/self/maps").ok()?;
     let line = maps.lines().find(|line| line.contains("/libnccl.so"))?;

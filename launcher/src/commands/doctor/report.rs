@@ -1,4 +1,4 @@
-//! What the facts mean for training: a line for each, and whether something needed is missing. Pure.
+//! Judges the facts: a line for each, and a verdict on whether something is missing that training needs. Pure.
 
 use serde::Serialize;
 use serde_json::json;
@@ -10,16 +10,16 @@ use super::host::{Cgroup, Host, Slurm};
 use super::libraries::{Libraries, Nccl, Worker};
 use crate::output::units::{self, bytes, plural, printable};
 
-/// What training data wants of a disk, in bytes per second.
+/// Training data needs a disk with this many bytes per second.
 const DISK_WISH: f64 = 2e9;
 /// The libtorch that the worker is built for.
 const LIBTORCH_VERSION: &str = "2.11.";
 /// Open files that a launcher of many ranks, or a data set of many files, should have.
 const OPEN_FILES_WISH: u64 = 4096;
-/// What NCCL wants of /dev/shm for each GPU.
+/// NCCL needs this many bytes of /dev/shm for each GPU.
 const SHM_PER_GPU: u64 = 64 << 20;
 
-/// How good a fact is.
+/// The grade of a fact.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
@@ -34,11 +34,11 @@ pub enum Verdict {
 /// One line of the report.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// What was looked at.
+    /// The thing that was looked at.
     pub name: &'static str,
-    /// How good it is.
+    /// Its grade.
     pub verdict: Verdict,
-    /// What it is.
+    /// The fact in words.
     pub text: String,
 }
 
@@ -49,7 +49,7 @@ pub struct Report {
 }
 
 impl Report {
-    /// What `facts` mean.
+    /// Judges `facts`.
     pub fn of(facts: &Facts) -> Self {
         let Facts { host, gpus, libraries, disk } = facts;
         let mut report = Self { findings: vec![] };

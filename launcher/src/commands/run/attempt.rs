@@ -1,177 +1,128 @@
-//! One attempt: all ranks, from their start until none is left and what they wrote is shown.
+//! One attempt at a program: what this kind of ranks adds to an [`Attempt`], and how what they write is shown.
 //!
-//! The edge of [`supervise`](crate::supervise) for programs that speak no protocol: all that is known of a rank is how it
-//! ended, and exit code 0 means that its work is done. With several machines it also listens to them ([`Others`]): what
-//! ends the attempt there ends it here, and what goes wrong here is told at once.
+//! Programs speak no protocol: all that is known of a rank is how it ended, and exit code 0 means that its work is done. With
+//! several machines this one also listens to them ([`PeerNodes`]): what ends the attempt there ends it here, and what goes
+//! wrong here is told at once.
 
 use proto::env::{ProgramEnv, TorchrunEnv};
-use tokio::sync::mpsc;
 
 use super::error_file;
-use super::job::Job;
+use super::job::CommandJob;
 use super::logs::AttemptLogs;
 use super::nodes::TOKEN_VARIABLES;
-use super::others::Others;
+use super::peer_nodes::PeerNodes;
 use super::streams::Destination;
 use super::tee::Tee;
 use crate::agents::client::Heard;
-use crate::agents::{Cause, Ending, Place, Report, Word};
+use crate::agents::{Cause, Ending, NodePlace, Report, Word};
+use crate::attempt::{Attempt, AttemptKind, Exited, Ranks, Reach, Terms};
 use crate::error::LaunchError;
 use crate::output::terminal::{Item, Stream, Terminal};
-use crate::process::cgroup::AttemptGroup;
 use crate::process::exit::Exit;
-use crate::process::guardian;
 use crate::process::signals::{Interrupt, Signals};
-use crate::process::spawn::{Process, Sink, Spawner, Spec};
-use crate::process::timer::Timer;
-use crate::supervise::{Action, Event, OnInterrupt, Outcome, Supervisor};
+use crate::process::spawn::{Sink, Spec};
+use crate::supervise::{Event, OnInterrupt, Outcome};
 
 /// Characters of a rank's message that other machines are told.
 const LONGEST_MESSAGE: usize = 4000;
 
-/// The launcher's own ends.
-#[derive(Debug)]
-pub struct Edge<'a> {
-    /// Starts processes.
-    pub spawner: &'a Spawner,
-    /// The user's wish to stop.
-    pub signals: &'a mut Signals,
-    /// What the user sees.
-    pub terminal: &'a Terminal,
-}
+/// The launcher's own ends, for a program.
+pub type Edge<'a> = crate::attempt::Edge<'a, &'a Terminal>;
 
-/// How an attempt ended.
+/// The end of an attempt.
 #[derive(Debug)]
-pub struct Ended {
-    /// What became of the ranks.
+pub struct AttemptEnd {
+    /// The outcome for the ranks.
     pub outcome: Outcome,
     /// The user's wish to stop, if it came when no rank was left any more.
     pub interrupt: Option<Interrupt>,
 }
 
-/// Runs the ranks of this machine, which stand at `place`, until none is left.
+/// Runs the ranks of this machine, which stand at `place`, until none is left and what they wrote is shown.
 pub async fn run(
-    job: &Job,
-    place: &Place,
+    job: &CommandJob,
+    place: &NodePlace,
     logs: &AttemptLogs,
     edge: &mut Edge<'_>,
-    others: &mut Others,
-) -> Result<Ended, LaunchError> {
-    let showing = tee(job, place, logs)?.map(|tee| tee.start(edge.terminal.clone())).transpose();
+    peer_nodes: &mut PeerNodes,
+) -> Result<AttemptEnd, LaunchError> {
+    let showing = tee(job, place, logs)?.map(|tee| tee.start(edge.output.clone())).transpose();
     let showing = showing.map_err(LaunchError::io("start a thread"))?;
-    let (sender, exits) = mpsc::unbounded_channel();
-    let supervisor = Supervisor::new(job.num_workers, OnInterrupt::Forward);
-    let mut attempt = Attempt { exits, processes: vec![], supervisor, interrupted: false, place, logs };
-    let group = AttemptGroup::create(place.round);
-    for rank in 0..job.num_workers {
-        let exits = sender.clone();
-        let on_exit = move |exit| {
-            // Nobody listens any more once the attempt is given up.
-            let _ = exits.send((rank, exit));
-        };
-        let spec = Spec { cgroup: group.procs(), ..spec(job, place, rank, logs) };
-        match edge.spawner.spawn(spec, on_exit) {
-            Ok(process) => attempt.processes.push(process),
-            Err(error) => {
-                attempt.abandon().await;
-                return Err(error.into());
-            }
-        }
-    }
-    drop(sender);
-    let outcome = attempt.supervise(edge.signals, others).await;
-    for warning in group.clear().await.warnings() {
-        edge.terminal.show(Item::Text(Stream::Err, format!("warning: {warning}")));
+    let (number, num_ranks) = (place.round, job.num_workers);
+    let mut attempt =
+        Attempt::new(Terms { number, num_ranks, on_interrupt: OnInterrupt::Forward, reach: Reach::ProcessGroup });
+    attempt.start(edge.spawner, (0..num_ranks).map(|rank| spec(job, place, rank, logs))).await?;
+    let mut program = Program { interrupted: false, exits: vec![None; num_ranks], place, logs, peer_nodes };
+    let outcome = attempt.supervise(&mut program, edge.signals).await;
+    for warning in attempt.clear().await.warnings() {
+        edge.output.show(Item::Text(Stream::Err, format!("warning: {warning}")));
     }
     let interrupt = match showing {
         Some(showing) => showing.end(edge.signals).await,
         None => None,
     };
-    Ok(Ended { outcome, interrupt })
+    Ok(AttemptEnd { outcome, interrupt })
 }
 
-struct Attempt<'a> {
-    exits: mpsc::UnboundedReceiver<(usize, Exit)>,
-    /// By rank.
-    processes: Vec<Process>,
-    supervisor: Supervisor,
-    /// Whether the user wants it to stop.
+/// A program that runs as ranks.
+struct Program<'a> {
+    /// True once the user wants it to stop.
     interrupted: bool,
-    place: &'a Place,
+    /// The ends of ranks' processes, by rank.
+    exits: Vec<Option<Exit>>,
+    place: &'a NodePlace,
     logs: &'a AttemptLogs,
+    peer_nodes: &'a mut PeerNodes,
 }
 
-impl Attempt<'_> {
-    /// The event loop.
-    async fn supervise(mut self, signals: &mut Signals, others: &mut Others) -> Outcome {
-        let mut grace = Timer::off();
-        loop {
-            let event = tokio::select! {
-                exit = self.exits.recv() => {
-                    let (rank, exit) = exit.expect("an attempt without a running rank has ended");
-                    // A program that was told to stop and does so in good order has not done its work.
-                    if exit == Exit::Code(0) && !self.interrupted {
-                        self.supervisor.handle(Event::Finished { rank });
-                    }
-                    Event::RankExited { rank, exit }
-                }
-                interrupt = signals.next() => {
-                    self.interrupted = true;
-                    others.tell(Report::Stopped(interrupt));
-                    Event::Interrupted(interrupt)
-                }
-                heard = others.next() => match heard {
-                    // Who has stopped it here already has no need to hear it.
-                    Heard::Word(Word::Over(Ending::Stopped(_))) if self.interrupted => continue,
-                    Heard::Word(Word::Over(Ending::Stopped(interrupt))) => {
-                        self.interrupted = true;
-                        Event::Interrupted(*interrupt)
-                    }
-                    Heard::Word(_) | Heard::Lost | Heard::Refused(_) => Event::Recalled,
-                },
-                () = grace.over() => Event::GraceOver,
-            };
-            let exit = if let Event::RankExited { exit, .. } = event { Some(exit) } else { None };
-            if guardian::is_ending() {
-                // What ranks die of is what this process is about to die of, and no failure to tell others of.
-                std::future::pending::<()>().await;
-            }
-            for action in self.supervisor.handle(event) {
-                match action {
-                    // The report tells of it, as soon as all that it tells of is known; other machines cannot wait.
-                    Action::FailureDetected { rank, .. } => others.tell(Report::Failed(self.cause(rank, exit))),
-                    // A rank that cannot be signalled is found out by the deadline that follows every signal.
-                    Action::Signal { ranks, signal } => ranks.into_iter().for_each(|rank| {
-                        let _ = self.processes[rank].signal_group(signal);
-                    }),
-                    Action::StartGrace(duration) => grace = Timer::after(duration),
-                    Action::Ended(outcome) => return outcome,
-                }
-            }
-        }
-    }
-
-    /// What other machines are told of a rank's failure.
-    fn cause(&self, rank: usize, exit: Option<Exit>) -> Cause {
+impl Program<'_> {
+    /// Describes a rank's failure to other machines.
+    fn cause(&self, rank: usize) -> Cause {
         let message = error_file::message(&self.logs.error_file(rank)).unwrap_or_default();
         let message = message.chars().take(LONGEST_MESSAGE).collect();
+        let (rank, exit) = (self.place.first_rank + rank as u32, self.exits[rank]);
         // Which node that is, the coordinator knows.
-        Cause { node: 0, rank: Some(self.place.first_rank + rank as u32), exit, message, round: self.place.round }
-    }
-
-    /// Kills the ranks that were started and waits until they are gone.
-    async fn abandon(mut self) {
-        for process in &self.processes {
-            let _ = process.signal_group(nix::sys::signal::Signal::SIGKILL);
-        }
-        for _ in 0..self.processes.len() {
-            self.exits.recv().await;
-        }
+        Cause { node: 0, rank: Some(rank), exit, message, round: self.place.round }
     }
 }
 
-/// What is to be shown of the ranks' files, if anything.
-fn tee(job: &Job, place: &Place, logs: &AttemptLogs) -> Result<Option<Tee>, LaunchError> {
+impl AttemptKind for Program<'_> {
+    type Notice = Exited;
+
+    fn noticed(&mut self, Exited { rank, exit }: Exited) -> Vec<Event> {
+        self.exits[rank] = Some(exit);
+        // A program that was told to stop and does so in good order has not done its work.
+        let is_done = exit == Exit::Code(0) && !self.interrupted;
+        let finished = is_done.then_some(Event::Finished { rank });
+        finished.into_iter().chain([Event::RankExited { rank, exit }]).collect()
+    }
+
+    fn interrupted(&mut self, interrupt: Interrupt, _: &Signals) -> Option<Event> {
+        self.interrupted = true;
+        self.peer_nodes.tell(Report::Stopped(interrupt));
+        Some(Event::Interrupted(interrupt))
+    }
+
+    async fn next(&mut self, _: &Ranks) -> Option<Event> {
+        match self.peer_nodes.next().await {
+            // Who has stopped it here already has no need to hear it.
+            Heard::Word(Word::Over(Ending::Stopped(_))) if self.interrupted => None,
+            Heard::Word(Word::Over(Ending::Stopped(interrupt))) => {
+                self.interrupted = true;
+                Some(Event::Interrupted(*interrupt))
+            }
+            Heard::Word(_) | Heard::Lost | Heard::Refused(_) => Some(Event::Recalled),
+        }
+    }
+
+    /// The report tells of it, as soon as all that it tells of is known; other machines cannot wait.
+    fn failing(&mut self, rank: usize, _: &str) {
+        self.peer_nodes.tell(Report::Failed(self.cause(rank)));
+    }
+}
+
+/// Sets up the terminal's view of the ranks' files, if any of them is to be shown.
+fn tee(job: &CommandJob, place: &NodePlace, logs: &AttemptLogs) -> Result<Option<Tee>, LaunchError> {
     let streams = (0..job.num_workers).flat_map(|rank| [(rank, Stream::Out), (rank, Stream::Err)]);
     let teed: Vec<_> =
         streams.filter(|&(rank, stream)| job.streams.destination(rank, stream) == Destination::Tee).collect();
@@ -188,7 +139,7 @@ fn tee(job: &Job, place: &Place, logs: &AttemptLogs) -> Result<Option<Tee>, Laun
 }
 
 /// `rank`: on this machine.
-fn spec(job: &Job, place: &Place, rank: usize, logs: &AttemptLogs) -> Spec {
+fn spec(job: &CommandJob, place: &NodePlace, rank: usize, logs: &AttemptLogs) -> Spec {
     let (node_rank, num_nodes) = job.nodes.as_ref().map_or((0, 1), |nodes| (nodes.node_rank, nodes.num_nodes));
     let torchrun = TorchrunEnv {
         rank: place.first_rank as usize + rank,

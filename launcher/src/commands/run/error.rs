@@ -1,14 +1,15 @@
-//! Why a command cannot be run as its flags say.
+//! The reasons why a command cannot be run as its flags say.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
 
 use crate::agents::client::AgentError;
+use crate::error::LaunchError;
 
 /// A shorter token can be guessed.
 pub const MIN_TOKEN_BYTES: usize = 16;
 
-/// Why a command cannot be run as its flags say.
+/// A reason why a command cannot be run as its flags say.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum RunError {
     /// A variable that stands for a flag holds something that the flag could not be.
@@ -16,9 +17,9 @@ pub enum RunError {
     Variable {
         /// Its name.
         name: &'static str,
-        /// What it holds.
+        /// Its value.
         value: OsString,
-        /// What is wrong with it.
+        /// The rule that it breaks.
         rule: String,
     },
     /// A number of machines that may change.
@@ -34,9 +35,9 @@ pub enum RunError {
     /// A machine that there is not.
     #[error("--node-rank {node_rank}: with --nnodes {num_nodes} the last one is {}", num_nodes - 1)]
     NodeRank {
-        /// What was said.
+        /// The value that was given.
         node_rank: u32,
-        /// How many there are.
+        /// Their number.
         num_nodes: u32,
     },
     /// Nobody else knows of a standalone run.
@@ -58,9 +59,9 @@ pub enum RunError {
     /// The token's file cannot be read.
     #[error("the token's file {}: {reason}", path.display())]
     TokenFile {
-        /// Where it should be.
+        /// Its expected place.
         path: PathBuf,
-        /// What the system says.
+        /// The system's reason.
         reason: String,
     },
     /// It is no token.
@@ -69,9 +70,9 @@ pub enum RunError {
     /// The name has no address.
     #[error("--rendezvous {endpoint}: {reason}")]
     NoAddress {
-        /// What was said.
+        /// The value that was given.
         endpoint: String,
-        /// What the system says.
+        /// The system's reason.
         reason: String,
     },
     /// The nodes do not talk to each other.
@@ -104,5 +105,12 @@ impl RunError {
             // Another try may find what this one has not.
             Self::Agent(AgentError::Unreachable { .. } | AgentError::Replaced(_)) => 1,
         }
+    }
+}
+
+impl From<RunError> for LaunchError {
+    fn from(error: RunError) -> Self {
+        let exit_code = error.exit_code();
+        Self::refused(error, exit_code)
     }
 }

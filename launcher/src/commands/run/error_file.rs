@@ -1,4 +1,4 @@
-//! What a worker leaves of the reason of its failure, in the format of torch's `@record`.
+//! The file in which a worker leaves the reason of its failure, in the format of torch's `@record`.
 
 use std::fs::File;
 use std::io::Read;

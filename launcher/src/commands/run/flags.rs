@@ -14,7 +14,17 @@ use super::num_workers::NumWorkers;
 use super::rendezvous::{Backend, Endpoint, RendezvousConf};
 use super::streams::{RankFilter, RankStreams};
 
-/// `dslaunch run`, as it is typed.
+/// Run any program as ranks of one or several machines, with torchrun's flags and worker environment
+///
+/// Each flag can also be given as a variable (PET_NPROC_PER_NODE for --nproc-per-node); what is typed wins. All ranks are
+/// stopped when one fails, and started again while --max-restarts lasts. A free MASTER_PORT is held for rank 0.
+///
+/// With several machines, each runs the same command with its own --node-rank; node 0 leads, and its --max-restarts
+/// counts. A dslaunch that was killed can be started again in its place. Under Slurm, srun with one task on each machine
+/// needs none of these flags.
+///
+/// Exit codes: 0; that of the rank that failed first, 128 + N if signal N killed it; 2 bad usage; 3 the command cannot
+/// be started; 130, 143 stopped by SIGINT, SIGTERM, which are passed on: ranks have 30 s, or until the second signal.
 #[derive(Debug, Clone, PartialEq, Eq, Args)]
 pub struct RunFlags {
     /// Number of ranks: a number, gpu (one for each), cpu (one for each core), auto (gpu where there is one, else cpu)
@@ -197,14 +207,14 @@ pub(super) mod tests {
     use clap::Parser;
 
     #[derive(Parser)]
-    struct Line {
+    struct Typed {
         #[command(flatten)]
         flags: RunFlags,
     }
 
     /// The flags of a command line, for tests of what is made of them.
     pub(in super::super) fn parse(line: &str) -> RunFlags {
-        Line::try_parse_from(format!("run {line}").split_whitespace())
+        Typed::try_parse_from(format!("run {line}").split_whitespace())
             .unwrap_or_else(|error| panic!("{line}: {error}"))
             .flags
     }

@@ -12,16 +12,25 @@ use super::num_workers::{Devices, NumWorkers};
 use super::rendezvous::{Backend, Master};
 use super::streams::{Mode, RankStreams, Streams};
 
-/// What the command line asks for.
+/// The command line of `dslaunch run`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RunArgs {
     /// As typed.
     pub flags: RunFlags,
-    /// How the command stands there.
+    /// The command's form there.
     pub form: CommandForm,
 }
 
-/// How the command stands on the command line.
+impl RunArgs {
+    /// `words` is the command line, whose end is the command.
+    pub fn new(flags: RunFlags, words: &[OsString]) -> Self {
+        let before = words.len().checked_sub(flags.command.len() + 1).and_then(|at| words.get(at));
+        let form = if before.is_some_and(|word| word == "--") { CommandForm::Verbatim } else { CommandForm::Script };
+        Self { flags, form }
+    }
+}
+
+/// The command's form on the command line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CommandForm {
     /// After `--`: it runs as it is.
@@ -32,34 +41,34 @@ pub enum CommandForm {
 
 /// A command to be run as ranks, complete.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Job {
-    /// What each rank runs.
+pub struct CommandJob {
+    /// The program that each rank runs.
     pub program: PathBuf,
     /// Its arguments.
     pub args: Vec<OsString>,
-    /// How many ranks on this machine.
+    /// Ranks on this machine.
     pub num_workers: usize,
     /// This machine among several; `None`: alone.
     pub nodes: Option<Nodes>,
-    /// What they are called.
+    /// Their role, which names them in their lines.
     pub role: String,
     /// The run's name for them.
     pub run_id: String,
-    /// Where rank 0 listens.
+    /// Rank 0's address and port for its peers.
     pub master: Master,
     /// Restart budget.
     pub max_restarts: u32,
-    /// Where their streams go.
+    /// The destinations of their streams.
     pub streams: Streams,
-    /// Where logs go; `None`: to a folder of their own.
+    /// The folder for logs; `None`: one of their own.
     pub log_dir: Option<PathBuf>,
-    /// What a line of a rank begins with on the terminal; `None`: role and rank.
+    /// The beginning of a rank's line on the terminal; `None`: role and rank.
     pub prefix_template: Option<String>,
     /// Variables that the user has not set and ranks should have.
     pub defaults: Vec<(&'static str, OsString)>,
 }
 
-impl Job {
+impl CommandJob {
     /// Completes what was typed with `lookup`, the user's environment. `fresh_id` is a name that no other run has.
     pub fn new(
         args: RunArgs,
@@ -95,7 +104,7 @@ impl Job {
         })
     }
 
-    /// What a line of this machine's rank `local_rank`, which is `rank` among all, begins with on the terminal:
+    /// Returns the beginning of a terminal line of this machine's rank `local_rank`, which is `rank` among all:
     /// `[default0]:`.
     pub fn prefix(&self, local_rank: usize, rank: usize) -> String {
         match &self.prefix_template {
@@ -155,11 +164,11 @@ mod tests {
 
     use crate::commands::run::flags::tests::parse;
 
-    fn job(line: &str, vars: &[(&str, &str)]) -> Result<Job, RunError> {
+    fn job(line: &str, vars: &[(&str, &str)]) -> Result<CommandJob, RunError> {
         let form = if line.contains("-- ") { CommandForm::Verbatim } else { CommandForm::Script };
         let flags = parse(line);
         let lookup = |name: &str| vars.iter().find(|(var, _)| *var == name).map(|(_, value)| value.into());
-        Job::new(RunArgs { flags, form }, Devices { gpus: 0, cores: 4 }, "fresh".into(), lookup)
+        CommandJob::new(RunArgs { flags, form }, Devices { gpus: 0, cores: 4 }, "fresh".into(), lookup)
     }
 
     #[test]

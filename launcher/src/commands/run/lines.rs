@@ -9,7 +9,7 @@ pub struct Lines {
     prefix: String,
     /// The beginning of a line whose end has not come.
     rest: Vec<u8>,
-    /// Whether the latest byte was a carriage return: a newline after it ends no other line.
+    /// True if the latest byte was a carriage return: a newline after it ends no other line.
     after_return: bool,
 }
 
@@ -38,7 +38,7 @@ impl Lines {
         (!lines.is_empty()).then(|| lines.join("\n"))
     }
 
-    /// What is left without an end, at the end.
+    /// Returns the beginning of a line whose end never came, at the end.
     pub fn finish(&mut self) -> Option<String> {
         (!self.rest.is_empty()).then(|| self.take())
     }

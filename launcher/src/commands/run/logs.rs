@@ -9,14 +9,14 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use super::job::Job;
+use super::job::CommandJob;
 use crate::error::LaunchError;
 use crate::output::terminal::Stream;
-use crate::ranks::token::random_hex;
+use crate::random::random_hex;
 use crate::run_dir::lock::RunLock;
 use crate::run_dir::old_logs;
 
-/// Where logs go.
+/// The folder for logs.
 #[derive(Debug)]
 pub struct LogFolder {
     root: PathBuf,
@@ -33,7 +33,7 @@ enum Owner {
     Ours,
 }
 
-/// How a job ended, as far as its logs are concerned.
+/// A job's end, as far as its logs are concerned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ending {
     /// Every rank exited with code 0.
@@ -44,7 +44,7 @@ pub enum Ending {
 
 impl LogFolder {
     /// The folder that `job` asks for, or a fresh one.
-    pub fn open(job: &Job) -> Result<Self, LaunchError> {
+    pub fn open(job: &CommandJob) -> Result<Self, LaunchError> {
         let Some(named) = &job.log_dir else {
             let owner = if job.streams.any_file(job.num_workers) { Owner::Kept } else { Owner::Ours };
             let root = temporary_folder().map_err(LaunchError::io("make a temporary folder for logs"))?;
@@ -64,7 +64,7 @@ impl LogFolder {
         Ok(Self { root, owner: Owner::User { _lock: lock } })
     }
 
-    /// Where to look for streams, if the user has not said so: to be told.
+    /// The folder to name to the user, who has not chosen one.
     pub fn unnamed(&self) -> Option<&Path> {
         matches!(self.owner, Owner::Kept).then_some(&*self.root)
     }
@@ -90,7 +90,7 @@ impl LogFolder {
     }
 }
 
-/// Where the logs of one attempt go.
+/// The folder for the logs of one attempt.
 #[derive(Debug, Clone)]
 pub struct AttemptLogs {
     folder: PathBuf,

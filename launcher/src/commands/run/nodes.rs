@@ -11,13 +11,13 @@ use super::error::RunError;
 use super::flags::RunFlags;
 use super::rendezvous::{Backend, Endpoint};
 
-/// How long machines may take to come, unless `--rdzv-conf join_timeout=SECONDS` says otherwise.
+/// Machines may take this long to come, unless `--rdzv-conf join_timeout=SECONDS` says otherwise.
 const JOIN_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// The variables that hold the run's token, or name its file. For the launcher alone: no rank inherits them.
 pub const TOKEN_VARIABLES: [&str; 2] = ["DSLAUNCH_JOB_TOKEN", "DSLAUNCH_JOB_TOKEN_FILE"];
 
-/// How many machines the user wants: this many, or anything between the two.
+/// The number of machines that the user wants: `min`, or anything up to `max`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NumNodes {
     min: u32,
@@ -50,23 +50,23 @@ impl NumNodes {
 /// This machine among several.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Nodes {
-    /// How many there are, at least two.
+    /// Their number, at least two.
     pub num_nodes: u32,
-    /// Which one this is.
+    /// This machine's rank among them.
     pub node_rank: u32,
-    /// Where node 0 listens for the others: the first of these names that is an address, or has one.
+    /// Node 0 listens for the others at the first of these names that is an address, or has one.
     pub hosts: Vec<String>,
     /// Its port.
     pub port: u16,
-    /// What tells the run's nodes from others.
+    /// The token, by which the run's nodes know each other.
     pub token: TokenSource,
-    /// How long they may take to come.
+    /// They may take this long to come.
     pub join_timeout: Duration,
     /// The run's name, if a scheduler gives it one.
     pub name: Option<String>,
 }
 
-/// Where the run's token is.
+/// The source of the run's token.
 #[derive(Clone, PartialEq, Eq)]
 pub enum TokenSource {
     /// In a file.
@@ -89,7 +89,7 @@ impl std::fmt::Debug for TokenSource {
 }
 
 impl Nodes {
-    /// What the flags say, the rest filled from `slurm`, the step that this process is a task of. `None`: this machine alone.
+    /// Reads the flags and fills the rest from `slurm`, the step that this process is a task of. `None`: this machine alone.
     pub fn resolve(
         flags: &RunFlags,
         slurm: Option<SlurmStep>,
@@ -127,7 +127,7 @@ impl Nodes {
     }
 }
 
-/// Where node 0 listens: names, in order of preference, and a port. A port that is not said is torchrun's.
+/// Returns node 0's names, in order of preference, and its port. A port that is not said is torchrun's.
 fn meeting(flags: &RunFlags, slurm: Option<&SlurmStep>) -> Option<(Vec<String>, u16)> {
     let default_port = if flags.rdzv_backend == Some(Backend::C10d) { 29_400 } else { 29_500 };
     let port = |port: Option<u16>| port.filter(|&port| port != 0).unwrap_or(default_port);

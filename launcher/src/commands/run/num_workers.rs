@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use super::error::RunError;
 
-/// How many workers the user wants.
+/// The number of workers that the user wants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NumWorkers {
     /// This many, at least one.
@@ -18,7 +18,7 @@ pub enum NumWorkers {
     Auto,
 }
 
-/// What there is to run on.
+/// The devices of this machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Devices {
     /// GPUs that workers see.
@@ -56,7 +56,7 @@ impl FromStr for NumWorkers {
     }
 }
 
-/// How many of a machine's `gpus` a program sees under CUDA_VISIBLE_DEVICES, `None` if it is not set.
+/// Counts those of a machine's `gpus` that a program sees under CUDA_VISIBLE_DEVICES, `None` if it is not set.
 pub fn visible_gpus(gpus: usize, visible: Option<&OsStr>) -> usize {
     let Some(visible) = visible else { return gpus };
     let visible = visible.to_string_lossy();

@@ -85,7 +85,7 @@ impl FromStr for RendezvousConf {
     }
 }
 
-/// Where rank 0 listens.
+/// Rank 0's address and port for its peers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Master {
     /// An address or a name.

@@ -1,16 +1,22 @@
-//! What is said of an attempt that failed, with the evidence that ranks left.
+//! The report on an attempt that failed, with the evidence that ranks left.
 
 use super::error_file;
-use super::job::Job;
+use super::job::CommandJob;
 use super::logs::AttemptLogs;
 use super::streams::Destination;
-use crate::agents::Place;
+use crate::agents::NodePlace;
 use crate::output::report::{quote, tail};
 use crate::output::terminal::Stream;
 use crate::supervise::Failure;
 
 /// The report on an attempt that failed on this machine, several lines.
-pub fn report(job: &Job, place: &Place, logs: &AttemptLogs, cause: &Failure, follow_ons: &[Failure]) -> String {
+pub fn report(
+    job: &CommandJob,
+    place: &NodePlace,
+    logs: &AttemptLogs,
+    cause: &Failure,
+    follow_ons: &[Failure],
+) -> String {
     let Failure { rank, exit, .. } = *cause;
     let global = |rank: usize| place.first_rank as usize + rank;
     let node = job.nodes.as_ref().map_or(String::new(), |nodes| format!(" on node {}", nodes.node_rank));

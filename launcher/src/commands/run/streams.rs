@@ -1,4 +1,4 @@
-//! Which streams of which ranks go where: the grammars of `-r`, `-t` and `--local-ranks-filter`, and what follows. Pure.
+//! The destinations of ranks' streams: the grammars of `-r`, `-t` and `--local-ranks-filter`, and what follows. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::str::FromStr;
@@ -14,7 +14,7 @@ pub enum RankStreams {
     Some(BTreeMap<usize, Mode>),
 }
 
-/// Which of a rank's two streams; torchrun writes them as numbers.
+/// A choice of a rank's two streams; torchrun writes it as a number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
     /// 0: neither.
@@ -31,7 +31,7 @@ pub enum Mode {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RankFilter(BTreeSet<usize>);
 
-/// Where one stream of one rank goes.
+/// The destination of one stream of one rank.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Destination {
     /// Straight to where the launcher's own goes.
@@ -44,19 +44,19 @@ pub enum Destination {
     Tee,
 }
 
-/// What the flags say of streams.
+/// The flags about streams.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Streams {
-    /// What goes to files.
+    /// Streams that go to files.
     pub redirects: RankStreams,
-    /// What goes to files and to the terminal.
+    /// Streams that go to files and to the terminal.
     pub tee: RankStreams,
     /// Whose lines the terminal shows; `None`: everybody's.
     pub filter: Option<RankFilter>,
 }
 
 impl Streams {
-    /// Where `stream` of the rank `local_rank` goes.
+    /// The destination of `stream` of the rank `local_rank`.
     pub fn destination(&self, local_rank: usize, stream: Stream) -> Destination {
         let teed = self.tee.includes(local_rank, stream);
         let to_file = teed || self.redirects.includes(local_rank, stream);
@@ -69,7 +69,7 @@ impl Streams {
         }
     }
 
-    /// Whether any stream of the first `num_workers` ranks goes to a file.
+    /// True if any stream of the first `num_workers` ranks goes to a file.
     pub fn any_file(&self, num_workers: usize) -> bool {
         let to_file = |rank, stream| matches!(self.destination(rank, stream), Destination::File | Destination::Tee);
         (0..num_workers).any(|rank| to_file(rank, Stream::Out) || to_file(rank, Stream::Err))

@@ -20,7 +20,7 @@ use super::lines::Lines;
 use crate::output::terminal::{Item, STALLED, Stream, Terminal};
 use crate::process::signals::{Interrupt, Signals};
 
-/// How much of a file is read at once.
+/// Bytes of a file that are read at once.
 const CHUNK_BYTES: usize = 64 * 1024;
 
 /// The files of one attempt that are to be shown.
@@ -37,16 +37,16 @@ struct Followed {
     lines: Lines,
 }
 
-/// Whether a file had anything new.
+/// The answer to whether a file had anything new.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Progress {
+enum News {
     Some,
     None,
 }
 
-impl Progress {
+impl News {
     fn or(self, other: Self) -> Self {
-        if self == Progress::Some { self } else { other }
+        if self == News::Some { self } else { other }
     }
 }
 
@@ -92,9 +92,7 @@ impl Tee {
             let is_last = wait(&self.changes, ended);
             // Which files have changed is not asked: a look at one that has not costs little, and no change is missed.
             // In turns: one rank that writes without end must not hide the others.
-            while self.files.iter_mut().fold(Progress::None, |sum, file| sum.or(file.catch_up(terminal)))
-                == Progress::Some
-            {}
+            while self.files.iter_mut().fold(News::None, |sum, file| sum.or(file.catch_up(terminal))) == News::Some {}
             if is_last {
                 self.files.iter_mut().for_each(|followed| followed.finish(terminal));
                 return;
@@ -106,12 +104,12 @@ impl Tee {
 impl Followed {
     /// Shows complete lines of what is new, up to a chunk of it. A file that cannot be read is as if it had ended: the
     /// rank's own writing goes on.
-    fn catch_up(&mut self, terminal: &Terminal) -> Progress {
+    fn catch_up(&mut self, terminal: &Terminal) -> News {
         let mut chunk = vec![0; CHUNK_BYTES];
         let length = self.file.read(&mut chunk).unwrap_or(0);
         let lines = self.lines.push(&chunk[..length]);
         self.print(lines, terminal);
-        if length > 0 { Progress::Some } else { Progress::None }
+        if length > 0 { News::Some } else { News::None }
     }
 
     fn finish(&mut self, terminal: &Terminal) {

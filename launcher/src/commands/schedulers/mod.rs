@@ -8,12 +8,38 @@ pub mod systemd;
 use std::env;
 use std::ffi::OsString;
 
+use clap::Args;
 use proto::config::{Resume, TrainConfig};
 
-use crate::cli::{JobArgs, SlurmArgs};
 use crate::error::LaunchError;
+use crate::job::args::JobArgs;
 use crate::output::console::Console;
 use crate::output::terminal::Terminal;
+
+/// Print a systemd unit that runs this job, starts it again after a failure and watches its progress
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+pub struct SystemdArgs {
+    /// The job.
+    #[command(flatten)]
+    pub job: JobArgs,
+}
+
+/// Print an sbatch script that runs this job on one node and puts it back into the queue when it was preempted
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+pub struct SlurmArgs {
+    /// Longest time the job may run at once, as sbatch takes it
+    #[arg(long, value_name = "TIME")]
+    pub time: Option<String>,
+    /// The partition
+    #[arg(long, value_name = "NAME")]
+    pub partition: Option<String>,
+    /// An option of sbatch for the script, like --sbatch=--gpus-per-node=4; may be repeated
+    #[arg(long, value_name = "OPTION", allow_hyphen_values = true)]
+    pub sbatch: Vec<String>,
+    /// The job.
+    #[command(flatten)]
+    pub job: JobArgs,
+}
 
 /// The command that runs the job, from wherever it is started.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,13 +58,13 @@ pub struct Command {
     pub comm_timeout_seconds: u64,
 }
 
-/// Why a job cannot be put into a scheduler's words.
+/// A reason why a job cannot be put into a scheduler's words.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum SchedulerError {
     /// It is no text, or would begin a new line.
     #[error("{what} = {text:?} cannot stand in a unit file or a script: it is not UTF-8, or has control characters")]
     NotALine {
-        /// What it is.
+        /// The kind of text.
         what: &'static str,
         /// The text.
         text: OsString,
@@ -48,15 +74,21 @@ pub enum SchedulerError {
         "checkpoint.resume = {resume}: started again, the job would not go on from its own checkpoint; use \"auto\""
     )]
     BeginsAnew {
-        /// What the key says.
+        /// The key's value.
         resume: String,
     },
     /// An option of sbatch that is none.
     #[error("--sbatch {option:?} is no option of sbatch: it has to begin with a dash")]
     NotAnOption {
-        /// What the user typed.
+        /// The option as typed.
         option: String,
     },
+}
+
+impl From<SchedulerError> for LaunchError {
+    fn from(error: SchedulerError) -> Self {
+        Self::refused(error, 2)
+    }
 }
 
 impl Command {
@@ -87,8 +119,8 @@ impl Command {
 }
 
 /// `dslaunch systemd train.toml`. Returns the exit code.
-pub fn print_systemd(args: &JobArgs, terminal: &Terminal) -> Result<u8, LaunchError> {
-    let unit = systemd::unit(&Command::of(args)?);
+pub fn print_systemd(args: &SystemdArgs, terminal: &Terminal) -> Result<u8, LaunchError> {
+    let unit = systemd::unit(&Command::of(&args.job)?);
     Console::new(terminal.clone(), true).say(unit.trim_end());
     Ok(0)
 }
@@ -147,6 +179,8 @@ fn example(folder: &std::path::Path) -> Command {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::tests::parse;
+    use crate::commands::Task;
 
     #[test]
     fn what_would_begin_a_new_line_is_refused() {
@@ -163,5 +197,21 @@ mod tests {
     fn a_plain_name_is_one_word() {
         assert_eq!(plain_name("my job/7"), "my-job-7");
         assert_eq!(plain_name("sft_1.5"), "sft_1.5");
+    }
+
+    #[test]
+    fn schedulers_get_the_job_and_their_options() {
+        assert_eq!(
+            parse("systemd --nproc 4 train.toml"),
+            Ok(Task::Systemd(SystemdArgs { job: JobArgs::example(Some(4), &[]) }))
+        );
+        let line = "slurm --time 1-00:00:00 --sbatch --gpus-per-node=4 --sbatch=-x=node7 --nproc 4 train.toml";
+        let args = SlurmArgs {
+            time: Some("1-00:00:00".into()),
+            partition: None,
+            sbatch: vec!["--gpus-per-node=4".into(), "-x=node7".into()],
+            job: JobArgs::example(Some(4), &[]),
+        };
+        assert_eq!(parse(line), Ok(Task::Slurm(args)));
     }
 }

@@ -5,7 +5,7 @@
 
 use super::{Command, plain_name};
 
-/// How much longer than the ranks' own limit systemd waits for progress: dslaunch finds a hang between ranks by itself,
+/// systemd waits this much longer for progress than the ranks' own limit: dslaunch finds a hang between ranks by itself,
 /// and starting them again takes its time too.
 const WATCHDOG_MARGIN_SECONDS: u64 = 300;
 

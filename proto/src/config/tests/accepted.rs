@@ -19,7 +19,12 @@ fn every_default_is_the_documented_one() {
     let config = parse(REQUIRED, &[]).unwrap();
     let job = Job { name: "sft".into(), output_dir: "runs/sft".into(), seed: 42 };
     assert_eq!(config.job, job);
-    let model = Model { path: "models/deepseek-llm-7b".into(), init: Init::Pretrained, dtype: AutoOr::Auto };
+    let model = Model {
+        path: "models/deepseek-llm-7b".into(),
+        init: Init::Pretrained,
+        device: AutoOr::Auto,
+        dtype: AutoOr::Auto,
+    };
     assert_eq!(config.model, model);
     let data = Data {
         train: vec!["data/train.jsonl".into()],
@@ -74,6 +79,7 @@ fn every_default_is_the_documented_one() {
 fn every_spelling_is_accepted() {
     let spellings = [
         ("model", "init", "pretrained random"),
+        ("model", "device", "auto cuda cpu"),
         ("model", "dtype", "auto bf16 fp32"),
         ("data", "format", "auto text prompt_completion alpaca sharegpt messages tokens"),
         ("train", "activation_checkpointing", "none ffn full"),

@@ -19,6 +19,7 @@ seed = 42
 [model]
 path = "models/deepseek-llm-7b"    # required: a Hugging Face folder (config.json, *.safetensors, tokenizer.json)
 init = "pretrained"                # "pretrained" | "random" (config.json alone is enough)
+device = "auto"                    # "cuda" | "cpu"
 dtype = "auto"                     # "bf16" | "fp32"; auto = bf16 on GPU, fp32 on CPU
 
 [data]

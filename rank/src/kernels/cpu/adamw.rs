@@ -9,7 +9,7 @@ use crate::device::host::{slice, slice_mut};
 /// Below this many elements one thread is as fast as several.
 const MIN_NUMEL_PER_THREAD: usize = 1 << 16;
 
-/// See [`super::super::adamw`].
+/// See [`crate::kernels::adamw()`].
 pub fn adamw(update: &Update, stretch: Stretch) {
     on_threads(update, stretch, tch::get_num_threads() as usize);
 }

@@ -3,18 +3,18 @@
 
 use tch::{Kind, Tensor};
 
-use super::super::attention::{AttentionGrad, AttentionSaved, AttentionShape, KeyValueCache};
+use super::super::attention::{AttendGrad, AttendSaved, AttentionShape, KeyValueCache};
 use super::super::samples::{Run, Samples};
 
-/// See [`super::super::attend`].
-pub fn attend(shape: &AttentionShape, qkv: &Tensor, samples: &Samples) -> (Tensor, AttentionSaved) {
+/// See [`crate::kernels::attend`].
+pub fn attend(shape: &AttentionShape, qkv: &Tensor, samples: &Samples) -> (Tensor, AttendSaved) {
     let mut runs = samples.runs().into_iter().map(|run| attend_run(shape, qkv, run));
     if runs.len() == 1 {
         let (heads, logsumexp) = runs.next().expect("one run");
-        return (heads, AttentionSaved::Dense(logsumexp));
+        return (heads, AttendSaved::Dense(logsumexp));
     }
     let (heads, logsumexp): (Vec<Tensor>, Vec<Tensor>) = runs.unzip();
-    (Tensor::cat(&heads, 0), AttentionSaved::Runs(logsumexp))
+    (Tensor::cat(&heads, 0), AttendSaved::Runs(logsumexp))
 }
 
 /// Output of a run's heads, `[samples L, H K]`, and the log-sum-exp of its scores, `[samples, H, L]`.
@@ -25,13 +25,13 @@ fn attend_run(shape: &AttentionShape, qkv: &Tensor, run: Run) -> (Tensor, Tensor
     (out.transpose(1, 2).reshape([run.count * run.len, shape.num_heads * shape.head_dim]), logsumexp)
 }
 
-/// See [`super::super::attend_backward`].
-pub fn attend_backward(shape: &AttentionShape, pass: AttentionGrad) -> Tensor {
-    let AttentionGrad { qkv, samples, heads, saved, dheads } = pass;
+/// See [`crate::kernels::attend_backward`].
+pub fn attend_backward(shape: &AttentionShape, pass: AttendGrad) -> Tensor {
+    let AttendGrad { qkv, samples, heads, saved, dheads } = pass;
     let dqkv = qkv.empty_like();
     let logsumexp = match saved {
-        AttentionSaved::Dense(logsumexp) => std::slice::from_ref(logsumexp),
-        AttentionSaved::Runs(logsumexp) => logsumexp,
+        AttendSaved::Dense(logsumexp) => std::slice::from_ref(logsumexp),
+        AttendSaved::Runs(logsumexp) => logsumexp,
     };
     for (run, logsumexp) in samples.runs().into_iter().zip(logsumexp) {
         let [q, k, v] = split(shape, qkv, run);
@@ -52,7 +52,7 @@ pub fn attend_backward(shape: &AttentionShape, pass: AttentionGrad) -> Tensor {
     dqkv
 }
 
-/// See [`super::super::attend_cached`].
+/// See [`crate::kernels::attend_cached`].
 pub fn attend_cached(
     shape: &AttentionShape,
     qkv: &Tensor,

@@ -13,7 +13,7 @@ use crate::device::host::{slice, slice_mut};
 /// vocabulary stay accurate.
 const BLOCK: usize = 1024;
 
-/// See [`super::super::cross_entropy`].
+/// See [`crate::kernels::cross_entropy`].
 pub fn cross_entropy(logits: &mut Tensor, targets: &Tensor, loss: &mut LossSum) {
     let targets = slice::<i64>(targets);
     let sum = match logits.kind() {
@@ -23,7 +23,7 @@ pub fn cross_entropy(logits: &mut Tensor, targets: &Tensor, loss: &mut LossSum) 
     loss.add(Tensor::from(sum).into());
 }
 
-/// See [`super::super::cross_entropy_backward`].
+/// See [`crate::kernels::cross_entropy_backward`].
 pub fn cross_entropy_backward(logits: &mut Tensor, targets: &Tensor, loss: &mut LossSum) {
     let targets = slice::<i64>(targets);
     let sum = match logits.kind() {
@@ -51,17 +51,31 @@ fn rows<W: Wide>(logits: &mut Tensor, targets: &[i64], finish: impl Fn(&mut [W],
     losses.iter().sum()
 }
 
-/// See [`super::super::row_maxima`].
-pub fn row_maxima(logits: &mut Tensor) -> Tensor {
-    let mut maxima = vec![0.0; logits.size()[0] as usize];
-    match logits.kind() {
-        Kind::Double => per_row(logits, &mut maxima, |row: &mut [f64], _, max| *max = maximum_or_none(row)),
-        _ => per_row(logits, &mut maxima, |row: &mut [f32], _, max| *max = maximum_or_none(row)),
-    }
+/// See [`crate::kernels::row_maxima`].
+pub fn row_maxima(logits: &Tensor) -> Tensor {
+    let maxima = match logits.kind() {
+        Kind::Double => maxima::<f64>(logits),
+        _ => maxima::<f32>(logits),
+    };
     Tensor::from_slice(&maxima)
 }
 
-/// See [`super::super::row_exponentials`].
+fn maxima<W: Wide>(logits: &Tensor) -> Vec<f64> {
+    let (rows, columns) = (logits.size()[0] as usize, logits.size()[1] as usize);
+    let mut maxima = vec![f64::NEG_INFINITY; rows];
+    if columns > 0 {
+        let rows = team::rows_per_part(rows, columns);
+        let parts = slice::<W>(logits).chunks(rows * columns).zip(maxima.chunks_mut(rows));
+        team::run(parts, |(logits, maxima)| {
+            for (row, max) in logits.chunks_exact(columns).zip(maxima) {
+                *max = maximum(row).to_f64();
+            }
+        });
+    }
+    maxima
+}
+
+/// See [`crate::kernels::row_exponentials`].
 pub fn row_exponentials(logits: &mut Tensor, maxima: &Tensor, targets: &Tensor) -> Tensor {
     fn finish<W: Wide>(row: &mut [W], max: f64, target: i64) -> Exponentials {
         let of_target = own(row, target).map_or(0.0, |column| row[column].to_f64());
@@ -90,7 +104,7 @@ struct Exponentials {
     of_target: f64,
 }
 
-/// See [`super::super::row_losses`].
+/// See [`crate::kernels::row_losses`].
 pub fn row_losses(maxima: &Tensor, sums: &Tensor, loss: &mut LossSum) {
     let maxima = slice::<f64>(maxima);
     let (sums, of_targets) = slice::<f64>(sums).split_at(maxima.len());
@@ -98,7 +112,7 @@ pub fn row_losses(maxima: &Tensor, sums: &Tensor, loss: &mut LossSum) {
     loss.add(Tensor::from(losses.sum::<f64>()).into());
 }
 
-/// See [`super::super::row_gradients`].
+/// See [`crate::kernels::row_gradients`].
 pub fn row_gradients(exponentials: &mut Tensor, sums: &Tensor, targets: &Tensor) {
     fn finish<W: Wide>(row: &mut [W], sum: f64, target: i64) {
         match own(row, target) {
@@ -135,10 +149,6 @@ fn per_row<W: Wide, T: Send>(logits: &mut Tensor, results: &mut [T], work: impl 
             work(row, part * rows + idx, result);
         }
     });
-}
-
-fn maximum_or_none<W: Wide>(row: &[W]) -> f64 {
-    if row.is_empty() { f64::NEG_INFINITY } else { maximum(row).to_f64() }
 }
 
 #[multiversion(targets("x86_64+avx512f", "x86_64+avx2"), dispatcher = "direct")]
@@ -199,7 +209,7 @@ mod tests {
         let part = |bounds: &[i64]| logits.narrow(1, bounds[0], bounds[1] - bounds[0]).contiguous().copy();
         let mut parts: Vec<Tensor> = bounds.windows(2).map(part).collect();
         let columns: Vec<Tensor> = bounds.windows(2).map(|bounds| targets - bounds[0]).collect();
-        let maxima = parts.iter_mut().map(row_maxima).reduce(|a, b| a.maximum(&b)).unwrap();
+        let maxima = parts.iter().map(row_maxima).reduce(|a, b| a.maximum(&b)).unwrap();
         let exponentials =
             parts.iter_mut().zip(&columns).map(|(part, columns)| row_exponentials(part, &maxima, columns));
         let sums = exponentials.reduce(|a, b| a + b).unwrap();

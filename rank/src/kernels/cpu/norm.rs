@@ -12,7 +12,7 @@ use crate::device::host::{slice, slice_mut};
 /// Rows whose weight gradients are summed before they are added to the rest: keeps fp32 sums over many rows accurate.
 const ROWS_PER_SUM: usize = 32;
 
-/// See [`super::super::rms_norm`].
+/// See [`crate::kernels::rms_norm`].
 pub fn rms_norm(weight: &Tensor, x: &Tensor, eps: f64) -> (Tensor, Tensor) {
     let mut y = x.empty_like();
     let mut rstd = Tensor::empty([x.size()[0]], (wide_kind(x.kind()), x.device()));
@@ -41,7 +41,7 @@ fn forward<E: Element>(x: &[E], weight: &[E], eps: f64, y: &mut [E], rstd: &mut 
     }
 }
 
-/// See [`super::super::rms_norm_backward`]. Each part is the sum over consecutive rows.
+/// See [`crate::kernels::rms_norm_backward`]. Each part is the sum over consecutive rows.
 pub fn rms_norm_backward(pass: RmsNormGrad) -> (Tensor, Tensor) {
     let RmsNormGrad { weight, x, rstd, dy, residual } = pass;
     let mut dx = x.empty_like();

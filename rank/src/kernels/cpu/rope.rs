@@ -8,7 +8,7 @@ use super::for_element;
 use super::team;
 use crate::device::host::{slice, slice_mut};
 
-/// See [`super::super::rotate`].
+/// See [`crate::kernels::rotate`].
 pub fn rotate(x: &mut Tensor, heads: usize, cos: &Tensor, sin: &Tensor) {
     let size = x.size();
     let (width, head_dim) = ((size[1] * size[2]) as usize, size[2] as usize);

@@ -8,7 +8,7 @@ use super::for_element;
 use super::team;
 use crate::device::host::{slice, slice_mut};
 
-/// See [`super::super::swiglu`].
+/// See [`crate::kernels::swiglu`].
 pub fn swiglu(gate_up: &Tensor) -> Tensor {
     let (rows, ffn) = (gate_up.size()[0], gate_up.size()[1] / 2);
     let mut y = Tensor::empty([rows, ffn], (gate_up.kind(), gate_up.device()));
@@ -21,7 +21,7 @@ pub fn swiglu(gate_up: &Tensor) -> Tensor {
     y
 }
 
-/// See [`super::super::swiglu_backward`].
+/// See [`crate::kernels::swiglu_backward`].
 pub fn swiglu_backward(gate_up: &mut Tensor, dy: &Tensor) {
     let (rows, ffn) = (dy.size()[0] as usize, dy.size()[1] as usize);
     let rows = team::rows_per_part(rows, 2 * ffn);

@@ -14,8 +14,7 @@ use super::rope::Rotation;
 use super::tensor_parallel::TensorParallel;
 use super::weight_grads::GradPass;
 use crate::kernels::{
-    AttentionGrad, AttentionSaved as CoreSaved, AttentionShape, KeyValueCache, Samples, attend, attend_backward,
-    attend_cached,
+    AttendGrad, AttendSaved, AttentionShape, KeyValueCache, Samples, attend, attend_backward, attend_cached,
 };
 
 /// Weights of the attention half of a block. The same type holds the gradients, as fp32 views.
@@ -35,7 +34,7 @@ pub(super) struct AttentionSaved {
     projected: Projected,
     /// Output of the heads: `[T, H K]`
     heads: Tensor,
-    core: CoreSaved,
+    core: AttendSaved,
 }
 
 /// The operands of attention itself.
@@ -107,7 +106,7 @@ impl Attention<'_> {
     ) -> Result<Tensor, CommError> {
         let AttentionSaved { projected: Projected { normed, qkv }, heads, core } = saved;
         let dheads = row_backward(self.tp, pass.of(|weights| &weights.output), heads, dy)?;
-        let core = AttentionGrad { qkv, samples: self.samples, heads, saved: core, dheads: &dheads };
+        let core = AttendGrad { qkv, samples: self.samples, heads, saved: core, dheads: &dheads };
         let mut dqkv = attend_backward(&self.shape, core);
         self.rotation.apply_backward(&mut dqkv, self.rotated_heads());
         let dqkv = dqkv.view([self.samples.num_tokens(), self.shape.num_qkv_heads() * self.shape.head_dim]);

@@ -1,12 +1,15 @@
 //! From what the user wrote to a plan: first without the data, then with it.
 
-use super::{BatchPlan, CheckpointPlan, DataPlan, ModelPlan, OptimizerPlan, PipelinePlan, Plan, ZeroPlan};
+use super::device::{self, Ground, Machine};
 use super::{parallel, unsupported};
-use crate::config::{AutoOr, Batch, ConfigErrors, Dtype, Length, Offload, Problem, TrainConfig, ZeroStage};
+use crate::config::{AutoOr, Batch, ConfigErrors, Device, Dtype, Length, Offload, Problem, TrainConfig, ZeroStage};
 use crate::manifest::Progress;
-use crate::memory::{self, Room};
+use crate::memory::{self, Room, Shortage};
 use crate::mesh::Mesh;
 use crate::model_config::{DiskDType, ModelConfig};
+use crate::plan::{
+    BatchPlan, CheckpointPlan, DataPlan, ModelPlan, OptimizerPlan, PipelinePlan, Plan, Trained, ZeroPlan,
+};
 use crate::schedule::Schedule;
 use std::path::PathBuf;
 
@@ -19,8 +22,20 @@ pub struct World {
     pub cores: usize,
     /// The folder that train.toml's relative paths start from, absolute.
     pub current_dir: PathBuf,
+    /// The machine that ranks compute on.
+    pub machine: Machine,
     /// The memory that the ranks have, where it is known.
-    pub room: Option<Room>,
+    pub room: Room,
+}
+
+impl World {
+    /// The memory that a plan has to fit into. An imagined machine's host is not this one: its memory is not known.
+    fn binding_room(&self) -> Room {
+        match self.machine {
+            Machine::This { .. } => self.room,
+            Machine::Imagined => Room { host: None, ..self.room },
+        }
+    }
 }
 
 /// One prepared data file and what the plan needs to know of it.
@@ -42,32 +57,44 @@ pub struct Draft {
     config: TrainConfig,
     world: World,
     model: ModelConfig,
+    ground: Ground,
     mesh: Mesh,
     pipeline: PipelinePlan,
     batch: BatchPlan,
+}
+
+/// Facts that a draft lacks and the data knows.
+struct Rows<'a> {
+    train: &'a PreparedData,
+    validation: Option<&'a PreparedData>,
+    /// Optimizer steps of the whole run.
+    steps: u64,
+    /// Where the run begins.
+    start: Progress,
 }
 
 impl Draft {
     /// Checks all products and combinations; every problem is reported at once.
     pub fn new(config: &TrainConfig, world: World, model: ModelConfig) -> Result<Self, ConfigErrors> {
         assert!(world.world_size > 0, "a world without ranks");
-        let mut problems = unsupported::refused(config);
+        let mut problems = unsupported::refused(config, world.machine);
         problems.extend(parallel::problems(config, &model));
         problems.extend(parallel::zero_problems(config));
+        let ground = device::ground(config, world.machine, world.world_size, &mut problems);
         let mesh = parallel::mesh(config, world.world_size, &mut problems);
         let batch = mesh.and_then(|mesh| batch(config, mesh, &mut problems));
-        match (mesh, batch) {
-            (Some(mesh), Some(batch)) if problems.is_empty() => {
+        match (ground, mesh, batch) {
+            (Some(ground), Some(mesh), Some(batch)) if problems.is_empty() => {
                 let pipeline = parallel::pipeline(config, &model, mesh.pp);
-                Ok(Self { config: config.clone(), world, model, mesh, pipeline, batch })
+                Ok(Self { config: config.clone(), world, model, ground, mesh, pipeline, batch })
             }
             _ => Err(ConfigErrors::from(problems)),
         }
     }
 
-    /// What the user should know before training starts.
+    /// Notes for the user to read before training starts.
     pub fn notes(&self) -> Vec<String> {
-        let mut notes = unsupported::notes(&self.config);
+        let mut notes = unsupported::notes(&self.config, self.ground.device);
         notes.extend(parallel::notes(&self.config, &self.pipeline, self.mesh));
         let longest = self.model.max_position_embeddings as u64;
         if self.config.data.seq_len > longest && self.config.origins.is_set("data.seq_len") {
@@ -75,12 +102,19 @@ impl Draft {
             let seq_len = self.config.data.seq_len;
             notes.push(format!("{place}: data.seq_len = {seq_len} is longer than the model's {longest} positions"));
         }
+        notes.extend(unsupported::idle_gpus(&self.config, self.world.machine));
         notes
     }
 
     /// Number of ranks on each axis.
     pub fn mesh(&self) -> Mesh {
         self.mesh
+    }
+
+    /// Checks that a plan of this draft fits into memory; the error is each memory that is too small. An imagined machine's
+    /// GPUs bind; its host, of which nothing is known, does not.
+    pub fn check_memory(&self, plan: &Plan) -> Result<(), Vec<Shortage>> {
+        memory::check(plan, self.world.binding_room())
     }
 
     /// Adds what only the data knows. `start`: where the run begins, all zero unless it goes on from a checkpoint.
@@ -90,20 +124,18 @@ impl Draft {
         validation: Option<PreparedData>,
         start: Progress,
     ) -> Result<Plan, ConfigErrors> {
-        let plan = |stage| self.at_stage(stage, &train, validation.as_ref(), start);
-        match (self.config.zero.stage, self.world.room) {
-            (AutoOr::Given(stage), _) => plan(stage),
-            (AutoOr::Auto, None) => plan(ZeroStage::Stage1),
-            (AutoOr::Auto, Some(room)) => {
-                for stage in [ZeroStage::Stage0, ZeroStage::Stage1, ZeroStage::Stage2] {
-                    let plan = plan(stage)?;
-                    if memory::check(&plan, room).is_ok() {
-                        return Ok(plan);
-                    }
-                }
-                plan(ZeroStage::Stage3)
-            }
-        }
+        let steps = self.steps(train.rows, start)?;
+        let rows = Rows { train: &train, validation: validation.as_ref(), steps, start };
+        let plan = |stage| self.at_stage(stage, &rows);
+        Ok(match self.config.zero.stage {
+            AutoOr::Given(stage) => plan(stage),
+            AutoOr::Auto if !self.world.room.is_known(self.ground.device) => plan(ZeroStage::Stage1),
+            AutoOr::Auto => [ZeroStage::Stage0, ZeroStage::Stage1, ZeroStage::Stage2]
+                .into_iter()
+                .map(plan)
+                .find(|plan| self.check_memory(plan).is_ok())
+                .unwrap_or_else(|| plan(ZeroStage::Stage3)),
+        })
     }
 
     /// A plan for data that nobody has looked at: as if there were one epoch of one step of rows as long as they may be.
@@ -113,50 +145,22 @@ impl Draft {
         self.with_data(train, None, Progress::default())
     }
 
-    fn at_stage(
-        &self,
-        stage: ZeroStage,
-        train: &PreparedData,
-        validation: Option<&PreparedData>,
-        start: Progress,
-    ) -> Result<Plan, ConfigErrors> {
+    fn at_stage(&self, stage: ZeroStage, rows: &Rows) -> Plan {
         let config = &self.config;
-        let steps = self.steps(train.rows, start)?;
-        let current_dir = &self.world.current_dir;
-        let disk_dtype = self.model.dtype.unwrap_or(match config.model.dtype {
-            AutoOr::Given(Dtype::Bf16) => DiskDType::Bf16,
-            AutoOr::Given(Dtype::Fp32) | AutoOr::Auto => DiskDType::F32,
-        });
-        Ok(Plan {
+        Plan {
             name: config.job.name.clone(),
-            output_dir: current_dir.join(&config.job.output_dir),
+            output_dir: self.world.current_dir.join(&config.job.output_dir),
             seed: config.job.seed,
+            device: self.ground.device,
+            backend: self.ground.backend,
             mesh: self.mesh,
-            sequence_parallel: self.config.parallel.sequence && self.mesh.tp > 1,
+            sequence_parallel: config.parallel.sequence && self.mesh.tp > 1,
             pipeline: self.pipeline.clone(),
-            start,
+            start: rows.start,
             threads_per_rank: (self.world.cores / self.world.world_size).max(1),
-            steps,
-            model: ModelPlan {
-                path: current_dir.join(&config.model.path),
-                init: config.model.init,
-                compute_dtype: match config.model.dtype {
-                    AutoOr::Given(dtype) => dtype,
-                    AutoOr::Auto if matches!(self.world.room, Some(Room::Gpu(_))) => Dtype::Bf16,
-                    AutoOr::Auto => Dtype::Fp32,
-                },
-                disk_dtype,
-                config: self.model.clone(),
-            },
-            data: DataPlan {
-                train_rows: train.rows,
-                train_tokens: train.tokens,
-                longest_row: train.longest_row.max(validation.map_or(0, |data| data.longest_row)),
-                train: train.path.clone(),
-                validation: validation.map(|data| data.path.clone()),
-                seq_len: config.data.seq_len as usize,
-                shuffle: config.data.shuffle,
-            },
+            steps: rows.steps,
+            model: self.model_plan(),
+            data: self.data_plan(rows),
             batch: self.batch,
             activation_checkpointing: config.train.activation_checkpointing,
             optimizer: OptimizerPlan {
@@ -168,19 +172,12 @@ impl Draft {
                 kind: config.schedule.kind,
                 learning_rate: config.optimizer.learning_rate,
                 warmup_steps: config.schedule.warmup_steps,
-                total_steps: steps,
+                total_steps: rows.steps,
                 min_lr_ratio: config.schedule.min_lr_ratio,
             },
             max_grad_norm: config.train.max_grad_norm,
             max_bad_steps: config.train.max_bad_steps,
-            zero: ZeroPlan {
-                stage,
-                offload_params: config.zero.offload_params == Offload::Cpu,
-                offload_optimizer: config.zero.offload_optimizer == Offload::Cpu,
-                prefetch_units: usize::try_from(config.zero.prefetch_units)
-                    .unwrap_or(usize::MAX)
-                    .min(self.model.num_hidden_layers),
-            },
+            zero: self.zero_plan(stage),
             comm_timeout_seconds: config.comm.timeout_seconds,
             checkpoint: CheckpointPlan {
                 every_steps: config.checkpoint.every_steps,
@@ -189,7 +186,50 @@ impl Draft {
             snapshot_every_steps: config.restart.snapshot_every_steps,
             validation_every_steps: config.validation.every_steps,
             log_every_steps: config.log.every_steps,
-        })
+        }
+    }
+
+    fn model_plan(&self) -> ModelPlan {
+        let asked = &self.config.model;
+        ModelPlan {
+            path: self.world.current_dir.join(&asked.path),
+            init: asked.init,
+            compute_dtype: match (asked.dtype, self.ground.device) {
+                (AutoOr::Given(dtype), _) => dtype,
+                (AutoOr::Auto, Device::Cuda) => Dtype::Bf16,
+                (AutoOr::Auto, Device::Cpu) => Dtype::Fp32,
+            },
+            disk_dtype: self.model.dtype.unwrap_or(match asked.dtype {
+                AutoOr::Given(Dtype::Bf16) => DiskDType::Bf16,
+                AutoOr::Given(Dtype::Fp32) | AutoOr::Auto => DiskDType::F32,
+            }),
+            trained: Trained::All,
+            config: self.model.clone(),
+        }
+    }
+
+    fn data_plan(&self, rows: &Rows) -> DataPlan {
+        let Rows { train, validation, .. } = rows;
+        DataPlan {
+            train_rows: train.rows,
+            train_tokens: train.tokens,
+            longest_row: train.longest_row.max(validation.map_or(0, |data| data.longest_row)),
+            train: train.path.clone(),
+            validation: validation.map(|data| data.path.clone()),
+            seq_len: self.config.data.seq_len as usize,
+            shuffle: self.config.data.shuffle,
+        }
+    }
+
+    fn zero_plan(&self, stage: ZeroStage) -> ZeroPlan {
+        let asked = &self.config.zero;
+        let prefetch_units = usize::try_from(asked.prefetch_units).unwrap_or(usize::MAX);
+        ZeroPlan {
+            stage,
+            offload_params: asked.offload_params == Offload::Cpu,
+            offload_optimizer: asked.offload_optimizer == Offload::Cpu,
+            prefetch_units: prefetch_units.min(self.model.num_hidden_layers),
+        }
     }
 
     /// Optimizer steps of the whole run, those before `start` included.

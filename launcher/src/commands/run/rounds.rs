@@ -8,28 +8,29 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use super::attempt::{self, Edge, Ended};
+use super::attempt::{self, AttemptEnd, Edge};
 use super::error::{MIN_TOKEN_BYTES, RunError};
-use super::job::Job;
+use super::job::CommandJob;
 use super::logs::{AttemptLogs, LogFolder};
 use super::nodes::{Nodes, TOKEN_VARIABLES, TokenSource};
-use super::others::Others;
+use super::peer_nodes::PeerNodes;
 use super::rendezvous::{HeldPort, Master};
 use super::{exit_code, report, say, stopped};
 use crate::agents::client::{Agent, Contact, Heard, Joined};
 use crate::agents::coordinator::{Coordinator, Terms};
 use crate::agents::service::Server;
-use crate::agents::{Cause, Ending, LOST, Meeting, Offer, Place, Report, Word};
+use crate::agents::token::Token;
+use crate::agents::{Cause, Ending, LOST, Meeting, NodePlace, Offer, Report, Word};
 use crate::error::LaunchError;
 use crate::process::signals::Interrupt;
-use crate::ranks::token::{Token, random_hex};
+use crate::random::random_hex;
 use crate::supervise::{Failure, Outcome};
 
-/// How long a machine that the user has stopped waits until the others know.
+/// A machine that the user has stopped waits this long for the others to know.
 const LAST_WORD: Duration = Duration::from_secs(2);
 
 /// Runs the command's ranks on this machine until the run has ended on all. Returns the exit code.
-pub async fn run(job: &Job, nodes: &Nodes, logs: &LogFolder, edge: &mut Edge<'_>) -> Result<u8, LaunchError> {
+pub async fn run(job: &CommandJob, nodes: &Nodes, logs: &LogFolder, edge: &mut Edge<'_>) -> Result<u8, LaunchError> {
     let place = MeetingPlace::find(nodes)?;
     let token = token(&nodes.token, &place, &job.run_id)?;
     let incarnation = random_hex(16).map_err(LaunchError::io("draw a random number"))?;
@@ -74,14 +75,14 @@ pub async fn run(job: &Job, nodes: &Nodes, logs: &LogFolder, edge: &mut Edge<'_>
 
 /// This machine.
 struct Node<'a> {
-    job: &'a Job,
+    job: &'a CommandJob,
     nodes: &'a Nodes,
     /// The name that node 0 is known by.
     host: &'a str,
     agent: Agent,
 }
 
-/// What follows a round.
+/// The step after a round.
 enum Next {
     Round(u32),
     End(u8),
@@ -101,7 +102,7 @@ impl Node<'_> {
                 Joined::Round(place) => place,
                 Joined::Over(ending) => {
                     if let Ending::Failed { cause, .. } = &ending {
-                        say(edge.terminal, cause.to_string());
+                        say(edge.output, cause.to_string());
                     }
                     return Ok(self.end(&ending, edge));
                 }
@@ -126,16 +127,16 @@ impl Node<'_> {
     }
 
     /// The ranks of this machine once.
-    async fn round(&self, place: &Place, logs: &LogFolder, edge: &mut Edge<'_>) -> Result<Next, LaunchError> {
-        let mut others = Others::of(&self.agent, place.round);
+    async fn round(&self, place: &NodePlace, logs: &LogFolder, edge: &mut Edge<'_>) -> Result<Next, LaunchError> {
+        let mut peer_nodes = PeerNodes::of(&self.agent, place.round);
         let ended = match logs.begin_attempt(place.round, self.job.num_workers) {
             Ok(logs) => {
-                let ended = attempt::run(self.job, place, &logs, edge, &mut others).await;
+                let ended = attempt::run(self.job, place, &logs, edge, &mut peer_nodes).await;
                 ended.map(|ended| (ended, logs))
             }
             Err(error) => Err(error),
         };
-        let (Ended { outcome, interrupt }, logs) = match ended {
+        let (AttemptEnd { outcome, interrupt }, logs) = match ended {
             Ok(ended) => ended,
             // Here nothing runs, and nothing would: the others need not wait for it.
             Err(error) => {
@@ -149,19 +150,19 @@ impl Node<'_> {
         }
         let failure = match outcome {
             Outcome::Done => {
-                others.tell(Report::Done);
+                peer_nodes.tell(Report::Done);
                 None
             }
             Outcome::Interrupted(interrupt) => {
-                if others.heard().is_none() {
-                    let _ = tokio::time::timeout(LAST_WORD, others.next()).await;
+                if peer_nodes.heard().is_none() {
+                    let _ = tokio::time::timeout(LAST_WORD, peer_nodes.next()).await;
                 }
-                return Ok(Next::End(stopped(interrupt, edge.terminal)));
+                return Ok(Next::End(stopped(interrupt, edge.output)));
             }
             Outcome::Stuck { ranks } => {
                 let ranks: Vec<_> = ranks.into_iter().map(|rank| place.first_rank as usize + rank).collect();
                 let sentence = format!("ranks {ranks:?} hang in the kernel and do not die of SIGKILL");
-                say(edge.terminal, format!("giving up: {sentence}"));
+                say(edge.output, format!("giving up: {sentence}"));
                 let report = Report::Failed(self.own_failure(place, sentence));
                 self.agent.tell_to_stop(place.round, report).await;
                 return Ok(Next::End(1));
@@ -169,41 +170,41 @@ impl Node<'_> {
             Outcome::Failed { cause, follow_ons } => Some((cause, follow_ons)),
             Outcome::Recalled => None,
         };
-        if others.heard().is_none() {
+        if peer_nodes.heard().is_none() {
             tokio::select! {
-                _ = others.next() => {}
+                _ = peer_nodes.next() => {}
                 interrupt = edge.signals.next() => {
                     return Ok(Next::End(self.stop(place.round, interrupt, edge).await));
                 }
             }
         }
         let evidence = Evidence { place, logs: &logs, failure: failure.as_ref() };
-        self.next(others.heard().expect("it was waited for"), evidence, edge)
+        self.next(peer_nodes.heard().expect("it was waited for"), evidence, edge)
     }
 
     /// The round has ended everywhere.
     fn next(&self, heard: &Heard, evidence: Evidence<'_>, edge: &mut Edge<'_>) -> Result<Next, LaunchError> {
-        let Place { round, max_restarts, .. } = *evidence.place;
+        let NodePlace { round, max_restarts, .. } = *evidence.place;
         match heard {
             Heard::Word(Word::Again(cause)) => {
                 let told = match cause {
                     Some(cause) => self.tell(cause, &evidence),
                     None => "node 0's dslaunch was started again, and knows nothing of this attempt".to_owned(),
                 };
-                say(edge.terminal, told);
+                say(edge.output, told);
                 let spent = format!("restart {} of {max_restarts}", round + 1);
-                say(edge.terminal, format!("starting all ranks again ({spent})"));
+                say(edge.output, format!("starting all ranks again ({spent})"));
                 Ok(Next::Round(round + 1))
             }
             Heard::Word(Word::Over(ending)) => {
                 if let Ending::Failed { cause, .. } = ending {
-                    say(edge.terminal, self.tell(cause, &evidence));
+                    say(edge.output, self.tell(cause, &evidence));
                 }
                 Ok(Next::End(self.end(ending, edge)))
             }
             Heard::Lost => {
                 let seconds = LOST.as_secs();
-                say(edge.terminal, format!("node 0's dslaunch is out of reach for {seconds} s: waiting for it"));
+                say(edge.output, format!("node 0's dslaunch is out of reach for {seconds} s: waiting for it"));
                 Ok(Next::Round(round + 1))
             }
             Heard::Refused(error) => Err(RunError::from(error.clone()).into()),
@@ -227,13 +228,13 @@ impl Node<'_> {
             Ending::Failed { cause, reason } => {
                 // Without a budget nobody expects a restart.
                 if cause.round > 0 {
-                    say(edge.terminal, format!("giving up: {reason}"));
+                    say(edge.output, format!("giving up: {reason}"));
                 }
                 exit_code(cause.exit)
             }
-            Ending::Stopped(interrupt) => stopped(*interrupt, edge.terminal),
+            Ending::Stopped(interrupt) => stopped(*interrupt, edge.output),
             Ending::Missing(sentence) => {
-                say(edge.terminal, format!("giving up: {sentence}"));
+                say(edge.output, format!("giving up: {sentence}"));
                 1
             }
         }
@@ -242,23 +243,23 @@ impl Node<'_> {
     /// The user wants to stop, and no rank is left here.
     async fn stop(&self, round: u32, interrupt: Interrupt, edge: &mut Edge<'_>) -> u8 {
         self.agent.tell_to_stop(round, Report::Stopped(interrupt)).await;
-        stopped(interrupt, edge.terminal)
+        stopped(interrupt, edge.output)
     }
 
-    fn own_failure(&self, place: &Place, message: String) -> Cause {
+    fn own_failure(&self, place: &NodePlace, message: String) -> Cause {
         Cause { node: self.nodes.node_rank, rank: None, exit: None, message, round: place.round }
     }
 }
 
-/// What this machine knows of a round.
+/// This machine's knowledge of a round.
 struct Evidence<'a> {
-    place: &'a Place,
+    place: &'a NodePlace,
     logs: &'a AttemptLogs,
     /// The first failure here, and what followed.
     failure: Option<&'a (Failure, Vec<Failure>)>,
 }
 
-/// Where node 0 listens.
+/// Node 0's address.
 struct MeetingPlace {
     host: String,
     port: u16,
@@ -292,12 +293,12 @@ impl MeetingPlace {
         if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
     }
 
-    /// Whether nobody on another machine can reach it. A name tells nothing: many machines have their own at 127.0.1.1.
+    /// True if nobody on another machine can reach it. A name tells nothing: many machines have their own at 127.0.1.1.
     fn is_loopback(&self) -> bool {
         self.host == "localhost" || self.host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
     }
 
-    /// Where node 0 listens: its addresses, or all of the machine's where the others know it by another one.
+    /// Node 0 listens at its addresses, or at all of the machine's where the others know it by another one.
     fn listens_at(&self) -> Vec<SocketAddr> {
         let is_seen = |address: &&SocketAddr| self.is_loopback() || !address.ip().is_loopback();
         let addresses: Vec<_> = self.addresses.iter().filter(is_seen).copied().collect();

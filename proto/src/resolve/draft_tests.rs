@@ -1,4 +1,5 @@
 use super::*;
+use crate::plan::Backend;
 use std::path::Path;
 
 const MINIMAL: &str = "[model]\npath = \"m\"\n[data]\ntrain = \"d.jsonl\"\n";
@@ -10,8 +11,13 @@ fn model() -> ModelConfig {
 }
 
 fn draft(extra: &str, world_size: usize) -> Result<Draft, Vec<String>> {
-    let config = TrainConfig::parse(Path::new("train.toml"), &format!("{MINIMAL}{extra}"), &[]).unwrap();
-    let world = World { world_size, cores: 4, current_dir: "/home/u".into(), room: None };
+    draft_for(Machine::This { gpus: 0 }, extra, &[], world_size)
+}
+
+fn draft_for(machine: Machine, extra: &str, sets: &[&str], world_size: usize) -> Result<Draft, Vec<String>> {
+    let sets: Vec<String> = sets.iter().map(|set| set.to_string()).collect();
+    let config = TrainConfig::parse(Path::new("train.toml"), &format!("{MINIMAL}{extra}"), &sets).unwrap();
+    let world = World { world_size, cores: 4, current_dir: "/home/u".into(), machine, room: Room::default() };
     let texts = |errors: ConfigErrors| errors.problems().iter().map(|p| format!("{}: {}", p.key, p.rule)).collect();
     Draft::new(&config, world, model()).map_err(texts)
 }
@@ -104,6 +110,47 @@ fn what_is_not_supported_yet_is_refused_all_at_once() {
         let problems = draft(extra, 2).unwrap_err();
         assert!(problems.len() == 1 && problems[0].contains("not supported yet"), "{extra}: {problems:?}");
     }
+}
+
+#[test]
+fn gpus_are_refused_where_ranks_would_run_on_them() {
+    let problems = |sets: &[&str]| draft_for(Machine::This { gpus: 8 }, "", sets, 2).unwrap_err();
+    let device = "model.device: not supported yet: use \"cpu\", or \"auto\", which takes it";
+    let backend = "comm.backend: not supported yet: use \"shm\", or \"auto\", which takes it";
+    assert_eq!(problems(&["model.device=cuda"]), [device]);
+    assert_eq!(problems(&["model.device=cuda", "comm.backend=shm"]), [device]);
+    assert_eq!(problems(&["model.device=cuda", "comm.backend=nccl"]), [device, backend]);
+    assert_eq!(problems(&["comm.backend=nccl"]), [backend]);
+    assert_eq!(problems(&["model.device=cpu", "comm.backend=tcp"]), [backend]);
+}
+
+#[test]
+fn a_machine_with_gpus_trains_on_its_cpu_and_says_so() {
+    let ground = |sets: &[&str]| {
+        let draft = draft_for(Machine::This { gpus: 8 }, "", sets, 2).unwrap();
+        let plan = draft.without_data().unwrap();
+        (plan.device, plan.backend, plan.model.compute_dtype, draft.notes())
+    };
+    let note = "this machine has 8 NVIDIA GPUs; this version of dslaunch trains on the CPU".to_owned();
+    assert_eq!(ground(&[]), (Device::Cpu, Backend::Shm, Dtype::Fp32, vec![note]));
+    assert_eq!(ground(&["model.device=cpu"]), (Device::Cpu, Backend::Shm, Dtype::Fp32, vec![]));
+}
+
+#[test]
+fn an_imagined_machine_is_planned_for_with_gpus_and_what_goes_with_them() {
+    let draft = |sets: &[&str], world_size| draft_for(Machine::Imagined, "", sets, world_size);
+    let ground = |sets: &[&str], world_size| {
+        let plan = draft(sets, world_size).unwrap().without_data().unwrap();
+        (plan.device, plan.backend, plan.model.compute_dtype)
+    };
+    assert_eq!(ground(&[], 2), (Device::Cuda, Backend::Nccl, Dtype::Bf16));
+    assert_eq!(ground(&["model.device=cuda", "model.dtype=fp32"], 1), (Device::Cuda, Backend::Solo, Dtype::Fp32));
+    assert_eq!(ground(&["comm.backend=nccl"], 1), (Device::Cuda, Backend::Nccl, Dtype::Bf16));
+    let problems = |sets: &[&str]| draft(sets, 2).unwrap_err();
+    let cpu = "model.device: the plan is for GPUs with --gpu-memory, and this job computes on CPUs";
+    assert_eq!(problems(&["model.device=cpu"]), [cpu]);
+    assert_eq!(problems(&["model.device=cpu", "comm.backend=nccl"]), [cpu]);
+    assert_eq!(problems(&["comm.backend=shm"]), ["comm.backend: is for CPUs, and ranks compute on GPUs"]);
 }
 
 #[test]

@@ -5,26 +5,26 @@ use crate::agents::client::{Agent, Heard, Watch};
 
 /// The other machines of a run, during one attempt; or nobody.
 #[derive(Debug)]
-pub struct Others(Option<Line>);
+pub struct PeerNodes(Option<Connection>);
 
 #[derive(Debug)]
-struct Line {
+struct Connection {
     agent: Agent,
     round: u32,
     watch: Watch,
-    /// What has ended the round, once it was heard.
+    /// The word that has ended the round, once it was heard.
     heard: Option<Heard>,
 }
 
-impl Others {
+impl PeerNodes {
     /// This machine is alone: nobody hears, and nobody says anything.
     pub fn none() -> Self {
         Self(None)
     }
 
-    /// Those that `agent` talks to, in this round. From now on they know that this machine is alive.
+    /// The nodes that `agent` talks to, in this round. From now on they know that this machine is alive.
     pub fn of(agent: &Agent, round: u32) -> Self {
-        Self(Some(Line { agent: agent.clone(), round, watch: agent.watch(round), heard: None }))
+        Self(Some(Connection { agent: agent.clone(), round, watch: agent.watch(round), heard: None }))
     }
 
     /// Tells them, in the background.
@@ -34,7 +34,7 @@ impl Others {
         }
     }
 
-    /// Waits for what ends the round. Comes once. Cancel safe.
+    /// Waits for the word that ends the round, which comes once. Cancel safe.
     pub async fn next(&mut self) -> &Heard {
         match &mut self.0 {
             Some(line) if line.heard.is_none() => line.heard.insert(line.watch.heard().await),
@@ -42,7 +42,7 @@ impl Others {
         }
     }
 
-    /// What has ended the round, if that was heard.
+    /// The word that has ended the round, if it was heard.
     pub fn heard(&self) -> Option<&Heard> {
         self.0.as_ref()?.heard.as_ref()
     }

@@ -1,22 +1,57 @@
 //! `dslaunch status`, `stop` and `attach`.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use clap::Subcommand;
 use proto::run_dir::RunDir;
 use tokio::signal::ctrl_c;
 use tokio::time::timeout;
 
-use super::client::Connection;
-use super::protocol::{Reply, Request};
-use super::{ControlError, past};
-use crate::cli::ControlTask;
+use crate::control_socket::client::Connection;
+use crate::control_socket::protocol::{Reply, Request};
+use crate::control_socket::{ControlError, past};
 use crate::error::LaunchError;
-use crate::job::on_runtime;
 use crate::output::console::{Console, Shown};
 use crate::output::status::{JobStatus, State};
 use crate::output::terminal::Terminal;
 use crate::output::units;
+use crate::runtime::on_runtime;
+
+/// The commands for a job that runs, or has run.
+#[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
+pub enum ControlTask {
+    /// Say where a job stands: step, loss, speed, restarts, processes; or how it ended
+    ///
+    /// Exit codes: 0 it runs or is done; 1 it failed, was stopped or was killed; 2 no run there.
+    Status {
+        /// The run directory: output_dir of the job
+        #[arg(value_name = "RUN_DIR")]
+        dir: PathBuf,
+        /// Print it as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Stop a job as SIGTERM does, and wait until it has ended
+    ///
+    /// Exit codes: 0 it does not run (any more); 1 it still does after --timeout, or does not answer; 2 no run there.
+    Stop {
+        /// The run directory: output_dir of the job
+        #[arg(value_name = "RUN_DIR")]
+        dir: PathBuf,
+        /// Seconds to wait for its end
+        #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+        timeout: u64,
+    },
+    /// Follow a running job's progress. Ctrl-C leaves it running
+    ///
+    /// Exit codes: 0 left it, or it is done; if it ends in another way its exit code; 1 it does not run; 2 no run there.
+    Attach {
+        /// The run directory: output_dir of the job
+        #[arg(value_name = "RUN_DIR")]
+        dir: PathBuf,
+    },
+}
 
 /// Does what the command line asks for. Returns the exit code.
 pub fn run(task: &ControlTask, terminal: &Terminal) -> Result<u8, LaunchError> {
@@ -36,7 +71,7 @@ pub fn run(task: &ControlTask, terminal: &Terminal) -> Result<u8, LaunchError> {
     })
 }
 
-/// Where the job stands: it is asked, or its files are.
+/// Finds out about the job: it is asked, or its files are.
 async fn status(run_dir: &RunDir) -> Result<JobStatus, ControlError> {
     match Connection::ask(run_dir, Request::Status).await {
         Ok(Some((_, Reply::Status(status)))) => Ok(status),
@@ -141,6 +176,18 @@ fn unexpected(dir: &Path, reply: &Reply) -> ControlError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::tests::parse;
+    use crate::commands::Task;
+
+    #[test]
+    fn jobs_are_looked_at_stopped_and_followed() {
+        let control = |task| Ok(Task::Control(task));
+        assert_eq!(parse("status --json runs/x"), control(ControlTask::Status { dir: "runs/x".into(), json: true }));
+        assert_eq!(parse("stop runs/x"), control(ControlTask::Stop { dir: "runs/x".into(), timeout: 300 }));
+        let stop = ControlTask::Stop { dir: "runs/x".into(), timeout: 5 };
+        assert_eq!(parse("stop --timeout 5 runs/x"), control(stop));
+        assert_eq!(parse("attach runs/x"), control(ControlTask::Attach { dir: "runs/x".into() }));
+    }
 
     #[test]
     fn a_followed_jobs_text_commands_no_terminal() {

@@ -1,15 +1,12 @@
-//! The job's token: what tells its ranks from anybody else who can reach the control service, and, on several machines, its
-//! agents from anybody else who can reach node 0.
+//! The run's token: what tells the agents of a run on several machines from anybody else who can reach node 0.
 
 use std::fmt;
-use std::fs::File;
-use std::io::{self, Read, Write};
-use std::os::fd::OwnedFd;
+use std::io;
 
-use nix::sys::memfd::{MFdFlags, memfd_create};
+use crate::random::random_hex;
 
-/// A secret. That of an attempt is 32 random bytes as hex, and shows up in no environment, no file system and no log; that of a
-/// run on several machines is the user's.
+/// A secret that the user has given to all machines. It shows up in no log, and never on the wire
+/// ([`handshake`](super::handshake)).
 #[derive(Clone, PartialEq, Eq)]
 pub struct Token(String);
 
@@ -23,13 +20,6 @@ impl Token {
     pub fn given(text: &str) -> Option<Self> {
         let is_one = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic());
         is_one.then(|| Self(text.to_owned()))
-    }
-
-    /// A descriptor whose file holds the token, to be inherited by ranks. It is gone with the last of them.
-    pub fn to_memfd(&self) -> io::Result<OwnedFd> {
-        let mut file = File::from(memfd_create("dslaunch-token", MFdFlags::MFD_CLOEXEC)?);
-        file.write_all(self.0.as_bytes())?;
-        Ok(file.into())
     }
 
     /// Whether `candidate` is this token, in a time that does not tell how much of it is right.
@@ -51,17 +41,9 @@ impl fmt::Debug for Token {
     }
 }
 
-/// `bytes` random bytes from the kernel, as hex.
-pub fn random_hex(bytes: usize) -> io::Result<String> {
-    let mut random = vec![0; bytes];
-    File::open("/dev/urandom")?.read_exact(&mut random)?;
-    Ok(random.iter().map(|byte| format!("{byte:02x}")).collect())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::Seek;
 
     #[test]
     fn only_the_token_itself_is_the_token() {
@@ -87,13 +69,7 @@ mod tests {
     }
 
     #[test]
-    fn the_memfd_holds_the_token_and_debug_does_not_show_it() {
-        let token = Token::random().unwrap();
-        let mut file = File::from(token.to_memfd().unwrap());
-        let mut text = String::new();
-        file.rewind().unwrap();
-        file.read_to_string(&mut text).unwrap();
-        assert_eq!(text, token.expose());
-        assert_eq!(format!("{token:?}"), "Token(..)");
+    fn debug_does_not_show_it() {
+        assert_eq!(format!("{:?}", Token::random().unwrap()), "Token(..)");
     }
 }

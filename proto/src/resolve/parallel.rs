@@ -1,11 +1,11 @@
 //! Whether the ranks, the axes and the model fit together, and which pipeline stage gets which units. Pure.
 
-use super::PipelinePlan;
 use crate::config::{AutoOr, Offload, PipelineSchedule, Problem, TrainConfig, ZeroStage};
 use crate::layout::num_units;
 use crate::mesh::{MAX_RANKS, Mesh};
 use crate::model_config::ModelConfig;
 use crate::pipeline::{partition, unit_costs};
+use crate::plan::PipelinePlan;
 
 /// Chunks of a stage in an interleaved pipeline: two halve the bubble, more mostly add messages.
 const INTERLEAVED_CHUNKS: usize = 2;

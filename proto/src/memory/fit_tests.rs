@@ -1,0 +1,128 @@
+use super::*;
+use crate::config::TrainConfig;
+use crate::model_config::ModelConfig;
+use crate::resolve::{Draft, Machine, World};
+
+const GIB: u64 = 1 << 30;
+
+/// DeepSeek-LLM-7B with rows of 4096 tokens.
+fn plan(extra: &str, world_size: usize, machine: Machine, room: Room) -> Plan {
+    let text = r#"{"architectures": ["LlamaForCausalLM"], "hidden_size": 4096, "intermediate_size": 11008,
+                   "num_hidden_layers": 30, "num_attention_heads": 32, "vocab_size": 102400}"#;
+    let model = ModelConfig::parse("config.json".as_ref(), text).unwrap();
+    let toml = format!("[model]\npath = \"m\"\n[data]\ntrain = \"d\"\n{extra}");
+    let config = TrainConfig::parse("train.toml".as_ref(), &toml, &[]).unwrap();
+    let world = World { world_size, cores: 8, current_dir: "/".into(), machine, room };
+    Draft::new(&config, world, model).unwrap().without_data().unwrap()
+}
+
+fn gpu(gib: u64) -> Room {
+    Room { gpu: Some(gib * GIB), host: None }
+}
+
+/// On GPUs of this size.
+fn on_gpus(extra: &str, world_size: usize, gib: u64) -> Plan {
+    plan(extra, world_size, Machine::Imagined, gpu(gib))
+}
+
+fn on_cpus(extra: &str, world_size: usize) -> Plan {
+    plan(extra, world_size, Machine::This { gpus: 0 }, Room::default())
+}
+
+fn need(plan: &Plan, side: Side) -> Need {
+    needs(plan).into_iter().find(|need| need.side == side).unwrap()
+}
+
+#[test]
+fn a_7b_model_fits_where_its_16_to_18_bytes_a_parameter_do() {
+    let fits = |extra: &str, world_size, gib| check(&on_gpus(extra, world_size, gib), gpu(gib)).is_ok();
+    assert!(!fits("[zero]\nstage = 0\n", 1, 80) && fits("[zero]\nstage = 0\n", 1, 141));
+    assert!(fits("[zero]\nstage = 0\noffload_optimizer = \"cpu\"\n", 1, 80));
+    assert!(fits("[zero]\nstage = 3\n", 4, 80) && !fits("[zero]\nstage = 0\n", 4, 80));
+    assert!(fits("[parallel]\ntensor = 4\n", 4, 80));
+}
+
+#[test]
+fn auto_takes_the_least_sharding_that_fits() {
+    let stage = |world_size, gib| on_gpus("[zero]\nstage = \"auto\"\n", world_size, gib).zero.stage;
+    assert_eq!((stage(8, 200), stage(8, 80)), (ZeroStage::Stage0, ZeroStage::Stage1));
+    assert_eq!(stage(8, 50), ZeroStage::Stage2);
+    assert_eq!(stage(8, 40), ZeroStage::Stage3);
+}
+
+#[test]
+fn a_shortage_names_the_rank_the_parts_and_the_keys() {
+    let shortages = check(&on_gpus("[zero]\nstage = 0\n", 2, 80), gpu(80)).unwrap_err();
+    assert_eq!(shortages.len(), 1);
+    let text = shortages[0].to_string();
+    assert!(text.starts_with("rank 0 needs 1") && text.contains("a GPU has 80.0 GiB: "), "{text}");
+    assert!(text.contains("optimizer 77.23 GiB") && text.contains("a higher zero.stage"), "{text}");
+}
+
+#[test]
+fn a_plan_fits_into_what_it_needs_and_not_into_a_byte_less() {
+    let offloads = "[zero]\nstage = 2\noffload_optimizer = \"cpu\"\n";
+    for plan in [on_cpus("", 1), on_cpus(offloads, 4), on_gpus("", 4, 80), on_gpus(offloads, 4, 80)] {
+        for Need { side, bytes, .. } in needs(&plan) {
+            let room = |bytes| match side {
+                Side::Gpu => Room { gpu: Some(bytes), host: None },
+                Side::Host => Room { gpu: None, host: Some(bytes) },
+            };
+            assert_eq!(check(&plan, room(bytes)), Ok(()), "{side:?}");
+            let shortages = check(&plan, room(bytes - 1)).unwrap_err();
+            let [Shortage { need, available, .. }] = &shortages[..] else { panic!("{shortages:?}") };
+            assert_eq!((need.side, *available, shortages[0].missing()), (side, bytes - 1, 1));
+        }
+    }
+}
+
+#[test]
+fn both_memories_can_be_short_and_an_unknown_one_is_not() {
+    let plan = on_gpus("[zero]\noffload_optimizer = \"cpu\"\n", 2, 80);
+    let sides = |room| match check(&plan, room) {
+        Ok(()) => vec![],
+        Err(shortages) => shortages.iter().map(|shortage| shortage.need.side).collect(),
+    };
+    assert_eq!(sides(Room { gpu: Some(GIB), host: Some(GIB) }), [Side::Gpu, Side::Host]);
+    assert_eq!(sides(Room { gpu: Some(GIB), host: None }), [Side::Gpu]);
+    assert_eq!(sides(Room { gpu: None, host: Some(GIB) }), [Side::Host]);
+    assert_eq!(sides(Room::default()), []);
+}
+
+#[test]
+fn the_host_of_gpus_holds_what_is_offloaded_and_the_snapshots() {
+    let parameters = 6_910_365_696u64;
+    let libraries = |ranks: u64| ranks * (CUDA_HOST_BYTES + (52 << 20) + (8 << 20) * (8 / ranks - 1));
+    let host = |extra: &str, world_size| need(&on_gpus(extra, world_size, 80), Side::Host).bytes;
+    // Padding to cache lines and pages is below a mebibyte.
+    let close = |got: u64, expected: u64| assert!(got.abs_diff(expected) < 1 << 20, "{got} {expected}");
+    let without = "[restart]\nsnapshot_every_steps = 0\n";
+    close(host(without, 1), libraries(1));
+    close(host("", 1), libraries(1) + 24 * parameters);
+    let offloads = |stage: usize| format!("{without}[zero]\nstage = {stage}\noffload_optimizer = \"cpu\"\n");
+    close(host(&offloads(0), 1), libraries(1) + 12 * parameters);
+    close(host(&offloads(0), 2), libraries(2) + 2 * 12 * parameters);
+    close(host(&offloads(1), 2), libraries(2) + 12 * parameters);
+    close(host(&offloads(2), 2), libraries(2) + 16 * parameters);
+}
+
+#[test]
+fn what_helps_the_host_of_gpus_is_what_it_holds() {
+    let keys = |extra: &str| {
+        let plan = on_gpus(extra, 2, 80);
+        helpful_keys(&plan, Side::Host, &need(&plan, Side::Host).peak)
+    };
+    assert_eq!(keys(""), ["restart.snapshot_every_steps = 0"]);
+    let offloads = "[restart]\nsnapshot_every_steps = 0\n[zero]\nstage = 0\noffload_optimizer = \"cpu\"\n";
+    assert_eq!(keys(offloads), ["zero.offload_optimizer = \"none\"", "zero.stage = 1"]);
+}
+
+#[test]
+fn an_imagined_host_binds_nobody() {
+    let room = Room { gpu: Some(80 * GIB), host: Some(GIB) };
+    let plan = plan("[zero]\nstage = \"auto\"\n", 8, Machine::Imagined, room);
+    assert_eq!(
+        (plan.zero.stage, plan.device, plan.model.compute_dtype),
+        (ZeroStage::Stage1, Device::Cuda, Dtype::Bf16)
+    );
+}

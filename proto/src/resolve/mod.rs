@@ -1,0 +1,13 @@
+//! Decides: turns what the user wrote and what there is into a plan. Pure.
+//!
+//! `train.toml + config.json + world -> Draft -> (prepared data) -> Plan`. The first arrow finds every mistake that
+//! can be found before data is touched; the second adds what only the data knows (rows, hence steps). `unsupported.rs`
+//! is the one place that refuses what is not done yet.
+
+mod device;
+mod draft;
+mod parallel;
+mod unsupported;
+
+pub use device::Machine;
+pub use draft::{Draft, PreparedData, World};

@@ -1,0 +1,108 @@
+//! Which files of a Hugging Face folder hold the model's weights.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::{fs, io};
+
+use serde::Deserialize;
+
+/// A folder's weights cannot be found.
+#[derive(Debug, thiserror::Error)]
+pub enum WeightFilesError {
+    /// The folder or its index cannot be read.
+    #[error("{}: cannot be read", .path.display())]
+    Read {
+        /// The folder or file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The index is not one.
+    #[error("{}: damaged: {rule}", .path.display())]
+    Damaged {
+        /// The index.
+        path: PathBuf,
+        /// What does not hold.
+        rule: String,
+    },
+    /// There are none.
+    #[error("{}: no *.safetensors here{}", .folder.display(), if *.has_bin { "; convert pytorch_model*.bin to safetensors first (save_pretrained does)" } else { "" })]
+    None {
+        /// The folder.
+        folder: PathBuf,
+        /// It has pickled weights, which are not read.
+        has_bin: bool,
+    },
+}
+
+/// Which tensor is in which file, where there are several.
+pub const INDEX: &str = "model.safetensors.index.json";
+
+/// The weight files in `folder`: those that the index names, or `model.safetensors`, or whatever safetensors there are.
+pub fn weight_files(folder: &Path) -> Result<Vec<PathBuf>, WeightFilesError> {
+    let reading = |path: &Path| {
+        let path = path.to_owned();
+        |source| WeightFilesError::Read { path, source }
+    };
+    let index = folder.join(INDEX);
+    if index.exists() {
+        #[derive(Deserialize)]
+        struct Index {
+            weight_map: BTreeMap<String, String>,
+        }
+        let text = fs::read_to_string(&index).map_err(reading(&index))?;
+        let parsed: Index = serde_json::from_str(&text)
+            .map_err(|error| WeightFilesError::Damaged { path: index, rule: error.to_string() })?;
+        let names: BTreeSet<String> = parsed.weight_map.into_values().collect();
+        return Ok(names.into_iter().map(|name| folder.join(name)).collect());
+    }
+    let single = folder.join("model.safetensors");
+    if single.exists() {
+        return Ok(vec![single]);
+    }
+    let entries = fs::read_dir(folder).map_err(reading(folder))?;
+    let names: BTreeSet<String> = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect();
+    let is_weights = |name: &&String| name.starts_with("model") && name.ends_with(".safetensors");
+    let found: Vec<PathBuf> = names.iter().filter(is_weights).map(|name| folder.join(name)).collect();
+    if found.is_empty() {
+        let has_bin = names.iter().any(|name| name.ends_with(".bin"));
+        return Err(WeightFilesError::None { folder: folder.into(), has_bin });
+    }
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The names that are found in a folder of these files, or the error without the folder's name.
+    fn found(files: &[(&str, &str)]) -> Result<Vec<String>, String> {
+        let folder = tempfile::tempdir().unwrap();
+        files.iter().for_each(|(name, text)| fs::write(folder.path().join(name), text).unwrap());
+        let name = |path: PathBuf| path.strip_prefix(folder.path()).unwrap().to_str().unwrap().to_owned();
+        let found = weight_files(folder.path()).map(|paths| paths.into_iter().map(name).collect());
+        found.map_err(|error| error.to_string().replace(folder.path().to_str().unwrap(), "F"))
+    }
+
+    fn files(names: &[&str]) -> Result<Vec<String>, String> {
+        Ok(names.iter().map(|&name| name.to_owned()).collect())
+    }
+
+    #[test]
+    fn the_index_counts_before_the_single_file_and_that_before_others() {
+        let index =
+            (INDEX, r#"{"weight_map": {"a": "model-2.safetensors", "b": "x.safetensors", "c": "x.safetensors"}}"#);
+        let (single, part) = (("model.safetensors", ""), ("model-1.safetensors", ""));
+        assert_eq!(found(&[index, single, part]), files(&["model-2.safetensors", "x.safetensors"]));
+        assert_eq!(found(&[single, part]), files(&["model.safetensors"]));
+        let others = [part, ("model-0.safetensors", ""), ("consolidated.safetensors", ""), ("model.bin", "")];
+        assert_eq!(found(&others), files(&["model-0.safetensors", "model-1.safetensors"]));
+    }
+
+    #[test]
+    fn a_folder_without_weights_is_named() {
+        assert_eq!(found(&[("config.json", "")]), Err("F: no *.safetensors here".into()));
+        assert!(found(&[("pytorch_model.bin", "")]).unwrap_err().contains("; convert pytorch_model*.bin"));
+        assert!(found(&[(INDEX, "{")]).unwrap_err().starts_with(&format!("F/{INDEX}: damaged: ")));
+    }
+}
