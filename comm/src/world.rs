@@ -64,6 +64,11 @@ pub unsafe trait World {
     /// `InvalidGroup`; `GroupMismatch`, on every rank of the world, if the slot has another list; the first fault.
     fn group(&self, slot: usize, ranks: &[usize]) -> Result<Rc<dyn Collective>>;
 
+    /// Calls `arrived` each time that this rank has come to an operation: once, on the thread of the call, when its flight
+    /// record says so and before anything in the operation waits; where calls enqueue, when its part is enqueued. It replaces
+    /// the one before. If the others wait, whoever has not come is to blame.
+    fn on_arrival(&self, arrived: Box<dyn Fn()>);
+
     /// What `rank` does now. Costs nobody anything.
     ///
     /// # Panics

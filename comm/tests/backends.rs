@@ -113,6 +113,8 @@ unsafe impl World for HeapWorld {
         Ok(self.world())
     }
 
+    fn on_arrival(&self, _arrived: Box<dyn Fn()>) {}
+
     fn flight(&self, _rank: usize) -> FlightEntry {
         FlightEntry { pid: 0, state: FlightState::Idle, op: Op::Join, slot: 0, seq: 0, dtype: None, numel: 0 }
     }

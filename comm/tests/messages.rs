@@ -2,7 +2,10 @@
 
 mod common;
 
-use comm::{Buffer, CHANNEL_CAPACITY, Channel, DType, FlightState, Op, ShmWorld, Work, World};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::*};
+
+use comm::{Buffer, CHANNEL_CAPACITY, Channel, DType, FlightState, Op, ReduceOp, ShmWorld, Work, World};
 use common::{PATIENT, input, new_memfd, options, read, run_ranks, write};
 
 const CHANNELS: [Channel; 2] = [Channel::Forward, Channel::Backward];
@@ -199,4 +202,44 @@ fn a_work_outlives_its_world() {
         world.world().barrier().expect("barrier");
         check_recv(&world, buf, 0, Channel::Forward, 7);
     });
+}
+
+/// One operation of two ranks, of which rank 0 waits for rank 1.
+type Operation = fn(&ShmWorld, Buffer);
+
+const OPERATIONS: [Operation; 4] = [
+    |world, buf| world.world().all_reduce(buf, ReduceOp::Sum).and_then(Work::wait).expect("no fault"),
+    |world, buf| world.world().all_gather(buf).and_then(Work::wait).expect("no fault"),
+    |world, _| world.world().all_reduce_scalars(&mut [1.0], ReduceOp::Sum).expect("no fault"),
+    |world, buf| {
+        let group = world.world();
+        let work = match world.rank() {
+            0 => group.recv(buf, 1, Channel::Forward),
+            _ => group.send(buf, 0, Channel::Forward),
+        };
+        work.and_then(Work::wait).expect("no fault");
+    },
+];
+
+#[test]
+fn a_rank_says_that_it_has_come_before_it_waits() {
+    let arrivals = Arc::new(AtomicUsize::new(0));
+    run_ranks(2, PATIENT, |world| {
+        let buf = world.alloc(DType::F32, NUMEL).expect("alloc");
+        if world.rank() == 0 {
+            let arrivals = arrivals.clone();
+            world.on_arrival(Box::new(move || {
+                arrivals.fetch_add(1, AcqRel);
+            }));
+        }
+        for (number, operation) in OPERATIONS.into_iter().enumerate() {
+            // Rank 0 waits in the operation meanwhile, or it would not end.
+            while world.rank() == 1 && arrivals.load(Acquire) == number {
+                world.check().expect("rank 0 is patient");
+                std::thread::yield_now();
+            }
+            operation(world, buf);
+        }
+    });
+    assert_eq!(arrivals.load(Acquire), OPERATIONS.len(), "once for each");
 }

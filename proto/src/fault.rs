@@ -36,7 +36,7 @@ pub enum FaultKind {
     Hang,
     /// It computes for ever.
     Spin,
-    /// It enters its next exchange with other ranks, and does not come out.
+    /// It enters its next exchange with other ranks, and never comes to them.
     HangInside,
     /// It takes so many milliseconds longer, each time.
     Slow(u64),

@@ -5,7 +5,7 @@
 //! ```text
 //! word 0  place       step, unit, phase          one store, so a place is never torn
 //! word 1  place since nanoseconds, CLOCK_MONOTONIC
-//! word 2  call        calls so far, kind, inside or not
+//! word 2  call        calls so far, kind, how far the rank is with it
 //! word 3  call since  nanoseconds, CLOCK_MONOTONIC
 //! word 4  busy        nanoseconds of steps that were spent outside calls
 //! ```
@@ -190,10 +190,12 @@ pub enum CallKind {
     Scalars,
     /// A part for each.
     AllToAll,
+    /// Something that the launcher answers, and no rank.
+    Launcher,
 }
 
 impl CallKind {
-    const ALL: [CallKind; 9] = [
+    const ALL: [CallKind; 10] = [
         CallKind::AllReduce,
         CallKind::ReduceScatter,
         CallKind::AllGather,
@@ -203,6 +205,7 @@ impl CallKind {
         CallKind::Recv,
         CallKind::Scalars,
         CallKind::AllToAll,
+        CallKind::Launcher,
     ];
 }
 
@@ -218,31 +221,60 @@ impl fmt::Display for CallKind {
             CallKind::Recv => "recv",
             CallKind::Scalars => "all_reduce_scalars",
             CallKind::AllToAll => "all_to_all",
+            CallKind::Launcher => "call to the launcher",
         })
     }
 }
 
-/// A rank's latest exchange with other ranks.
+/// How far a rank is with a call.
+///
+/// ```text
+///            the call begins          its peers can see it          the call returns
+///  Outside ───────────────────> Coming ───────────────────> Arrived ─────────────────> Outside
+///     └── waits for a call that is under way: it came to it before ──^
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum CallState {
+    /// It is in no call: it computes. The call may be under way.
+    Outside,
+    /// It is in the call, and has not come to the others: whoever waits there waits for it.
+    Coming,
+    /// It has come: it waits for peers, or copies.
+    Arrived,
+}
+
+/// A rank's latest exchange with other ranks, or an earlier one that it waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Call {
     /// Number of the call on this rank, from 1; 0 before the first.
     pub number: u64,
     /// What it exchanges.
     pub kind: CallKind,
-    /// Whether the rank is in it still, so waits for peers or copies.
-    pub is_inside: bool,
+    /// How far the rank is with it.
+    pub state: CallState,
 }
 
 impl Call {
     /// One word; before the first call it is 0.
     pub fn to_word(self) -> u64 {
-        self.number << 16 | u64::from(self.is_inside) << 8 | self.kind as u64
+        self.number << 16 | (self.state as u64) << 8 | self.kind as u64
     }
 
     /// The inverse of [`Call::to_word`].
     pub fn from_word(word: u64) -> Self {
         let kind = CallKind::ALL.get((word & 0xff) as usize).copied().unwrap_or(CallKind::Barrier);
-        Self { number: word >> 16, kind, is_inside: word >> 8 & 1 == 1 }
+        let state = match word >> 8 & 0xff {
+            0 => CallState::Outside,
+            1 => CallState::Coming,
+            _ => CallState::Arrived,
+        };
+        Self { number: word >> 16, kind, state }
+    }
+
+    /// Whether the rank is in it.
+    pub fn is_inside(self) -> bool {
+        self.state != CallState::Outside
     }
 }
 
@@ -255,7 +287,7 @@ pub struct Line {
     pub place_since: u64,
     /// Its latest exchange.
     pub call: Call,
-    /// Since when it is in it, or out of it again.
+    /// Since when it is in it, or out of it again. Coming to the others does not count.
     pub call_since: u64,
     /// Nanoseconds that it has spent on steps outside exchanges, up to its last change. What not every rank does (validation,
     /// checkpoints) is left out.
@@ -276,7 +308,7 @@ impl Line {
 
     /// The same by `now`.
     pub fn busy_by(&self, now: u64) -> u64 {
-        let is_busy = self.place.phase.is_of_step() && !self.call.is_inside;
+        let is_busy = self.place.phase.is_of_step() && !self.call.is_inside();
         self.busy.saturating_add(if is_busy { now.saturating_sub(self.last_change()) } else { 0 })
     }
 
@@ -307,12 +339,12 @@ mod tests {
     #[test]
     fn a_call_survives_its_word() {
         for kind in CallKind::ALL {
-            for is_inside in [false, true] {
-                let call = Call { number: 1 << 40, kind, is_inside };
+            for state in [CallState::Outside, CallState::Coming, CallState::Arrived] {
+                let call = Call { number: 1 << 40, kind, state };
                 assert_eq!(Call::from_word(call.to_word()), call);
             }
         }
-        assert_eq!(Call::from_word(0).number, 0);
+        assert_eq!(Call::from_word(0).to_word(), 0, "before the first it is outside");
     }
 
     #[test]
@@ -322,7 +354,7 @@ mod tests {
         let computes = Line { place: Place { phase: Phase::Forward, ..line.place }, ..line };
         let computes = Line { place_since: 4, call_since: 9, busy: 5, ..computes };
         assert_eq!([3, 11].map(|now| computes.busy_by(now)), [5, 5], "inside a call, or a clock that goes back");
-        let computes = Line { call: Call { is_inside: false, ..computes.call }, ..computes };
+        let computes = Line { call: Call { state: CallState::Outside, ..computes.call }, ..computes };
         assert_eq!([3, 11].map(|now| computes.busy_by(now)), [5, 7]);
     }
 }

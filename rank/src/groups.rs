@@ -36,6 +36,8 @@ impl Groups {
     /// Enters every group of this rank, whose exchanges `line` shows. Every rank of the job calls it; whether it blocks is
     /// the backend's affair ([`World::group`]).
     pub fn enter(plan: &Plan, world: &dyn World, line: &ProgressLine) -> Result<Self, CommError> {
+        let arriving = line.clone();
+        world.on_arrival(Box::new(move || arriving.arrive()));
         let (mesh, rank) = (plan.mesh, world.rank());
         let coord = mesh.coord(rank);
         let split = TensorSplit { size: mesh.tp, rank: coord.tp, sequence: plan.sequence_parallel };

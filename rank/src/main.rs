@@ -10,7 +10,7 @@ use proto::env::{Meeting, WorkerEnv};
 use proto::fault::Fault;
 use proto::memory::arena_bytes;
 use proto::plan::Plan;
-use proto::progress::{CallKind, Phase};
+use proto::progress::Phase;
 use proto::{say, sealed};
 use rank::control::{Breaker, Control};
 use rank::fault::Faults;
@@ -43,7 +43,7 @@ fn run() -> anyhow::Result<ExitCode> {
     progress.enter(Phase::Start);
     let plan: Plan = sealed::read(&env.plan)?;
     progress.enter(Phase::Rendezvous);
-    let control = progress.exchange(CallKind::Barrier, || Control::register(&env, &breaker))?;
+    let control = progress.call_launcher(|| Control::register(&env, &breaker))?;
     control.heartbeat(0, "load");
     let mut step = 0;
     match train(plan, &env, &control, &progress, &mut step) {

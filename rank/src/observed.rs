@@ -1,8 +1,10 @@
-//! A group whose every exchange stands on the progress page while it lasts: whoever hangs, the launcher sees who waits in
-//! an exchange and who never came to it.
+//! A group whose every exchange stands on the progress page while this rank is in it, and while it waits for one that is
+//! under way: whoever hangs, the launcher sees who waits in an exchange and who never came to it.
 
-use comm::{Buffer, Channel, Collective, ReduceOp, Result, Work};
-use proto::progress::CallKind;
+use std::fmt;
+
+use comm::{Buffer, Channel, Collective, Pending, ReduceOp, Result, Work};
+use proto::progress::{Call, CallKind};
 
 use crate::groups::Group;
 use crate::progress::ProgressLine;
@@ -18,6 +20,40 @@ impl Observed {
     pub fn new(group: Group, line: &ProgressLine) -> Self {
         Self { group, line: line.clone() }
     }
+
+    /// Makes a call. One that is done when it returns is over; any other is waited for under its own number.
+    fn start(&self, kind: CallKind, call: impl FnOnce() -> Result<Work>) -> Result<Work> {
+        let work = self.line.exchange(kind, call)?;
+        if work.is_done() {
+            return Ok(work);
+        }
+        Ok(Work::pending(UnderWay { work, call: self.line.call(), line: self.line.clone() }))
+    }
+}
+
+/// An exchange that this rank has come to and that is under way.
+struct UnderWay {
+    work: Work,
+    call: Call,
+    line: ProgressLine,
+}
+
+impl Pending for UnderWay {
+    fn is_done(&self) -> bool {
+        self.work.is_done()
+    }
+
+    /// Shows the wait, unless there is none.
+    fn wait(self: Box<Self>) -> Result<()> {
+        let UnderWay { work, call, line } = *self;
+        if work.is_done() { work.wait() } else { line.wait_for(call, || work.wait()) }
+    }
+}
+
+impl fmt::Debug for UnderWay {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} #{} under way: {:?}", self.call.kind, self.call.number, self.work)
+    }
 }
 
 impl Collective for Observed {
@@ -30,23 +66,23 @@ impl Collective for Observed {
     }
 
     fn all_reduce(&self, buf: Buffer, op: ReduceOp) -> Result<Work> {
-        self.line.exchange(CallKind::AllReduce, || self.group.all_reduce(buf, op))
+        self.start(CallKind::AllReduce, || self.group.all_reduce(buf, op))
     }
 
     fn reduce_scatter(&self, buf: Buffer, op: ReduceOp) -> Result<Work> {
-        self.line.exchange(CallKind::ReduceScatter, || self.group.reduce_scatter(buf, op))
+        self.start(CallKind::ReduceScatter, || self.group.reduce_scatter(buf, op))
     }
 
     fn all_gather(&self, buf: Buffer) -> Result<Work> {
-        self.line.exchange(CallKind::AllGather, || self.group.all_gather(buf))
+        self.start(CallKind::AllGather, || self.group.all_gather(buf))
     }
 
     fn all_to_all(&self, buf: Buffer) -> Result<Work> {
-        self.line.exchange(CallKind::AllToAll, || self.group.all_to_all(buf))
+        self.start(CallKind::AllToAll, || self.group.all_to_all(buf))
     }
 
     fn broadcast(&self, buf: Buffer, root: usize) -> Result<Work> {
-        self.line.exchange(CallKind::Broadcast, || self.group.broadcast(buf, root))
+        self.start(CallKind::Broadcast, || self.group.broadcast(buf, root))
     }
 
     fn barrier(&self) -> Result<()> {
@@ -54,11 +90,11 @@ impl Collective for Observed {
     }
 
     fn send(&self, buf: Buffer, to: usize, channel: Channel) -> Result<Work> {
-        self.line.exchange(CallKind::Send, || self.group.send(buf, to, channel))
+        self.start(CallKind::Send, || self.group.send(buf, to, channel))
     }
 
     fn recv(&self, buf: Buffer, from: usize, channel: Channel) -> Result<Work> {
-        self.line.exchange(CallKind::Recv, || self.group.recv(buf, from, channel))
+        self.start(CallKind::Recv, || self.group.recv(buf, from, channel))
     }
 
     fn all_reduce_scalars(&self, values: &mut [f64], op: ReduceOp) -> Result<()> {

@@ -12,7 +12,8 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use memmap2::{MmapOptions, MmapRaw};
 use nix::time::{ClockId, clock_gettime};
 use proto::progress::{
-    BUSY, CALL, CALL_SINCE, Call, CallKind, LINE_WORDS, PLACE, PLACE_SINCE, Phase, Place, STOP, page_bytes, wish_word,
+    BUSY, CALL, CALL_SINCE, Call, CallKind, CallState, LINE_WORDS, PLACE, PLACE_SINCE, Phase, Place, STOP, page_bytes,
+    wish_word,
 };
 
 use crate::fault::Faults;
@@ -24,9 +25,8 @@ pub struct ProgressLine {
     local_rank: usize,
     local_world_size: usize,
     place: Rc<Cell<Place>>,
-    num_calls: Rc<Cell<u64>>,
-    /// Whether it is in an exchange.
-    is_inside: Rc<Cell<bool>>,
+    /// As the line says.
+    call: Rc<Cell<Call>>,
     /// When the line last changed.
     counted_until: Rc<Cell<u64>>,
     faults: Rc<Faults>,
@@ -45,8 +45,7 @@ impl ProgressLine {
             local_rank,
             local_world_size,
             place,
-            num_calls: Rc::default(),
-            is_inside: Rc::default(),
+            call: Rc::new(Cell::new(Call::from_word(0))),
             counted_until: Rc::new(Cell::new(now())),
             faults,
         })
@@ -67,14 +66,47 @@ impl ProgressLine {
         self.set(Place { phase, unit: Some(unit), ..self.place.get() });
     }
 
-    /// An exchange with other ranks: `call` runs inside it.
+    /// An exchange with other ranks: `call` runs inside it, and [`arrive`](Self::arrive) is called where the others can see that.
     pub fn exchange<T>(&self, kind: CallKind, call: impl FnOnce() -> T) -> T {
-        let number = self.num_calls.get() + 1;
-        self.num_calls.set(number);
-        self.set_call(Call { number, kind, is_inside: true });
+        let number = self.call.get().number + 1;
+        self.set_call(Call { number, kind, state: CallState::Coming });
         self.faults.strike_inside(self.place.get());
         let result = call();
-        self.set_call(Call { number, kind, is_inside: false });
+        self.set_call(Call { number, kind, state: CallState::Outside });
+        result
+    }
+
+    /// A call that the launcher answers. No rank is to blame for how long that takes.
+    pub fn call_launcher<T>(&self, call: impl FnOnce() -> T) -> T {
+        self.exchange(CallKind::Launcher, || {
+            self.arrive();
+            call()
+        })
+    }
+
+    /// The rank has come to the exchange that it is in: the others do not wait for it any more. A store, without a look at
+    /// the clock.
+    pub fn arrive(&self) {
+        let call = self.call.get();
+        if call.state == CallState::Coming {
+            let call = Call { state: CallState::Arrived, ..call };
+            self.call.set(call);
+            self.own_word(CALL).store(call.to_word(), Relaxed);
+        }
+    }
+
+    /// The latest exchange.
+    pub fn call(&self) -> Call {
+        self.call.get()
+    }
+
+    /// Waits for an exchange that is under way: `wait` runs inside `call`. Afterwards the line shows the latest exchange
+    /// again, so that of two ranks that make the same calls, the one inside a higher number is further on.
+    pub fn wait_for<T>(&self, call: Call, wait: impl FnOnce() -> T) -> T {
+        let latest = self.call.get();
+        self.set_call(Call { state: CallState::Arrived, ..call });
+        let result = wait();
+        self.set_call(latest);
         result
     }
 
@@ -95,13 +127,13 @@ impl ProgressLine {
         let now = self.count_up_to_now();
         self.own_word(CALL).store(call.to_word(), Relaxed);
         self.own_word(CALL_SINCE).store(now, Relaxed);
-        self.is_inside.set(call.is_inside);
+        self.call.set(call);
     }
 
     /// Counts the time since the last change as busy, if it was. Returns what the clock says.
     fn count_up_to_now(&self) -> u64 {
         let (now, counted) = (now(), self.counted_until.get());
-        if self.place.get().phase.is_of_step() && !self.is_inside.get() {
+        if self.place.get().phase.is_of_step() && !self.call.get().is_inside() {
             self.own_word(BUSY).fetch_add(now - counted, Relaxed);
         }
         self.counted_until.set(now);
@@ -154,10 +186,10 @@ mod tests {
         progress.enter_unit(Phase::Backward, 4);
         let inside = progress.exchange(CallKind::AllGather, || line(&file, 1));
         assert_eq!(inside.place, Place { step: 7, phase: Phase::Backward, unit: Some(4) });
-        assert_eq!(inside.call, Call { number: 1, kind: CallKind::AllGather, is_inside: true });
+        assert_eq!(inside.call, Call { number: 1, kind: CallKind::AllGather, state: CallState::Coming });
         assert!(inside.place_since >= before && inside.call_since >= inside.place_since);
         let after = line(&file, 1);
-        assert!(!after.call.is_inside);
+        assert!(!after.call.is_inside());
         assert_eq!(after.busy, inside.call_since - first.place_since, "none of it in the exchange");
         progress.enter(Phase::Checkpoint);
         let busy = line(&file, 1).busy;
@@ -168,5 +200,42 @@ mod tests {
         file.write_all_at(&STOP.to_ne_bytes(), (wish_word(3) * 8) as u64).unwrap();
         assert!(progress.is_asked_to_stop());
         assert_eq!((line(&file, 0).last_change(), line(&file, 2).last_change()), (0, 0));
+    }
+
+    /// A line of its own, and the file behind it.
+    fn alone() -> (ProgressLine, File) {
+        let file = File::from(memfd_create("test", MFdFlags::MFD_CLOEXEC).unwrap());
+        file.set_len(page_bytes(1) as u64).unwrap();
+        (ProgressLine::map(&file, 0, 1, Faults::new(&[], 0, 0, Breaker::default())).unwrap(), file)
+    }
+
+    #[test]
+    fn a_rank_that_comes_to_an_exchange_says_so() {
+        let (progress, file) = alone();
+        let call = |number, kind, state| Call { number, kind, state };
+        progress.exchange(CallKind::Recv, || {
+            let coming = line(&file, 0);
+            assert_eq!(coming.call, call(1, CallKind::Recv, CallState::Coming));
+            progress.arrive();
+            let arrived = line(&file, 0);
+            assert_eq!(arrived.call, call(1, CallKind::Recv, CallState::Arrived));
+            assert_eq!(arrived.call_since, coming.call_since);
+        });
+        progress.arrive();
+        assert_eq!(line(&file, 0).call, call(1, CallKind::Recv, CallState::Outside), "it is in no exchange");
+        let told = progress.call_launcher(|| line(&file, 0).call);
+        assert_eq!(told, call(2, CallKind::Launcher, CallState::Arrived));
+    }
+
+    #[test]
+    fn whoever_waits_for_an_earlier_exchange_is_seen_in_that_one() {
+        let (progress, file) = alone();
+        progress.exchange(CallKind::AllGather, || ());
+        let gather = progress.call();
+        progress.exchange(CallKind::Send, || ());
+        let waiting = progress.wait_for(gather, || line(&file, 0).call);
+        assert_eq!(waiting, Call { number: 1, kind: CallKind::AllGather, state: CallState::Arrived });
+        let latest = Call { number: 2, kind: CallKind::Send, state: CallState::Outside };
+        assert_eq!(line(&file, 0).call, latest);
     }
 }

@@ -7,6 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
+use serde_json::Value;
 use tests::fixtures::{tiny_model, token_rows};
 use tests::job::{Job, send};
 use tests::trials::{Draw, Trials};
@@ -55,6 +56,53 @@ fn a_stopped_rank_is_waited_for_if_the_user_wants_it() {
     let finished = running.wait();
     assert!(finished.status.success(), "{}{}", finished.stdout, finished.stderr);
     assert!(!finished.stderr.contains("failed"), "{}", finished.stderr);
+}
+
+/// HNG-4: whoever is in an exchange and does not come to it is named with it, as soon as one that hangs outside.
+#[test]
+fn a_rank_that_hangs_inside_an_exchange_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    for (layout, fault, exchange) in [
+        (["zero.stage=0", "parallel.pipeline=1"], "rank=1 phase=reduce step=4", "all_reduce"),
+        (["zero.stage=3", "parallel.pipeline=1"], "rank=0 phase=forward step=4 unit=1", "all_gather"),
+        (["zero.stage=0", "parallel.pipeline=2"], "rank=1 phase=forward step=4", "recv"),
+        (["zero.stage=0", "parallel.pipeline=2"], "rank=0 phase=backward step=4", "recv"),
+    ] {
+        let what = format!("{layout:?}, {fault}");
+        let name = what.replace(|c: char| !c.is_alphanumeric(), "-");
+        let job = |name: &str| {
+            let job = job(folder.path(), name, "hang_timeout_seconds = 2");
+            layout.iter().fold(job.set("train.steps=8"), |job, set| job.set(set))
+        };
+        let quiet = job(&format!("{name}-quiet")).succeed();
+        let finished = job(&name).env("DSLAUNCH_FAULT", &format!("hang-inside {fault}")).start();
+        let finished = finished.wait_within(Duration::from_secs(60)).unwrap_or_else(|| panic!("{what}: not found"));
+        let output = format!("{}{}", finished.stdout, finished.stderr);
+        assert!(finished.status.success(), "{what}: {output}");
+        check_named(&finished.run.events(), fault, exchange, &output);
+        assert_eq!(finished.run.steps(), quiet.steps(), "{what}");
+        assert!(finished.run.final_weights() == quiet.final_weights(), "{what}: weights differ in bits");
+    }
+}
+
+/// The first failure is of the rank that `fault` names, in an `exchange` that has a number, and was seen after two seconds.
+fn check_named(events: &[Value], fault: &str, exchange: &str, output: &str) {
+    let one = |name: &str| {
+        let found: Vec<_> = events.iter().filter(|event| event["event"] == name).collect();
+        assert_eq!(found.len(), 1, "{name}: {output}");
+        found[0].clone()
+    };
+    let (detected, stopped) = (one("failure_detected"), one("stopped"));
+    let [victim, other] = if fault.contains("rank=0") { [0, 1] } else { [1, 0] };
+    assert_eq!((&detected["rank"], &stopped["rank"]), (&victim.into(), &victim.into()), "{output}");
+    let cause = stopped["cause"].as_str().unwrap();
+    let text = format!("hangs inside {exchange} number ");
+    let number = cause.split_once(&text).and_then(|(_, rest)| rest.split_once(", to which it has not come"));
+    let number: u64 = number.unwrap_or_else(|| panic!("{text:?}: {cause}")).0.parse().unwrap();
+    assert!(number > 4, "one exchange in each step at least: {cause}");
+    assert!(output.contains(&format!("rank {other} waits for it")), "{output}");
+    let silent_ms = detected["silent_ms"].as_f64().unwrap();
+    assert!((1_800.0..4_000.0).contains(&silent_ms), "found after {silent_ms} ms: {output}");
 }
 
 /// Jobs that hang at the same time: most of theirs is waiting.

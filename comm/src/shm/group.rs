@@ -93,6 +93,7 @@ impl ShmGroup {
         store_words(&post.desc, &desc.to_words());
         put(post);
         self.world.control().cells[self.world.rank()].enter(desc);
+        self.world.arrive();
         self.barrier_step(desc)?;
         self.compare(desc)
     }

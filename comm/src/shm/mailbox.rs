@@ -37,6 +37,7 @@ impl ShmGroup {
         let desc = OpDesc { seq: before + 1, ..self.describe(op, Some(buf)) };
         let cell = &world.control().cells[rank];
         cell.enter(&desc);
+        world.arrive();
         let mailbox = world.control().mailbox(rank, to, channel);
         let has_room = |taken| under_way(before as u32, taken) < CHANNEL_CAPACITY;
         world.await_peer(&mailbox.taken, has_room, to, &desc)?;
@@ -59,6 +60,7 @@ impl ShmGroup {
         let desc = OpDesc { seq: before + 1, ..self.describe(op, Some(buf)) };
         let cell = &world.control().cells[rank];
         cell.enter(&desc);
+        world.arrive();
         let mailbox = world.control().mailbox(from, rank, channel);
         let is_there = |sent| under_way(sent, before as u32) > 0;
         world.await_peer(&mailbox.sent, is_there, from, &desc)?;

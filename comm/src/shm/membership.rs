@@ -1,6 +1,6 @@
 //! One rank's membership in a world: joining it, and what its groups share.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::*};
@@ -25,6 +25,8 @@ pub(super) struct Membership {
     pub shared: Arc<Shared>,
     /// `[peer][channel]`
     progress: Vec<[Progress; Channel::ALL.len()]>,
+    /// See [`crate::World::on_arrival`].
+    on_arrival: RefCell<Box<dyn Fn()>>,
     /// Set by `leave`; nothing may be called afterwards.
     left: Cell<bool>,
     /// Last, so that deaths are seen as long as anything else lives.
@@ -52,7 +54,8 @@ impl Membership {
         let patience = Patience::new(timeout, world_size <= cores);
         await_all(&shared, &watcher, &patience)?;
         let progress = (0..world_size).map(|_| Default::default()).collect();
-        Ok(Membership { arena, patience, shared, progress, left: Cell::new(false), _watcher: watcher })
+        let on_arrival: RefCell<Box<dyn Fn()>> = RefCell::new(Box::new(|| ()));
+        Ok(Membership { arena, patience, shared, progress, on_arrival, left: Cell::new(false), _watcher: watcher })
     }
 
     pub fn control(&self) -> &Control {
@@ -70,6 +73,15 @@ impl Membership {
     /// This rank's messages to and from `peer`.
     pub fn progress(&self, peer: usize, channel: Channel) -> &Progress {
         &self.progress[peer][channel as usize]
+    }
+
+    pub fn on_arrival(&self, arrived: Box<dyn Fn()>) {
+        *self.on_arrival.borrow_mut() = arrived;
+    }
+
+    /// This rank has come to an operation.
+    pub fn arrive(&self) {
+        (self.on_arrival.borrow())();
     }
 
     /// The first fault, if the world is poisoned; an error too after `leave`.

@@ -123,6 +123,10 @@ unsafe impl World for ShmWorld {
         }
     }
 
+    fn on_arrival(&self, arrived: Box<dyn Fn()>) {
+        self.membership.on_arrival(arrived);
+    }
+
     fn flight(&self, rank: usize) -> FlightEntry {
         assert!(rank < self.world_size(), "rank {rank} of {}", self.world_size());
         self.membership.shared.flight(rank)

@@ -8,12 +8,12 @@ use std::time::Duration;
 use proto::layout::rank_layout;
 use proto::memory::PeakBytes;
 use proto::plan::Plan;
-use proto::progress::Place;
+use proto::progress::{Call, CallState, Place};
 use proto::run_dir::RunDir;
 
 use super::timeline::{Goodput, Recovery};
 use super::{Latest, units};
-use crate::supervise::hang::Hang;
+use crate::supervise::hang::{Hang, ProcessState};
 use crate::supervise::{Failure, Kind};
 
 /// Lines of a rank's standard error that a report quotes.
@@ -101,18 +101,32 @@ pub fn place(plan: &Plan, rank: usize, place: Place) -> Option<String> {
 
 /// What is said of a rank that hangs.
 pub fn hang(hang: &Hang, place: Option<&str>) -> String {
-    let mut text = format!("{} for {}", hang.state, units::duration(hang.still));
+    let (state, call, still) = (hang.state, hang.line.call, units::duration(hang.still));
+    let is_stuck = matches!(state, ProcessState::Stopped | ProcessState::Blocked);
+    let mut text = match call.state {
+        CallState::Coming if !is_stuck => {
+            format!("hangs inside {}, to which it has not come, for {still}", exchange(call))
+        }
+        CallState::Arrived if !is_stuck => {
+            format!("waits inside {} for {still}: all ranks wait for each other, and it was the first", exchange(call))
+        }
+        CallState::Outside => format!("{state} for {still}"),
+        CallState::Coming | CallState::Arrived => format!("{state} for {still}, inside {}", exchange(call)),
+    };
     if let Some(place) = place {
         text += &format!(", in the {place}");
     }
-    if hang.line.call.is_inside {
-        text += &format!(", inside {} #{}", hang.line.call.kind, hang.line.call.number);
-    }
     match &hang.waiting[..] {
         [] => {}
+        [one] => text += &format!("\nrank {one} waits for it"),
         waiting => text += &format!("\nranks {} wait for it", units::list(waiting)),
     }
     text
+}
+
+/// The exchange by its kind and its number on the rank.
+fn exchange(call: Call) -> String {
+    format!("{} number {}", call.kind, call.number)
 }
 
 /// The last lines of the file at `path`, fit for a terminal.
@@ -201,6 +215,7 @@ mod tests {
     use proto::manifest::Progress;
     use proto::memory::Room;
     use proto::model_config::ModelConfig;
+    use proto::progress::{CallKind, Line};
     use proto::resolve::{Draft, Machine, PreparedData, World};
 
     fn failure(rank: usize, message: Option<&str>, exit: Option<Exit>) -> Failure {
@@ -235,6 +250,43 @@ mod tests {
         let expected = "rank 0 failed before the first step of attempt 1: exited with code 1\n\
             \x20 bad row\n  line 3\n  it wrote nothing to /run/rank-2.err";
         assert_eq!(report.text(), expected);
+    }
+
+    #[test]
+    fn a_hang_is_told_with_the_exchange_and_those_that_wait() {
+        let call = |state| Call { number: 12, kind: CallKind::AllReduce, state };
+        let line = Line { call: call(CallState::Outside), ..Line::from_words([0; 5]) };
+        let hang = |state, process| Hang {
+            rank: 1,
+            line: Line { call: call(state), ..line },
+            still: Duration::from_secs(4),
+            state: process,
+            waiting: vec![0],
+        };
+        let place = Some("backward pass of model.layers.3");
+        for (call, process, expected) in [
+            (CallState::Outside, ProcessState::Running, "spins: it uses the processor and does not get on for 4.0s"),
+            (
+                CallState::Coming,
+                ProcessState::Sleeping,
+                "hangs inside all_reduce number 12, to which it has not come, for 4.0s",
+            ),
+            (
+                CallState::Arrived,
+                ProcessState::Sleeping,
+                "waits inside all_reduce number 12 for 4.0s: all ranks wait for each other, and it was the first",
+            ),
+            (
+                CallState::Arrived,
+                ProcessState::Stopped,
+                "is stopped, by a signal or a debugger for 4.0s, inside all_reduce number 12",
+            ),
+        ] {
+            let told = super::hang(&hang(call, process), place);
+            assert_eq!(told, format!("{expected}, in the backward pass of model.layers.3\nrank 0 waits for it"));
+        }
+        let two = Hang { waiting: vec![0, 2], ..hang(CallState::Coming, ProcessState::Sleeping) };
+        assert!(super::hang(&two, None).ends_with("for 4.0s\nranks 0, 2 wait for it"));
     }
 
     #[test]

@@ -78,7 +78,7 @@ pub fn now() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proto::progress::{Call, CallKind, Phase, Place};
+    use proto::progress::{Call, CallKind, CallState, Phase, Place};
     use std::os::unix::fs::FileExt;
 
     #[test]
@@ -87,7 +87,7 @@ mod tests {
         assert_eq!(page.line(2).place, Place::START);
         let rank = File::from(fd.try_clone().unwrap());
         let place = Place { step: 5, phase: Phase::Update, unit: None };
-        let call = Call { number: 9, kind: CallKind::Recv, is_inside: true };
+        let call = Call { number: 9, kind: CallKind::Recv, state: CallState::Arrived };
         for (idx, word) in [place.to_word(), 100, call.to_word(), 200, 300].into_iter().enumerate() {
             rank.write_all_at(&word.to_ne_bytes(), ((LINE_WORDS + idx) * 8) as u64).unwrap();
         }

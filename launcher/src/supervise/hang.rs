@@ -1,9 +1,10 @@
 //! Which rank hangs: lines of the progress page in, a verdict out. Pure, but for [`ProcessState::of`].
 //!
-//! A rank gets on when its line changes. One that stands still, outside any exchange, for much longer than any rank ever
-//! did at that place hangs; those that wait for it in an exchange do not.
+//! A rank gets on when its line changes. One that stands still for much longer than any rank ever did at that place hangs,
+//! unless it has come to an exchange and waits there: for whoever has not come, or for the sender of a message.
 //!
-//! - HNG-1 A rank that waits in an exchange is blamed only if all do and its process is stopped or blocked.
+//! - HNG-1 A rank that has come to an exchange is blamed only if nobody computes, so that it waits for nobody who may come: the
+//!   one whose process is stopped or blocked, or else by HNG-5.
 //! - HNG-2 Time counts as far as it was watched: a launcher or a machine that stood still itself sees nobody hang.
 //! - HNG-3 A rank is given `FACTOR` times the longest that is known of its place, but at least [`HangLimits::floor`]. What is
 //!   known is the first of these that there is:
@@ -15,6 +16,11 @@
 //!
 //!   Where nothing is known, which is only in the first step and until somebody else has done the same work, it is given
 //!   [`HangLimits::unlearned`]. Places that wait for disks keep that limit: what was quick once may be slow the next time.
+//! - HNG-4 A rank that is in an exchange and has not come to the others is no different from one that computes: it has the
+//!   same limits, and is named with the exchange.
+//! - HNG-5 If all have come to their exchanges and none leaves, they wait for each other: the first to have come is named. An
+//!   exchange may take as long as the longest whole step by HNG-3, or [`HangLimits::unlearned`] before the first. Ranks that
+//!   wait for the launcher wait for no rank.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -22,7 +28,7 @@ use std::fs;
 use std::time::Duration;
 
 use proto::mesh::Mesh;
-use proto::progress::{Line, Phase, Place, USED_WORDS};
+use proto::progress::{CallKind, CallState, Line, Phase, Place, USED_WORDS};
 
 /// How often lines are looked at.
 pub const LOOK_INTERVAL: Duration = Duration::from_millis(100);
@@ -110,7 +116,7 @@ pub struct Hang {
     pub still: Duration,
     /// What its process does.
     pub state: ProcessState,
-    /// The ranks that wait in an exchange.
+    /// The other ranks that have come to an exchange and wait there.
     pub waiting: Vec<usize>,
 }
 
@@ -180,19 +186,39 @@ impl HangWatch {
             self.learn_step(rank, line, passed);
             self.learn_place(rank, line, passed);
         }
-        let is_inside = |rank: usize| self.ranks[rank].line.call.is_inside;
-        let all_inside = (0..lines.len()).all(is_inside);
-        let suspects = (0..lines.len()).filter(|&rank| self.is_still(rank) && (all_inside || !is_inside(rank)));
-        let culprits = suspects.filter_map(|rank| {
+        let nobody_computes = (0..lines.len()).all(|rank| self.waits(rank) || lines[rank].place.phase == Phase::End);
+        let still = (0..lines.len()).filter(|&rank| self.is_still(rank));
+        let culprits = still.filter_map(|rank| {
             let state = state(rank)?;
             // HNG-1.
-            let is_to_blame = !all_inside || matches!(state, ProcessState::Stopped | ProcessState::Blocked);
-            is_to_blame.then_some((rank, state))
+            let is_stuck = nobody_computes && matches!(state, ProcessState::Stopped | ProcessState::Blocked);
+            (is_stuck || !self.waits(rank)).then_some((rank, state))
         });
         // The first to stand still; others may stand still because of it.
-        let (rank, state) = culprits.min_by_key(|&(rank, _)| lines[rank].last_change())?;
-        let waiting = (0..lines.len()).filter(|&other| other != rank && is_inside(other)).collect();
+        let culprit = culprits.min_by_key(|&(rank, _)| lines[rank].last_change());
+        let (rank, state) = culprit.or_else(|| {
+            let first = self.first_of_those_that_wait_for_each_other()?;
+            Some((first, state(first)?))
+        })?;
+        let waiting = (0..lines.len()).filter(|&other| other != rank && self.waits(other)).collect();
         Some(Hang { rank, line: lines[rank], still: self.ranks[rank].still, state, waiting })
+    }
+
+    /// Whether `rank` has come to an exchange and waits there.
+    fn waits(&self, rank: usize) -> bool {
+        self.ranks[rank].line.call.state == CallState::Arrived
+    }
+
+    /// HNG-5.
+    fn first_of_those_that_wait_for_each_other(&self) -> Option<usize> {
+        let is_stuck = |rank: usize| {
+            let Seen { line, still, .. } = self.ranks[rank];
+            let limit = self.limit_of(self.step_with(line.place.phase));
+            self.waits(rank) && line.call.kind != CallKind::Launcher && still >= limit
+        };
+        let ranks = 0..self.ranks.len();
+        let all = ranks.clone().all(is_stuck);
+        ranks.min_by_key(|&rank| self.ranks[rank].line.call_since).filter(|_| all)
     }
 
     /// Takes note of how long `rank` stands at its place, now that its line is `line`.
@@ -203,7 +229,7 @@ impl HangWatch {
             self.ranks[rank].still += passed.min(2 * LOOK_INTERVAL);
             return;
         }
-        let here = if seen.line.call.is_inside { seen.longest_here } else { seen.longest_here.max(seen.still) };
+        let here = if seen.line.call.is_inside() { seen.longest_here } else { seen.longest_here.max(seen.still) };
         let leaves = line.place != seen.line.place || line.place_since != seen.line.place_since;
         if leaves && seen.line.place_since != 0 {
             // Not before: between its exchanges a place has short and long work.
@@ -242,7 +268,6 @@ impl HangWatch {
 
     /// HNG-3.
     fn limit(&self, rank: usize) -> Duration {
-        let HangLimits { unlearned, floor } = self.limits;
         let place = self.ranks[rank].line.place;
         let seen = || self.longest.get(&self.spot(rank, place)).copied();
         let known = if waits_for_disk(place.phase) {
@@ -250,6 +275,12 @@ impl HangWatch {
         } else {
             seen().or_else(|| self.step_with(place.phase)).or_else(|| self.way_of_others(rank))
         };
+        self.limit_of(known)
+    }
+
+    /// The limit of what is known to take so long at most.
+    fn limit_of(&self, known: Option<Duration>) -> Duration {
+        let HangLimits { unlearned, floor } = self.limits;
         known.map_or(unlearned, |known| known.saturating_mul(FACTOR).clamp(floor, unlearned.max(floor)))
     }
 
@@ -263,12 +294,16 @@ impl HangWatch {
         (last >= self.course.first_step).then_some(self.longest_step)
     }
 
-    /// HNG-3, 3: ranks of a stage make the same calls, so who is in a later one is through with what `rank` does.
+    /// HNG-3, 3: ranks of a stage make the same calls, so who is in a later one, or has come to the one that `rank` has not come
+    /// to, is through with what `rank` does.
     fn way_of_others(&self, rank: usize) -> Option<Duration> {
         let Line { place, call, .. } = self.ranks[rank].line;
         let of_stage = (0..self.ranks.len()).filter(|&other| self.stage(other) == self.stage(rank));
         let others = of_stage.map(|other| &self.ranks[other]).filter(|other| {
-            other.line.place.step == place.step && other.line.call.is_inside && other.line.call.number > call.number
+            let theirs = other.line.call;
+            let has_come_first = theirs.state == CallState::Arrived && call.state == CallState::Coming;
+            let is_further = theirs.number > call.number || theirs.number == call.number && has_come_first;
+            other.line.place.step == place.step && theirs.is_inside() && is_further
         });
         let ways = others.map(|other| other.in_step.saturating_sub(other.still));
         if place.step == self.course.first_step { ways.max() } else { None }

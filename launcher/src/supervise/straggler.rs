@@ -92,7 +92,7 @@ impl StragglerWatch {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proto::progress::{Call, CallKind, Phase, Place};
+    use proto::progress::{Call, CallKind, CallState, Phase, Place};
 
     const SECOND: u64 = 1_000_000_000;
 
@@ -116,7 +116,7 @@ mod tests {
                 let line = |busy: &f64| Line {
                     place: Place { step: self.step, phase: Phase::Reduce, unit: None },
                     place_since: self.step * SECOND,
-                    call: Call { number: 1, kind: CallKind::AllReduce, is_inside: true },
+                    call: Call { number: 1, kind: CallKind::AllReduce, state: CallState::Arrived },
                     call_since: 0,
                     busy: (busy * SECOND as f64) as u64,
                 };

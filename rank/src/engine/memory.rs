@@ -85,60 +85,69 @@ impl Memory {
     /// Makes sure that a unit's slot holds its whole parameters. Collective over dp: every dp rank calls it for the same
     /// units in the same order.
     pub fn gather(&mut self, unit: usize) -> Result<(), CommError> {
+        self.begin_gather(unit)?;
+        self.params.get_mut(unit).arrive()
+    }
+
+    /// Starts to gather a unit's whole parameters, unless they are here or on their way. Waits only where its slot still waits
+    /// for another unit.
+    fn begin_gather(&mut self, unit: usize) -> Result<(), CommError> {
         let slot = self.params.get_mut(unit);
-        if slot.holds == Some(unit) {
+        if slot.is_for(unit) {
             return Ok(());
         }
-        slot.release(&self.shake);
-        self.units[unit].put_masters(&mut slot.flat);
+        slot.vacate(&self.shake)?;
+        self.units[unit].put_masters(slot.flat_mut());
         self.shake.delay();
-        self.groups.dp.all_gather(slot.flat.operand())?.wait()?;
-        slot.holds = Some(unit);
+        let work = self.groups.dp.all_gather(slot.flat().operand())?;
+        slot.begin(unit, work);
         Ok(())
     }
 
-    /// Gathers the first of `order`, and some of the rest ahead of their use. Collective over dp.
+    /// Gathers the first of `order`, and starts to gather some of the rest ahead of their use: they are under way while the
+    /// first computes. Collective over dp.
     pub(super) fn gather_ahead(&mut self, order: impl Iterator<Item = usize>) -> Result<(), CommError> {
-        order.take(1 + self.prefetch_units).try_for_each(|unit| self.gather(unit))
+        let mut order = order.take(1 + self.prefetch_units);
+        let Some(first) = order.next() else { return Ok(()) };
+        self.begin_gather(first)?;
+        order.try_for_each(|unit| self.begin_gather(unit))?;
+        self.params.get_mut(first).arrive()
     }
 
     /// The views of a unit's whole parameters: what it computes with. The unit has been gathered.
     pub(super) fn param_views(&self, unit: usize) -> &UnitViews {
-        let slot = self.params.get(unit);
-        assert_eq!(slot.holds, Some(unit), "unit {unit} computes before it is gathered");
-        &slot.views
+        self.params.get(unit).holding(unit).views()
     }
 
     /// The views that a unit's backward pass adds gradients to.
     pub(super) fn grad_views(&self, unit: usize) -> &UnitViews {
-        &self.grads.get(unit).views
+        self.grads.get(unit).views()
     }
 
     /// Before a unit's backward pass in a micro-batch.
     pub(super) fn begin_gradients(&mut self, unit: usize) {
-        let slot = self.grads.get_mut(unit);
-        if slot.holds != Some(unit) {
-            slot.flat.zero();
+        if !self.grads.has_its_own(unit) {
+            self.grads.get_mut(unit).flat_mut().zero();
         }
     }
 
     /// After a unit's backward pass in a micro-batch. Collective over dp where gradients are sharded.
     pub(super) fn end_gradients(&mut self, unit: usize) -> Result<(), CommError> {
-        if self.grads.get(unit).holds == Some(unit) {
+        if self.grads.has_its_own(unit) {
             return Ok(()); // they stay whole until the step's end
         }
         self.sum_replicas(unit)?;
         self.shake.delay();
         let slot = self.grads.get_mut(unit);
-        self.groups.dp.reduce_scatter(slot.flat.operand(), ReduceOp::Sum)?.wait()?;
-        self.units[unit].add_grad_shard(&slot.flat);
+        self.groups.dp.reduce_scatter(slot.flat().operand(), ReduceOp::Sum)?.wait()?;
+        self.units[unit].add_grad_shard(slot.flat());
         slot.release(&self.shake);
         Ok(())
     }
 
     /// Sums the gradients of parameters that several tensor-parallel ranks hold and each of which saw only a part.
     fn sum_replicas(&self, unit: usize) -> Result<(), CommError> {
-        let (flat, layout) = (&self.grads.get(unit).flat, &self.units[unit].layout);
+        let (flat, layout) = (self.grads.get(unit).flat(), &self.units[unit].layout);
         for param in layout.params.iter().filter(|param| param.sums_replicas) {
             let group = if param.replicas == self.groups.tp.size() { &self.groups.tp } else { &self.groups.key_value };
             group.all_reduce(flat.operand().slice(param.offset, param.numel()), ReduceOp::Sum)?.wait()?;
@@ -152,13 +161,12 @@ impl Memory {
         let mut pending: Vec<Work> = Vec::new();
         // In the order in which the backward pass finishes them.
         for (idx, unit) in self.units.iter().enumerate().rev() {
-            let slot = self.grads.get(idx);
-            if slot.holds != Some(idx) {
+            if !self.grads.has_its_own(idx) {
                 continue; // reduced already
             }
             self.sum_replicas(idx)?;
             self.shake.delay();
-            let buffer = slot.flat.operand();
+            let buffer = self.grads.get(idx).flat().operand();
             let owns_only_its_shard = unit.owned() == unit.shard();
             pending.push(if owns_only_its_shard {
                 self.groups.dp.reduce_scatter(buffer, ReduceOp::Sum)?
@@ -177,7 +185,7 @@ impl Memory {
     pub(super) fn grad_norm(&self) -> Result<f64, CommError> {
         let mut sum = LossSum::default();
         for (idx, unit) in self.units.iter().enumerate() {
-            sum.add(unit.square_norm(&self.grads.get(idx).flat));
+            sum.add(unit.square_norm(self.grads.get(idx).flat()));
         }
         let mut square = [sum.read()];
         self.groups.all.all_reduce_scalars(&mut square, ReduceOp::Sum)?;
@@ -188,7 +196,7 @@ impl Memory {
     /// are zero afterwards. Collective over dp.
     pub(super) fn update(&mut self, update: &Update) -> Result<(), CommError> {
         for (idx, unit) in self.units.iter_mut().enumerate() {
-            let (params, grads) = (&mut self.params.get_mut(idx).flat, &mut self.grads.get_mut(idx).flat);
+            let (params, grads) = (self.params.get_mut(idx).flat_mut(), self.grads.get_mut(idx).flat_mut());
             unit.apply(update, self.staging.as_mut(), params, grads);
         }
         let mut pending: Vec<Work> = Vec::new();
@@ -197,7 +205,7 @@ impl Memory {
             if unit.is_gathered() {
                 self.params.get_mut(idx).release(&self.shake);
             } else if unit.owned().len() < unit.numel_padded {
-                pending.push(self.groups.dp.all_gather(self.params.get(idx).flat.operand())?);
+                pending.push(self.groups.dp.all_gather(self.params.get(idx).flat().operand())?);
             }
         }
         pending.into_iter().try_for_each(Work::wait)
@@ -206,7 +214,7 @@ impl Memory {
     /// Zeroes the gradients.
     pub(super) fn discard_gradients(&mut self) {
         for (idx, unit) in self.units.iter_mut().enumerate() {
-            unit.zero_gradients(&mut self.grads.get_mut(idx).flat);
+            unit.zero_gradients(self.grads.get_mut(idx).flat_mut());
         }
     }
 }
@@ -215,14 +223,12 @@ impl Memory {
 impl Memory {
     /// Where this rank's part of a parameter lies in the arena, as stored, in the compute type. The unit has been gathered.
     pub fn param(&self, unit: usize, param: &ParamLayout) -> comm::Buffer {
-        let slot = self.params.get(unit);
-        assert_eq!(slot.holds, Some(unit), "unit {unit} is read before it is gathered");
-        slot.flat.operand().slice(param.offset, param.numel())
+        self.params.get(unit).holding(unit).flat().operand().slice(param.offset, param.numel())
     }
 
     /// As [`Memory::param`], as a tensor.
     pub fn param_view(&self, unit: usize, param: &ParamLayout) -> Tensor {
-        self.params.get(unit).flat.view(param.offset, &param.shape)
+        self.params.get(unit).holding(unit).flat().view(param.offset, &param.shape)
     }
 
     /// Sets a unit's first weights: `fill` gets a view in fp32 of its part of each parameter that this rank needs anything
@@ -237,9 +243,10 @@ impl Memory {
         let state = &mut self.units[unit];
         let (owned, is_gathered) = (state.owned(), state.is_gathered());
         // What files hold and generators draw is in the host's memory.
-        let is_filled_in_place = slot.flat.kind() == Kind::Float && slot.flat.device() == HOST;
+        let flat = slot.flat_mut();
+        let is_filled_in_place = flat.kind() == Kind::Float && flat.device() == HOST;
         let whole = match is_filled_in_place {
-            true => slot.flat.range(0..state.numel_padded),
+            true => flat.range(0..state.numel_padded),
             false => Tensor::zeros([state.numel_padded as i64], (Kind::Float, HOST)),
         };
         for param in &state.layout.params {
@@ -252,11 +259,11 @@ impl Memory {
             }
         }
         if !is_filled_in_place {
-            slot.flat.range(0..state.numel_padded).copy_(&whole);
+            flat.range(0..state.numel_padded).copy_(&whole);
         }
         state.take_masters(&whole);
         if is_gathered {
-            slot.holds = None; // others' parts were not filled
+            slot.forget(); // others' parts were not filled
         }
         Ok(())
     }
@@ -270,7 +277,7 @@ impl Memory {
 
     /// Master parameters, first and second moment of `range` of a unit's flat buffer, which lies in this rank's shard.
     pub fn state(&self, unit: usize, range: Range<usize>) -> [Section<'_>; 3] {
-        self.units[unit].state(&self.params.get(unit).flat, range)
+        self.units[unit].state(self.params.get(unit).flat(), range)
     }
 
     /// What this rank needs of a unit when it resumes, as masters and as moments.
@@ -284,7 +291,7 @@ impl Memory {
     /// Sets a unit's master parameters from `start` of its flat buffer on.
     pub fn load_masters(&mut self, unit: usize, start: usize, values: &[f32]) {
         let slot = self.params.get_mut(unit);
-        self.units[unit].load_masters(&mut slot.flat, start, values);
+        self.units[unit].load_masters(slot.flat_mut(), start, values);
     }
 
     /// Sets what this rank owns of a unit's moments from `start` of its flat buffer on.

@@ -8,12 +8,10 @@ use comm::{Channel, CommError, Work};
 use proto::memory::Exchange;
 use proto::pipeline::MESSAGES_UNDER_WAY;
 use proto::plan::Plan;
-use proto::progress::CallKind;
 use tch::Tensor;
 
 use crate::device::{Buffer, compute_kind};
 use crate::groups::Group;
-use crate::progress::ProgressLine;
 use crate::ranks::Ranks;
 use crate::shake::Shake;
 
@@ -37,7 +35,6 @@ struct Lane {
     under_way: VecDeque<Work>,
     next: usize,
     shake: Shake,
-    line: ProgressLine,
 }
 
 impl Messages {
@@ -60,7 +57,6 @@ impl Messages {
                 under_way: VecDeque::new(),
                 next: 0,
                 shake: ranks.shake.clone(),
-                line: ranks.line.clone(),
             })
         };
         Ok(Self {
@@ -110,7 +106,7 @@ impl Lane {
         let started = Instant::now();
         if self.under_way.len() == self.buffers.len() {
             let oldest = self.under_way.pop_front().expect("a stage with a neighbour has buffers");
-            self.line.exchange(CallKind::Send, || oldest.wait())?;
+            oldest.wait()?;
         }
         let waited = started.elapsed();
         self.shake.delay();

@@ -13,6 +13,7 @@
 //! - `ENG-2` what only moves or recomputes data changes no bit.
 
 mod adamw;
+mod contents;
 mod memory;
 mod messages;
 mod offload;

@@ -49,13 +49,13 @@ impl TiedGradients {
         for start in owned.clone().step_by(at_a_time) {
             let range = start..owned.end.min(start + at_a_time);
             let arrived = self.arrived.operand().slice(0, range.len());
-            unit.put_gradients(&mut slot.flat, range.clone());
-            let sent = self.pp.send(slot.flat.operand().slice(start, range.len()), self.other, Channel::Forward)?;
+            unit.put_gradients(slot.flat_mut(), range.clone());
+            let sent = self.pp.send(slot.flat().operand().slice(start, range.len()), self.other, Channel::Forward)?;
             self.pp.recv(arrived, self.other, Channel::Forward)?.wait()?;
             // Only then: the sum replaces what is being sent.
             sent.wait()?;
             let values = self.arrived.range(0..range.len());
-            unit.add_gradients(&mut slot.flat, range, &values);
+            unit.add_gradients(slot.flat_mut(), range, &values);
         }
         Ok(())
     }

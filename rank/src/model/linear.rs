@@ -8,7 +8,7 @@
 use comm::CommError;
 use tch::Tensor;
 
-use super::tensor_parallel::TensorParallel;
+use super::tensor_parallel::{Exchanged, TensorParallel};
 use super::weight_grads::GradPass;
 
 /// Weight `[out, in]` and bias `[out]` of a projection. The same type holds the gradients, as fp32 views.
@@ -59,8 +59,8 @@ impl GradPass<'_, LinearWeights> {
     }
 
     /// What was gathered, for a sink that may need it after the next exchange.
-    fn lasting(&self, tp: &TensorParallel, gathered: Tensor) -> Tensor {
-        if self.sink.keeps() { tp.keep(gathered) } else { gathered }
+    fn lasting<'a>(&self, gathered: Exchanged<'a>) -> Exchanged<'a> {
+        if self.sink.keeps() { gathered.keep() } else { gathered }
     }
 }
 
@@ -71,19 +71,20 @@ pub(super) fn column_forward(
     x: &Tensor,
     tokens: i64,
 ) -> Result<Tensor, CommError> {
-    Ok(weights.apply(&tp.gather(x, tokens)?))
+    let all = tp.gather(x, tokens)?;
+    Ok(weights.apply(&all))
 }
 
-/// `x`: the stream of the forward pass, `[S, in]`; `dy`: `[T, out/tp]`. Returns `dx`: `[S, in]`, which holds until the
-/// next call of a method of `tp`.
-pub(super) fn column_backward(
-    tp: &TensorParallel,
+/// `x`: the stream of the forward pass, `[S, in]`; `dy`: `[T, out/tp]`. Returns `dx`: `[S, in]`.
+pub(super) fn column_backward<'a>(
+    tp: &'a TensorParallel,
     pass: GradPass<LinearWeights>,
     x: &Tensor,
     dy: &Tensor,
-) -> Result<Tensor, CommError> {
+) -> Result<Exchanged<'a>, CommError> {
     let tokens = dy.size()[0];
-    pass.add_weight_grad(dy, &pass.lasting(tp, tp.gather(x, tokens)?));
+    let all = pass.lasting(tp.gather(x, tokens)?);
+    pass.add_weight_grad(dy, &all);
     pass.add_bias_grad(dy);
     let partial = tp.partial(tokens, dy, x.size()[1]);
     tp.reduce(pass.weights.input_grad_into(dy, &partial))
@@ -112,7 +113,7 @@ pub(super) fn row_backward(
     dy: &Tensor,
 ) -> Result<Tensor, CommError> {
     pass.add_bias_grad(dy);
-    let all = pass.lasting(tp, tp.gather(dy, x.size()[0])?);
+    let all = pass.lasting(tp.gather(dy, x.size()[0])?);
     pass.add_weight_grad(&all, x);
     Ok(pass.weights.input_grad(&all))
 }

@@ -14,7 +14,7 @@ use proto::control::{CheckpointSaved, Finished, SkippedStep, Started};
 use proto::env::{Beginning, WorkerEnv};
 use proto::manifest::{Manifest, Progress};
 use proto::plan::{Init, Plan};
-use proto::progress::{CallKind, Phase};
+use proto::progress::Phase;
 use proto::run_dir::RunDir;
 
 pub use error::TrainError;
@@ -260,7 +260,7 @@ impl Trainer {
         let Some(snapshots) = &self.snapshots else { return Ok(()) };
         let copied = snapshots.copy(self.engine.memory(), self.progress)?;
         if self.is_first {
-            self.ranks.line.exchange(CallKind::Barrier, || control.flush())?;
+            self.ranks.line.call_launcher(|| control.flush())?;
         }
         Ok(copied.seal()?)
     }

@@ -130,7 +130,7 @@ pub const PHASES: [Phase; 11] = [
 ];
 
 /// Where ranks exchange something, and only then can hang in it.
-const EXCHANGES: [Phase; 4] = [Phase::Rendezvous, Phase::Reduce, Phase::Update, Phase::Checkpoint];
+const EXCHANGES: [Phase; 5] = [Phase::Rendezvous, Phase::Reduce, Phase::Update, Phase::Checkpoint, Phase::Save];
 
 const fn recovers(word: &'static str, cause: &'static str) -> Kind {
     Kind { word, ending: Ending::Recovers, cause, phases: &PHASES }
@@ -151,7 +151,7 @@ pub const KINDS: [Kind; 15] = [
     recovers("stop", "is stopped"),
     recovers("hang", "hangs"),
     recovers("spin", "spins"),
-    Kind { phases: &EXCHANGES, ..recovers("hang-inside", "") },
+    Kind { phases: &EXCHANGES, ..recovers("hang-inside", "hangs inside") },
     Kind { cause: "memory", ..ends("memory", Ending::GivesUp) },
     ends("term", Ending::Unharmed),
     ends("disconnect", Ending::Unharmed),
@@ -177,8 +177,6 @@ impl Cell {
             let victims: &[Victim] = match kind.ending {
                 // Whichever rank does it.
                 Ending::LauncherGone => &[Victim::First],
-                // A rank that waits for all is not to blame if all do.
-                _ if kind.word == "hang-inside" => &[Victim::First, Victim::Last],
                 _ => &[Victim::First, Victim::Last, Victim::All],
             };
             let phases = kind.phases.iter();
@@ -193,10 +191,9 @@ impl Cell {
         let victims = [Victim::Last, Victim::First, Victim::All];
         let chosen = |cell: &Cell| {
             let kind = KINDS.iter().position(|kind| kind.word == cell.kind.word).expect("one of them");
-            let is_slow = matches!(cell.kind.word, "hang-inside");
-            let victim =
-                if cell.kind.ending == Ending::LauncherGone || is_slow { Victim::First } else { victims[kind % 3] };
-            let phases = if is_slow { [Phase::Reduce; 2] } else { phase_of(kind) };
+            let victim = if cell.kind.ending == Ending::LauncherGone { Victim::First } else { victims[kind % 3] };
+            let is_inside = cell.kind.phases.len() < PHASES.len();
+            let phases = if is_inside { [Phase::Rendezvous, Phase::Reduce] } else { phase_of(kind) };
             phases.contains(&cell.phase) && cell.victim == victim
         };
         Self::all().into_iter().filter(chosen).collect()

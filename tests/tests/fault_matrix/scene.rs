@@ -158,9 +158,7 @@ fn assert_culprit(cell: &Cell, finished: &Finished, output: &str) {
     let cause = stopped["cause"].as_str().expect("a cause");
     assert!(cause.contains(cell.kind.cause), "{:?} is not in {cause:?}: {output}", cell.kind.cause);
     let Some(rank) = cell.victim.rank() else { return };
-    // A rank that hangs in an exchange is blamed by those that wait for it.
-    let blamed = cell.kind.word == "hang-inside" && cause.contains(&format!("rank {rank}"));
-    assert!(stopped["rank"].as_u64() == Some(rank) || blamed, "{stopped}: {output}");
+    assert_eq!(stopped["rank"].as_u64(), Some(rank), "{stopped}: {output}");
 }
 
 /// What a panic says, as an error.

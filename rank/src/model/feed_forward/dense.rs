@@ -5,7 +5,7 @@ use tch::Tensor;
 
 use crate::kernels::{swiglu, swiglu_backward};
 use crate::model::linear::{LinearWeights, column_backward, column_forward, row_backward, row_forward};
-use crate::model::tensor_parallel::TensorParallel;
+use crate::model::tensor_parallel::{Exchanged, TensorParallel};
 use crate::model::weight_grads::GradPass;
 
 /// Weights of the projections.
@@ -47,15 +47,14 @@ impl DenseWeights {
 
 impl GradPass<'_, DenseWeights> {
     /// `x`: the normed stream of the forward pass, `[S, D]`; `dy`: `[S, D]`, the gradient of the stream after the
-    /// feed-forward. Returns that of the normed stream, `[S, D]`, which holds until the next call of a method of `tp`. Frees
-    /// `saved`.
-    pub(super) fn backward(
+    /// feed-forward. Returns that of the normed stream, `[S, D]`. Frees `saved`.
+    pub(super) fn backward<'a>(
         self,
-        tp: &TensorParallel,
+        tp: &'a TensorParallel,
         saved: DenseSaved,
         x: &Tensor,
         dy: &Tensor,
-    ) -> Result<Tensor, CommError> {
+    ) -> Result<Exchanged<'a>, CommError> {
         let DenseSaved { mut gate_up, activation } = saved;
         let dactivation = row_backward(tp, self.of(|weights| &weights.down), &activation, dy)?;
         drop(activation);
