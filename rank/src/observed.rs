@@ -2,22 +2,22 @@
 //! under way: whoever hangs, the launcher sees who waits in an exchange and who never came to it.
 
 use std::fmt;
+use std::rc::Rc;
 
 use comm::{Buffer, Channel, Collective, Pending, ReduceOp, Result, Work};
 use proto::progress::{Call, CallKind};
 
-use crate::groups::Group;
 use crate::progress::ProgressLine;
 
 /// An observed group.
 pub struct Observed {
-    group: Group,
+    group: Rc<dyn Collective>,
     line: ProgressLine,
 }
 
 impl Observed {
     /// Observes `group`, whose exchanges `line` shows.
-    pub fn new(group: Group, line: &ProgressLine) -> Self {
+    pub fn new(group: Rc<dyn Collective>, line: &ProgressLine) -> Self {
         Self { group, line: line.clone() }
     }
 

@@ -1,6 +1,7 @@
 //! Flipped bits: whatever decides how a job goes on and is not what was written is named or made anew, and nothing is silently
 //! wrong. CKP-1, SET-4, SEA-1; `scripts/trials.sh flips` plays many.
 
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "tests tell how they go")]
 use std::fs;
 use std::fs::OpenOptions;
 use std::ops::Range;
