@@ -31,7 +31,7 @@ const NOBODY: u32 = 65534;
 
 /// Standard error that takes nothing.
 #[derive(Debug, Clone, Copy)]
-enum Broken {
+enum Stderr {
     /// It is not open.
     Closed,
     /// No space is left on the device.
@@ -42,16 +42,16 @@ enum Broken {
     FullPipe,
 }
 
-impl Broken {
+impl Stderr {
     /// What to give to dslaunch, and what to keep meanwhile.
     fn open(self) -> (Stdio, Option<PipeReader>) {
         let pipe = || io::pipe().unwrap();
         match self {
             // Closed by the shell that starts dslaunch.
-            Broken::Closed => (Stdio::null(), None),
-            Broken::DiskFull => (OpenOptions::new().write(true).open("/dev/full").unwrap().into(), None),
-            Broken::BrokenPipe => (pipe().1.into(), None),
-            Broken::FullPipe => {
+            Stderr::Closed => (Stdio::null(), None),
+            Stderr::DiskFull => (OpenOptions::new().write(true).open("/dev/full").unwrap().into(), None),
+            Stderr::BrokenPipe => (pipe().1.into(), None),
+            Stderr::FullPipe => {
                 let (reader, writer) = pipe();
                 let mut file = File::from(OwnedFd::from(writer));
                 fcntl(&file, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
@@ -129,11 +129,11 @@ fn code_after(victim: Victim) -> Option<i32> {
 #[test]
 fn nothing_is_left_if_standard_error_cannot_be_written() {
     for (trial, mut draw) in Trials::or_else(16).draws() {
-        let broken = draw.one_of(&[Broken::Closed, Broken::DiskFull, Broken::BrokenPipe, Broken::FullPipe]);
+        let broken = draw.one_of(&[Stderr::Closed, Stderr::DiskFull, Stderr::BrokenPipe, Stderr::FullPipe]);
         let victim = draw.one_of(&[Victim::Guardian, Victim::Launcher, Victim::Rank, Victim::Nobody]);
         let what = format!("trial {trial}, {broken:?}, {victim:?}");
         let mut command = Command::new("/bin/sh");
-        let redirect = if matches!(broken, Broken::Closed) { "exec \"$@\" 2>&-" } else { "exec \"$@\"" };
+        let redirect = if matches!(broken, Stderr::Closed) { "exec \"$@\" 2>&-" } else { "exec \"$@\"" };
         command.args(["-c", redirect, "sh"]).arg(program("dslaunch"));
         command.args(["run", "--nproc-per-node", "2", "--max-restarts", "1", "--", "/bin/sh", "-c", WORKER]);
         if draw.below(2) == 0 {
