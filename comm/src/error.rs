@@ -1,4 +1,4 @@
-//! What can go wrong between ranks. Ranks in errors are always ranks of the world, not indices of a group.
+//! Errors between ranks. A rank in an error is always a rank of the world, not an index in a group.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use crate::{Op, OpDesc};
 /// The result of everything in this crate.
 pub type Result<T> = std::result::Result<T, CommError>;
 
-/// Why a communication call failed.
+/// The error of a failed call.
 ///
 /// Those up to `GroupMismatch` are *faults*: the first one poisons the world, every rank that waits is woken with it,
 /// and every later call on any rank returns it. The others concern the caller alone.
@@ -52,7 +52,7 @@ pub enum CommError {
         missing: Vec<usize>,
         /// How long the wait was allowed to take.
         timeout: Duration,
-        /// What the missing ranks were doing, in words, cut to 256 bytes.
+        /// The last known calls of the missing ranks, in words, cut to 256 bytes.
         last_seen: String,
     },
     /// Members of a group made different calls.
@@ -60,11 +60,11 @@ pub enum CommError {
     Mismatch {
         /// The rank that differs from most others; of two, the higher one.
         rank: usize,
-        /// What it called.
+        /// Its call.
         theirs: Box<OpDesc>,
         /// A rank of the majority.
         reference_rank: usize,
-        /// What the majority called.
+        /// The majority's call.
         reference: Box<OpDesc>,
     },
     /// Ranks joined with different options.
@@ -122,9 +122,9 @@ pub enum CommError {
     /// Another process took this rank: the launcher gave one rank to two.
     #[error("rank {rank} is already taken by process {pid}")]
     RankTaken {
-        /// The rank.
+        /// The rank's number.
         rank: usize,
-        /// Who has it.
+        /// The process that has it.
         pid: u32,
     },
     /// The arena is too small for the buffers asked of it.
@@ -132,7 +132,7 @@ pub enum CommError {
     ArenaExhausted {
         /// Size of the buffer asked for.
         needed_bytes: usize,
-        /// What is left.
+        /// The bytes that are left.
         available_bytes: usize,
         /// The whole region of one rank.
         arena_bytes: usize,

@@ -26,7 +26,7 @@ pub enum FlightState {
     Left,
 }
 
-/// What a rank does, read without stopping it: fields of two operations may mix. For people and error texts.
+/// The latest call of a rank, read without stopping it: fields of two operations may mix. For people and error texts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FlightEntry {
     /// The process, or 0.

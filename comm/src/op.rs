@@ -1,4 +1,4 @@
-//! What a rank says it is doing: the description that members compare before data moves, and that errors print.
+//! Describes one operation of a rank. Members compare the descriptions before data moves, and errors print them.
 
 use std::fmt;
 

@@ -1,4 +1,4 @@
-//! The group of one: what a tensor- or pipeline-parallel axis of size 1 is. Needs no memory and no peers.
+//! The group of one rank, for an axis of size 1. It needs no memory and no peers.
 
 use crate::{Buffer, Channel, Collective, MAX_SCALARS, ReduceOp, Result, Work};
 

@@ -18,7 +18,7 @@ use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-/// What a worker does, who it is, and how patient: `part:rank:world_size:timeout_ms`.
+/// The part that a worker plays, its rank and its patience: `part:rank:world_size:timeout_ms`.
 const PART: &str = "DSLAUNCH_COMM_TEST_PART";
 /// The bound is for loaded machines; an idle one takes about a millisecond.
 const DETECTION_MAX: Duration = Duration::from_secs(1);

@@ -1,5 +1,5 @@
-//! How long a rendezvous of many ranks takes, for `scripts/bench.sh launch`: `rendezvous_of 1000` prints seconds. Each rank has
-//! a connection of its own to the launcher's service, as it would from a process of its own.
+//! Measures a rendezvous of many ranks, for `scripts/bench.sh launch`: `rendezvous_of 1000` prints seconds. Each rank
+//! has a connection of its own to the launcher's service, as it would from a process of its own.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "an example tells what it finds")]
 

@@ -1,4 +1,4 @@
-//! The launcher: everything of `dslaunch` but its main function.
+//! The launcher: all of `dslaunch` except its main function.
 //!
 //! In reading order, from what the user types down to processes: [`cli`] (lists the commands), [`commands`] (each with its
 //! arguments, its error and what it does), [`job`] (the story of a training job), [`attempt`] (all ranks once: the event

@@ -1,4 +1,4 @@
-//! `dslaunch`: wiring, and the one place that turns results into exit codes.
+//! The main function of `dslaunch`. It connects the parts, and it alone turns results into exit codes.
 
 use std::io::{self, Write};
 use std::process::ExitCode;

@@ -1,9 +1,9 @@
-//! The worker environment: every variable that the launcher sets for a rank and that a rank reads, in one place; and
-//! the only way to this process's own.
+//! The worker environment: every variable that the launcher sets for a rank and that a rank reads, in one place. All
+//! reads of this process's own environment go through here too.
 //!
 //! What torchrun tells a worker has torchrun's names here too, but for `MASTER_ADDR` and `MASTER_PORT`: ranks of one machine
 //! meet in memory, and none listens. No secret stands in the environment: a rank reaches its launcher through a descriptor.
-//! What the launcher itself is told by those who have started it is beside it ([`SchedulerEnv`], [`ServiceEnv`]).
+//! [`SchedulerEnv`] and [`ServiceEnv`] hold the variables that others set for the launcher.
 
 mod scheduler;
 mod slurm;
@@ -26,7 +26,7 @@ pub fn variable(name: &str) -> Option<OsString> {
 /// Whether attempts have control groups of their own (`DSLAUNCH_CGROUP`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cgroups {
-    /// Where the kernel lets us make them.
+    /// They are made where the kernel allows it.
     Auto,
     /// The user does not want them (`off`).
     Off,
@@ -40,7 +40,7 @@ impl Cgroups {
     }
 }
 
-/// What one rank process is told about its job and its place in it.
+/// The variables of one rank process: its job and its place in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WorkerEnv {
     /// Global rank (`RANK`).
@@ -71,7 +71,7 @@ pub struct WorkerEnv {
     pub progress_fd: i32,
     /// Inherited descriptor of the memory for snapshots (`DSLAUNCH_SNAPSHOT_FD`); `None` takes none.
     pub snapshot_fd: Option<i32>,
-    /// Where training begins.
+    /// The starting point of training.
     pub beginning: Beginning,
     /// Seed of random delays that must change nothing (`DSLAUNCH_SHAKE`): for tests. `None`: no delays.
     pub shake: Option<u64>,
@@ -90,7 +90,7 @@ pub enum Meeting {
     },
 }
 
-/// Where an attempt begins.
+/// The starting point of an attempt.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Beginning {
     /// At the first step.
@@ -106,7 +106,7 @@ impl Beginning {
     pub const VARIABLES: [&str; 2] = ["DSLAUNCH_RESUME_FROM", "DSLAUNCH_RESUME_SNAPSHOT"];
 }
 
-/// Why a worker environment cannot be read.
+/// An error of reading a worker environment.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum EnvError {
     /// A variable is not there: the process was not started by dslaunch.
@@ -117,9 +117,9 @@ pub enum EnvError {
     Invalid {
         /// Name of the variable.
         name: &'static str,
-        /// What it holds.
+        /// Its value.
         value: OsString,
-        /// What it should hold.
+        /// The value that it should have.
         expected: &'static str,
     },
 }

@@ -1,5 +1,5 @@
-//! Faults on purpose: what `DSLAUNCH_FAULT` asks ranks to suffer, so that anybody can see what a job makes of it. Pure: the
-//! words; ranks act on them.
+//! Faults on purpose: the language of `DSLAUNCH_FAULT`, which breaks ranks so that anybody can see how a job recovers.
+//! Pure: it parses; ranks act.
 //!
 //! ```text
 //! DSLAUNCH_FAULT="kill rank=1 phase=backward step=3"
@@ -13,7 +13,7 @@ use std::str::FromStr;
 
 use crate::progress::{Phase, Place};
 
-/// What happens to a rank.
+/// A kind of fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FaultKind {
     /// SIGKILL.
@@ -81,7 +81,7 @@ impl FaultKind {
 /// One fault: what happens, to whom and where.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fault {
-    /// What happens.
+    /// The kind of fault.
     pub kind: FaultKind,
     rank: Option<usize>,
     phase: Option<Phase>,

@@ -1,5 +1,5 @@
-//! The contract between dslaunch's processes: what the user wrote, what was made of it, and how launcher and
-//! ranks talk.
+//! The contract between dslaunch's processes: the user's configuration, the plan that is made of it, and the messages
+//! between launcher and ranks.
 //!
 //! In reading order: [`config`] (train.toml as typed), [`model_config`] (the model's config.json), [`mesh`]
 //! (rank and coordinates), [`plan`] (everything resolved and checked), [`resolve`] (how), [`schedule`] (learning rates), [`layout`]

@@ -16,7 +16,7 @@ const VERSION: u32 = 3;
 /// The version before: the same without a seal.
 const UNSEALED: u32 = 2;
 
-/// Where a run stands after a step.
+/// The progress of a run after a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Progress {
     /// Optimizer steps done.
@@ -30,11 +30,11 @@ pub struct Progress {
 /// By unit, ranges `[start, end)` of its flat buffer, ascending: in a file, one after the other.
 pub type UnitRanges = BTreeMap<String, Vec<[usize; 2]>>;
 
-/// What a checkpoint holds.
+/// The contents of a checkpoint.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
     version: u32,
-    /// Where the run stood.
+    /// The progress of the run at its step.
     pub progress: Progress,
     /// Seed of initialisation and shuffling: all randomness there is.
     pub seed: u64,
@@ -50,7 +50,7 @@ pub struct Manifest {
     pub files: BTreeMap<String, FileEntry>,
 }
 
-/// What a manifest is made of.
+/// The parts of a manifest.
 #[derive(Debug, Clone)]
 pub struct Contents {
     /// See [`Manifest::progress`].
@@ -86,7 +86,7 @@ pub enum ManifestError {
     Read {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// The manifest is not one, or a file has another length than it says.
@@ -94,7 +94,7 @@ pub enum ManifestError {
     Damaged {
         /// The file.
         path: PathBuf,
-        /// What does not hold.
+        /// The rule that is broken.
         rule: String,
     },
     /// Another dslaunch wrote it.

@@ -17,7 +17,7 @@ pub struct Mesh {
     pub tp: usize,
 }
 
-/// Where one rank sits: an index along each axis.
+/// The coordinate of one rank: an index along each axis.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Coord {
     /// Pipeline stage, `0..mesh.pp`.

@@ -1,6 +1,7 @@
-//! What every rank is doing, on a page of memory that ranks share with the launcher: a rank writes its own line with
-//! plain stores, without a system call, and the launcher reads all lines whenever it likes, also of a rank that is
-//! stopped, hangs or is dead. Pure: this is how a line is laid out; the mappings are the launcher's and the rank's.
+//! The progress page: memory that ranks share with the launcher, with one line for each rank's current work. A rank
+//! writes its own line with plain stores, without a system call. The launcher reads all lines at any time, also of a
+//! rank that is stopped, hangs or is dead. Pure: this file lays out a line; the mappings are the launcher's and the
+//! rank's.
 //!
 //! ```text
 //! word 0  place       step, unit, phase          one store, so a place is never torn
@@ -43,7 +44,7 @@ pub const BUSY: usize = 4;
 /// Words of a line that mean something.
 pub const USED_WORDS: usize = 5;
 
-/// What kind of work a rank does. A line that nobody has written yet says `Start`.
+/// The kind of work that a rank does. A line that nobody has written yet says `Start`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Phase {
@@ -139,12 +140,12 @@ impl fmt::Display for Phase {
     }
 }
 
-/// Where a rank is in its work.
+/// The place of a rank in its work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Place {
     /// The step it works on, from 1; 0 before the first. At most 2^40 - 1.
     pub step: u64,
-    /// What it does.
+    /// Its work.
     pub phase: Phase,
     /// The unit of this rank that it works on, where it is one.
     pub unit: Option<usize>,
@@ -168,7 +169,7 @@ impl Place {
     }
 }
 
-/// What passes between ranks.
+/// The kind of an exchange between ranks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum CallKind {
@@ -249,7 +250,7 @@ pub enum CallState {
 pub struct Call {
     /// Number of the call on this rank, from 1; 0 before the first.
     pub number: u64,
-    /// What it exchanges.
+    /// The kind of the exchange.
     pub kind: CallKind,
     /// How far the rank is with it.
     pub state: CallState,
@@ -281,7 +282,7 @@ impl Call {
 /// A rank's whole line, as it was read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Line {
-    /// Where it is.
+    /// Its place in its work.
     pub place: Place,
     /// Since when, in nanoseconds of CLOCK_MONOTONIC; 0: it has written nothing yet.
     pub place_since: u64,

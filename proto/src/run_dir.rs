@@ -1,4 +1,4 @@
-//! The run directory: where everything of one run lies. Launcher and ranks ask here, so that no path is spelled twice.
+//! The run directory: the paths of all files of a run. Launcher and ranks ask here, so that no path is spelled twice.
 
 use std::path::{Path, PathBuf};
 
@@ -39,12 +39,12 @@ impl RunDir {
         self.root.join("events.jsonl")
     }
 
-    /// Where a running launcher can be asked and stopped: a Unix socket.
+    /// The Unix socket at which a running launcher can be asked and stopped.
     pub fn control_socket(&self) -> PathBuf {
         self.root.join("control.sock")
     }
 
-    /// What a job in the background writes to its terminal.
+    /// The console of a job in the background.
     pub fn console_log(&self) -> PathBuf {
         self.root.join("logs").join("console.log")
     }

@@ -19,7 +19,7 @@ pub struct Schedule {
     pub warmup_steps: u64,
     /// Steps of the whole run.
     pub total_steps: u64,
-    /// Where the decay ends, as a part of the peak.
+    /// The rate at which the decay ends, as a part of the peak.
     pub min_lr_ratio: f64,
 }
 

@@ -42,7 +42,7 @@ pub enum SealedError {
     Read {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// It is not what was written.
@@ -50,7 +50,7 @@ pub enum SealedError {
     Damaged {
         /// The file.
         path: PathBuf,
-        /// What does not hold.
+        /// The rule that is broken.
         rule: String,
     },
 }

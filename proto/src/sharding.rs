@@ -1,4 +1,5 @@
-//! ZeRO (Rajbhandari et al., 2020) as one policy over a unit's flat buffers: who keeps what, and when it moves. Pure.
+//! ZeRO (Rajbhandari et al., 2020) as one policy over a unit's flat buffers: it says which rank keeps which part, and
+//! when parts move. Pure.
 //!
 //! A unit's flat buffer has two parts, each of which is cut over the data-parallel ranks, kept and gathered on its own
 //! ([`Sharding::parts`]). The first begins with what is trained: its gradients and moments are cut as it is, so every rank
@@ -55,7 +56,7 @@ impl Sharding {
         self.shard_of(self.dp_rank, numel_padded)
     }
 
-    /// What this rank updates: everything, or its shard.
+    /// Returns the range that this rank updates: everything, or its shard.
     pub fn owned(&self, numel_padded: usize) -> Range<usize> {
         if self.shards_optimizer() { self.shard(numel_padded) } else { 0..numel_padded }
     }

@@ -1,5 +1,5 @@
-//! Snapshots: what ranks keep of the newest steps in memory that the launcher owns, so that a restart loses no more than
-//! the step that was under way. Pure: where everything lies, and how a header is written and read.
+//! Snapshots: ranks keep the state of their newest steps in memory that the launcher owns, so that a restart loses no
+//! more than the step that was under way. Pure: this file lays out that memory and writes and reads its headers.
 //!
 //! ```text
 //! memory   region of rank 0 | region of rank 1 | ...
@@ -28,7 +28,7 @@ pub const SLOTS: usize = 2;
 /// Regions and slots begin at multiples of this: a page.
 const ALIGN_BYTES: u64 = 4096;
 
-/// Where ranks keep what.
+/// The places in the memory for snapshots.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SnapshotLayout {
     regions: Vec<Region>,
@@ -101,7 +101,7 @@ pub fn snapshot_bytes(plan: &Plan) -> u64 {
     if plan.snapshot_every_steps == 0 { 0 } else { SnapshotLayout::of(plan).bytes() }
 }
 
-/// What the rank is the one to save, as in a checkpoint.
+/// Returns the ranges that only this rank saves, as in a checkpoint.
 fn saved_ranges(plan: &Plan, rank: usize) -> UnitRanges {
     let coord = plan.mesh.coord(rank);
     let sharding = Sharding::new(plan.zero.stage, plan.mesh.dp, coord.dp);
@@ -118,10 +118,10 @@ fn numel(ranges: &[[usize; 2]]) -> usize {
     ranges.iter().map(|[start, end]| end - start).sum()
 }
 
-/// What says that a slot is whole.
+/// The header that says that a slot is whole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Header {
-    /// Where the run stood.
+    /// The progress of the run at its step.
     pub progress: Progress,
     /// xxh3 of the slot's elements, in the order in which they lie there.
     pub checksum: u64,
@@ -130,7 +130,7 @@ pub struct Header {
 impl Header {
     /// Length in memory.
     pub const BYTES: usize = 40;
-    /// What stands in the place of a header whose slot does not count.
+    /// The bytes in the place of a header whose slot does not count.
     pub const ERASED: [u8; Self::BYTES] = [0; Self::BYTES];
 
     /// As it lies in memory: four numbers and their own checksum.

@@ -14,7 +14,7 @@ pub enum WeightFilesError {
     Read {
         /// The folder or file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// The index is not one.
@@ -22,7 +22,7 @@ pub enum WeightFilesError {
     Damaged {
         /// The index.
         path: PathBuf,
-        /// What does not hold.
+        /// The rule that is broken.
         rule: String,
     },
     /// There are none.

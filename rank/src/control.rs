@@ -37,7 +37,7 @@ pub enum ControlError {
     Connect {
         /// The outside of its hatch.
         descriptor: RawFd,
-        /// Why not.
+        /// The reason.
         source: tonic::transport::Error,
     },
     /// The launcher does not take what this rank has to say, however often it tries.
@@ -51,7 +51,7 @@ pub enum ControlError {
     Refused {
         /// This rank.
         rank: usize,
-        /// What it said.
+        /// Its message.
         message: String,
     },
 }

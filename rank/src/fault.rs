@@ -1,4 +1,4 @@
-//! Suffers what `DSLAUNCH_FAULT` asks for ([`proto::fault`]), where this rank's line on the progress page says that it is.
+//! Breaks this rank as `DSLAUNCH_FAULT` asks ([`proto::fault`]), at the place that its line on the progress page names.
 
 use std::fs;
 use std::hint;

@@ -1,4 +1,4 @@
-//! What a rank process sets for itself before any tensor exists, and what it reads of itself.
+//! Sets the rank's process up before any tensor exists, and reads its memory figures.
 
 #![allow(unsafe_code, reason = "mallopt and inherited descriptors have no safe binding")]
 

@@ -1,5 +1,5 @@
-//! This rank's line on the progress page: what it does now, for the launcher to read. A store or two and a look at the
-//! clock, which is no system call.
+//! Writes this rank's line on the progress page: its current work, for the launcher to read. That costs a store or two
+//! and a look at the clock, which is no system call.
 
 #![allow(unsafe_code, reason = "words of memory that the launcher reads")]
 

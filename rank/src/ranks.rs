@@ -21,7 +21,7 @@ pub struct Ranks {
     pub device: Device,
     /// The groups of this rank.
     pub groups: Groups,
-    /// What the launcher can see of this rank.
+    /// This rank's line on the progress page, which the launcher reads.
     pub line: ProgressLine,
     /// Shakes what moves between ranks.
     pub shake: Shake,

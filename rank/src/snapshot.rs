@@ -1,4 +1,4 @@
-//! Snapshots in memory that the launcher owns: written after steps, read when an attempt goes on from one.
+//! Writes snapshots after steps into memory that the launcher owns, and reads one when an attempt goes on from it.
 //!
 //! The memory is a file without a name. It is written and read with system calls, not mapped: so it is not in this
 //! process's resident set, and neither side can harm the other.
@@ -31,9 +31,9 @@ pub enum SnapshotError {
     Io {
         /// The snapshot's step.
         step: u64,
-        /// What failed.
+        /// The action that failed.
         what: &'static str,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// Its content is not what was written. It is not used again.
@@ -162,7 +162,7 @@ impl Snapshots {
         forgotten.map_err(|source| SnapshotError::Io { step, what: "written", source })
     }
 
-    /// What this rank needs of one unit and finds in one region.
+    /// Loads the part of one unit that this rank needs and finds in one region.
     fn load_unit(
         &self,
         unit: usize,
@@ -232,7 +232,7 @@ impl Snapshots {
     }
 }
 
-/// What this rank is the one to save, by unit.
+/// Lists the pieces that only this rank saves, by unit.
 fn saved(memory: &Memory) -> impl Iterator<Item = (usize, Vec<Piece>)> + '_ {
     let units = (0..memory.num_units()).map(|unit| (unit, memory.saved(unit)));
     units.filter(|(_, pieces)| !pieces.is_empty())

@@ -1,4 +1,4 @@
-//! Models and data that tests train on, small enough to train in seconds.
+//! The models and data of the tests, small enough to train in seconds.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,4 +1,4 @@
-//! A train.toml and its run, to the end or with somebody interfering.
+//! Runs a train.toml for a test: to its end, or with a fault on the way.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
@@ -33,7 +33,7 @@ pub struct Finished {
     pub stdout: String,
     /// Standard error.
     pub stderr: String,
-    /// What it left.
+    /// The run directory that it left.
     pub run: RunDir,
 }
 

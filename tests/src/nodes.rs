@@ -13,7 +13,7 @@ use nix::sys::signal::Signal;
 use crate::job::{send, wait_until_gone};
 use crate::{program, repository};
 
-/// Where the nodes of a run meet, and the folder that its ranks run in.
+/// The nodes of a run: their meeting point, and the folder that its ranks run in.
 pub struct Cluster {
     scratch: tempfile::TempDir,
     num_nodes: u32,
@@ -34,9 +34,9 @@ pub struct Node {
 pub struct End {
     /// Its exit code.
     pub code: Option<i32>,
-    /// What its ranks have said.
+    /// The output of its ranks.
     pub stdout: String,
-    /// What it has said.
+    /// Its own messages.
     pub stderr: String,
 }
 

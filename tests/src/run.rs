@@ -1,4 +1,4 @@
-//! What a run left behind: metrics, events, checkpoints, weights.
+//! Reads the results of a run: metrics, events, checkpoints, weights.
 
 use std::collections::BTreeMap;
 use std::fs;

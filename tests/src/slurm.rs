@@ -12,7 +12,7 @@ use nix::unistd::{Pid, geteuid};
 
 use crate::nodes::free_port;
 
-/// What has to be installed: Debian's slurm-wlm and munge.
+/// The programs that must be installed: Debian's slurm-wlm and munge.
 const PROGRAMS: [&str; 7] = ["munged", "slurmctld", "slurmd", "srun", "sbatch", "scontrol", "scancel"];
 /// How long the daemons may take to find each other, and to end.
 const DAEMON_DEADLINE: Duration = Duration::from_secs(20);
@@ -92,7 +92,7 @@ impl Slurm {
         }
     }
 
-    /// What one of Slurm's commands prints; it must succeed.
+    /// Returns the output of one of Slurm's commands; it must succeed.
     pub fn ask(&self, tool: &str, args: &[&str]) -> String {
         let output = self.command(tool).args(args).output().expect("it is installed");
         let stdout = String::from_utf8_lossy(&output.stdout).into_owned();

@@ -10,7 +10,7 @@ const STEPS: usize = 3;
 
 const DATA: Layout = Layout { nproc: 2, ..Layout::ONE };
 
-/// What a run left: losses and norms, and the weights as bits.
+/// The results of a run: losses and norms, and the weights as bits.
 #[derive(PartialEq)]
 struct Bits {
     steps: Vec<Step>,

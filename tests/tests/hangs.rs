@@ -1,4 +1,4 @@
-//! Ranks that do not die but do not get on: each is found, named and replaced, and the result is that of a quiet run.
+//! Ranks that live but stand still: each is found, named and replaced, and the result is that of a quiet run.
 
 #![allow(clippy::print_stdout, reason = "tests tell how they go")]
 

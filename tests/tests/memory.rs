@@ -1,4 +1,4 @@
-//! `dslaunch plan` predicts what ranks use: resident memory above that of an empty rank, at its peak. A resume needs no more,
+//! `dslaunch plan` predicts the peak of a rank's resident memory, above that of an empty rank. A resume needs no more,
 //! and a rank that runs out of memory says where.
 
 #![allow(clippy::print_stdout, reason = "tests tell how they go")]

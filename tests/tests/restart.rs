@@ -1,4 +1,4 @@
-//! What happens when something dies: ranks, the launcher, the user's patience. ENG-3, LCH-1, LCH-3.
+//! Ranks die, the launcher dies, or the user stops the job: the run goes on or ends in good order. ENG-3, LCH-1, LCH-3.
 
 #![allow(clippy::print_stdout, reason = "tests tell how they go")]
 

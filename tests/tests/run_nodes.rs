@@ -23,7 +23,7 @@ fn both(cluster: &Cluster, flags: &str, script: &str) -> [End; 2] {
     [0, 1].map(|node| cluster.shell(node, flags, script)).map(Node::end)
 }
 
-/// What each of them says on standard error, all of it on every node.
+/// Asserts that every node prints all of `texts` on standard error.
 fn assert_all_say(ends: &[End], texts: &[&str]) {
     for (end, text) in ends.iter().flat_map(|end| texts.iter().map(move |text| (end, text))) {
         assert!(end.stderr.contains(text), "{text:?} is missing: {ends:#?}");

@@ -112,7 +112,7 @@ pub(super) struct Slot {
     pub generation: WaitWord,
 }
 
-/// What one member of one group says. Written by that member alone.
+/// The words of one member of one group. Written by that member alone.
 #[repr(C, align(64))]
 pub(super) struct Member {
     /// Calls made.
@@ -133,8 +133,8 @@ pub(super) struct Post {
 /// Messages of one ordered pair of ranks on one channel.
 #[repr(C, align(64))]
 pub(super) struct Mailbox {
-    /// What is under way, by number modulo the capacity. Written by the sender, before it advances `sent` and after it
-    /// saw the message before in this place taken.
+    /// The messages under way, by number modulo the capacity. The sender writes one before it advances `sent` and after
+    /// it saw the message before in this place taken.
     pub descs: [[AtomicU64; OpDesc::NUM_WORDS]; CHANNEL_CAPACITY],
     /// Advanced by the sender.
     pub sent: WaitWord,

@@ -1,4 +1,4 @@
-//! The arithmetic: many inputs, summed in the order given, to many outputs.
+//! The arithmetic of reductions: sums many inputs, in the order given, into many outputs.
 //!
 //! Works chunk by chunk: each input is read once, the running sum stays in the first-level cache, each output is
 //! written once. Plain additions in a fixed order, and no multiplication that a compiler could fuse, so every

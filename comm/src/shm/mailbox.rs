@@ -144,7 +144,7 @@ fn under_way(sent: u32, taken: u32) -> usize {
 }
 
 impl Mailbox {
-    /// Where message `number` is described.
+    /// Returns the words that describe message `number`.
     fn desc(&self, number: u64) -> &[AtomicU64; OpDesc::NUM_WORDS] {
         &self.descs[number as usize % CHANNEL_CAPACITY]
     }

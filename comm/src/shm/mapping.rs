@@ -98,7 +98,7 @@ impl Arena {
         self.arena_bytes
     }
 
-    /// Where `buf` starts in the region of `rank`.
+    /// Returns the start of `buf` in the region of `rank`.
     ///
     /// # Panics
     /// If it leaves the region, as a buffer of a larger world might.

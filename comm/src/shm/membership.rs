@@ -18,7 +18,7 @@ use crate::error::Setting;
 use crate::ranks::RankSet;
 use crate::{Channel, CommError, FlightState, MAX_RANKS, Op, OpDesc, Result};
 
-/// What all groups of a rank share; lives until the last of them is dropped.
+/// The state that all groups of a rank share; lives until the last of them is dropped.
 pub(super) struct Membership {
     pub arena: Arena,
     pub patience: Patience,

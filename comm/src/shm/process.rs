@@ -1,4 +1,4 @@
-//! Holding on to a peer process by pidfd, so that its death is an event and its pid cannot come to mean another.
+//! Holds a peer process by pidfd, so that its death is an event and its pid cannot come to mean another.
 
 #![allow(unsafe_code, reason = "pidfd_open has no safe wrapper here")]
 

@@ -1,4 +1,4 @@
-//! What the main thread and the watcher of one rank share: the control page, who we are, and the first fault.
+//! The state that a rank's main thread and its watcher share: the control page, this rank's identity, the first fault.
 //!
 //! The first fault wins and is never replaced. Reporting one is: write our own record, try to make it the first, then
 //! raise the fault flag in every word that anyone may wait on. A rank killed between the last two steps leaves waiters

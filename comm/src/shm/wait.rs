@@ -1,4 +1,4 @@
-//! Waiting for a word to move, without a lost wake-up and never past the deadline (COM-2).
+//! Waits until a word of the control page changes, without a lost wake-up and never past the deadline (COM-2).
 //!
 //! A [`WaitWord`] counts events in its upper bits and carries two flags below: a fault, and a rank that left. Whoever
 //! raises a flag changes the very word that waiters sleep on, so a waiter that looked just before either sees it or is
@@ -67,7 +67,7 @@ impl WaitWord {
     }
 }
 
-/// What to wait for, and whom to blame.
+/// The event to wait for, and the ranks to blame.
 pub(super) struct Wait<'a, Reached, Missing, Gone> {
     pub word: &'a WaitWord,
     /// Whether the word's count is the one waited for.
@@ -78,7 +78,7 @@ pub(super) struct Wait<'a, Reached, Missing, Gone> {
     pub gone: Gone,
 }
 
-/// Why a wait ended without its event.
+/// The reason that a wait ended without its event.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Interrupted {
     Fault,

@@ -17,7 +17,7 @@ use crate::{ALIGN_BYTES, Buffer, Collective, CommError, DType, FlightEntry, MAX_
 /// How to join a world.
 #[derive(Debug)]
 pub struct ShmOptions {
-    /// Who this process is, below `world_size`. No two processes may be the same rank.
+    /// The rank of this process, below `world_size`. No two processes may be the same rank.
     pub rank: usize,
     /// Number of ranks, the same on all; at most [`crate::MAX_RANKS`].
     pub world_size: usize,

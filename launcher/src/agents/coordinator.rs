@@ -1,4 +1,5 @@
-//! Round after round as a state machine: who has joined, who is silent, and what ended a round. Pure: no socket, no clock.
+//! The rounds of a run as a state machine: it keeps who has joined, who is silent, and the end of each round. Pure: no
+//! socket, no clock.
 //!
 //! ```text
 //!            all nodes have joined                 all nodes' work is done, or the user stops one
@@ -23,7 +24,7 @@ use crate::supervise::restart::exhausted;
 /// A look at the clock that comes later than this after it was due says nothing of others.
 const OVERSLEPT: Duration = Duration::from_secs(1);
 
-/// What a run's nodes agree on.
+/// The terms on which a run's nodes agree.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Terms {
     /// The run's name.
@@ -36,7 +37,7 @@ pub struct Terms {
     pub join_timeout: Duration,
 }
 
-/// Who calls.
+/// Identifies the caller.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Caller {
     /// The run's name.
@@ -49,7 +50,7 @@ pub struct Caller {
     pub round: u32,
 }
 
-/// What it says.
+/// The call of an agent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Call {
     /// It wants to join a round, not one before the caller's.
@@ -62,7 +63,7 @@ pub enum Call {
     Leave,
 }
 
-/// What it is answered.
+/// The answer to a call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answer {
     /// Nothing yet: ask again when [`Coordinator::generation`] has changed, or after a while.
@@ -75,7 +76,7 @@ pub enum Answer {
     Noted,
 }
 
-/// Why a call is not heard; it changes nothing.
+/// The reason that a call is not heard; it changes nothing.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     /// It is of another run.
@@ -99,7 +100,7 @@ pub enum Refusal {
     /// There is no such node.
     #[error("--node-rank {node_rank}: with --nnodes {num_nodes} the last one is {}", num_nodes - 1)]
     NoSuchNode {
-        /// What the agent says.
+        /// The node rank that the agent gives.
         node_rank: u32,
         /// How many there are.
         num_nodes: u32,
@@ -122,7 +123,7 @@ pub struct Coordinator {
     num_joined: usize,
     /// Incarnations whose place another one has taken.
     replaced: HashSet<String>,
-    /// Why the round before this one ended.
+    /// The reason that the round before this one ended.
     last: Option<Cause>,
     generation: u64,
 }
@@ -134,7 +135,7 @@ enum Phase {
     Over(Ending),
 }
 
-/// What is known of one node. Written by its agent's calls; all but `agent` begins anew with every round.
+/// The facts of one node. Its agent's calls write them; all but `agent` begins anew with every round.
 #[derive(Debug, Clone, Default)]
 struct Node {
     agent: Option<Agent>,

@@ -95,7 +95,7 @@ impl Server {
         })
     }
 
-    /// Where this process reaches it.
+    /// Returns the address at which this process reaches it.
     pub fn address(&self) -> SocketAddr {
         self.address
     }

@@ -1,4 +1,4 @@
-//! The agents' words in protobuf, and back. Pure.
+//! Converts the agents' messages to protobuf and back. Pure.
 
 use proto::agents::{self, exit, heartbeat_reply, join_reply, over, report_request};
 use tonic::Status;
@@ -15,20 +15,20 @@ impl From<Caller> for agents::Caller {
     }
 }
 
-/// Who calls.
+/// Reads the caller.
 pub fn caller(caller: Option<agents::Caller>) -> Result<Caller, Status> {
     let agents::Caller { run_id, node_rank, incarnation, round } = caller.ok_or_else(|| incomplete("who calls"))?;
     Ok(Caller { run_id, node_rank, incarnation, round })
 }
 
-/// What an agent asks for when it joins.
+/// Makes the request of an agent that joins.
 pub fn join_request(caller: Caller, offer: Offer) -> agents::JoinRequest {
     let master = offer.meeting.map(master);
     let Offer { num_nodes, num_workers, .. } = offer;
     agents::JoinRequest { caller: Some(caller.into()), num_nodes, num_workers, master }
 }
 
-/// What it offers.
+/// Reads the offer of the agent.
 pub fn offer(request: &agents::JoinRequest) -> Result<Offer, Status> {
     let meeting = request.master.clone().map(meeting).transpose()?;
     Ok(Offer { num_nodes: request.num_nodes, num_workers: request.num_workers, meeting })
@@ -71,7 +71,7 @@ impl From<Word> for heartbeat_reply::Answer {
     }
 }
 
-/// Why the round has ended.
+/// Reads the reason that the round has ended.
 pub fn again(again: agents::Again) -> Word {
     Word::Again(again.cause.map(cause))
 }

@@ -1,4 +1,4 @@
-//! Jobs in the background: `dslaunch --detach train.toml` starts itself again and goes when the job has really begun.
+//! Starts jobs in the background: `dslaunch --detach train.toml` starts itself again and ends when the job has begun.
 //!
 //! The job begins as any other does, its standard output and standard error a pipe to the command that the user typed:
 //! what it says, and what it fails with, is seen there. Once its plan is on disk it says so with a zero byte, its guardian

@@ -1,4 +1,4 @@
-//! Where the socket is: paths of any length, although an address holds 107 bytes.
+//! The address of the control socket. Its path may have any length, although an address holds 107 bytes.
 //!
 //! A socket in a folder with a longer path is reached through the folder's descriptor: `/proc/self/fd/N/control.sock`.
 

@@ -1,4 +1,4 @@
-//! The asking end of the control socket.
+//! The client of the control socket.
 
 use std::io;
 use std::path::PathBuf;

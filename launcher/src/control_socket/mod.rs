@@ -1,4 +1,4 @@
-//! The control socket: how a running job is asked, stopped and followed from another terminal.
+//! The control socket, through which another terminal asks, stops and follows a running job.
 //!
 //! A job listens on a Unix socket in its run directory. A client sends one line, a [`Request`](protocol::Request), and
 //! gets lines of JSON, [`Reply`](protocol::Reply) each, until the server closes. Where nobody listens, [`past`] reads the

@@ -1,4 +1,4 @@
-//! How a job that does not run any more ended, as its files tell.
+//! Reads the end of a job that no longer runs from its files.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
@@ -38,8 +38,8 @@ struct MetricsRow {
     tokens_per_second: Option<f64>,
 }
 
-/// Where the job in `run_dir` stands that cannot be asked: how its latest launch ended, or that it is held by a process
-/// that does not answer.
+/// Returns the status of a job in `run_dir` that cannot be asked: the end of its latest launch, or that a process holds
+/// it and does not answer.
 pub fn status(run_dir: &RunDir) -> Result<JobStatus, ControlError> {
     let events = match fs::read_to_string(run_dir.events()) {
         Ok(events) => events,

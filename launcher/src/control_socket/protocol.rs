@@ -1,4 +1,4 @@
-//! What is said over the control socket. Pure.
+//! The messages of the control socket. Pure.
 
 use serde::{Deserialize, Serialize};
 
@@ -10,10 +10,10 @@ pub const REQUEST_BYTES: usize = 64;
 /// Longest reply that a client reads, its newline included.
 pub const REPLY_BYTES: usize = 1 << 20;
 
-/// What a client wants: one word on a line.
+/// The request of a client: one word on a line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Request {
-    /// Where the job stands: one [`Reply::Status`].
+    /// Asks for the status: one [`Reply::Status`].
     Status,
     /// That the job stops, as SIGTERM would make it: one [`Reply::Stopping`]. The connection stays open until the
     /// launcher's process has ended.
@@ -43,11 +43,11 @@ impl Request {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reply {
-    /// Where the job stands.
+    /// The status of the job.
     Status(JobStatus),
     /// It is being stopped.
     Stopping,
-    /// What its terminal shows.
+    /// An item that its terminal shows.
     Shown(Shown),
     /// So many of them were missed: the follower does not keep up.
     Missed(u64),

@@ -1,4 +1,4 @@
-//! The job's end of the control socket.
+//! The server of the control socket, in the job.
 
 use std::future::pending;
 use std::io;
@@ -48,7 +48,7 @@ pub struct ControlSocket {
     task: JoinHandle<()>,
 }
 
-/// Where answers come from.
+/// The sources of answers.
 #[derive(Debug, Clone)]
 struct Source {
     status: watch::Receiver<JobStatus>,

@@ -1,5 +1,5 @@
-//! Sources to one prepared file: this thread reads chunks and writes rows, the others make samples of the lines in
-//! between. Order is that of the files whatever the number of threads.
+//! Makes one prepared file from the sources: this thread reads chunks and writes rows, others make samples of the lines
+//! in between. The order is that of the files, whatever the number of threads.
 
 use std::path::Path;
 use std::sync::OnceLock;
@@ -57,7 +57,7 @@ struct Work<'a> {
     chunks: Vec<Result<Chunk, Problem>>,
 }
 
-/// What became of one chunk.
+/// The result of one chunk.
 struct Parsed {
     samples: Vec<Sample>,
     problems: Problems,

@@ -1,4 +1,4 @@
-//! Which prepared file belongs to a job, and which files no longer belong to any. The name of a prepared file is a
+//! Finds the prepared file of a job, and the files that belong to no job any more. The name of a prepared file is a
 //! hash of everything that its contents depend on, so a file that is there and sound can be used as it is.
 
 use std::fs;
@@ -43,7 +43,7 @@ impl CacheEntry {
         Ok(Self { folder: job.cache_dir.clone(), prefix, name })
     }
 
-    /// Where the file is or will be.
+    /// Returns the path of the file, whether or not it is there.
     pub fn path(&self) -> PathBuf {
         self.folder.join(&self.name)
     }

@@ -1,5 +1,5 @@
-//! What can be wrong with training data. A problem is a place and the rule that is broken there; problems are
-//! collected, so that a user sees (the first [`SHOWN`] of) all of them at once.
+//! The problems of training data. A problem is a place and the rule that is broken there. Problems are collected, so
+//! that a user sees (the first [`SHOWN`] of) all of them at once.
 
 use std::fmt;
 use std::io;
@@ -13,7 +13,7 @@ use crate::error::LaunchError;
 /// Problems that are kept word by word; the rest is counted.
 pub const SHOWN: usize = 20;
 
-/// Why training data could not be prepared.
+/// An error of preparing training data.
 #[derive(Debug, thiserror::Error)]
 pub enum DataError {
     /// The sources are wrong: one line per problem.
@@ -32,7 +32,7 @@ pub enum DataError {
     Folder {
         /// The folder.
         folder: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// The prepared file cannot be written.
@@ -106,7 +106,7 @@ pub struct Problem {
     pub line: Option<u64>,
     /// The byte in that line, from 1.
     pub column: Option<usize>,
-    /// What is wrong there.
+    /// The rule that is broken there.
     pub rule: Rule,
 }
 
@@ -127,7 +127,7 @@ impl fmt::Display for Problem {
     }
 }
 
-/// What a source file or a line of it has to satisfy, and how it does not.
+/// A rule that a source file or a line of it breaks.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[allow(missing_docs, reason = "the messages say it")]
 pub enum Rule {

@@ -1,4 +1,4 @@
-//! Lines to samples: the formats, and every rule that a line has to satisfy.
+//! Makes samples from lines: knows the formats, and every rule that a line has to satisfy.
 
 use proto::config::{AutoOr, DataFormat};
 use proto::dataset::{IGNORED, Origin, Sample};
@@ -66,7 +66,7 @@ pub fn resolve(format: AutoOr<DataFormat>, first_line: &[u8]) -> Result<LineForm
     Ok(LineFormat::supported(format)?)
 }
 
-/// What lines are checked against and made into samples with.
+/// Checks lines and makes samples of them.
 #[derive(Clone, Copy)]
 pub struct Parser<'a> {
     /// Longest sample.

@@ -1,5 +1,5 @@
-//! Source files as chunks of whole lines: enough work for one thread, and never more of a file in memory than a few
-//! of them.
+//! Cuts source files into chunks of whole lines. A chunk is enough work for one thread, and only a few chunks of a file
+//! are in memory at a time.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
@@ -21,7 +21,7 @@ const LINE_BYTES_MAX: usize = 1 << 28;
 pub struct Chunk {
     /// Index of the file.
     pub source: u32,
-    /// What each line holds.
+    /// The format of each line.
     pub format: LineFormat,
     /// Whether the file begins with it.
     pub first: bool,

@@ -1,5 +1,5 @@
-//! Training data, prepared before any rank exists: so that no collective waits for a tokenizer, bad data is an error
-//! before anything starts, and the plan knows rows, steps and tokens.
+//! Prepares training data before any rank exists: no collective waits for a tokenizer, bad data is an error before
+//! anything starts, and the plan knows rows, steps and tokens.
 //!
 //! JSON Lines in (`sources`, `lines`), one file of rows out ([`proto::dataset`]), which ranks map into memory. In
 //! between, lines are checked and become samples (`format`, `object`, `tokenize`), and samples share rows (`pack`).
@@ -29,14 +29,14 @@ use proto::dataset::{DatasetError, DatasetSummary};
 use cache::Lookup;
 pub use error::{DataError, Problem, Problems, Rule};
 
-/// What to prepare, and for which model.
+/// The data to prepare, and the facts of the model it is for.
 #[derive(Debug, Clone)]
 pub struct DataJob {
     /// Which part of the data it is.
     pub split: Split,
     /// Paths and globs. A file that is named twice is read twice.
     pub paths: Vec<String>,
-    /// What a line holds; auto tells it from each file's first line.
+    /// The format of a line; auto tells it from each file's first line.
     pub format: AutoOr<DataFormat>,
     /// Longest row, in tokens.
     pub seq_len: usize,
@@ -44,11 +44,11 @@ pub struct DataJob {
     pub packing: bool,
     /// Token ids are smaller than this.
     pub vocab_size: usize,
-    /// What ends a text; from the model's config.json.
+    /// The token that ends a text; from the model's config.json.
     pub eos_token_id: Option<u32>,
     /// The model's `tokenizer.json`, which need not be there for rows of token ids.
     pub tokenizer: Option<PathBuf>,
-    /// Where prepared data is kept (`<output_dir>/data`). Other prepared files of the same split in it are removed.
+    /// The folder of prepared data (`<output_dir>/data`). Other prepared files of the same split in it are removed.
     pub cache_dir: PathBuf,
     /// Threads that parse and tokenise. The result does not depend on it.
     pub threads: usize,
@@ -57,9 +57,9 @@ pub struct DataJob {
 /// A part of the data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Split {
-    /// What is learned from.
+    /// The data that is trained on.
     Train,
-    /// What is only evaluated.
+    /// The data that is only evaluated.
     Validation,
 }
 
@@ -78,9 +78,9 @@ impl Split {
 pub struct Prepared {
     /// The file that ranks map.
     pub path: PathBuf,
-    /// What it holds.
+    /// Its summary.
     pub summary: DatasetSummary,
-    /// Where it comes from.
+    /// Its origin.
     pub origin: Origin,
     /// Which share of `rows * seq_len` is tokens: the closer to 1, the less padding.
     pub fill: f64,

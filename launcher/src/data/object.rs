@@ -1,4 +1,4 @@
-//! One line as a typed object: known keys with their types, everything else looked at only for typos. No
+//! Reads one line as a typed object: known keys with their types, other keys only to find typos. It makes no
 //! `serde_json::Value`: most of a large file is numbers, and they go straight into a vector.
 
 use std::borrow::Cow;
@@ -9,12 +9,12 @@ use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
 
 use super::error::Rule;
 
-/// What is wrong with one line, and at which byte of it (from 1) if that is known.
+/// The fault of one line, and its byte in the line (from 1) if that is known.
 #[derive(Debug, PartialEq, Eq)]
 pub struct LineError {
     /// The byte.
     pub column: Option<usize>,
-    /// What is wrong.
+    /// The rule that is broken.
     pub rule: Rule,
 }
 

@@ -1,4 +1,4 @@
-//! Several samples in one row. Pure: the same samples in the same order always give the same rows.
+//! Packs several samples into one row. Pure: the same samples in the same order always give the same rows.
 //!
 //! Best fit over a bounded number of open rows: a sample goes into the open row that it fills best, so memory is
 //! bounded however large the data set is, and samples stay near their neighbours in the file.

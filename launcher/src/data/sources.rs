@@ -1,4 +1,4 @@
-//! From what the user wrote (paths and globs) to the files that are meant, in a fixed order.
+//! Finds the source files that the user's paths and globs mean, in a fixed order.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -8,7 +8,7 @@ use glob::{MatchOptions, glob_with};
 
 use super::error::{Problem, Problems, Rule};
 
-/// What a shell does: `*` stays within one folder and leaves hidden files alone.
+/// Matches globs as a shell does: `*` stays within one folder and leaves hidden files alone.
 const MATCH: MatchOptions =
     MatchOptions { case_sensitive: true, require_literal_separator: true, require_literal_leading_dot: true };
 
@@ -24,7 +24,7 @@ const FOREIGN: [(&[u8], &str); 5] = [
 /// One file of training data.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Source {
-    /// Where it is.
+    /// Its path.
     pub path: PathBuf,
     /// The same as text, for messages and reports.
     pub name: String,
@@ -93,7 +93,7 @@ fn read(path: &Path) -> Result<Source, Rule> {
     Ok(Source { path: path.to_owned(), name, hash: hasher.finalize() })
 }
 
-/// What the system says about a file, as a rule.
+/// Makes a rule of the system's error about a file.
 pub fn unreadable(error: io::Error) -> Rule {
     if error.kind() == io::ErrorKind::NotFound { Rule::NoFile } else { Rule::Unreadable(error.to_string()) }
 }

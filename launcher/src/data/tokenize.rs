@@ -1,5 +1,5 @@
-//! Text to token ids. `tokenizer.json` is taken at its word: no Python tokenizer class is imitated, and what the
-//! file says about truncation and padding is switched off, because both would change data silently.
+//! Turns text into token ids as `tokenizer.json` says. It imitates no Python tokenizer class, and it switches off the
+//! file's truncation and padding, because both would change data silently.
 
 use std::path::Path;
 

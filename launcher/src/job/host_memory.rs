@@ -1,4 +1,4 @@
-//! How much memory this host has left for ranks: what the kernel says is available, or what the control group allows.
+//! Reads the memory that this host has left for ranks: the kernel's figure, or the control group's if that is lower.
 
 use std::fs;
 use std::path::Path;
@@ -15,7 +15,7 @@ fn available_in(meminfo: &str) -> Option<u64> {
     Some(line.trim().strip_suffix("kB")?.trim_end().parse::<u64>().ok()? * 1024)
 }
 
-/// What our control group (version 2) may still use. In a container it is the root of what we see.
+/// Returns the bytes that our control group (version 2) may still use. In a container it is the root of what we see.
 fn group_limit(root: &Path) -> Option<u64> {
     let number = |name: &str| fs::read_to_string(root.join(name)).ok()?.trim().parse::<u64>().ok();
     let (limit, used) = (number("memory.max")?, number("memory.current")?);

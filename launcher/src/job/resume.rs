@@ -1,4 +1,4 @@
-//! Where a job begins: what `checkpoint.resume` means, and whether the checkpoint fits the job.
+//! Finds the starting point of a job: interprets `checkpoint.resume` and checks that the checkpoint fits the job.
 
 use std::error::Error;
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ use crate::run_dir::checkpoints::{self, Checkpoint, Found};
 use crate::run_dir::identity::Difference;
 use crate::run_dir::starting_point::StartingPoint;
 
-/// Where the user wants to begin.
+/// The starting point that the user asks for.
 #[derive(Debug)]
 pub enum Wish {
     /// At the newest checkpoint of the run, if it has one.
@@ -31,16 +31,16 @@ pub enum Wish {
 /// There is no checkpoint that the job could go on from as the user wants it.
 #[derive(Debug, thiserror::Error)]
 pub enum ResumeError {
-    /// What `checkpoint.resume` names is not there, or not complete.
+    /// The checkpoint that `checkpoint.resume` names is not there, or not complete.
     #[error("checkpoint.resume = {path:?}: there is no complete checkpoint (a folder with {})", Manifest::FILE)]
     Incomplete {
-        /// What was named.
+        /// The path that was named.
         path: PathBuf,
     },
-    /// What `checkpoint.resume` names is damaged.
+    /// The checkpoint that `checkpoint.resume` names is damaged.
     #[error("checkpoint.resume = {path:?}: this checkpoint cannot be used")]
     Damaged {
-        /// What was named.
+        /// The path that was named.
         path: PathBuf,
         /// Why.
         source: ManifestError,
@@ -48,9 +48,9 @@ pub enum ResumeError {
     /// There are checkpoints, and none is whole. To begin anew is for the user to decide.
     #[error("{}: no checkpoint in it can be used; checkpoint.resume = \"never\" begins anew", folder.display())]
     AllDamaged {
-        /// Where they lie.
+        /// Their folder.
         folder: PathBuf,
-        /// What is wrong with the newest.
+        /// The fault of the newest.
         source: ManifestError,
     },
     /// Ranks have found the checkpoint damaged, and there is none to take instead.
@@ -71,7 +71,7 @@ pub enum ResumeError {
     OtherJob {
         /// The run directory.
         run_dir: PathBuf,
-        /// What differs.
+        /// The difference.
         difference: Difference,
     },
     /// It is a checkpoint of a model that computes something else.
@@ -97,7 +97,7 @@ impl From<ResumeError> for LaunchError {
 }
 
 impl Wish {
-    /// What the job's train.toml says. A path is looked at already; nothing is changed.
+    /// Reads the wish from the job's train.toml. A path is checked here; nothing is changed.
     pub fn of(setup: &Setup) -> Result<Self, ResumeError> {
         Ok(match &setup.config.checkpoint.resume {
             Resume::Auto => Self::Newest,
@@ -131,8 +131,8 @@ impl Wish {
         }
     }
 
-    /// What the job begins from instead of `damaged`, which ranks have found damaged: the one before it, if the user has not
-    /// named it.
+    /// Returns the checkpoint to begin from instead of `damaged`, which ranks have found damaged: the one before it, if
+    /// the user has not named it.
     pub fn instead_of(
         &self,
         damaged: &Checkpoint,
@@ -173,7 +173,8 @@ pub fn set_aside_damaged(run_dir: &RunDir, checkpoint: &Checkpoint, console: &mu
     Ok(())
 }
 
-/// Where a restart goes on: the newest of the snapshots in memory, the run's checkpoints, and what the run began from.
+/// Finds the starting point of a restart: the newest of the snapshots in memory, the run's checkpoints, and the
+/// checkpoint that the run began from.
 pub fn after_failure(
     run_dir: &RunDir,
     snapshots: Option<&SnapshotMemory>,
@@ -190,7 +191,7 @@ pub fn after_failure(
     Ok(snapshot.filter(is_newer).map_or(from_disk, StartingPoint::Snapshot))
 }
 
-/// What will not be as it would have been without the interruption. One note each.
+/// Lists the differences from a run without the interruption, one note each.
 pub fn notes(from: &Checkpoint, plan: &Plan) -> Vec<String> {
     let Manifest { seed, data, .. } = &from.manifest;
     let manifest = from.path.join(Manifest::FILE);

@@ -1,4 +1,4 @@
-//! From the command line to the plan: everything that is known, and can be wrong, before any rank exists.
+//! Reads and checks a job, from the command line to the plan, before any rank exists.
 //!
 //! - STP-1 What [`Setup::load`] refuses costs the user milliseconds and changes nothing on disk.
 
@@ -31,7 +31,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 pub struct Setup {
     /// train.toml with the `--set` arguments applied.
     pub config: TrainConfig,
-    /// What the user should know before training starts.
+    /// Notes for the user before training starts.
     pub notes: Vec<String>,
     model: ModelConfig,
     draft: Draft,

@@ -1,4 +1,4 @@
-//! What the terminal shows of a job: one live line where somebody watches, plain lines otherwise. Never waits: see
+//! Shows a job on the terminal: one live line where somebody watches, plain lines otherwise. Never waits: see
 //! [`terminal`](super::terminal).
 
 use std::io::{self, IsTerminal};
@@ -11,10 +11,10 @@ use tokio::sync::broadcast;
 use super::terminal::{Item, Live, Stream, Terminal};
 use super::units;
 
-/// What followers elsewhere may lag behind before they miss lines.
+/// The lines that followers elsewhere may lag behind before they miss some.
 const FOLLOWERS_CAPACITY: usize = 256;
 
-/// Where the user looks.
+/// The terminal as the user sees it.
 #[derive(Debug)]
 pub struct Console {
     terminal: Terminal,
@@ -29,7 +29,7 @@ pub struct Console {
     followers: broadcast::Sender<Shown>,
 }
 
-/// What a console shows. Another console shows the same of it in its own way: as rows, or on a live line.
+/// An item that a console shows. Another console shows the same item in its own way: as a row, or on a live line.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Shown {
@@ -50,7 +50,7 @@ pub enum Shown {
         step: u64,
         /// Whether it is shown where there is no live line.
         logged: bool,
-        /// What is said of it.
+        /// The text about it.
         text: String,
     },
     /// A line of progress.
@@ -71,8 +71,8 @@ impl Console {
         Self { terminal, progress, live, bar: false, steps: 0, followers }
     }
 
-    /// Where all that is shown from now on can be followed, steps included even if they are not shown here. Closed when
-    /// this console is gone.
+    /// Returns a channel that carries all that is shown from now on, steps included even if they are not shown here. It
+    /// closes when this console is gone.
     pub fn followers(&self) -> broadcast::WeakSender<Shown> {
         self.followers.downgrade()
     }

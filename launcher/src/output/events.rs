@@ -13,7 +13,7 @@ use serde::Serialize;
 use super::timeline::Recovery;
 use crate::process::guardian;
 
-/// What happened.
+/// An event of the timeline.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum Moment<'a> {
@@ -63,7 +63,7 @@ pub enum Moment<'a> {
     },
     /// A rank is slower than those that do the same.
     Straggler {
-        /// The rank.
+        /// The rank's number.
         rank: usize,
         /// How many times as long as the others it computes.
         factor: f64,

@@ -1,4 +1,4 @@
-//! What the user gets to see of a run: the terminal, metrics.jsonl, events.jsonl and reports of failures.
+//! Shows a run to its user: the terminal, metrics.jsonl, events.jsonl and reports of failures.
 //!
 //! Owns these files; the launcher is their only writer. It decides nothing, and refuses to know how ranks are supervised. A file that cannot be written (a full disk)
 //! costs its rows and a warning, never the training.
@@ -97,7 +97,7 @@ impl Output {
         self.notifier.tell(|service, now| service.progress(now));
     }
 
-    /// Where the job stands, now and from now on; its elapsed time is for the asker to fill in.
+    /// Returns the status of the job, now and from now on; the caller fills in the elapsed time.
     pub fn status(&self) -> watch::Receiver<JobStatus> {
         self.status.subscribe()
     }
@@ -230,7 +230,7 @@ impl Output {
         self.event(Moment::Done { steps, peak_memory_bytes, baseline_memory_bytes, goodput });
     }
 
-    /// Where the time went.
+    /// Returns the shares of the time.
     pub fn goodput(&self) -> Goodput {
         self.timeline.goodput(Instant::now())
     }

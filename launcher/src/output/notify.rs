@@ -1,4 +1,4 @@
-//! What the service manager (systemd) is told: that training has begun, that it goes on, that it is about to stop.
+//! Tells the service manager (systemd) that training has begun, that it goes on, and that it is about to stop.
 //!
 //! - NTF-1 The watchdog is fed by training progress and by nothing else. A timer would say that a launcher lives whose
 //!   ranks hang.

@@ -1,4 +1,4 @@
-//! The plan for people: what `dslaunch plan` prints. Pure.
+//! Prints the plan for people, as a table (`dslaunch plan`). Pure.
 
 use std::ops::Range;
 
@@ -41,7 +41,7 @@ fn table(rows: impl Iterator<Item = (&'static str, String)>) -> String {
     rows.map(|(name, text)| format!("{name:<10}{text}")).collect::<Vec<_>>().join("\n")
 }
 
-/// What is computed, and by whom.
+/// The rows on the model and its layout.
 fn of_layout(plan: &Plan) -> Vec<(&'static str, String)> {
     let mut rows = vec![("model", model(plan)), ("ranks", ranks(plan)), ("device", device(plan))];
     if plan.mesh.pp > 1 {

@@ -1,4 +1,4 @@
-//! What is said about a failed attempt and at the end of a job. Mostly pure: text from facts.
+//! Writes the report of a failed attempt and the summary of a job. Mostly pure: text from facts.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -23,7 +23,7 @@ const TAIL_BYTES: u64 = 64 * 1024;
 /// Longest quoted line, in characters.
 const LINE_CHARS: usize = 400;
 
-/// What the dynamic loader says when a library is missing.
+/// The dynamic loader's message when a library is missing.
 const LOADER_ERROR: &str = "error while loading shared libraries";
 
 /// A failed attempt and the evidence.
@@ -33,7 +33,7 @@ pub struct FailureReport<'a> {
     pub attempt: u32,
     /// The first real failure.
     pub cause: &'a Failure,
-    /// What that rank did last, where it is known.
+    /// The last work of that rank, if it is known.
     pub place: Option<String>,
     /// The other ranks', in order of arrival.
     pub follow_ons: &'a [Failure],
@@ -73,7 +73,7 @@ impl FailureReport<'_> {
     }
 }
 
-/// What is said of a file `log` whose last lines are `tail`.
+/// Quotes `tail`, the last lines of the file `log`.
 pub fn quote(log: &Path, tail: &[String]) -> Vec<String> {
     let log = log.display();
     match tail {
@@ -89,7 +89,7 @@ fn at_step(step: u64) -> String {
     if step == 0 { "before the first step".into() } else { format!("at step {step}") }
 }
 
-/// What `rank` did last, in words: "backward pass of model.layers.3". `None` if it has not said anything yet.
+/// Puts the last work of `rank` into words: "backward pass of model.layers.3". `None` if it has not said anything yet.
 pub fn place(plan: &Plan, rank: usize, place: Place) -> Option<String> {
     let unit = place.unit.and_then(|unit| rank_layout(plan, plan.mesh.coord(rank)).into_iter().nth(unit));
     match unit {
@@ -99,7 +99,7 @@ pub fn place(plan: &Plan, rank: usize, place: Place) -> Option<String> {
     }
 }
 
-/// What is said of a rank that hangs.
+/// Describes a rank that hangs.
 pub fn hang(hang: &Hang, place: Option<&str>) -> String {
     let (state, call, still) = (hang.state, hang.line.call, units::duration(hang.still));
     let is_stuck = matches!(state, ProcessState::Stopped | ProcessState::Blocked);
@@ -172,7 +172,7 @@ pub fn recovery(recovery: &Recovery) -> String {
     format!("recovered in {total_ms:.0} ms ({} ms), {again} made again", parts.join(", "))
 }
 
-/// What is said when training is complete.
+/// Writes the summary of a training that is complete.
 pub fn summary(plan: &Plan, run_dir: &RunDir, latest: &Latest, goodput: Goodput, restarts: u32) -> String {
     let elapsed = goodput.elapsed;
     let mut text = match plan.start.step {

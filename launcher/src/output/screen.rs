@@ -48,7 +48,7 @@ pub(super) fn write_all(shared: &Shared, mut screen: Screen) {
     shared.done();
 }
 
-/// What is on the terminal now.
+/// The state of the terminal.
 #[derive(Debug)]
 pub(super) struct Screen {
     live: Option<ProgressBar>,

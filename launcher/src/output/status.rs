@@ -1,4 +1,4 @@
-//! Where a job stands: what `dslaunch status` says. Pure; [`Output`](super::Output) keeps it as ranks report.
+//! The status of a job, as `dslaunch status` prints it. Pure; [`Output`](super::Output) updates it as ranks report.
 
 use std::path::Path;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::events::Moment;
 use super::units;
 
-/// What the job is doing, or how it ended.
+/// The state of a job, or its end.
 ///
 /// ```text
 /// Preparing ──> Starting ──> Training ──> Done
@@ -73,10 +73,10 @@ impl State {
     }
 }
 
-/// Where a job stands. Fields are the keys of `dslaunch status --json`.
+/// The status of a job. Fields are the keys of `dslaunch status --json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct JobStatus {
-    /// What it is doing.
+    /// Its state.
     pub state: State,
     /// The launcher's process id.
     pub pid: Option<u32>,
@@ -98,7 +98,7 @@ pub struct JobStatus {
     pub elapsed_seconds: f64,
     /// The launcher's exit code, once it has ended.
     pub exit_code: Option<u8>,
-    /// Why it ended, where that needs words.
+    /// The reason of its end, where that needs words.
     pub reason: Option<String>,
 }
 

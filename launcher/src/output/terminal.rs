@@ -1,5 +1,5 @@
-//! Standard output and standard error behind a thread of their own: whoever does not read them (a full pipe, Ctrl-S)
-//! stops that thread, never the job.
+//! Writes standard output and standard error from a thread of its own. A reader that stops (a full pipe, Ctrl-S) holds
+//! up that thread, never the job.
 //!
 //! - TRM-1 Nothing here waits but [`Terminal::finish`], which has a deadline, and [`Terminal::feed`], which is for threads
 //!   that nobody waits for.
@@ -34,7 +34,7 @@ pub enum Stream {
     Err,
 }
 
-/// What to show.
+/// An item to show.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Item {
     /// Lines that the user must see.
@@ -61,7 +61,7 @@ pub enum Live {
     Step {
         /// Steps done.
         step: u64,
-        /// What is said beside the bar.
+        /// The text beside the bar.
         text: String,
     },
     /// There is no live line any more.
@@ -89,7 +89,7 @@ pub struct Terminal {
     shared: Arc<Shared>,
 }
 
-/// What the job's task and the writing thread share.
+/// The state that the job's task and the writing thread share.
 #[derive(Debug, Default)]
 pub(super) struct Shared {
     queue: Mutex<Queue>,
@@ -97,7 +97,7 @@ pub(super) struct Shared {
     changed: Condvar,
 }
 
-/// What is still to be written.
+/// The items that are still to be written.
 #[derive(Debug, Default)]
 struct Queue {
     items: VecDeque<Item>,
@@ -115,7 +115,7 @@ struct Queue {
     done: bool,
 }
 
-/// What the writing thread has to do.
+/// The next work of the writing thread.
 pub(super) enum Work {
     /// Write an item; the oldest is for this stream.
     Write(Stream),

@@ -1,5 +1,5 @@
-//! Where the time goes: how long each part of a recovery takes, and what part of all time was spent on steps that count
-//! (goodput). Pure: it follows the rows of events.jsonl.
+//! Measures time: the parts of each recovery, and the share of all time that was spent on steps that count (goodput).
+//! Pure: it follows the rows of events.jsonl.
 //!
 //! ```text
 //! last sign of life ─detect─> failure_detected ─stop─> stopped ─wait─> restarted ─spawn─> spawned ─rendezvous─> rendezvous
@@ -52,7 +52,7 @@ pub struct Recovery {
     pub replayed_steps: u64,
 }
 
-/// Where the time went.
+/// The shares of the time.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Goodput {
     /// On steps that count, with what belongs to them: validation, checkpoints.
@@ -150,7 +150,7 @@ impl Timeline {
         recovery
     }
 
-    /// Where the time went so far.
+    /// Returns the shares of the time so far.
     pub fn goodput(&self, now: Instant) -> Goodput {
         Goodput { steps: self.steps, recovering: self.recovering, elapsed: now - self.start }
     }

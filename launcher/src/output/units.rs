@@ -1,4 +1,4 @@
-//! Numbers for people. Pure.
+//! Formats numbers for people. Pure.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Everything that descends from this process: found in /proc, ended through pidfds.
+//! Finds every process that descends from this one in /proc, and ends it through a pidfd.
 //!
 //! Complete only where this process is a child subreaper: then a process whose parent dies becomes its child, whatever it
 //! forked or which session it went to.
@@ -31,7 +31,7 @@ const RETRY_PAUSE: Duration = Duration::from_millis(10);
 /// Processes that this process has named as left, so that each is named once.
 static NAMED: Mutex<BTreeSet<u32>> = Mutex::new(BTreeSet::new());
 
-/// What /proc says of a process.
+/// The facts of a process in /proc.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Stat {
     parent: u32,

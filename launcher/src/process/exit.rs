@@ -1,4 +1,4 @@
-//! How a process ended, and what that means in words. Pure.
+//! Decodes the end of a process and puts it into words. Pure.
 
 use std::fmt;
 
@@ -24,7 +24,7 @@ impl Exit {
         matches!(self, Exit::Signal { number, .. } if number == signal as i32)
     }
 
-    /// What usually lies behind this end, where that can be said.
+    /// Returns the usual cause of this end, if there is one.
     pub fn hint(self) -> Option<&'static str> {
         match self {
             Exit::Signal { number: libc::SIGKILL, .. } => {

@@ -1,4 +1,4 @@
-//! dslaunch is two processes, and each sees to it that nothing is left of what the other has started.
+//! Splits dslaunch into two processes. Each ends all processes that the other has left behind.
 //!
 //! ```text
 //! guardian   the process that the user starts, signals and waits for. It does nothing but pass on signals, and when the
@@ -46,7 +46,7 @@ use crate::process::{cgroup, descendants, descendants::Swept, sweeper};
 /// Exit code of a launcher whose guardian was killed. Nobody sees it.
 const ORPHANED: i32 = 137;
 
-/// What the guardian passes on to the launcher.
+/// The signals that the guardian passes on to the launcher.
 const PASSED_ON: [Signal; 6] =
     [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGUSR1, Signal::SIGUSR2];
 

@@ -1,4 +1,4 @@
-//! Processes: how they are started, signalled and waited for, and how nothing of a job outlives it.
+//! Processes: starts, signals and awaits them, and ends all that a job has left.
 //!
 //! Owns every process that dslaunch starts, the signals that it gets and sends, and the guardian. It refuses to know what a
 //! program is for: training, ranks and run directories are above it.

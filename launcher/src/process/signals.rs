@@ -1,5 +1,5 @@
-//! Signals to the launcher: which ones mean that the user wants the job to stop, and which that a scheduler wants the
-//! machine back.
+//! Interprets the signals to the launcher: some mean that the user wants the job to stop, others that a scheduler wants
+//! the machine back.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};

@@ -41,9 +41,9 @@ pub struct Spec {
     pub args: Vec<OsString>,
     /// Variables added to the launcher's own environment; `None` takes one away.
     pub env: Vec<(&'static str, Option<OsString>)>,
-    /// Where its standard output goes.
+    /// The destination of its standard output.
     pub stdout: Sink,
-    /// Where its standard error goes.
+    /// The destination of its standard error.
     pub stderr: Sink,
     /// Signals that it ignores from its start on; all others do what they do by default.
     pub ignore: Vec<Signal>,
@@ -53,12 +53,12 @@ pub struct Spec {
     pub inherit: Vec<Arc<OwnedFd>>,
 }
 
-/// Where one of a process's streams goes.
+/// The destination of one of a process's streams.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Sink {
     /// To the end of this file, which is made if it is not there.
     File(PathBuf),
-    /// Where the launcher's own goes.
+    /// The launcher's own stream.
     Inherit,
     /// Nowhere.
     Null,
@@ -74,7 +74,7 @@ impl Sink {
     }
 }
 
-/// Why a process was not started.
+/// The error of a process that was not started.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {what}: {source}")]
 pub struct SpawnError {

@@ -29,7 +29,7 @@ pub enum Zombie {
     Reap,
 }
 
-/// What a child gets and where it lives.
+/// The confines of a child: its descriptors, its ignored signals, its control group.
 #[derive(Debug, Clone, Copy)]
 pub struct Confinement<'a> {
     /// Descriptors that it inherits, at their numbers, besides the three standard ones.

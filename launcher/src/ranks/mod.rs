@@ -1,4 +1,5 @@
-//! The launcher's side of its ranks: how they find each other, report, show their progress and keep their newest steps.
+//! The launcher's side of its ranks: brings them together, takes their reports, reads their progress and keeps their
+//! newest steps.
 //!
 //! Owns the control service, the progress page and the memory for snapshots. It refuses to know processes, the terminal and
 //! what a report means for the job.

@@ -23,7 +23,7 @@ pub enum Notice {
     Checkpoint(control::CheckpointSaved),
     /// A rank's work is done.
     Finished {
-        /// The rank.
+        /// The rank's number.
         rank: usize,
         /// Its last report.
         report: control::Finished,

@@ -1,5 +1,5 @@
-//! The page on which ranks say what they do (`proto::progress`), as the launcher sees it: made for each attempt, read at
-//! any time, also when a rank is stopped or dead.
+//! The launcher's side of the progress page, on which ranks write their current work (`proto::progress`). The launcher
+//! makes one for each attempt and reads it at any time, also when a rank is stopped or dead.
 
 #![allow(unsafe_code, reason = "words of memory that ranks write")]
 
@@ -36,7 +36,7 @@ impl ProgressPage {
         Ok((Self { map, world_size }, Arc::new(file.as_fd().try_clone_to_owned()?)))
     }
 
-    /// What `rank` does, or did last.
+    /// Reads the line of `rank`: its current work, or its last.
     pub fn line(&self, rank: usize) -> Line {
         assert!(rank < self.world_size, "rank {rank} of {}", self.world_size);
         let word = |word: usize| self.word(rank * LINE_WORDS + word).load(Relaxed);
@@ -63,7 +63,7 @@ impl ProgressPage {
         unsafe { AtomicU64::from_ptr(self.map.as_mut_ptr().cast::<u64>().add(idx)) }
     }
 
-    /// What every rank does, or did last.
+    /// Reads the lines of all ranks.
     pub fn lines(&self) -> Vec<Line> {
         (0..self.world_size).map(|rank| self.line(rank)).collect()
     }

@@ -1,4 +1,4 @@
-//! How the ranks of one attempt find each other: registration, barriers and keys. Pure: no network, no clock.
+//! Brings the ranks of one attempt together: registration, barriers and keys. Pure: no network, no clock.
 //!
 //! `(state, call, now) -> replies`. A call that has to wait is answered later, by the call that completes it or when its
 //! deadline is over. Calls are known by tickets, which the caller draws.
@@ -16,7 +16,7 @@ pub type Ticket = u64;
 /// Longest wait that a rank can ask for; longer ones are cut, so that no clock overflows.
 const WAIT_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
 
-/// Who calls.
+/// Identifies the caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Caller {
     /// The attempt it was started for.
@@ -25,7 +25,7 @@ pub struct Caller {
     pub rank: usize,
 }
 
-/// What is asked.
+/// The call of a rank.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Call {
     /// I am here; answer when all are.
@@ -65,7 +65,7 @@ pub enum Answer {
     Value(Vec<u8>),
 }
 
-/// Why a call is refused.
+/// The reason that a call is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     /// The caller belongs to another attempt.
@@ -87,9 +87,9 @@ pub enum Refusal {
     /// Another process is registered for this rank.
     #[error("rank {rank} is registered already, by process {pid}")]
     RankTaken {
-        /// The rank.
+        /// The rank's number.
         rank: usize,
-        /// Who has it.
+        /// The process that has it.
         pid: u32,
     },
     /// The key has another value.
@@ -106,7 +106,7 @@ pub enum Refusal {
     TimedOut(String),
 }
 
-/// What a call gets.
+/// The answer to a call.
 pub type Reply = Result<Answer, Refusal>;
 
 /// Replies to calls, this one's and earlier ones', in no particular order.

@@ -19,16 +19,16 @@ use crate::run_dir::files::free_name;
 pub struct Checkpoint {
     /// Its folder.
     pub path: PathBuf,
-    /// What it holds.
+    /// Its manifest.
     pub manifest: Manifest,
 }
 
-/// What [`newest`] found.
+/// The result of [`newest`].
 #[derive(Debug)]
 pub struct Found {
     /// The newest checkpoint that is whole.
     pub newest: Option<Checkpoint>,
-    /// What is wrong with newer ones, from the newest on.
+    /// The faults of newer ones, from the newest on.
     pub damaged: Vec<ManifestError>,
 }
 
@@ -99,7 +99,7 @@ pub fn set_aside_one(run_dir: &RunDir, path: &Path) -> io::Result<PathBuf> {
     Ok(to)
 }
 
-/// Where [`set_aside`] moves them.
+/// Returns the folder that [`set_aside`] moves them to.
 pub fn set_aside_folder(run_dir: &RunDir) -> PathBuf {
     run_dir.root().join("old-checkpoints")
 }

@@ -1,4 +1,4 @@
-//! Files that are either as they were or as they should be, never half of it.
+//! Writes files atomically: a reader sees the old content or the new, never a part.
 
 use std::fs::{self, File};
 use std::io::{self, Write};

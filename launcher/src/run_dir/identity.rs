@@ -35,7 +35,7 @@ pub struct Identity {
 pub struct ModelIdentity {
     /// Its folder, absolute. The same model may lie elsewhere tomorrow.
     pub path: PathBuf,
-    /// Where the first weights come from.
+    /// The source of the first weights.
     pub init: Init,
     /// Its config.json.
     pub config: ModelConfig,

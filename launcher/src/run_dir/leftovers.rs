@@ -1,5 +1,5 @@
-//! What interrupted saves leave behind: hidden folders that a rank writes, replaces or removes under. They are as large
-//! as a checkpoint, and no rank comes back for them.
+//! Removes the hidden folders that interrupted saves leave behind. They are as large as a checkpoint, and no rank comes
+//! back for them.
 
 use std::fs;
 use std::io::ErrorKind;

@@ -1,4 +1,4 @@
-//! One run directory, one dslaunch: a lock that the kernel gives back however its holder ends.
+//! Locks a run directory for one dslaunch. The kernel frees the lock however its holder ends.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
@@ -19,7 +19,7 @@ pub struct RunLock {
     _file: Flock<File>,
 }
 
-/// Why a run directory cannot be locked.
+/// An error of locking a run directory.
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
     /// Another dslaunch holds it.
@@ -35,7 +35,7 @@ pub enum LockError {
     Io {
         /// The run directory.
         folder: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
 }
@@ -77,7 +77,7 @@ impl RunLock {
 /// How long a launcher whose guardian was killed may take to clear up before it counts as the holder.
 const ENDING_DEADLINE: Duration = Duration::from_secs(10);
 
-/// Who holds the lock, if it has had the time to write it down.
+/// The holder of the lock, if it has had the time to write its name down.
 #[derive(Debug, Default)]
 struct Holder {
     /// The process that its user knows.

@@ -1,4 +1,4 @@
-//! Logs of earlier launches, which make room for those of this one and are never overwritten.
+//! Moves the logs of earlier launches out of the way, so that this launch never overwrites them.
 
 use std::fs;
 use std::io;

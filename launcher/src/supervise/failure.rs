@@ -1,10 +1,10 @@
-//! One rank's failure: what it said, how it ended. Pure.
+//! The failure of one rank: its own message and the end of its process. Pure.
 
 use proto::control::FailureKind;
 
 use crate::process::exit::Exit;
 
-/// What kind of failure it is, as far as the rank or its end tells.
+/// The kind of a failure, as far as the rank or its end tells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// The rank said: the user's files are wrong.
@@ -23,7 +23,7 @@ pub enum Kind {
     Died,
     /// It was started and never registered.
     Missing,
-    /// It runs, or is stopped, and does not get on.
+    /// It runs, or is stopped, and makes no progress.
     Hung,
 }
 
@@ -43,13 +43,13 @@ impl From<FailureKind> for Kind {
 /// One rank's failure.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Failure {
-    /// The rank.
+    /// The rank's number.
     pub rank: usize,
-    /// What kind.
+    /// Its kind.
     pub kind: Kind,
     /// The step it worked on, 0 before the first.
     pub step: u64,
-    /// What it, or the launcher, says about it; one line per cause. `None`: its end says all.
+    /// The message of the rank or the launcher; one line per cause. `None`: its end says all.
     pub message: Option<String>,
     /// How its process ended, if it did so by itself.
     pub exit: Option<Exit>,

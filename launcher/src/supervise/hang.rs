@@ -1,4 +1,4 @@
-//! Which rank hangs: lines of the progress page in, a verdict out. Pure, but for [`ProcessState::of`].
+//! Finds the rank that hangs, from the lines of the progress page. Pure, but for [`ProcessState::of`].
 //!
 //! A rank gets on when its line changes. One that stands still for much longer than any rank ever did at that place hangs,
 //! unless it has come to an exchange and waits there: for whoever has not come, or for the sender of a message.
@@ -42,9 +42,9 @@ const FLOOR: Duration = Duration::from_secs(10);
 /// How long a rank may stand still.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HangLimits {
-    /// Where it is not known yet how long it takes, at most.
+    /// The limit at a place that no rank has left yet.
     pub unlearned: Duration,
-    /// Where it is known, at least.
+    /// The least limit at any other place.
     pub floor: Duration,
 }
 
@@ -60,7 +60,7 @@ impl HangLimits {
     }
 }
 
-/// What the kernel says of a process's main thread.
+/// The state of a process's main thread, from the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ProcessState {
     /// It runs or could.
@@ -108,13 +108,13 @@ impl fmt::Display for ProcessState {
 /// A rank that hangs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Hang {
-    /// The rank.
+    /// The rank's number.
     pub rank: usize,
     /// Its line.
     pub line: Line,
     /// How long it has stood still.
     pub still: Duration,
-    /// What its process does.
+    /// The state of its process.
     pub state: ProcessState,
     /// The other ranks that have come to an exchange and wait there.
     pub waiting: Vec<usize>,
@@ -131,7 +131,7 @@ pub struct Course {
     pub snapshot_every_steps: u64,
 }
 
-/// What is known of all ranks of an attempt.
+/// The facts of all ranks of an attempt.
 #[derive(Debug)]
 pub struct HangWatch {
     limits: HangLimits,

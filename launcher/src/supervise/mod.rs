@@ -1,4 +1,4 @@
-//! One attempt as a state machine: what happens to its ranks, and what is done about it. Pure: no processes, no clock.
+//! One attempt as a state machine: events of its ranks in, actions out. Pure: no processes, no clock.
 //!
 //! Owns which ranks run, why the attempt is being stopped, and which failure was the first real one. It does not know
 //! whether the job goes on afterwards ([`restart`](crate::supervise::restart) decides that).
@@ -51,16 +51,16 @@ pub const KILL_DEADLINE: Duration = Duration::from_secs(30);
 pub enum Event {
     /// A rank's process has ended.
     RankExited {
-        /// The rank.
+        /// The rank's number.
         rank: usize,
         /// How.
         exit: Exit,
     },
     /// A rank spoke its last words.
     FailedReported {
-        /// The rank.
+        /// The rank's number.
         rank: usize,
-        /// What it says of the reason.
+        /// The kind that it reports.
         kind: Kind,
         /// The step it worked on, 0 before the first.
         step: u64,
@@ -69,14 +69,14 @@ pub enum Event {
     },
     /// A rank is alive and works on this step.
     Heartbeat {
-        /// The rank.
+        /// The rank's number.
         rank: usize,
         /// The step it works on, 0 before the first.
         step: u64,
     },
     /// A rank has done all its work and will exit with code 0.
     Finished {
-        /// The rank.
+        /// The rank's number.
         rank: usize,
     },
     /// Not every rank has registered in time.
@@ -86,13 +86,13 @@ pub enum Event {
         /// The same as a sentence.
         message: String,
     },
-    /// A rank has not got on for longer than it ever took, and the others wait for it.
+    /// A rank has stood still for longer than it ever took, and the others wait for it.
     Hung {
-        /// The rank.
+        /// The rank's number.
         rank: usize,
         /// The step it works on.
         step: u64,
-        /// Where it hangs and how that shows.
+        /// The place where it hangs, and the signs of that.
         message: String,
     },
     /// The user wants the job to stop.
@@ -161,7 +161,7 @@ enum State {
     Ended,
 }
 
-/// What is known of one rank. Written by events only.
+/// The facts of one rank. Written by events only.
 #[derive(Debug, Clone, Default)]
 struct Rank {
     exit: Option<Exit>,

@@ -1,4 +1,4 @@
-//! What the user's wish to stop means for the ranks. Pure.
+//! Maps the user's wish to stop to the signal that ranks get. Pure.
 
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ pub enum OnInterrupt {
 }
 
 impl OnInterrupt {
-    /// What they are sent.
+    /// Returns the signal that they are sent.
     pub fn signal(self, interrupt: Interrupt) -> Signal {
         match self {
             OnInterrupt::Kill => Signal::SIGKILL,

@@ -1,4 +1,4 @@
-//! Whether a rank died because there was no memory. Pure, but for the look at the kernel's counter.
+//! Decides whether a rank died for lack of memory. Pure, but for the look at the kernel's counter.
 
 use std::fmt;
 use std::fs;
@@ -7,7 +7,7 @@ use nix::sys::signal::Signal;
 
 use crate::supervise::Failure;
 
-/// What allocators and CUDA say when there is no memory: libtorch's, Rust's, the C library's, CUDA's.
+/// The messages of allocators that have no memory: libtorch's, Rust's, the C library's, CUDA's.
 const SIGNS: [&str; 5] =
     ["can't allocate memory", "memory allocation of", "Cannot allocate memory", "std::bad_alloc", "CUDA out of memory"];
 

@@ -1,11 +1,11 @@
-//! Whether a failed job is started again. Pure.
+//! Decides whether a failed job is started again. Pure.
 //!
 //! Owns the restart budget and the memory of the last failure. It does not know how ranks are stopped or started.
 //!
 //! - RST-1 What a restart cannot help (the user's files, the machine) is not restarted.
 //! - RST-2 The same failure at the same step twice in a row, without anything kept in between, is not tried a third time.
-//! - RST-3 A restart comes at once if the attempt before it got on. Others wait, twice as long each time: whatever is wrong
-//!   with the machine may pass.
+//! - RST-3 A restart comes at once if the attempt before it made progress. Others wait, twice as long each time: a
+//!   fault of the machine may pass.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use crate::supervise::{Failure, Kind};
 /// How many times a job may be started again.
 #[derive(Debug)]
 pub struct Budget {
-    /// What the user knows it by.
+    /// The name of the setting that the user knows.
     setting: &'static str,
     max: u32,
     used: u32,
@@ -45,7 +45,7 @@ impl Budget {
     }
 }
 
-/// Why no restart is left after `used` of `max`, as `setting` says; `None` if one is.
+/// Returns the reason that no restart is left after `used` of `max`, as `setting` says; `None` if one is.
 pub fn exhausted(setting: &str, max: u32, used: u32) -> Option<String> {
     match max {
         max if used < max => None,
@@ -68,7 +68,7 @@ pub struct RestartPolicy {
     stuck_at: Option<(u64, u32)>,
 }
 
-/// What makes two failures the same one.
+/// The facts that make two failures the same one.
 #[derive(Debug, PartialEq, Eq)]
 struct Signature {
     step: u64,
@@ -77,7 +77,7 @@ struct Signature {
     resume_step: u64,
 }
 
-/// What is done after a failure.
+/// The decision after a failure.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
     /// Start again.

@@ -1,4 +1,4 @@
-//! Which rank is slow: lines of the progress page in, a name out. Pure.
+//! Finds the rank that is slow, from the lines of the progress page. Pure.
 //!
 //! Ranks that do the same work wait for the slowest of them, so all are equally slow from outside. What tells them apart is
 //! the time that each spends on steps outside exchanges.
@@ -21,7 +21,7 @@ const STRIKES: u32 = 2;
 /// A slow rank.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Straggler {
-    /// The rank.
+    /// The rank's number.
     pub rank: usize,
     /// How many times as busy as the median of the others it is.
     pub factor: f64,
@@ -29,7 +29,7 @@ pub struct Straggler {
     pub step: u64,
 }
 
-/// What is known of all ranks of an attempt.
+/// The facts of all ranks of an attempt.
 #[derive(Debug)]
 pub struct StragglerWatch {
     /// By rank, the others that do the same work.

@@ -324,7 +324,7 @@ fn every_sequence_keeps_the_invariants() {
     assert!(ended > 1000 && !open.is_empty(), "{ended} sequences ended, {} are open", open.len());
 }
 
-/// What an observer of two ranks knows, to check the invariants from outside.
+/// The facts that an observer of two ranks knows, to check the invariants from outside.
 #[derive(Clone, Default)]
 struct Watched {
     gone: [bool; 2],

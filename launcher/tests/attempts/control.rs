@@ -1,4 +1,4 @@
-//! Running jobs as other terminals see them: asked, stopped, followed, started in the background.
+//! Tests of running jobs from other terminals: asked, stopped, followed, started in the background.
 
 use std::fs::{self, Permissions};
 use std::io::Write;

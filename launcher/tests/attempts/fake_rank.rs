@@ -86,7 +86,7 @@ impl Rank {
         self.client.report(request).await.unwrap();
     }
 
-    /// What the launcher's word on the progress page says.
+    /// Reads the launcher's word on the progress page.
     fn is_asked_to_stop(&self) -> bool {
         let page = fs::File::open(format!("/proc/self/fd/{}", self.env.progress_fd)).unwrap();
         let mut word = [0; 8];
@@ -147,7 +147,7 @@ impl Rank {
         }
     }
 
-    /// What no rank would say, in words that the launcher takes.
+    /// Sends messages that no rank would send, in a form that the launcher takes.
     async fn nonsense(&mut self) {
         let text = || "\u{1b}[2J\r\n\u{202e}/".repeat(2_000);
         for number in [0.0, f64::NAN, f64::INFINITY, -1.0, f64::MAX, 1.8e19] {
@@ -205,7 +205,7 @@ impl Rank {
         }
     }
 
-    /// What rank 0 tells for all.
+    /// Sends an event that rank 0 reports for all.
     async fn report(&mut self, event: Event) {
         if self.env.rank == 0 {
             let caller = self.caller();

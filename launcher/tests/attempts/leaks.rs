@@ -1,4 +1,4 @@
-//! What a launcher holds after many restarts is what it holds after a few.
+//! A launcher holds the same resources after many restarts as after a few.
 
 use std::fs;
 use std::path::Path;
@@ -10,7 +10,7 @@ use crate::harness::{Run, wait_until};
 
 pub const CHECK: (&str, fn()) = ("a_thousand_restarts_leave_nothing_behind", a_thousand_restarts_leave_nothing_behind);
 
-/// What a launcher holds.
+/// The resources of a launcher.
 #[derive(Debug, PartialEq, Eq)]
 struct Holdings {
     descriptors: Vec<String>,
@@ -67,7 +67,7 @@ fn resident_kib(pid: u32) -> u64 {
     line.trim().trim_end_matches(" kB").parse().unwrap()
 }
 
-/// What the launcher holds once it has restarted its ranks so often, and how many KiB it takes.
+/// Returns the resources of a launcher that has restarted its ranks so often, and the KiB that it takes.
 fn after(restarts: u32, fault: &'static str) -> (Holdings, u64) {
     let run = Run::new(fault);
     run.edit("train.toml", "steps = 6\n", "steps = 100000\n");

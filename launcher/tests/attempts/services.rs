@@ -1,4 +1,4 @@
-//! dslaunch under a service manager, in its words, and what it says about the machine.
+//! Tests of dslaunch under a service manager, of the files it prints for schedulers, and of `dslaunch doctor`.
 
 use std::fs;
 use std::os::unix::net::UnixDatagram;

@@ -1,4 +1,4 @@
-//! The values a key can choose from, spelled as in `train.toml`.
+//! The values that a key can choose from, spelled as in `train.toml`.
 //!
 //! No enum here has an `Auto` variant: "auto" is [`AutoOr`], so the types that the plan hands on cannot be undecided.
 

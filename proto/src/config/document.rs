@@ -1,4 +1,4 @@
-//! The file and the `--set` arguments, taken apart into keys; what is left when every section has read its own is unknown.
+//! Takes the file and the `--set` arguments apart into keys. Keys that no section has read at the end are unknown.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -32,7 +32,7 @@ pub(super) struct Entry<'t> {
     key: String,
     origin: Origin,
     pub(super) value: Spanned<DeValue<'t>>,
-    /// What to add to the spans inside `value` to get spans in its source.
+    /// The offset from spans inside `value` to spans in its source.
     pub(super) shift: usize,
 }
 

@@ -1,4 +1,4 @@
-//! `train.toml`: what the user wrote, typed, with every default filled in.
+//! `train.toml`: the user's configuration, typed, with every default filled in.
 //!
 //! This module checks each key by itself: its section, spelling, type, range and, where two keys of one section exclude
 //! each other, that only one is given. It knows neither the world size nor the model, so anything that needs them (does
@@ -65,7 +65,7 @@ pub struct TrainConfig {
     pub validation: Validation,
     /// `[log]`
     pub log: Log,
-    /// Where each key was set, for problems that show only once the world is known.
+    /// The origin of each key, for problems that show only once the world is known.
     #[serde(skip)]
     pub origins: Origins,
 }

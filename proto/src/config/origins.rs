@@ -1,4 +1,4 @@
-//! Where each key was set: the file's text, the `--set` arguments, and spans into them.
+//! Remembers the origin of each key: the file's text, the `--set` arguments, and spans into them.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -17,7 +17,7 @@ pub struct Origins {
     pub(super) keys: BTreeMap<String, Origin>,
 }
 
-/// Where one key was set.
+/// The origin of one key.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Origin {
     pub source: Source,
@@ -43,7 +43,8 @@ impl Origins {
         }
     }
 
-    /// Where `key` was set, for a message about another key: `train.toml:12`, `--set train.steps=3` or `the default`.
+    /// Names the origin of `key`, for a message about another key: `train.toml:12`, `--set train.steps=3` or `the
+    /// default`.
     pub fn place(&self, key: &str) -> String {
         match self.keys.get(key) {
             Some(Origin { source: Source::Set(idx), .. }) => format!("{SET} {}", self.sets[*idx]),

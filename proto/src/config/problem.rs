@@ -1,4 +1,4 @@
-//! One mistake in a config, and how it is printed.
+//! One mistake in a config, and its printed form.
 
 use std::fmt;
 
@@ -15,7 +15,7 @@ pub struct Problem {
     pub key: String,
     /// The value as it was written, where the value is what is wrong.
     pub value: Option<String>,
-    /// What the file has to obey, or what is wrong with it.
+    /// The rule that the file has to obey, or its fault.
     pub rule: String,
     /// A sentence such as "did you mean `steps`?".
     pub suggestion: Option<String>,

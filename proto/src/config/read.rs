@@ -1,4 +1,4 @@
-//! From one TOML value to one Rust type, with the range that the key allows.
+//! Reads one TOML value as one Rust type, within the range that the key allows.
 //!
 //! Knows neither keys nor files: a [`Fault`] says what is wrong with which bytes, and the caller says where those are.
 
@@ -12,7 +12,7 @@ use toml::de::DeValue;
 use super::choices::{AutoOr, Choice, Resume, Sink, ZeroStage};
 use super::suggest::{did_you_mean, nearest};
 
-/// What is wrong with a value.
+/// The fault of a value.
 pub(super) struct Fault {
     /// The bytes at fault, counted from the start of the text that the value was parsed from.
     pub span: Range<usize>,
@@ -22,7 +22,7 @@ pub(super) struct Fault {
 
 /// A type that a key can have.
 pub(super) trait Read: Sized {
-    /// What else the key demands of the value; `()` where the type says it all.
+    /// The key's further demands on the value; `()` where the type says it all.
     type Rule;
 
     /// Reads `value`. On `None` there is at least one new fault; with faults in single elements there may be a value too.

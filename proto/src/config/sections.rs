@@ -69,7 +69,7 @@ impl Job {
 pub struct Model {
     /// A Hugging Face folder: `config.json`, `*.safetensors`, `tokenizer.json`. Required.
     pub path: PathBuf,
-    /// Where the first weights come from. Default: the folder.
+    /// The source of the first weights. Default: the folder.
     pub init: Init,
     /// What ranks compute on. Default: auto, the plan decides.
     pub device: AutoOr<Device>,
@@ -95,7 +95,7 @@ pub struct Data {
     pub train: Vec<String>,
     /// Validation files: paths and globs. Default: none.
     pub validation: Vec<String>,
-    /// What a line holds. Default: auto, told from the first line.
+    /// The format of a line. Default: auto, told from the first line.
     pub format: AutoOr<DataFormat>,
     /// Tokens in a row. Default: 4096.
     pub seq_len: u64,
@@ -129,7 +129,7 @@ pub struct Train {
     pub batch: Batch,
     /// Gradients are scaled down to this global L2 norm; 0 turns it off. Default: 1.0.
     pub max_grad_norm: f64,
-    /// What the backward pass computes again. Default: nothing.
+    /// The activations that the backward pass computes again. Default: none.
     pub activation_checkpointing: ActivationCheckpointing,
     /// Steps in a row whose loss or gradient norm is not finite, after which the job stops. Default: 3.
     pub max_bad_steps: u64,
@@ -233,11 +233,11 @@ impl Parallel {
 /// `[zero]`: what the data-parallel ranks split instead of copying it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Zero {
-    /// What is sharded. Default: 1, the optimizer state.
+    /// The state that is sharded. Default: 1, the optimizer state.
     pub stage: AutoOr<ZeroStage>,
-    /// Where parameter shards wait. Default: on the device.
+    /// The memory in which parameter shards wait. Default: the device's.
     pub offload_params: Offload,
-    /// Where optimizer shards wait. Default: on the device.
+    /// The memory in which optimizer shards wait. Default: the device's.
     pub offload_optimizer: Offload,
     /// Whether collectives run beside the computation. Default: true.
     pub overlap_comm: bool,
@@ -260,11 +260,11 @@ impl Zero {
 /// `[comm]`: how ranks talk.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Comm {
-    /// What carries the collectives. Default: auto, nccl with GPUs, else shm, tcp across hosts.
+    /// The backend that carries the collectives. Default: auto, nccl with GPUs, else shm, tcp across hosts.
     pub backend: AutoOr<Backend>,
     /// Seconds until a wait for peers fails. Default: 600.
     pub timeout_seconds: u64,
-    /// What gradients are reduced to on the wire. Default: nothing.
+    /// The compression of gradients on the wire. Default: none.
     pub compression: Compression,
 }
 
@@ -285,7 +285,7 @@ pub struct Checkpoint {
     pub every_steps: u64,
     /// Newest checkpoints that stay on disk. Default: 2.
     pub keep_last: u64,
-    /// What a new run starts from. Default: auto, the newest checkpoint in the output directory.
+    /// The starting point of a new run. Default: auto, the newest checkpoint in the output directory.
     pub resume: Resume,
 }
 
@@ -347,7 +347,7 @@ impl Validation {
 pub struct Log {
     /// Steps between metrics rows. Default: 10.
     pub every_steps: u64,
-    /// Where they go, each at most once. Default: console and jsonl.
+    /// The sinks that they go to, each at most once. Default: console and jsonl.
     pub sinks: Vec<Sink>,
 }
 

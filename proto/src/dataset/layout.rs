@@ -1,5 +1,5 @@
-//! Where each section of a prepared file lies, and whether its index is sound. Offsets follow from three counts, so
-//! they are computed here for writer and reader alike, and a stored offset only has to agree.
+//! Computes the offset of each section of a prepared file, and checks its index. Offsets follow from three counts, so
+//! writer and reader both compute them here, and a stored offset only has to agree.
 
 use std::ops::Range;
 

@@ -48,7 +48,7 @@ pub const FORMAT_VERSION: u32 = 2;
 /// The target (and label) that takes no part in the loss.
 pub const IGNORED: i32 = -100;
 
-/// What a prepared file holds, counted while it was written.
+/// The contents of a prepared file, counted while it was written.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DatasetSummary {
     /// Rows: what one forward pass takes `micro_batch_size` of.
@@ -69,7 +69,7 @@ pub struct DatasetSummary {
     pub sources: Vec<String>,
 }
 
-/// Where a sample comes from.
+/// The origin of a sample.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Origin {
     /// Index into [`DatasetSummary::sources`].
@@ -85,11 +85,11 @@ pub struct Sample {
     pub tokens: Vec<i32>,
     /// The label of each token, *not* shifted; [`IGNORED`] takes no part in the loss. `None`: the tokens themselves.
     pub labels: Option<Vec<i32>>,
-    /// Where it comes from.
+    /// Its origin.
     pub origin: Origin,
 }
 
-/// Why a file cannot be written or is no prepared data.
+/// The error of a file that cannot be written or is no prepared data.
 #[derive(Debug, thiserror::Error)]
 pub enum DatasetError {
     /// The operating system refused.
@@ -97,9 +97,9 @@ pub enum DatasetError {
     Io {
         /// The file.
         path: PathBuf,
-        /// What was tried, as a verb.
+        /// The action that was tried, as a verb.
         doing: &'static str,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// The file does not begin like prepared data.
@@ -121,9 +121,9 @@ pub enum DatasetError {
     Damaged {
         /// The file.
         path: PathBuf,
-        /// Where the contradiction is.
+        /// The byte of the contradiction.
         at: u64,
-        /// What is wrong there.
+        /// The contradiction.
         what: String,
     },
 }

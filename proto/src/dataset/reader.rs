@@ -33,7 +33,7 @@ impl<B: AsRef<[u8]>> Dataset<B> {
         Ok(Self { bytes, sections: footer.sections, summary: footer.summary, path: path.to_owned() })
     }
 
-    /// What the file holds.
+    /// Returns the summary of the file.
     pub fn summary(&self) -> &DatasetSummary {
         &self.summary
     }
@@ -80,7 +80,7 @@ impl<B: AsRef<[u8]>> Dataset<B> {
         Row { pairs, bounds, first_sample: samples.start, num_labels }
     }
 
-    /// Where sample `sample` (counted over all rows) comes from. Panics if there is no such sample.
+    /// Returns the origin of sample `sample` (counted over all rows). Panics if there is no such sample.
     pub fn origin(&self, sample: usize) -> Origin {
         unpack_origin(self.index().sample_origin[sample])
     }

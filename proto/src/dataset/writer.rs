@@ -1,4 +1,4 @@
-//! Writing prepared data, row by row. Tokens go to disk as they come; only the index is kept in memory.
+//! Writes prepared data row by row. Tokens go to disk as they come; only the index is kept in memory.
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
@@ -55,7 +55,7 @@ impl DatasetWriter {
         name.into()
     }
 
-    /// What has been written so far.
+    /// Returns the summary of the rows that have been written so far.
     pub fn summary(&self) -> &DatasetSummary {
         &self.summary
     }

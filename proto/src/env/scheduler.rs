@@ -1,9 +1,9 @@
-//! What a scheduler or a service manager tells the launcher that it has started.
+//! The variables that a scheduler or a service manager sets for the launcher that it starts.
 
 use std::ffi::OsString;
 use std::time::{Duration, SystemTime};
 
-/// Who has started the launcher and may want the machine back.
+/// The scheduler that has started the launcher and may want the machine back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SchedulerEnv {
     /// Slurm (`SLURM_JOB_ID`).
@@ -40,10 +40,10 @@ impl SchedulerEnv {
     }
 }
 
-/// What a service manager (systemd) tells the launcher that it has started.
+/// The variables that a service manager (systemd) sets for the launcher that it has started.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ServiceEnv {
-    /// Where it wants to be told how the service does (`NOTIFY_SOCKET`): a path, or `@NAME`.
+    /// The socket at which it wants to hear about the service (`NOTIFY_SOCKET`): a path, or `@NAME`.
     pub notify_socket: Option<OsString>,
     /// After how much silence it takes the service for dead (`WATCHDOG_USEC`, if `WATCHDOG_PID` is what it has started).
     pub watchdog: Option<Duration>,

@@ -1,4 +1,4 @@
-//! What Slurm tells a task of a step about the machines it runs on. Pure.
+//! The variables that Slurm sets for a task of a step: the machines that it runs on. Pure.
 
 use std::ffi::OsString;
 
@@ -16,7 +16,7 @@ pub struct SlurmStep {
     pub node_rank: u32,
     /// Name of the first one (`SLURM_STEP_NODELIST`).
     pub first_host: String,
-    /// Where the step was started from (`SLURM_LAUNCH_NODE_IPADDR`): in a batch job the first machine, too.
+    /// The machine that started the step (`SLURM_LAUNCH_NODE_IPADDR`): in a batch job the first machine, too.
     pub launch_address: Option<String>,
     /// A port that no other step of the cluster is likely to use: 15000 + (16 * job id + step id) % 10000.
     pub port: u16,

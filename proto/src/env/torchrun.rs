@@ -1,4 +1,4 @@
-//! What torchrun tells its workers: programs that were written for it run unchanged. Pure.
+//! The variables that torchrun sets for its workers, so that programs written for it run unchanged. Pure.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -18,9 +18,9 @@ pub struct TorchrunEnv {
     pub node_rank: usize,
     /// Number of machines (`GROUP_WORLD_SIZE`).
     pub num_nodes: usize,
-    /// What the ranks are called (`ROLE_NAME`); all have the same role.
+    /// The role of the ranks (`ROLE_NAME`); all have the same.
     pub role: String,
-    /// Where rank 0 listens (`MASTER_ADDR`).
+    /// The host at which rank 0 listens (`MASTER_ADDR`).
     pub master_addr: String,
     /// Its port (`MASTER_PORT`).
     pub master_port: u16,
@@ -55,12 +55,12 @@ impl TorchrunEnv {
     }
 }
 
-/// What `dslaunch run` tells a worker, which may be any program.
+/// The variables that `dslaunch run` sets for a worker, which may be any program.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ProgramEnv {
     /// The worker's place.
     pub torchrun: TorchrunEnv,
-    /// Where it may leave the reason of its failure (`TORCHELASTIC_ERROR_FILE`).
+    /// The file in which it may leave the reason of its failure (`TORCHELASTIC_ERROR_FILE`).
     pub error_file: PathBuf,
 }
 
@@ -75,7 +75,7 @@ impl ProgramEnv {
     }
 }
 
-/// What `num_workers` workers on one machine get unless the user's environment says otherwise.
+/// Lists the variables that `num_workers` workers on one machine get unless the user's environment says otherwise.
 pub fn program_defaults(
     num_workers: usize,
     lookup: impl Fn(&str) -> Option<OsString>,

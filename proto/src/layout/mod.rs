@@ -1,5 +1,5 @@
-//! Which parameters a unit owns, by their Hugging Face names, which part of each a rank holds, and where that lies in
-//! the unit's flat buffer. Pure.
+//! The layout of a unit's flat buffer: its parameters by their Hugging Face names, the part of each that a rank holds,
+//! and the place of that part. Pure.
 //!
 //! - `LAY-1` parameters lie without gaps, the trained ones first and each kind in the order listed, so that q, k and v (and
 //!   gate and up) form one matrix and one matrix product each.
@@ -26,7 +26,7 @@ pub use params::{EMBEDDING, model_layout, model_layout_with, partly_trained};
 pub use pieces::{Overlap, Piece, overlaps};
 pub use stage::{num_units, rank_layout, tensor_layout};
 
-/// What a unit computes.
+/// The kind of a unit: the part of the model that it computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum UnitKind {
     /// Token embedding.
@@ -75,7 +75,7 @@ impl TensorSplit {
 pub struct UnitLayout {
     /// Name in checkpoints: `embed_tokens`, `layers.7`, `head`.
     pub name: String,
-    /// What it computes.
+    /// Its kind.
     pub kind: UnitKind,
     /// The last pipeline stage's copy of a tied embedding: the first stage's is the one that counts and is saved.
     pub is_tied_copy: bool,

@@ -1,4 +1,4 @@
-//! Ranges of a rank's flat buffer as ranges of the whole unit, which is what checkpoints speak of.
+//! Maps ranges of a rank's flat buffer to ranges of the whole unit, in which checkpoints are written.
 
 use std::ops::Range;
 
@@ -9,7 +9,7 @@ use super::{ParamLayout, UnitLayout};
 pub struct Piece {
     /// Index of the first one in the rank's flat buffer.
     pub local: usize,
-    /// Where they are in the whole unit.
+    /// Their range in the whole unit.
     pub whole: Range<usize>,
 }
 
@@ -24,7 +24,7 @@ pub struct Overlap {
     pub numel: usize,
 }
 
-/// What stored `ranges` of a whole unit and the pieces of a rank have in common.
+/// Returns the overlaps of stored `ranges` of a whole unit with the pieces of a rank.
 pub fn overlaps(ranges: &[[usize; 2]], pieces: &[Piece]) -> Vec<Overlap> {
     let mut overlaps = Vec::new();
     let mut stored = 0;

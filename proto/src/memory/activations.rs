@@ -1,4 +1,4 @@
-//! What the passes of one micro-batch keep and need, tensor by tensor: the sizes of `rank::model`.
+//! The memory that the passes of one micro-batch keep and need, tensor by tensor: the sizes of `rank::model`.
 
 use super::element_bytes;
 use crate::config::ActivationCheckpointing;
@@ -15,9 +15,9 @@ pub(super) struct BlockBytes {
     pub stream: u64,
     /// Kept from the forward to the backward pass.
     pub saved: u64,
-    /// What is kept without checkpointing.
+    /// The bytes that are kept without checkpointing.
     pub all: u64,
-    /// What the backward pass needs beside what is kept.
+    /// The bytes that the backward pass needs beside those that are kept.
     pub workspace: u64,
 }
 
@@ -57,7 +57,8 @@ impl BlockBytes {
     }
 }
 
-/// What the head needs beside what is kept: logits a chunk at a time, and rows of the stream with a label.
+/// Returns the bytes that the head needs beside those that are kept: logits a chunk at a time, and rows of the stream
+/// with a label.
 pub(super) fn head_bytes(plan: &Plan) -> u64 {
     let config = &plan.model.config;
     let element = element_bytes(plan.model.compute_dtype);

@@ -1,4 +1,4 @@
-//! Buffers in the arena that something passes through on its way between ranks.
+//! The buffers in the arena through which data passes between ranks.
 
 use super::{ARENA_ALIGN_BYTES, element_bytes};
 use crate::layout::{EMBEDDING, rank_layout};

@@ -35,7 +35,7 @@ pub enum Side {
     Host,
 }
 
-/// What CUDA, its matrix libraries and NCCL take of a GPU: an allowance, not a measurement.
+/// The bytes of a GPU for CUDA, its matrix libraries and NCCL: an allowance, not a measurement.
 const CUDA_BYTES: u64 = 3 << 29;
 
 /// What they and their pinned buffers take of the host's memory for each rank, beside libtorch: an allowance, not a
@@ -76,7 +76,7 @@ impl Shortage {
 }
 
 impl PeakBytes {
-    /// What of it is on a GPU: nothing that is offloaded, and no peer's pages, which are a CPU's way to see each other.
+    /// Returns the part of it on a GPU: nothing that is offloaded, and no peer's pages, which only CPU ranks see.
     pub fn on_gpu(mut self, plan: &Plan) -> Self {
         self.optimizer -= self.offloaded_optimizer(plan);
         let gradients = self.offloaded_gradients(plan);

@@ -1,5 +1,5 @@
-//! How much memory of the model a rank keeps, in which slots whole buffers lie, and what activations pass through between
-//! ranks. Pure: the engine allocates by it and the plan predicts by it, so that both say the same.
+//! The memory of a rank: the model's state, the slots of whole buffers, and the buffers between ranks. Pure: the engine
+//! allocates by it and the plan predicts by it, so that both say the same.
 
 mod activations;
 mod exchange;
@@ -22,7 +22,7 @@ use crate::sharding::Sharding;
 /// Alignment of buffers in the arena, as `comm` allocates them.
 pub const ARENA_ALIGN_BYTES: usize = 64;
 
-/// What one rank keeps of the model from step to step, in bytes.
+/// The bytes of the model's state that one rank keeps from step to step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct StateBytes {
     /// Slots of whole parameters, in the arena.
@@ -74,7 +74,7 @@ impl StateBytes {
         stages.max_by_key(Self::total).expect("a pipeline has stages")
     }
 
-    /// What lies in the rank's arena.
+    /// Returns the bytes in the rank's arena.
     pub fn arena(&self) -> u64 {
         self.parameters + self.gradients
     }
@@ -98,7 +98,7 @@ impl StateBytes {
     }
 }
 
-/// What each rank's arena needs: the same for all, as `comm` wants it.
+/// Returns the bytes of each rank's arena: the same for all, as `comm` wants it.
 pub fn arena_bytes(plan: &Plan) -> u64 {
     let stage = |pp| {
         let coord = Coord { pp, dp: 0, tp: 0 };

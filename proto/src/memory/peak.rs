@@ -12,21 +12,22 @@ use crate::pipeline::{Action, MESSAGES_UNDER_WAY};
 use crate::plan::Plan;
 use crate::weight_files::WeightFiles;
 
-/// What libtorch and its matrix libraries take once they compute: code pages, packed operands, workspace. Measured on
+/// The bytes of libtorch and its matrix libraries once they compute: code pages, packed operands, workspace. Measured
+/// on
 /// x86-64 with libtorch 2.11: a rank of a tiny model has 15 MiB (in bf16 33 MiB) above an empty one, and products of real
 /// size add to that.
 const RUNTIME_BYTES_FP32: u64 = 21 << 20;
 /// bf16 products are compiled at run time and reorder their operands.
 const RUNTIME_BYTES_BF16: u64 = 52 << 20;
 
-/// What each further compute thread takes: its own packed operands.
+/// The bytes of each further compute thread: its own packed operands.
 const THREAD_BYTES: u64 = 8 << 20;
 
-/// What glibc's heap wastes of what passes allocate, because freed blocks do not fit what comes next exactly. Measured
-/// over the layouts of tests/tests/memory.rs.
+/// The share of the passes' allocations that glibc's heap wastes, because freed blocks do not fit the next ones
+/// exactly. Measured over the layouts of tests/tests/memory.rs.
 const HEAP_WASTE: f64 = 0.17;
 
-/// What one rank holds when it holds the most, in bytes.
+/// The peak memory of one rank, part by part, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 pub struct PeakBytes {
     /// Whole parameters, and shards of frozen ones.
@@ -37,9 +38,9 @@ pub struct PeakBytes {
     pub gradient_shards: u64,
     /// fp32 masters and both moments.
     pub optimizer: u64,
-    /// What micro-batches in flight keep for their backward pass.
+    /// The activations that micro-batches in flight keep for their backward pass.
     pub activations: u64,
-    /// What one pass needs beside that: gradients of activations, recomputed activations, logits.
+    /// The further needs of one pass: gradients of activations, recomputed activations, logits.
     pub workspace: u64,
     /// Buffers that pass things between ranks.
     pub communication: u64,

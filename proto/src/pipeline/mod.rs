@@ -1,4 +1,4 @@
-//! Pipeline parallelism: which stage holds which units, and in what order it computes. Pure.
+//! Pipeline parallelism: assigns units to stages, and gives each stage the order in which it computes. Pure.
 //!
 //! A stage holds one chunk of the model, or several that lie apart (virtual stages). Chunk `c` of stage `s` is virtual
 //! stage `c * num_stages + s`: forward passes go up the virtual stages, backward passes down. Every rank computes the same

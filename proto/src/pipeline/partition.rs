@@ -1,4 +1,4 @@
-//! Which chunk gets which units: consecutive ones, of about the same cost.
+//! Deals out units to chunks: consecutive ones, of about the same cost.
 
 use std::ops::Range;
 

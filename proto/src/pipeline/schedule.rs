@@ -1,10 +1,11 @@
-//! The three schedules, each as an order of passes and a limit to what is in flight; the simulation does the rest.
+//! The three schedules. Each is an order of passes and a limit to the micro-batches in flight; the simulation does the
+//! rest.
 
 use super::simulation::{Limits, Order, simulate};
 use super::{Action, PipelineShape};
 use crate::config::PipelineSchedule;
 
-/// What each stage does in a step, in order.
+/// Returns the actions of each stage in a step, in order.
 ///
 /// - `1f1b` (Narayanan et al., 2019): a stage passes forward what is in flight behind it, then one back, one forward.
 /// - `interleaved` (Narayanan et al., 2021): the same over several chunks a stage, micro-batches in groups as large as the

@@ -1,5 +1,5 @@
-//! List scheduling: all stages in time, each taking the most urgent pass that is ready. A stage whose neighbour has not
-//! taken its last messages waits, here as in reality.
+//! List scheduling: simulates all stages in time, each taking the most urgent pass that is ready. A stage whose
+//! neighbour has not taken its last messages waits, here as in reality.
 
 use super::{Action, MESSAGES_UNDER_WAY, PipelineShape};
 

@@ -1,4 +1,4 @@
-//! What a schedule costs: how much is alive at a time, and how long stages wait.
+//! The cost of a schedule: the activations alive at a time, and the time that stages wait.
 
 use super::{Action, PipelineShape};
 

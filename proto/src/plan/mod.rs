@@ -1,4 +1,4 @@
-//! The plan: what a job does, with every default filled and every product checked. Pure.
+//! The plan: the complete description of a job, with every default filled and every product checked. Pure.
 //!
 //! `resolve` makes it. The launcher writes it to `plan.json`; ranks read that and never train.toml, so nothing
 //! downstream has a default left to fill in.
@@ -40,7 +40,7 @@ pub struct Plan {
     pub sequence_parallel: bool,
     /// Which stage holds which units, and in what order they compute.
     pub pipeline: PipelinePlan,
-    /// Where the run begins: all zero, or the checkpoint that it goes on from. Restarts may go on from later ones.
+    /// The progress at which the run begins: all zero, or that of a checkpoint. Restarts may go on from later ones.
     pub start: Progress,
     /// Compute threads of one rank.
     pub threads_per_rank: usize,
@@ -62,7 +62,7 @@ pub struct Plan {
     pub max_grad_norm: f64,
     /// Steps in a row whose loss or gradient norm is not finite, after which the job stops.
     pub max_bad_steps: u64,
-    /// Who keeps which part of parameters, gradients and optimizer state.
+    /// The sharding of parameters, gradients and optimizer state.
     pub zero: ZeroPlan,
     /// Longest wait for another rank, in seconds.
     pub comm_timeout_seconds: u64,
@@ -96,7 +96,8 @@ impl Plan {
         }
     }
 
-    /// What each stage does in a step, in order. Without neighbours there are no gaps that a schedule could fill.
+    /// Returns the actions of each stage in a step, in order. Without neighbours there are no gaps that a schedule
+    /// could fill.
     pub fn stage_actions(&self) -> Vec<Vec<Action>> {
         let kind = if self.mesh.pp == 1 { PipelineSchedule::OneFOneB } else { self.pipeline.schedule };
         schedule(kind, self.pipeline_shape())
@@ -133,7 +134,7 @@ impl Plan {
 pub struct ModelPlan {
     /// Hugging Face folder, absolute.
     pub path: PathBuf,
-    /// Where the first weights come from.
+    /// The source of the first weights.
     pub init: Init,
     /// Type of weights and activations in forward and backward. Masters and optimizer state are always fp32.
     pub compute_dtype: Dtype,
@@ -209,7 +210,7 @@ pub struct OptimizerPlan {
     pub weight_decay: f64,
 }
 
-/// Who keeps which part of parameters, gradients and optimizer state.
+/// The sharding of parameters, gradients and optimizer state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ZeroPlan {
     /// 0: every rank keeps all. 1: the optimizer state is sharded over data-parallel ranks; 2: gradients too; 3:

@@ -1,4 +1,4 @@
-//! From what the user wrote to a plan: first without the data, then with it.
+//! Makes the plan from the user's configuration: first without the data, then with it.
 
 use super::device::{self, Ground, Machine};
 use super::{parallel, unsupported};
@@ -13,7 +13,7 @@ use crate::plan::{
 use crate::schedule::Schedule;
 use std::path::PathBuf;
 
-/// What the job runs on.
+/// The machine and the ranks that the job runs on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct World {
     /// Number of ranks, above 0.

@@ -1,4 +1,4 @@
-//! Whether the ranks, the axes and the model fit together, and which pipeline stage gets which units. Pure.
+//! Checks that the ranks, the axes and the model fit together, and assigns units to pipeline stages. Pure.
 
 use crate::config::{AutoOr, Offload, PipelineSchedule, Problem, TrainConfig, ZeroStage};
 use crate::layout::num_units;
@@ -37,7 +37,7 @@ pub(super) fn mesh(config: &TrainConfig, world_size: usize, problems: &mut Vec<P
     None
 }
 
-/// What the model does not let the axes do.
+/// Lists the sizes of axes that the model does not allow.
 pub(super) fn problems(config: &TrainConfig, model: &ModelConfig) -> Vec<Problem> {
     let mut problems = Vec::new();
     let mut refuse = |key: &str, rule: String, suggestion: usize| {
@@ -66,7 +66,7 @@ pub(super) fn problems(config: &TrainConfig, model: &ModelConfig) -> Vec<Problem
     problems
 }
 
-/// What of ZeRO does not go together.
+/// Finds settings of ZeRO that do not go together.
 pub(super) fn zero_problems(config: &TrainConfig) -> Option<Problem> {
     let is_whole = matches!(config.zero.stage, AutoOr::Given(stage) if stage != ZeroStage::Stage3);
     let rule = "only stage 3 shards parameters, so only there can shards be offloaded";
@@ -85,7 +85,7 @@ pub(super) fn pipeline(config: &TrainConfig, model: &ModelConfig, num_stages: us
     PipelinePlan { schedule, chunks: partition(&costs, num_stages * chunks_per_stage) }
 }
 
-/// What the user should know about the axes.
+/// Notes for the user about the axes.
 pub(super) fn notes(config: &TrainConfig, plan: &PipelinePlan, mesh: Mesh) -> Vec<String> {
     let is_plain = plan.schedule == PipelineSchedule::Interleaved && plan.chunks.len() == mesh.pp && mesh.pp > 1;
     let note = |place| {

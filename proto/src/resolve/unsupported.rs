@@ -1,4 +1,4 @@
-//! The one place that refuses what train.toml may say and this version cannot do yet. Nothing is ever ignored: a key
+//! Refuses the values of train.toml that this version cannot do yet, in this one place. Nothing is ever ignored: a key
 //! is honoured, refused here, or (where its default has no effect yet) noted.
 
 use super::Machine;

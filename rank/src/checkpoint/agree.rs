@@ -1,4 +1,4 @@
-//! An error on one rank is an error on all: nobody goes on alone.
+//! Makes an error on one rank an error on all: no rank goes on alone.
 
 use std::path::Path;
 

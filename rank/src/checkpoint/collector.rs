@@ -1,4 +1,4 @@
-//! Whole parameters out of the parts that ranks hold: each goes to the one rank that wants it.
+//! Collects whole parameters from the parts that ranks hold: each goes to the one rank that wants it.
 
 use std::rc::Rc;
 

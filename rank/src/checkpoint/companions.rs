@@ -1,4 +1,4 @@
-//! What a model takes along beside its weights: config.json as it is, tokenizer, chat template.
+//! The files that a model takes along beside its weights: config.json as it is, tokenizer, chat template.
 
 use std::fs;
 use std::io::ErrorKind;

@@ -1,4 +1,4 @@
-//! What can go wrong with models on disk, and whose fault it is.
+//! The errors of models on disk, and whose fault each is.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ pub enum CheckpointError {
     Read {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// A file could not be written: a full disk, a missing permission.
@@ -23,7 +23,7 @@ pub enum CheckpointError {
     Write {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// A file is truncated, or is not what its name says.
@@ -31,7 +31,7 @@ pub enum CheckpointError {
     Damaged {
         /// The file.
         path: PathBuf,
-        /// What does not hold.
+        /// The rule that is broken.
         rule: String,
     },
     /// The manifest cannot be read, or a file is not as long as it says.
@@ -47,7 +47,7 @@ pub enum CheckpointError {
         path: PathBuf,
         /// Hugging Face name.
         name: String,
-        /// What does not hold.
+        /// The rule that is broken.
         rule: String,
     },
     /// A checkpoint is of another model.
@@ -55,7 +55,7 @@ pub enum CheckpointError {
     OtherModel {
         /// The checkpoint.
         path: PathBuf,
-        /// What differs.
+        /// The difference.
         rule: String,
     },
     /// Another rank could not write its part; its own report says why.

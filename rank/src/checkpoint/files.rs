@@ -1,4 +1,4 @@
-//! Files and folders that are there whole or not at all, and what a file's content is known by.
+//! Writes files and folders so that they are there whole or not at all, and hashes files.
 
 use std::fs::{self, File};
 use std::io::ErrorKind;

@@ -1,4 +1,4 @@
-//! Models on disk: Hugging Face folders in and out, and what a run needs to go on where it stopped.
+//! Models on disk: reads and writes Hugging Face folders, and the state that a run needs to go on.
 //!
 //! A checkpoint is a Hugging Face folder that `from_pretrained` loads as it is, plus `optimizer-*.safetensors` (fp32
 //! masters and moments, one file per rank) and `manifest.json`. The manifest speaks of ranges of units,

@@ -1,4 +1,4 @@
-//! Weights in: a Hugging Face folder's safetensors files, memory-mapped, one tensor copied at a time.
+//! Reads weights from a Hugging Face folder's safetensors files, memory-mapped, one tensor copied at a time.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -92,7 +92,7 @@ pub fn pretrained_dtype(folder: &Path) -> Result<DiskDType> {
     Err(tensor_error(folder, name, "in none of its files".into()))
 }
 
-/// What older files carry along although it follows from something else.
+/// Recognises tensors that older files carry although they follow from others.
 fn is_derived(name: &str, tied: bool) -> bool {
     name.ends_with("rotary_emb.inv_freq") || (tied && name == "lm_head.weight")
 }

@@ -1,4 +1,4 @@
-//! Going on from a checkpoint, on the layout that wrote it or on another.
+//! Goes on from a checkpoint, on the layout that wrote it or on another.
 
 use std::collections::BTreeMap;
 use std::path::Path;

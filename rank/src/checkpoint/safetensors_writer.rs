@@ -1,4 +1,4 @@
-//! A safetensors file written from front to back, one tensor at a time. The `safetensors` crate writes only tensors that
+//! Writes a safetensors file from front to back, one tensor at a time. The `safetensors` crate writes only tensors that
 //! are all there at once; gathered ones are not.
 //!
 //! The format: length of the header as a little-endian u64, the header as JSON (name to type, shape and byte range), then

@@ -1,5 +1,5 @@
-//! Saving: all ranks write their part and go on training; when all parts are on the disk, one rank makes them visible; the
-//! oldest go.
+//! Saves checkpoints: all ranks write their part and go on training; when all parts are on the disk, one rank makes
+//! them visible and removes the oldest.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -185,7 +185,7 @@ impl Saver {
         Ok(written)
     }
 
-    /// What rank 0 adds when all files are on the disk.
+    /// Writes the manifest, when all files are on the disk. Rank 0 alone calls it.
     fn write_manifest(&self, folder: &Path, progress: Progress) -> Result<()> {
         let (mut optimizer, mut files) = (BTreeMap::new(), BTreeMap::new());
         for rank in 0..self.all.size() {

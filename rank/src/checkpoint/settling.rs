@@ -1,5 +1,5 @@
-//! Files on their way to the disk: synced and hashed on a thread of their own, while training goes on. Writing them was the
-//! copy that training waits for; it ends in the page cache.
+//! Syncs and hashes written files on a thread of its own, while training goes on. Training waits only for the copy into
+//! the page cache.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::error::{Result, damaged, writing};
 use super::files::{file_entry, sync, write_synced};
 
-/// What a rank tells rank 0 about its files of a checkpoint.
+/// The report of a rank to rank 0 about its files of a checkpoint.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(super) struct Part {
     /// Its optimizer file, if it has one, and which elements of each unit that holds.

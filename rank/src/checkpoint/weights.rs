@@ -1,4 +1,4 @@
-//! Weights out: a model as safetensors files that `from_pretrained` loads, written one tensor at a time.
+//! Writes a model as safetensors files that `from_pretrained` loads, one tensor at a time.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -1,4 +1,4 @@
-//! A file as bytes, without reading it: the kernel loads what is touched.
+//! Maps a file as bytes without reading it: the kernel loads the pages that are touched.
 
 #![allow(unsafe_code, reason = "a memory map of a file")]
 

@@ -1,4 +1,5 @@
-//! Prepared training data as micro-batches: which rows a rank takes at a step, and their tokens as tensors.
+//! Makes micro-batches of prepared training data: chooses the rows of a rank at a step, and turns their tokens into
+//! tensors.
 
 mod mapped;
 mod order;
@@ -26,7 +27,7 @@ pub struct TrainData {
     batch: BatchPlan,
     dp_size: u64,
     dp_rank: u64,
-    /// Where the run starts: its first step, and the rows that were taken before it.
+    /// The start of the run: its first step, and the rows that were taken before it.
     start: Progress,
 }
 
@@ -56,7 +57,7 @@ impl TrainData {
         self.step_rows(step).map(|row| self.rows.row(row).num_tokens() as u64).sum()
     }
 
-    /// Where the samples of a step come from, over all ranks, as `file:line`. `step` counts from 0.
+    /// Lists the origins of a step's samples, over all ranks, as `file:line`. `step` counts from 0.
     pub fn sample_origins(&self, step: u64) -> impl Iterator<Item = String> + '_ {
         let samples = self.step_rows(step).flat_map(|row| self.rows.row(row).samples());
         samples.map(|sample| {

@@ -5,7 +5,7 @@
 use half::bf16;
 use tch::{Kind, Tensor};
 
-/// What a tensor holds.
+/// The type of a tensor's elements.
 pub trait Stored: Copy + Send + Sync + 'static {
     /// Its tensor type.
     const KIND: Kind;

@@ -1,4 +1,4 @@
-//! A rank's memory of the model, unit by unit, and how it moves between ranks: ZeRO at work.
+//! Keeps a rank's memory of the model, unit by unit, and moves it between ranks (ZeRO).
 //!
 //! ```text
 //! stage      parameters               gradients                        optimizer state
@@ -38,9 +38,9 @@ pub struct Memory {
     params: Slots,
     grads: Slots,
     groups: Groups,
-    /// Where a tied embedding and the head are on different stages.
+    /// The gradients of a tied embedding, if it and the head are on different stages.
     tied: Option<TiedGradients>,
-    /// Where optimizer state is in the host's memory.
+    /// The tiles for optimizer state in the host's memory, if it is there.
     staging: Option<Staging>,
     /// Units gathered ahead of the one that computes.
     prefetch_units: usize,
@@ -221,7 +221,8 @@ impl Memory {
 
 /// Loading and saving.
 impl Memory {
-    /// Where this rank's part of a parameter lies in the arena, as stored, in the compute type. The unit has been gathered.
+    /// Returns this rank's part of a parameter in the arena, as stored, in the compute type. The unit has been
+    /// gathered.
     pub fn param(&self, unit: usize, param: &ParamLayout) -> comm::Buffer {
         self.params.get(unit).holding(unit).flat().operand().slice(param.offset, param.numel())
     }
@@ -268,8 +269,8 @@ impl Memory {
         Ok(())
     }
 
-    /// What this rank saves of a unit: of its shard, what it is the one to save. All ranks' pieces hold every element of
-    /// the unit once.
+    /// Returns the pieces of a unit that only this rank saves, from its shard. All ranks' pieces together hold every
+    /// element of the unit once.
     pub fn saved(&self, unit: usize) -> Vec<Piece> {
         let unit = &self.units[unit];
         unit.layout.primary_pieces(unit.shard())
@@ -280,7 +281,7 @@ impl Memory {
         self.units[unit].state(self.params.get(unit).flat(), range)
     }
 
-    /// What this rank needs of a unit when it resumes, as masters and as moments.
+    /// Returns the pieces of a unit that this rank needs when it resumes, as masters and as moments.
     pub fn needed(&self, unit: usize) -> [Vec<Piece>; 2] {
         let unit = &self.units[unit];
         let moments = unit.layout.pieces(unit.owned());

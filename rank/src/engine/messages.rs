@@ -1,5 +1,5 @@
-//! What pipeline stages send each other: activations forward, their gradients backward. Sending does not wait, so that a
-//! stage goes on with its next pass; receiving does, and that wait is the pipeline's bubble.
+//! The messages between pipeline stages: activations forward, their gradients backward. Sending does not wait, so that
+//! a stage goes on with its next pass; receiving does, and that wait is the pipeline's bubble.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};

@@ -52,11 +52,11 @@ pub struct MicroBatch {
     pub tokens: Tensor,
     /// Of each token the one that follows in the same sample, where it is to be predicted.
     pub labels: Labels,
-    /// Where samples begin.
+    /// The places where samples begin.
     pub samples: Rc<Samples>,
 }
 
-/// What this rank contributes to what the job knows of a step's passes.
+/// This rank's part of the job's sums over a step's passes.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct PassesOutcome {
     /// Sum of the cross-entropies; over all ranks, each token counts once.
@@ -71,7 +71,7 @@ pub struct PassesOutcome {
 pub struct Engine {
     memory: Memory,
     stage: Stage,
-    /// What this stage does in a step.
+    /// The actions of this stage in a step.
     actions: Rc<[Action]>,
     messages: Messages,
     tp: TensorParallel,
@@ -211,7 +211,8 @@ impl Engine {
     }
 }
 
-/// What `max_grad_norm` makes of a finite gradient norm: torch's `clip_grad_norm_`. 0 turns clipping off.
+/// Returns the clip factor of `max_grad_norm` for a finite gradient norm, as torch's `clip_grad_norm_`. 0 turns
+/// clipping off.
 pub fn clip_scale(max_grad_norm: f64, grad_norm: f64) -> f32 {
     if max_grad_norm == 0.0 { 1.0 } else { (max_grad_norm / (grad_norm + 1e-6)).min(1.0) as f32 }
 }

@@ -1,6 +1,6 @@
-//! The way between a rank's buffers and optimizer state that is in the host's memory (ZeRO-Offload, Ren et al., 2021):
-//! gradients come in tiles, updated parameters go back in the compute type. On a CPU both sides are memory of the host, and
-//! the copies are what a GPU's would be.
+//! Moves tiles between a rank's buffers and optimizer state in the host's memory (ZeRO-Offload, Ren et al., 2021):
+//! gradients come in tiles, updated parameters go back in the compute type. On a CPU both sides are memory of the host,
+//! and the copies are the same as a GPU's would be.
 
 use std::ops::Range;
 

@@ -1,4 +1,4 @@
-//! Forward and backward passes of one chunk of the model for one micro-batch: what the schedule's actions do.
+//! Runs the schedule's actions: forward and backward passes of one chunk of the model for one micro-batch.
 
 use comm::CommError;
 use proto::progress::Phase;
@@ -13,7 +13,7 @@ pub(super) struct InFlight {
     batch: MicroBatch,
     block: Block,
     saved: Vec<BlockSaved>,
-    /// What the chunk's blocks made, where the head takes it: `[S, D]`.
+    /// The output of the chunk's blocks, where the head takes it: `[S, D]`.
     last: Option<Tensor>,
 }
 

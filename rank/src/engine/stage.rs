@@ -1,4 +1,4 @@
-//! Which of a rank's units do what: its chunks of the model, and where the head's matrix is. Pure.
+//! The units of a pipeline stage: its chunks of the model, and the place of the head's matrix. Pure.
 
 use std::ops::Range;
 

@@ -20,7 +20,7 @@ pub(super) struct TiedGradients {
     other: usize,
     /// The embedding among this rank's units, or its copy.
     unit: usize,
-    /// What arrives, a part at a time.
+    /// The buffer into which parts arrive, one at a time.
     arrived: Buffer,
 }
 

@@ -1,4 +1,5 @@
-//! What a rank keeps of one unit from step to step beside its slots: masters, gradient sums and moments of what it owns.
+//! The state of one unit that a rank keeps from step to step: masters, gradient sums and moments of the part that it
+//! owns.
 
 use std::iter;
 use std::ops::Range;
@@ -211,7 +212,7 @@ fn relative(range: &Range<usize>, start: usize) -> Range<usize> {
     range.start - start..range.end - start
 }
 
-/// What two ranges share; empty, and inside `a`, if they share nothing.
+/// Returns the range that two ranges share; empty, and inside `a`, if they share nothing.
 fn intersection(a: &Range<usize>, b: &Range<usize>) -> Range<usize> {
     let start = a.start.max(b.start).min(a.end);
     start..a.end.min(b.end).max(start)

@@ -23,7 +23,7 @@ pub struct BlockWeights {
     pub feed_forward: FeedForwardWeights,
 }
 
-/// What the backward pass reads, or what it needs to run the forward pass again.
+/// The values that the backward pass reads, or that it needs to run the forward pass again.
 #[derive(Debug)]
 pub struct BlockSaved {
     /// Input of the block: `[S, D]`

@@ -63,7 +63,7 @@ impl Embedding {
         Ok(())
     }
 
-    /// Where this rank's tokens are among `tokens`, and their rows of the weight, both int64.
+    /// Returns the places of this rank's tokens among `tokens`, and their rows of the weight, both int64.
     fn own(&self, tokens: &Tensor) -> (Tensor, Tensor) {
         let is_own = tokens.ge(self.ids.start).logical_and(&tokens.lt(self.ids.end));
         let places = is_own.nonzero().squeeze_dim(1).to_kind(Kind::Int64);

@@ -118,7 +118,8 @@ impl TensorParallel {
         }
     }
 
-    /// Where a part's sum of `tokens` rows goes: `[T, D]`, not initialised. It overwrites what was gathered.
+    /// Returns the tensor for a part's sum of `tokens` rows: `[T, D]`, not initialised. It overwrites the gathered
+    /// rows.
     pub fn partial(&self, tokens: i64, like: &Tensor, width: i64) -> Tensor {
         match self {
             Self::Off => Tensor::empty([tokens, width], (like.kind(), like.device())),

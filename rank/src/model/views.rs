@@ -1,5 +1,5 @@
-//! A unit's flat buffer as the weights that the model's code takes. Adjacent parameters that the model uses as one
-//! matrix (q, k and v; gate and up) are one view.
+//! Views a unit's flat buffer as the weights that the model's code takes. Adjacent parameters that the model uses as
+//! one matrix (q, k and v; gate and up) are one view.
 //!
 //! Whoever has the memory gives views of it; whether it also holds gradients or moments does not matter here.
 

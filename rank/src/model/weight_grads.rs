@@ -1,5 +1,5 @@
-//! When gradients of weights are added up: in the backward pass, or in a pass of its own that fills the gaps of a
-//! zero-bubble pipeline (Qi et al., 2023).
+//! Adds up gradients of weights: in the backward pass, or in a later pass that fills the gaps of a zero-bubble pipeline
+//! (Qi et al., 2023).
 
 use std::cell::RefCell;
 
@@ -92,7 +92,7 @@ impl WeightGrads {
         matches!(self, Self::Later(_))
     }
 
-    /// What was kept, in order.
+    /// Returns the gradients that were kept, in order.
     pub fn into_pending(self) -> Vec<PendingGrad> {
         match self {
             Self::Now => Vec::new(),

@@ -1,4 +1,4 @@
-//! Where an attempt begins: weights from files or drawn, a checkpoint, or a snapshot in memory.
+//! Brings a rank to the start of an attempt: weights from files or drawn, a checkpoint, or a snapshot in memory.
 
 use comm::ReduceOp;
 use proto::env::Beginning;

@@ -1,4 +1,4 @@
-//! Why a rank cannot go on, and whose fault it is.
+//! The errors that end a rank, and whose fault each is.
 
 use comm::CommError;
 use proto::control::FailureKind;
@@ -8,7 +8,7 @@ use crate::checkpoint::CheckpointError;
 use crate::control::ControlError;
 use crate::snapshot::SnapshotError;
 
-/// Why a rank cannot go on.
+/// An error that ends a rank.
 #[derive(Debug, thiserror::Error)]
 pub enum TrainError {
     /// Another rank is gone, late, or does something else.
@@ -47,7 +47,8 @@ pub enum TrainError {
 }
 
 impl TrainError {
-    /// What the launcher should make of it: whether a restart can help, and whether this is a cause or a consequence.
+    /// Returns the kind of failure for the launcher: whether a restart can help, and whether this is a cause or a
+    /// consequence.
     pub fn kind(&self) -> FailureKind {
         match self {
             Self::Comm(err) => comm_kind(err),

@@ -1,4 +1,4 @@
-//! A step as users see it: its own loss and norm, and the speed since the row before.
+//! Measures a step for the user: its own loss and norm, and the speed since the row before.
 
 use std::time::Instant;
 

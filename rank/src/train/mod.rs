@@ -1,4 +1,4 @@
-//! Training: from a plan and a place in the job to a trained model on disk.
+//! Trains: takes a plan and a starting point, and ends with a trained model on disk.
 
 mod beginning;
 mod error;
@@ -28,7 +28,7 @@ use crate::process;
 use crate::ranks::Ranks;
 use crate::snapshot::Snapshots;
 
-/// What one rank trains with.
+/// The state with which one rank trains.
 pub struct Trainer {
     plan: Rc<Plan>,
     ranks: Ranks,
@@ -36,7 +36,7 @@ pub struct Trainer {
     train: TrainData,
     validation: Option<ValidationData>,
     saver: Saver,
-    /// Where the launcher has memory for them.
+    /// The snapshots, if the launcher has memory for them.
     snapshots: Option<Snapshots>,
     /// This attempt goes on from a snapshot.
     from_snapshot: bool,
@@ -290,7 +290,7 @@ impl Trainer {
 /// Samples that are named when a step is skipped.
 const REPORTED_SAMPLES_MAX: usize = 1000;
 
-/// Why a rank stops.
+/// The reason that a rank stops.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum End {
     /// All steps are done.
@@ -299,7 +299,7 @@ enum End {
     Preempted,
 }
 
-/// What every rank knows after a step, the same on all.
+/// The results of a step that every rank knows, the same on all.
 struct StepEnd {
     outcome: StepOutcome,
     /// A checkpoint is pending and on the disk.
@@ -308,7 +308,7 @@ struct StepEnd {
     is_asked_to_stop: bool,
 }
 
-/// What one step did.
+/// The outcome of one step.
 struct StepOutcome {
     /// From 1.
     step: u64,

@@ -1,21 +1,21 @@
-//! One cell of the matrix: what happens, when, to whom, and what should become of the job. Pure.
+//! One cell of the matrix: a fault, its phase, its victim, and the expected end of the job. Pure.
 
 use std::fmt;
 
-/// What happens.
+/// The kind of fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Kind {
     /// As DSLAUNCH_FAULT has it.
     pub word: &'static str,
-    /// What should become of the job.
+    /// The expected end of the job.
     pub ending: Ending,
-    /// What the report says of the cause, among other words.
+    /// The words about the cause that the report must contain.
     pub cause: &'static str,
     /// When it can happen.
     pub phases: &'static [Phase],
 }
 
-/// What should become of a job.
+/// The expected end of a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ending {
     /// The fault is put down to its victim, ranks are started again, and the result is that of a quiet run.
@@ -129,7 +129,7 @@ pub const PHASES: [Phase; 11] = [
     Phase::Shutdown,
 ];
 
-/// Where ranks exchange something, and only then can hang in it.
+/// The phases in which ranks exchange something, and so can hang in an exchange.
 const EXCHANGES: [Phase; 5] = [Phase::Rendezvous, Phase::Reduce, Phase::Update, Phase::Checkpoint, Phase::Save];
 
 const fn recovers(word: &'static str, cause: &'static str) -> Kind {
@@ -159,10 +159,10 @@ pub const KINDS: [Kind; 15] = [
     ends("kill-guardian", Ending::LauncherGone),
 ];
 
-/// What happens when, and to whom.
+/// A fault, its phase and its victim.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Cell {
-    /// What.
+    /// The fault.
     pub kind: Kind,
     /// When.
     pub phase: Phase,

@@ -1,4 +1,4 @@
-//! The fault matrix: what happens to a job when something breaks, for every kind of fault, every phase and every victim.
+//! The fault matrix: breaks a job in every way, with every kind of fault, in every phase, to every victim.
 //!
 //! In each cell the job ends before its deadline, leaves no process behind, exits with the right code, names the right
 //! culprit and, where it goes on, gives the result of a quiet run bit for bit. Without arguments some cells are run; with

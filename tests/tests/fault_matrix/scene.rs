@@ -1,4 +1,4 @@
-//! Where a fault is played: a small job of two ranks, the result of a quiet run, and what is checked afterwards.
+//! The job on which a fault is played: two ranks, the result of a quiet run, and the checks afterwards.
 
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
@@ -22,14 +22,14 @@ pub struct Scene {
     quiet: RunDir,
 }
 
-/// What became of a cell.
+/// The outcome of a cell.
 #[derive(Debug)]
 pub struct Outcome {
     /// Which.
     pub name: String,
     /// Its kind of fault, for the table.
     pub kind: String,
-    /// What was wrong.
+    /// The problem that was found.
     pub problem: Option<String>,
     /// How long it took.
     pub seconds: f64,
@@ -161,7 +161,7 @@ fn assert_culprit(cell: &Cell, finished: &Finished, output: &str) {
     assert_eq!(stopped["rank"].as_u64(), Some(rank), "{stopped}: {output}");
 }
 
-/// What a panic says, as an error.
+/// Turns a panic into an error with its message.
 pub fn caught(check: impl FnOnce()) -> Result<(), String> {
     panic::catch_unwind(panic::AssertUnwindSafe(check)).map_err(|payload| {
         let text = payload.downcast_ref::<String>().cloned();

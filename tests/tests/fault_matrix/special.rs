@@ -1,4 +1,4 @@
-//! Faults that no rank brings about by itself: strangers, disks, damaged files, a rank that is slow.
+//! Faults that a rank cannot cause by itself: strangers, disks, damaged files, a rank that is slow.
 
 use std::fs::{self, OpenOptions};
 use std::io::Write;

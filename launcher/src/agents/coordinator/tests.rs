@@ -64,7 +64,7 @@ impl Run {
         assert!(matches!(self.join(last, round), Ok(Answer::Place(place)) if place.round == round));
     }
 
-    /// Why the round ended, as `agent` is told.
+    /// Returns the reason that the round ended, as `agent` is told.
     fn again(&mut self, agent: &str, round: u32) -> Cause {
         match self.beat(agent, round) {
             Ok(Answer::Word(Word::Again(Some(cause)))) => cause,

@@ -1,4 +1,4 @@
-//! `dslaunch checkpoint inspect`: what a checkpoint holds, for people. Pure.
+//! `dslaunch checkpoint inspect`: describes a checkpoint for people. Pure.
 
 use std::path::Path;
 

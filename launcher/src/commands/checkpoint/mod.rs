@@ -1,4 +1,4 @@
-//! `dslaunch checkpoint`: looks at a checkpoint and says what it holds, or whether it is still what was written.
+//! `dslaunch checkpoint`: prints the contents of a checkpoint, or checks that it is still as it was written.
 //! Changes nothing, takes no lock and starts nothing.
 
 mod coverage;

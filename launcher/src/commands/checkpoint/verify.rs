@@ -1,4 +1,4 @@
-//! `dslaunch checkpoint verify`: whether a checkpoint is what was written, down to the last bit.
+//! `dslaunch checkpoint verify`: checks that a checkpoint is as it was written, down to the last bit.
 
 use std::cmp::Reverse;
 use std::fs::{self, File};
@@ -85,7 +85,7 @@ fn damage(path: &Path, entry: &FileEntry) -> io::Result<Option<String>> {
     Ok(differs.then(|| "its content is not what the manifest's hash says".to_owned()))
 }
 
-/// Whatever lies in the folder and is not in the manifest.
+/// Lists the files in the folder that are not in the manifest.
 fn unnamed(checkpoint: &Path, manifest: &Manifest) -> io::Result<Vec<String>> {
     let mut names = vec![];
     for entry in fs::read_dir(checkpoint)? {

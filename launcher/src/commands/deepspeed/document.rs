@@ -1,4 +1,4 @@
-//! A DeepSpeed config as JSON: keys in the order of the file, and none twice. Knows no key.
+//! Reads a DeepSpeed config as JSON: keys in the order of the file, and none twice. Knows no key.
 
 use std::fmt;
 

@@ -1,4 +1,4 @@
-//! Keys whose verdict takes more than a table: they belong together, or to the number of ranks. Pure.
+//! Judges the keys that need more than a table: they belong together, or to the number of ranks. Pure.
 
 use super::document::Node;
 use super::rules::{Group, Setting, Verdict, no_effect};

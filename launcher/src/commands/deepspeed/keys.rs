@@ -1,5 +1,5 @@
-//! DeepSpeed's configuration keys and what becomes of each here: one row per key, in the order of DeepSpeed's
-//! documentation. Data only; [`super::rules`] says what the rules mean.
+//! DeepSpeed's configuration keys and our rule for each: one row per key, in the order of DeepSpeed's documentation.
+//! Data only; [`super::rules`] explains the rules.
 
 use super::rules::Rule::{By, Disabled, Map, NoEffect, Off, Only, Refused};
 use super::rules::{Group, Row, Type, row};

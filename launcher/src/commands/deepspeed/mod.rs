@@ -1,4 +1,4 @@
-//! `dslaunch plan --deepspeed`: from a DeepSpeed config to a train.toml, with a word on every key.
+//! `dslaunch plan --deepspeed`: makes a train.toml from a DeepSpeed config, with a verdict on every key.
 //!
 //! - DSP-1 Every key of the config gets exactly one verdict: honoured (it is in the train.toml), without effect (and
 //!   why), refused (and why), or unknown. Nothing is passed over in silence.

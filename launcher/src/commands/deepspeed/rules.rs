@@ -26,7 +26,7 @@ struct Auto {
 pub(super) enum Rule {
     /// It is this key of train.toml.
     Map(&'static str, Type),
-    /// Whatever its value is, nothing is to be done.
+    /// Has no effect here, whatever its value is.
     NoEffect(&'static str),
     /// Only switched off (`false`, 0, `"none"`, nothing): then nothing is to be done. Otherwise it is refused.
     Off(&'static str),

@@ -1,4 +1,4 @@
-//! The train.toml that says what the honoured keys say. Pure.
+//! Writes the train.toml that says the same as the honoured keys. Pure.
 
 use std::path::Path;
 

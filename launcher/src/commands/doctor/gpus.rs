@@ -1,4 +1,4 @@
-//! NVIDIA GPUs, as their driver's management library describes them. The library is loaded now, if it is there.
+//! Reads the NVIDIA GPUs from their driver's management library. The library is loaded at run time, if it is there.
 
 use std::ffi::OsStr;
 use std::path::Path;

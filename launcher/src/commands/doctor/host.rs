@@ -1,4 +1,4 @@
-//! The machine as the kernel describes it. Everything is read below a root folder, so that tests can make one up.
+//! Reads the machine's facts from the kernel. All paths start at a root folder, so that tests can make one up.
 
 use std::fs;
 use std::path::{Path, PathBuf};

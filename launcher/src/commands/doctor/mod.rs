@@ -1,4 +1,4 @@
-//! `dslaunch doctor`: what this machine offers, and whether something is missing that training needs.
+//! `dslaunch doctor`: reports on this machine, and on anything missing that training needs.
 //!
 //! The files named for what they look at ([`host`], [`gpus`], [`libraries`], [`disk`]) read facts and judge nothing;
 //! [`report`] judges them and is pure.

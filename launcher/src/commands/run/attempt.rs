@@ -23,7 +23,7 @@ use crate::process::signals::{Interrupt, Signals};
 use crate::process::spawn::{Sink, Spec};
 use crate::supervise::{Event, OnInterrupt, Outcome};
 
-/// Characters of a rank's message that other machines are told.
+/// Characters of a rank's message that other machines get.
 const LONGEST_MESSAGE: usize = 4000;
 
 /// The launcher's own ends, for a program.

@@ -1,4 +1,4 @@
-//! From flags to a job: every default filled, every product checked. Pure.
+//! Makes a job from flags: fills every default and checks every product. Pure.
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};

@@ -1,4 +1,4 @@
-//! Lines out of bytes that come in pieces. Pure.
+//! Joins bytes that come in pieces into lines. Pure.
 
 /// A line that is longer is shown in parts.
 const LONGEST_LINE_BYTES: usize = 1 << 20;

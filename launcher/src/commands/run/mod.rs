@@ -1,4 +1,4 @@
-//! `dslaunch run`: any program as ranks of one or several machines, with torchrun's flags and worker environment.
+//! `dslaunch run`: runs any program as ranks of one or several machines, with torchrun's flags and worker environment.
 //!
 //! In reading order: [`flags`] (what was typed, and variables that stand for it), [`job`] (everything resolved),
 //! [`attempt`] (all ranks of this machine once), [`rounds`] (round after round on several machines, which

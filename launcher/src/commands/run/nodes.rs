@@ -1,4 +1,5 @@
-//! `--nnodes` and what belongs to it: how many machines, which of them this is, and where they meet. Pure.
+//! Interprets `--nnodes` and its companions: the number of machines, this machine's place, and the address where they
+//! meet. Pure.
 
 use std::ffi::OsString;
 use std::path::PathBuf;

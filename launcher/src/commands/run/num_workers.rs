@@ -1,4 +1,4 @@
-//! `--nproc-per-node`: how many workers. Pure.
+//! Interprets `--nproc-per-node`, the number of workers. Pure.
 
 use std::ffi::OsStr;
 use std::str::FromStr;

@@ -1,4 +1,4 @@
-//! The other machines of a run, during one attempt; or nobody.
+//! The other machines of a run during one attempt, if there are any.
 
 use crate::agents::Report;
 use crate::agents::client::{Agent, Heard, Watch};

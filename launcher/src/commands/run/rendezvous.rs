@@ -1,4 +1,4 @@
-//! torchrun's rendezvous flags: their grammars, and where rank 0 listens for its peers.
+//! torchrun's rendezvous flags: their grammars, and the address at which rank 0 listens.
 
 use std::io;
 use std::net::Ipv4Addr;

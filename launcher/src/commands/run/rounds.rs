@@ -1,4 +1,4 @@
-//! Round after round on several machines: what this one does, as node 0's coordinator says.
+//! Runs this machine's part in the rounds of several machines, as node 0's coordinator says.
 //!
 //! The edge between [`agents`](crate::agents) and an [`attempt`]. All machines restart together, by one budget, and end with
 //! the same code; what happened on which of them is told on each, with the evidence on the one that has it.

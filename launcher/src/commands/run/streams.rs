@@ -51,7 +51,7 @@ pub struct Streams {
     pub redirects: RankStreams,
     /// Streams that go to files and to the terminal.
     pub tee: RankStreams,
-    /// Whose lines the terminal shows; `None`: everybody's.
+    /// The ranks whose lines the terminal shows; `None`: all.
     pub filter: Option<RankFilter>,
 }
 

@@ -1,4 +1,4 @@
-//! Shows on the terminal what ranks write to files, line by line, each with its rank.
+//! Shows the lines that ranks write to files on the terminal, each with its rank.
 //!
 //! Ranks write to the files themselves: the file is the buffer, so a terminal that nobody reads stops no rank, a rank that
 //! is killed has lost nothing that it wrote, and lines of different ranks are never torn. inotify says when there is more.

@@ -1,4 +1,4 @@
-//! `dslaunch systemd` and `dslaunch slurm`: what these need to run a job, printed for the user to look at and install.
+//! `dslaunch systemd` and `dslaunch slurm`: print a unit file or a batch script for the user to look at and install.
 //!
 //! Owns their formats and how words are quoted in them. Both are pure: text from [`Command`].
 

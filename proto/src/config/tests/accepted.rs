@@ -1,4 +1,4 @@
-//! What is taken, and as what.
+//! Files and values that are accepted, and the config that they become.
 
 use super::*;
 

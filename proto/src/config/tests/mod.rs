@@ -1,4 +1,4 @@
-//! What the claims about `train.toml` share. Numbers such as CFG-3 are those of `config/mod.rs`.
+//! Helpers of the tests of `train.toml`. Numbers such as CFG-3 are those of `config/mod.rs`.
 
 mod accepted;
 mod documentation;

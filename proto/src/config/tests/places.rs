@@ -1,4 +1,4 @@
-//! Where problems are said to be, and how they are printed.
+//! The places of problems, and their printed form.
 
 use super::*;
 

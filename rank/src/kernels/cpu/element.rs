@@ -1,4 +1,4 @@
-//! Element types, and the arithmetic they are widened to.
+//! Element types, and the wider types in which their arithmetic is done.
 
 use std::ops::{Add, AddAssign, Div, Mul, Neg, Sub};
 
@@ -11,7 +11,7 @@ use crate::device::host::{Stored, slice, slice_mut};
 
 /// What a tensor of numbers holds.
 pub trait Element: Stored {
-    /// What arithmetic is done in.
+    /// The type in which arithmetic is done.
     type Wide: Wide;
     /// Exact.
     fn widen(self) -> Self::Wide;
@@ -19,7 +19,7 @@ pub trait Element: Stored {
     fn narrow(wide: Self::Wide) -> Self;
 }
 
-/// What arithmetic is done in: fp32 or fp64.
+/// The type in which arithmetic is done: fp32 or fp64.
 pub trait Wide:
     Element<Wide = Self>
     + Add<Output = Self>

@@ -1,4 +1,4 @@
-//! Sum of squares in fp64, in an order that depends on neither the instruction set nor the number of ranks' threads.
+//! Sums squares in fp64, in an order that depends on neither the instruction set nor the number of ranks' threads.
 
 use multiversion::multiversion;
 use tch::Tensor;

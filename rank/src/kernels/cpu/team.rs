@@ -1,4 +1,4 @@
-//! Work split over the OpenMP team that libtorch computes on. A second pool of threads would fight with that one over
+//! Splits work over the OpenMP team that libtorch computes on. A second pool of threads would fight with that one over
 //! the same cores: its threads spin for a while after each operation.
 
 #![allow(unsafe_code, reason = "libgomp's entry points, which compilers call")]
@@ -45,7 +45,7 @@ struct Task<'a> {
     take: &'a (dyn Fn(usize) + Sync),
 }
 
-/// What each thread of the team runs. A panic ends the process here: it cannot cross libgomp's frames.
+/// Runs on each thread of the team. A panic ends the process here: it cannot cross libgomp's frames.
 extern "C" fn trampoline(data: *mut c_void) {
     // SAFETY: `run` passes a pointer to a `Task` that outlives the team's work.
     let task = unsafe { &*data.cast::<Task>() };

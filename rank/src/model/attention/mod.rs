@@ -28,7 +28,7 @@ pub struct AttentionWeights {
     pub output: LinearWeights,
 }
 
-/// What the backward pass reads.
+/// The values that the backward pass reads.
 #[derive(Debug)]
 pub(super) struct AttentionSaved {
     projected: Projected,

@@ -17,7 +17,7 @@ pub struct DenseWeights {
     pub down: LinearWeights,
 }
 
-/// What the backward pass reads.
+/// The values that the backward pass reads.
 #[derive(Debug)]
 pub(super) struct DenseSaved {
     /// `[T, 2F/tp]`

@@ -30,7 +30,7 @@ pub enum MixingWeights {
     Dense(DenseWeights),
 }
 
-/// What the backward pass reads.
+/// The values that the backward pass reads.
 #[derive(Debug)]
 pub(super) struct FeedForwardSaved {
     normed: Normed,
@@ -68,7 +68,7 @@ impl FeedForward<'_> {
         dense.down(self.tp, &activation, x)
     }
 
-    /// What the backward pass reads, without the rest of the forward pass.
+    /// Computes the values that the backward pass reads, without the rest of the forward pass.
     pub fn up(&self, weights: &FeedForwardWeights, x: &Tensor) -> Result<FeedForwardSaved, CommError> {
         let normed = norm_forward(&weights.norm, x, self.norm_eps);
         let MixingWeights::Dense(dense) = &weights.mixing;
