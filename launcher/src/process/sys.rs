@@ -6,6 +6,7 @@
 
 #![allow(unsafe_code, reason = "code between fork and exec, and system calls without a safe wrapper")]
 
+use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
@@ -16,6 +17,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::Signal;
+use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout};
 
 use crate::listening::descriptors::{self, Limit};
 use crate::process::exit::Exit;
@@ -168,8 +170,9 @@ pub fn fork() -> io::Result<Fork> {
     }
 }
 
-/// From now on the calling thread has a table of descriptors of its own, in which only the standard ones and `keep` are open:
-/// what other threads use up is not missing here. Where the kernel refuses it, the table stays shared.
+/// From now on the calling thread has a table of descriptors of its own, in which only `keep` is open, and the standard ones
+/// lead nowhere: what other threads use up is not missing here, and a pipe that they let go of is closed. Where the kernel
+/// refuses it, the table stays shared.
 pub fn own_descriptors(keep: Option<BorrowedFd<'_>>) {
     if unshare(CloneFlags::CLONE_FILES).is_err() {
         return;
@@ -182,6 +185,10 @@ pub fn own_descriptors(keep: Option<BorrowedFd<'_>>) {
             libc::syscall(libc::SYS_close_range, 3, keep - 1, 0);
         }
         libc::syscall(libc::SYS_close_range, keep.max(2) + 1, u32::MAX, 0);
+    }
+    // Without /dev/null whoever reads our output waits for its end until we have ended.
+    if let Ok(nowhere) = OpenOptions::new().read(true).write(true).open("/dev/null") {
+        let _ = (dup2_stdin(&nowhere), dup2_stdout(&nowhere), dup2_stderr(&nowhere));
     }
 }
 
