@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Benchmarks that fail below their targets. `train` compares dslaunch's tokens/s, time to the first step and peak memory with
 # torchrun and transformers; `engine` compares every layout of the engine with FSDP2 and DeepSpeed; `launch` measures the launcher
-# beside torchrun. Options: scripts/bench.sh train --help
+# beside torchrun. train and engine take --before DIR: dslaunch against the programs of an earlier build instead of peers.
+# Options: scripts/bench.sh train --help
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -12,7 +13,7 @@ esac
 shift
 scripts/setup.sh --dev
 # DeepSpeed is built with the torch that is installed, not with one of its own.
-if [ "$name" = engine ] && ! .venv/bin/python -c 'import importlib.metadata; importlib.metadata.version("deepspeed")' 2>/dev/null; then
+if [ "$name" = engine ] && [[ " $* " != *" --before"* ]] && ! .venv/bin/python -c 'import importlib.metadata; importlib.metadata.version("deepspeed")' 2>/dev/null; then
     .venv/bin/python -m pip install --quiet --disable-pip-version-check wheel==0.48.0
     .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-build-isolation -r scripts/requirements-bench.txt
 fi

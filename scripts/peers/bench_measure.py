@@ -54,6 +54,8 @@ from bench_workloads import (
 
 # fp32 sums in another order differ by about 1e-7 at first, and training amplifies it; another computation differs by far more.
 LOSS_TOLERANCE = 1e-3
+# What a change may cost beside the build before it: what is left of noise in a median of five pairs.
+TARGET_BEFORE = 1.03
 RUN_SECONDS_MAX = 900
 POLL_SECONDS = 0.05
 POLLS_PER_PSS = 20  # the kernel walks all page tables for it
@@ -343,8 +345,41 @@ def losses_agree(workload: Workload, runs: list[Run]) -> bool:
     return difference <= LOSS_TOLERANCE
 
 
+def before_of(system: System, programs: Path) -> System:
+    """The same layout, run by the programs of an earlier build."""
+    return dataclasses.replace(system, name=f"{system.name}-before", programs=programs.resolve())
+
+
+def ratios_to_before(runs: list[Run]) -> dict[str, dict[str, list[float]]]:
+    """This build's figures by those of the build before, less being better: by layout and figure, one number for each round."""
+    by_name = {(run.round, run.system): run for run in runs}
+    found: dict[str, dict[str, list[float]]] = {}
+    for (round_number, name), run in by_name.items():
+        if (before := by_name.get((round_number, f"{name}-before"))) is None:
+            continue
+        of_layout = found.setdefault(name, {"step": [], "first step": [], "peak RSS": []})
+        of_layout["step"].append(before.tokens_per_second / run.tokens_per_second)
+        of_layout["first step"].append(run.first_step_seconds / before.first_step_seconds)
+        of_layout["peak RSS"].append(run.peak_rss_bytes / before.peak_rss_bytes)
+    return found
+
+
+def report_to_before(workload: Workload, runs: list[Run]) -> bool:
+    """Prints each figure by the build before's; whether none is more than a little worse."""
+    print_table(runs)
+    passed = losses_agree(workload, runs)
+    for name, figures in ratios_to_before(runs).items():
+        for figure, values in figures.items():
+            median = statistics.median(values)
+            passed &= median <= TARGET_BEFORE
+            print(f"{'PASS' if median <= TARGET_BEFORE else 'FAIL'}  {name}: {figure} by the build before's {spread(values, 3)}, "
+                  f"at most {TARGET_BEFORE}")
+    return passed
+
+
 def add_arguments(parser: argparse.ArgumentParser, steps: int) -> argparse.Namespace:
     """What every benchmark takes."""
+    parser.add_argument("--before", type=Path, metavar="DIR", help="compare with the dslaunch and dslaunch-rank in DIR, not with peers")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=steps)
     parser.add_argument("--cores", type=int, nargs=NUM_RANKS, metavar="CORE", help="their numbers [default: the first two]")
@@ -369,17 +404,22 @@ class Bench:
     def run(self) -> bool:
         args = self.args
         cores = choose_cores(args.cores)
+        ratios, report = self.ratios, self.report
+        if args.before:
+            ours = [system for system in args.systems if not system.is_peer]
+            args.systems = [twin for system in ours for twin in (system, before_of(system, args.before))]
+            ratios, report = ratios_to_before, report_to_before
         if args.json:
             args.json.touch()  # a folder that is not there is better known before the minutes than after
-        machine = describe_machine(cores, self.packages)
+        machine = describe_machine(cores, [] if args.before else self.packages)
         print_header(machine, args)
         results: dict[str, Any] = {}
         passed = True
         for name in args.workload:
             runs = measure_workload(WORKLOADS[name], args.systems, args, cores, is_first=not results)
-            passed &= self.report(WORKLOADS[name], runs)
+            passed &= report(WORKLOADS[name], runs)
             results[name] = {
-                "ratios": self.ratios(runs),
+                "ratios": ratios(runs),
                 "loss_difference": loss_difference(runs),
                 "runs": [dataclasses.asdict(run) for run in runs],
             }

@@ -63,6 +63,7 @@ class System:
     sets: tuple[str, ...] = ()  # dslaunch's `--set`s
     strategy: str | None = None  # a peer's, as train_transformers.py names it
     options: tuple[str, ...] = ()  # more of a peer's options
+    programs: Path = DSLAUNCH.parent  # dslaunch and dslaunch-rank, ours or an earlier build's
 
     @property
     def is_peer(self) -> bool:
@@ -179,7 +180,7 @@ def command(system: System, workload: Workload, steps: int) -> list[str]:
     if not system.is_peer:
         sets = [f"train.steps={steps}", f"job.output_dir={out}", *system.sets]
         return [
-            str(DSLAUNCH),
+            str(system.programs / DSLAUNCH.name),
             "--nproc",
             str(NUM_RANKS),
             *(part for value in sets for part in ("--set", value)),
