@@ -1,7 +1,7 @@
 //! The commands: a folder or a file each, with its arguments, its error and what it does.
 //!
 //! A command uses every room below and no room uses a command. Training itself is no command but a story of its own,
-//! [`job`](crate::job); [`train`] holds the flags that are not about which job. A command refuses to know another one's
+//! [`job`]; [`train`] holds the flags that are not about which job. A command refuses to know another one's
 //! insides, but for [`plan`], which hands a DeepSpeed config to [`deepspeed`], and [`train`], whose flags are of [`run`]'s kind.
 
 pub mod checkpoint;

@@ -7,7 +7,7 @@
 //!   its number, that its parent is one of ours.
 //! - DSC-2 A sweep ends all that it may, whatever goes wrong with one of them: who could not be ended is named, and is no
 //!   error. A process that a rank has started as another user, through sudo, is not ours to end.
-//! - DSC-3 It needs three descriptors at a time, and tries again for [`KILL_DEADLINE`] where the kernel grants none.
+//! - DSC-3 It needs three descriptors at a time, and tries again for `KILL_DEADLINE` where the kernel grants none.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;

@@ -1,7 +1,7 @@
 //! The control service: a thin adapter from gRPC to [`rendezvous`](crate::ranks::rendezvous) and to the job's notices.
 //!
 //! Owns the waiting calls. It decides nothing: rendezvous says who waits and for what, and the job says what a notice means.
-//! One server per attempt, behind a [hatch](crate::ranks::hatch) of its own, so that nobody but this attempt's ranks reaches it (and
+//! One server per attempt, behind a [hatch] of its own, so that nobody but this attempt's ranks reaches it (and
 //! a rank of another would be refused by its attempt number if it did).
 
 use std::collections::HashMap;

@@ -1,7 +1,7 @@
 //! One attempt as a state machine: events of its ranks in, actions out. Pure: no processes, no clock.
 //!
 //! Owns which ranks run, why the attempt is being stopped, and which failure was the first real one. It does not know
-//! whether the job goes on afterwards ([`restart`](crate::supervise::restart) decides that).
+//! whether the job goes on afterwards ([`restart`] decides that).
 //!
 //! ```text
 //!            first failure                 grace over             deadline

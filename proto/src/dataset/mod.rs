@@ -17,7 +17,7 @@
 //! ```
 //!
 //! Everything is little endian. Every byte is covered by a hash, or is compared. The launcher checks all blocks once before
-//! ranks start ([`verify`]); a rank checks the index when it maps the file, and in each step, once it has read them, the blocks that the step's rows
+//! ranks start ([`verify()`]); a rank checks the index when it maps the file, and in each step, once it has read them, the blocks that the step's rows
 //! lie in ([`Dataset::check`]): what it trains on is what was written, whatever has happened to the file since. Invariants:
 //! - SET-1 [`Dataset::open`] checks every offset, so no row of an opened file can be out of bounds.
 //! - SET-2 A file under its final name is complete: it is written under another name, synced, then renamed.

@@ -26,7 +26,7 @@ use super::tied::TiedGradients;
 use super::unit::Unit;
 use crate::device::{HOST, Section, compute_kind};
 use crate::groups::Groups;
-use crate::kernels::{LossSum, Update};
+use crate::kernels::{DeviceSum, Update};
 use crate::model::UnitViews;
 use crate::ranks::Ranks;
 use crate::shake::Shake;
@@ -183,7 +183,7 @@ impl Memory {
 
     /// Global L2 norm of the reduced gradients. Collective over all ranks.
     pub(super) fn grad_norm(&self) -> Result<f64, CommError> {
-        let mut sum = LossSum::default();
+        let mut sum = DeviceSum::default();
         for (idx, unit) in self.units.iter().enumerate() {
             sum.add(unit.square_norm(self.grads.get(idx).flat()));
         }

@@ -36,7 +36,7 @@ use tch::Tensor;
 
 pub use memory::Memory;
 
-use crate::kernels::LossSum;
+use crate::kernels::DeviceSum;
 use crate::model::{Embedding, Head, Labels, RopeTable, Samples, TensorParallel};
 use crate::progress::ProgressLine;
 use crate::ranks::Ranks;
@@ -127,7 +127,7 @@ impl Engine {
         let _guard = tch::no_grad_guard();
         let started = Instant::now();
         let (mut in_flight, mut deferred) = (HashMap::new(), HashMap::new());
-        let mut loss = LossSum::default();
+        let mut loss = DeviceSum::default();
         for &action in Rc::clone(&self.actions).iter() {
             match action {
                 Action::Forward { chunk, micro_batch: idx } => {
@@ -161,7 +161,7 @@ impl Engine {
     /// micro-batch, only a part in the peers' gathers. Every rank of the job calls it equally often.
     pub fn loss(&mut self, batch: Option<&MicroBatch>) -> Result<f64, CommError> {
         let _guard = tch::no_grad_guard();
-        let mut loss = LossSum::default();
+        let mut loss = DeviceSum::default();
         for chunk in 0..self.stage.chunks.len() {
             let Some(batch) = batch else {
                 self.gather_chunk(chunk)?;

@@ -5,7 +5,7 @@ use proto::progress::Phase;
 use tch::Tensor;
 
 use super::{Engine, MicroBatch};
-use crate::kernels::LossSum;
+use crate::kernels::DeviceSum;
 use crate::model::{Block, BlockSaved, BlockSpec, BlockWeights, GradPass, HeadPass, Labels, PendingGrad, WeightGrads};
 
 /// A micro-batch between its forward and its backward pass of a chunk.
@@ -115,14 +115,14 @@ impl Engine {
         in_flight: InFlight,
         scale: f64,
         weight_pass: WeightPass,
-    ) -> Result<(LossSum, Vec<Deferred>), CommError> {
+    ) -> Result<(DeviceSum, Vec<Deferred>), CommError> {
         let chunk = self.stage.chunks[chunk].clone();
         let InFlight { batch, block, mut saved, last } = in_flight;
         let (loss, mut dx) = match (chunk.head, last) {
             (Some(head), Some(x)) => self.backward_head(head, &x, &batch.labels, scale)?,
             _ => {
                 self.progress.enter(Phase::Backward);
-                (LossSum::default(), self.messages.recv_backward(self.tp.stream_rows(batch.samples.num_tokens()))?)
+                (DeviceSum::default(), self.messages.recv_backward(self.tp.stream_rows(batch.samples.num_tokens()))?)
             }
         };
         let mut deferred = Vec::new();
@@ -201,7 +201,7 @@ impl Engine {
         x: &Tensor,
         labels: &Labels,
         scale: f64,
-    ) -> Result<(LossSum, Tensor), CommError> {
+    ) -> Result<(DeviceSum, Tensor), CommError> {
         self.progress.enter_unit(Phase::Backward, head);
         self.gather_head(head)?;
         self.memory.begin_gradients(head);
@@ -222,7 +222,7 @@ impl Engine {
     }
 
     /// The sum of the cross-entropies of what a chunk's blocks made.
-    pub(super) fn head_loss(&mut self, head: usize, x: &Tensor, labels: &Labels) -> Result<LossSum, CommError> {
+    pub(super) fn head_loss(&mut self, head: usize, x: &Tensor, labels: &Labels) -> Result<DeviceSum, CommError> {
         self.progress.enter_unit(Phase::Forward, head);
         self.gather_head(head)?;
         let tied = self.stage.tied.unwrap_or(head);

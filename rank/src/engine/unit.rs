@@ -11,7 +11,7 @@ use tch::{Kind, Tensor};
 
 use super::offload::Staging;
 use crate::device::{Buffer, Device, HOST, Section};
-use crate::kernels::{LossSum, Stretch, Update, adamw, round, sum_of_squares};
+use crate::kernels::{DeviceSum, Stretch, Update, adamw, round, sum_of_squares};
 
 /// One unit's lasting state on this rank.
 pub(super) struct Unit {
@@ -134,8 +134,8 @@ impl Unit {
 
     /// Square of the L2 norm of what this rank counts of the step's reduced gradients: its shard, as far as no other rank
     /// holds the same. The same cut in every stage: the same bits. Does not wait for the device.
-    pub fn square_norm(&self, grads: &Buffer) -> LossSum {
-        let mut sum = LossSum::default();
+    pub fn square_norm(&self, grads: &Buffer) -> DeviceSum {
+        let mut sum = DeviceSum::default();
         for piece in self.layout.primary_pieces(self.shard()) {
             sum.add(sum_of_squares(&self.reduced(grads, &(piece.local..piece.local + piece.whole.len()))));
         }

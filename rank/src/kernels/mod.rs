@@ -12,7 +12,7 @@
 mod adamw;
 mod attention;
 mod cpu;
-mod loss_sum;
+mod device_sum;
 mod samples;
 
 use tch::{Kind, Tensor};
@@ -20,7 +20,7 @@ use tch::{Kind, Tensor};
 use crate::device::HOST;
 pub use adamw::{Stretch, Update};
 pub use attention::{AttendGrad, AttendSaved, AttentionShape, KeyValueCache};
-pub use loss_sum::LossSum;
+pub use device_sum::DeviceSum;
 pub use samples::Samples;
 
 /// The devices that have implementations.
@@ -142,14 +142,14 @@ pub fn swiglu_backward(gate_up: &mut Tensor, dy: &Tensor) {
 /// `[R]` int64.
 ///
 /// The logits' memory is used: they hold something else afterwards.
-pub fn cross_entropy(logits: &mut Tensor, targets: &Tensor, loss: &mut LossSum) {
+pub fn cross_entropy(logits: &mut Tensor, targets: &Tensor, loss: &mut DeviceSum) {
     match side(logits) {
         Side::Cpu => cpu::cross_entropy::cross_entropy(logits, targets, loss),
     }
 }
 
 /// As [`cross_entropy`], and turns the logits into the sum's gradient: `softmax(logits) - onehot(target)`.
-pub fn cross_entropy_backward(logits: &mut Tensor, targets: &Tensor, loss: &mut LossSum) {
+pub fn cross_entropy_backward(logits: &mut Tensor, targets: &Tensor, loss: &mut DeviceSum) {
     match side(logits) {
         Side::Cpu => cpu::cross_entropy::cross_entropy_backward(logits, targets, loss),
     }
@@ -179,7 +179,7 @@ pub fn row_exponentials(logits: &mut Tensor, maxima: &Tensor, targets: &Tensor) 
 
 /// Adds the sum of all rows' cross-entropies to `loss`. `maxima`: `[R]` fp64; `sums`: `[2, R]` fp64, what
 /// [`row_exponentials`] returned, summed over all parts.
-pub fn row_losses(maxima: &Tensor, sums: &Tensor, loss: &mut LossSum) {
+pub fn row_losses(maxima: &Tensor, sums: &Tensor, loss: &mut DeviceSum) {
     match side(sums) {
         Side::Cpu => cpu::cross_entropy::row_losses(maxima, sums, loss),
     }
@@ -229,7 +229,7 @@ pub fn adamw(update: &Update, stretch: Stretch) {
 }
 
 /// `sum(x^2)` in fp64, in an order that depends on the length of `x` alone. `x`: `[n]` fp32.
-pub fn sum_of_squares(x: &Tensor) -> LossSum {
+pub fn sum_of_squares(x: &Tensor) -> DeviceSum {
     match side(x) {
         Side::Cpu => cpu::sum_of_squares::sum_of_squares(x),
     }

@@ -6,7 +6,7 @@ use tch::Tensor;
 
 use super::tensor_parallel::TensorParallel;
 use crate::kernels::{
-    LossSum, cross_entropy, cross_entropy_backward, row_exponentials, row_gradients, row_losses, row_maxima,
+    DeviceSum, cross_entropy, cross_entropy_backward, row_exponentials, row_gradients, row_losses, row_maxima,
 };
 
 /// Cross-entropy over one chunk of rows.
@@ -21,7 +21,7 @@ pub(super) struct CrossEntropy<'a> {
 impl CrossEntropy<'_> {
     /// Adds the sum of `-log softmax(logits)[target]` to `loss`. `logits`: `[R, V/tp]`, whose memory is used. Collective
     /// over tp: every rank adds the same sum.
-    pub fn loss(&self, logits: &mut Tensor, loss: &mut LossSum) -> Result<(), CommError> {
+    pub fn loss(&self, logits: &mut Tensor, loss: &mut DeviceSum) -> Result<(), CommError> {
         match self.tp {
             TensorParallel::Off => cross_entropy(logits, self.targets, loss),
             TensorParallel::On(_) => {
@@ -32,7 +32,7 @@ impl CrossEntropy<'_> {
     }
 
     /// As [`CrossEntropy::loss`], and turns the logits into the sum's gradient.
-    pub fn gradient(&self, logits: &mut Tensor, loss: &mut LossSum) -> Result<(), CommError> {
+    pub fn gradient(&self, logits: &mut Tensor, loss: &mut DeviceSum) -> Result<(), CommError> {
         match self.tp {
             TensorParallel::Off => cross_entropy_backward(logits, self.targets, loss),
             TensorParallel::On(_) => {
@@ -43,7 +43,7 @@ impl CrossEntropy<'_> {
         Ok(())
     }
 
-    fn over_parts(&self, logits: &mut Tensor, loss: &mut LossSum) -> Result<Parts, CommError> {
+    fn over_parts(&self, logits: &mut Tensor, loss: &mut DeviceSum) -> Result<Parts, CommError> {
         let columns = self.targets - self.first_id;
         let maxima = self.tp.all_reduce(&row_maxima(logits), ReduceOp::Max)?;
         let sums = self.tp.all_reduce(&row_exponentials(logits, &maxima, &columns), ReduceOp::Sum)?;

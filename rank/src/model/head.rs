@@ -15,7 +15,7 @@ use super::labels::Labels;
 use super::norm::{NormGrads, Normed, norm_backward, norm_forward};
 use super::tensor_parallel::TensorParallel;
 use super::weight_grads::{GradPass, WeightGrads};
-use crate::kernels::{LossSum, accumulate_product, wide_kind};
+use crate::kernels::{DeviceSum, accumulate_product, wide_kind};
 
 /// Weights of the head. The same type holds the gradients, as fp32 views.
 #[derive(Debug)]
@@ -77,9 +77,9 @@ impl Head {
         weights: &HeadWeights,
         x: &Tensor,
         labels: &Labels,
-    ) -> Result<LossSum, CommError> {
+    ) -> Result<DeviceSum, CommError> {
         let Labelled { y, .. } = self.labelled(tp, weights, x, labels)?;
-        let mut loss = LossSum::default();
+        let mut loss = DeviceSum::default();
         for rows in self.chunks(labels.num_labels(), weights) {
             let mut logits = self.logits(weights, &part(&y, &rows));
             self.cross_entropy(tp, &part(&labels.targets, &rows)).loss(&mut logits, &mut loss)?;
@@ -96,11 +96,11 @@ impl Head {
         pass: HeadPass,
         x: &Tensor,
         labels: &Labels,
-    ) -> Result<(LossSum, Tensor), CommError> {
+    ) -> Result<(DeviceSum, Tensor), CommError> {
         let HeadPass { weights, grads, scale } = pass;
         let Labelled { normed, y } = self.labelled(tp, weights, x, labels)?;
         let dy = y.empty_like();
-        let mut loss = LossSum::default();
+        let mut loss = DeviceSum::default();
         for rows in self.chunks(labels.num_labels(), weights) {
             let y = part(&y, &rows);
             let mut logits = self.logits(weights, &y);

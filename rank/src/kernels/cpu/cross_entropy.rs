@@ -4,7 +4,7 @@
 use multiversion::multiversion;
 use tch::{Kind, Tensor};
 
-use super::super::loss_sum::LossSum;
+use super::super::device_sum::DeviceSum;
 use super::element::{LANES, Wide};
 use super::team;
 use crate::device::host::{slice, slice_mut};
@@ -14,7 +14,7 @@ use crate::device::host::{slice, slice_mut};
 const BLOCK: usize = 1024;
 
 /// See [`crate::kernels::cross_entropy`].
-pub fn cross_entropy(logits: &mut Tensor, targets: &Tensor, loss: &mut LossSum) {
+pub fn cross_entropy(logits: &mut Tensor, targets: &Tensor, loss: &mut DeviceSum) {
     let targets = slice::<i64>(targets);
     let sum = match logits.kind() {
         Kind::Double => rows::<f64>(logits, targets, |_, _, _| ()),
@@ -24,7 +24,7 @@ pub fn cross_entropy(logits: &mut Tensor, targets: &Tensor, loss: &mut LossSum) 
 }
 
 /// See [`crate::kernels::cross_entropy_backward`].
-pub fn cross_entropy_backward(logits: &mut Tensor, targets: &Tensor, loss: &mut LossSum) {
+pub fn cross_entropy_backward(logits: &mut Tensor, targets: &Tensor, loss: &mut DeviceSum) {
     let targets = slice::<i64>(targets);
     let sum = match logits.kind() {
         Kind::Double => rows::<f64>(logits, targets, gradient),
@@ -105,7 +105,7 @@ struct Exponentials {
 }
 
 /// See [`crate::kernels::row_losses`].
-pub fn row_losses(maxima: &Tensor, sums: &Tensor, loss: &mut LossSum) {
+pub fn row_losses(maxima: &Tensor, sums: &Tensor, loss: &mut DeviceSum) {
     let maxima = slice::<f64>(maxima);
     let (sums, of_targets) = slice::<f64>(sums).split_at(maxima.len());
     let losses = sums.iter().zip(maxima).zip(of_targets).map(|((sum, max), target)| sum.ln() + max - target);
@@ -213,7 +213,7 @@ mod tests {
         let exponentials =
             parts.iter_mut().zip(&columns).map(|(part, columns)| row_exponentials(part, &maxima, columns));
         let sums = exponentials.reduce(|a, b| a + b).unwrap();
-        let mut loss = LossSum::default();
+        let mut loss = DeviceSum::default();
         row_losses(&maxima, &sums, &mut loss);
         parts.iter_mut().zip(&columns).for_each(|(part, columns)| row_gradients(part, &sums, columns));
         (loss.read(), Tensor::cat(&parts, 1))
@@ -226,7 +226,7 @@ mod tests {
             let logits = Tensor::randn([9, 37], (Kind::Double, crate::device::HOST)).to_kind(kind) * 3.0;
             let targets = Tensor::from_slice(&[0i64, 36, 17, 18, 5, 11, 12, 13, 36]);
             let mut whole = logits.copy();
-            let mut loss = LossSum::default();
+            let mut loss = DeviceSum::default();
             cross_entropy_backward(&mut whole, &targets, &mut loss);
             for cuts in [vec![], vec![18], vec![12, 13], vec![10, 37], vec![0, 20]] {
                 let (of_parts, gradient) = over_parts(&logits, &targets, &cuts);

@@ -3,13 +3,13 @@
 use multiversion::multiversion;
 use tch::Tensor;
 
-use super::super::LossSum;
+use super::super::DeviceSum;
 use crate::device::host::slice;
 
 const LANES: usize = 16;
 
 /// See [`super::super::sum_of_squares`].
-pub fn sum_of_squares(x: &Tensor) -> LossSum {
+pub fn sum_of_squares(x: &Tensor) -> DeviceSum {
     Tensor::from(kernel(slice(x))).into()
 }
 

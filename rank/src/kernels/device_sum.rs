@@ -1,15 +1,15 @@
-//! A sum of losses that stays where its terms are computed until somebody reads it.
+//! A sum that stays where its terms are computed until somebody reads it.
 
 use tch::Tensor;
 
-/// A sum in fp64 of cross-entropies, on the device of the logits; 0 at first.
+/// A sum in fp64, of cross-entropies or of squares, on the device of its terms; 0 at first.
 #[derive(Debug, Default)]
-pub struct LossSum {
+pub struct DeviceSum {
     /// A scalar, fp64. `None`: nothing was added yet, so there is no device to be on.
     sum: Option<Tensor>,
 }
 
-impl LossSum {
+impl DeviceSum {
     /// Adds another sum. Does not wait for the device.
     pub fn add(&mut self, other: Self) {
         match (&mut self.sum, other.sum) {
@@ -23,14 +23,14 @@ impl LossSum {
 
     /// The sum. Waits for the device.
     pub fn read(&self) -> f64 {
-        self.sum.as_ref().map_or(0.0, |sum| sum.double_value(&[])) // host sync: reads the loss
+        self.sum.as_ref().map_or(0.0, |sum| sum.double_value(&[])) // host sync: reads the sum
     }
 }
 
 /// A term: a scalar, fp64.
-impl From<Tensor> for LossSum {
+impl From<Tensor> for DeviceSum {
     fn from(term: Tensor) -> Self {
-        assert_eq!((term.kind(), term.numel()), (tch::Kind::Double, 1), "a sum of losses is a scalar in fp64");
+        assert_eq!((term.kind(), term.numel()), (tch::Kind::Double, 1), "a sum is a scalar in fp64");
         Self { sum: Some(term) }
     }
 }
@@ -42,11 +42,11 @@ mod tests {
     #[test]
     fn terms_are_added_in_fp64_in_their_order() {
         let terms = [0.1, 1e17, 3.7, -1e17, 0.2];
-        let mut sum = LossSum::default();
+        let mut sum = DeviceSum::default();
         assert_eq!(sum.read(), 0.0);
         for term in terms {
             sum.add(Tensor::from(term).into());
-            sum.add(LossSum::default());
+            sum.add(DeviceSum::default());
         }
         assert_eq!(sum.read(), terms.into_iter().fold(0.0, |sum, term| sum + term));
     }
