@@ -119,7 +119,7 @@ pub async fn run(
     Ok(AttemptEnd { outcome, preempted_after, lines, kernel_kills })
 }
 
-/// What an attempt that begins `from` there is about to do.
+/// The ranks and steps of an attempt that begins at `from`.
 fn course(plan: &Plan, from: &StartingPoint) -> Course {
     let first_step = from.progress().step + 1;
     Course { mesh: plan.mesh, first_step, snapshot_every_steps: plan.snapshot_every_steps }
@@ -129,7 +129,7 @@ fn course(plan: &Plan, from: &StartingPoint) -> Course {
 struct Inherited {
     /// The arena's memory: size 0, for the ranks to size it.
     shm: Arc<OwnedFd>,
-    /// Through which the control service is dialled.
+    /// The hatch, through which ranks dial the control service.
     control: Arc<OwnedFd>,
     progress: Arc<OwnedFd>,
     snapshots: Option<Arc<OwnedFd>>,
