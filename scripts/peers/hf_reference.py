@@ -7,6 +7,8 @@ its number of shifted labels, in fp32. Gradients accumulate row by row, each row
 token can touch the result. Clipping and AdamW are torch's; weight decay spares the one-dimensional parameters, which in this
 model family are exactly the norms and the biases. Learning rates come from schedules.py.
 
+With --trained only the parameters whose name contains one of its words are trained; the others are frozen.
+
 With --dtype bfloat16 the model computes in bf16 while masters, gradient sums and optimizer state are fp32. The final model is
 saved in the dtype of the source checkpoint.
 
@@ -74,6 +76,8 @@ class Reference:
     @staticmethod
     def _load(args: argparse.Namespace, dtype: torch.dtype) -> LlamaForCausalLM:
         model = LlamaForCausalLM.from_pretrained(args.model, dtype=dtype, attn_implementation=args.attention)
+        for name, param in model.named_parameters():
+            param.requires_grad_(not args.trained or any(part in name for part in args.trained))
         return model.train()
 
     def backward(self, row: Row, label_count: int) -> float:
@@ -82,8 +86,9 @@ class Reference:
         (loss / max(1, label_count)).backward()
         if self.compute is not self.master:
             for master, param in zip(self.master.parameters(), self.compute.parameters(), strict=True):
-                master.grad = param.grad.float() if master.grad is None else master.grad.add_(param.grad)
-                param.grad = None
+                if param.requires_grad:
+                    master.grad = param.grad.float() if master.grad is None else master.grad.add_(param.grad)
+                    param.grad = None
         return loss.item()
 
     def update(self, learning_rate: float, max_grad_norm: float) -> float:
@@ -152,6 +157,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--warmup-steps", type=int, default=2)
     result.add_argument("--min-lr-ratio", type=float, default=0.1)
     result.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    result.add_argument("--trained", nargs="+", help="parts of the names of what is trained; without it, everything")
     result.add_argument("--validation", type=Path)
     result.add_argument("--attention", choices=["eager", "sdpa"], default="eager")
     result.add_argument("--threads", type=int, default=1)

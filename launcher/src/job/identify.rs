@@ -32,7 +32,13 @@ pub fn identity(setup: &Setup) -> Identity {
     };
     let mut settings = settings(&setup.config);
     settings.insert("--nproc".into(), setup.world_size().into());
-    let model = ModelIdentity { init: setup.config.model.init, config: setup.model().clone(), weights, path: folder };
+    let model = ModelIdentity {
+        init: setup.config.model.init,
+        trained: setup.config.model.trained.clone(),
+        config: setup.model().clone(),
+        weights,
+        path: folder,
+    };
     Identity { model, settings, finished_steps: None }
 }
 
@@ -83,8 +89,8 @@ fn samples(whole: Range<u64>) -> Vec<Range<u64>> {
     (0..SAMPLES).map(|number| start(number)..start(number) + SAMPLE_BYTES).collect()
 }
 
-/// The keys of train.toml that can change a result, as the user writes them. `model.init` is the model's own, and
-/// `job.seed` is compared with what the checkpoint says.
+/// The keys of train.toml that can change a result, as the user writes them. `model.init` and `model.trained` are the
+/// model's own, and `job.seed` is compared with what the checkpoint says.
 fn settings(config: &TrainConfig) -> BTreeMap<String, Value> {
     let config = serde_json::to_value(config).expect("plain data");
     let mut settings = BTreeMap::new();
@@ -96,6 +102,7 @@ fn settings(config: &TrainConfig) -> BTreeMap<String, Value> {
     }
     settings.insert("comm.compression".into(), config["comm"]["compression"].clone());
     settings.remove("model.init");
+    settings.remove("model.trained");
     settings
 }
 

@@ -3,7 +3,8 @@
 use std::error::Error;
 use std::path::{Path, PathBuf};
 
-use proto::config::Resume;
+use proto::config::{Resume, Trained};
+use proto::layout::frozen_ranges;
 use proto::manifest::{Manifest, ManifestError, Progress};
 use proto::model_config::ModelConfig;
 use proto::plan::Plan;
@@ -88,6 +89,25 @@ pub enum ResumeError {
         /// The key that differs.
         key: &'static str,
     },
+    /// It has the state of other parameters than those that the job trains.
+    #[error(
+        "{}: is of a job with another model.trained; checkpoint.resume = \"never\" begins anew",
+        manifest.display()
+    )]
+    OtherTrained {
+        /// The checkpoint's manifest.
+        manifest: PathBuf,
+    },
+    /// It may be of another run, and only its run knows what its frozen parameters began as.
+    #[error(
+        "{}: with frozen parameters (model.trained) a job goes on only with checkpoint.resume = \"auto\", in its own \
+         job.output_dir; to begin anew from the checkpoint's model, name the folder in model.path",
+        path.display()
+    )]
+    Frozen {
+        /// As the user wrote it, absolute.
+        path: PathBuf,
+    },
 }
 
 impl From<ResumeError> for LaunchError {
@@ -103,8 +123,12 @@ impl Wish {
             Resume::Auto => Self::Newest,
             Resume::Never => Self::Beginning,
             Resume::Path(path) => {
-                let checkpoint = named(&setup.absolute(path))?;
+                let path = setup.absolute(path);
+                let checkpoint = named(&path)?;
                 check_model(&checkpoint, setup.model(), &setup.model_config())?;
+                if setup.config.model.trained != Trained::All || !checkpoint.manifest.frozen.is_empty() {
+                    return Err(ResumeError::Frozen { path });
+                }
                 Self::From(Box::new(checkpoint))
             }
         })
@@ -125,6 +149,7 @@ impl Wish {
                 warn_of(&damaged, console);
                 if let Some(checkpoint) = &newest {
                     check_model(checkpoint, setup.model(), &setup.model_config())?;
+                    check_trained(checkpoint, setup.model(), &setup.config.model.trained)?;
                 }
                 Ok(newest)
             }
@@ -245,6 +270,14 @@ fn check_model(checkpoint: &Checkpoint, model: &ModelConfig, config: &Path) -> R
     }
 }
 
+/// Two jobs that train the same parameters have the same frozen ones.
+fn check_trained(checkpoint: &Checkpoint, model: &ModelConfig, trained: &Trained) -> Result<(), ResumeError> {
+    if checkpoint.manifest.frozen == frozen_ranges(model, trained) {
+        return Ok(());
+    }
+    Err(ResumeError::OtherTrained { manifest: checkpoint.path.join(Manifest::FILE) })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -278,5 +311,21 @@ mod tests {
         model.rope_theta *= 2.0;
         let error = check_model(&checkpoint, &model, config).unwrap_err().to_string();
         assert!(error.contains("/manifest.json: its model has another rope_theta than model/config.json"), "{error}");
+    }
+
+    #[test]
+    fn a_checkpoint_of_a_job_that_trains_other_parameters_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        write(dir.path(), 1);
+        let mut checkpoint = Checkpoint::load(dir.path().to_owned()).unwrap();
+        let model = checkpoint.manifest.model.clone();
+        let trained = |part: &str| Trained::Containing(vec![part.into()]);
+        check_trained(&checkpoint, &model, &Trained::All).unwrap();
+        let error = check_trained(&checkpoint, &model, &trained("layers")).unwrap_err().to_string();
+        assert!(error.contains("/manifest.json: is of a job with another model.trained"), "{error}");
+        checkpoint.manifest.frozen = frozen_ranges(&model, &trained("layers"));
+        check_trained(&checkpoint, &model, &trained("layers.0.")).unwrap();
+        assert!(check_trained(&checkpoint, &model, &Trained::All).is_err());
+        assert!(check_trained(&checkpoint, &model, &trained("lm_head")).is_err());
     }
 }

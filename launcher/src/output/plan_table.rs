@@ -2,12 +2,12 @@
 
 use std::ops::Range;
 
-use proto::layout::{TensorSplit, model_layout};
+use proto::layout::{TensorSplit, model_layout, model_layout_with};
 use proto::memory::{self, Need, Room, Shortage, Side};
 use proto::mesh::Mesh;
 use proto::model_config::ModelConfig;
 use proto::pipeline::{PassCosts, bubble_fraction};
-use proto::plan::{Backend, Plan};
+use proto::plan::{Backend, Plan, Trained};
 
 use super::units::{bytes, count, plural};
 
@@ -52,8 +52,12 @@ fn of_layout(plan: &Plan) -> Vec<(&'static str, String)> {
 
 fn model(plan: &Plan) -> String {
     let config = &plan.model.config;
+    let trained = match plan.model.trained {
+        Trained::All => String::new(),
+        Trained::Containing(_) => format!(", {} of them trained", count(num_trained(plan))),
+    };
     format!(
-        "{}: {} parameters ({}, hidden size {}, vocabulary {}), {} weights, computes in {}",
+        "{}: {} parameters{trained} ({}, hidden size {}, vocabulary {}), {} weights, computes in {}",
         plan.model.path.display(),
         count(num_parameters(config)),
         plural(config.num_hidden_layers as u64, "layer"),
@@ -215,6 +219,12 @@ fn saving(plan: &Plan) -> String {
 /// Parameters of the whole model.
 fn num_parameters(config: &ModelConfig) -> u64 {
     model_layout(config, TensorSplit::WHOLE).iter().map(|unit| unit.numel() as u64).sum()
+}
+
+/// Those of them that are trained.
+fn num_trained(plan: &Plan) -> u64 {
+    let units = model_layout_with(&plan.model.config, TensorSplit::WHOLE, &plan.model.trained);
+    units.iter().map(|unit| unit.trained_numel() as u64).sum()
 }
 
 #[cfg(test)]

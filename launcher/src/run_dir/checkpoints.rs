@@ -146,6 +146,7 @@ pub(crate) mod tests {
             model: ModelConfig::parse(Path::new("config.json"), model).unwrap(),
             units: [].into(),
             optimizer: [].into(),
+            frozen: [].into(),
             files: [("weights".into(), FileEntry { bytes: 4, blake3: String::new() })].into(),
         });
         fs::create_dir_all(path).unwrap();

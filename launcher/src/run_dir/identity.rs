@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::PathBuf;
 
-use proto::config::Init;
+use proto::config::{Init, Trained};
 use proto::model_config::ModelConfig;
 use proto::run_dir::RunDir;
 use proto::sealed::{self, SealedError};
@@ -37,6 +37,10 @@ pub struct ModelIdentity {
     pub path: PathBuf,
     /// The source of the first weights.
     pub init: Init,
+    /// Which of its parameters are trained: the others are what they were at the beginning, and no checkpoint has their
+    /// state.
+    #[serde(default)]
+    pub trained: Trained,
     /// Its config.json.
     pub config: ModelConfig,
     /// Its weight files by name; none where the first weights are drawn.
@@ -95,6 +99,13 @@ fn other_model(was: &ModelIdentity, is: &ModelIdentity) -> Option<Difference> {
     if was.init != is.init {
         let [was, is] = [was.init, is.init].map(|init| format!("{init:?}", init = init.as_str()));
         return Some(Difference { key: "model.init".into(), was, is });
+    }
+    if was.trained != is.trained {
+        let [was, is] = [&was.trained, &is.trained].map(|trained| match trained {
+            Trained::All => "\"all\"".to_owned(),
+            Trained::Containing(parts) => format!("{parts:?}"),
+        });
+        return Some(Difference { key: "model.trained".into(), was, is });
     }
     if let Some(key) = was.config.difference(&is.config) {
         let [was, is] = [&was.config, &is.config].map(|config| value_of(config, key).to_string());
@@ -176,6 +187,7 @@ mod tests {
             model: ModelIdentity {
                 path: "/models/a".into(),
                 init: Init::Pretrained,
+                trained: Trained::All,
                 config: ModelConfig::parse(Path::new("config.json"), config).unwrap(),
                 weights: [("model-1.safetensors".into(), file(10)), ("model-2.safetensors".into(), file(20))].into(),
             },
@@ -215,6 +227,10 @@ mod tests {
     fn another_model_is_refused_with_key_and_values() {
         // RUN-1
         check(|identity| identity.model.init = Init::Random, refused("model.init", "\"pretrained\"", "\"random\""));
+        check(
+            |identity| identity.model.trained = Trained::Containing(vec!["layers.1.".into(), "lm_head".into()]),
+            refused("model.trained", "\"all\"", r#"["layers.1.", "lm_head"]"#),
+        );
         check(
             |identity| identity.model.config.hidden_size = 16,
             refused("hidden_size in the model's config.json", "8", "16"),

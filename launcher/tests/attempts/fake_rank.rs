@@ -188,6 +188,7 @@ impl Rank {
                 model: self.plan.model.config.clone(),
                 units: [].into(),
                 optimizer: [].into(),
+                frozen: [].into(),
                 files: [("weights".into(), FileEntry { bytes: 4, blake3: blake3::hash(b"1234").to_string() })].into(),
             });
             fs::create_dir_all(&path).unwrap();

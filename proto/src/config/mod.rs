@@ -19,6 +19,7 @@ mod sections;
 mod suggest;
 #[cfg(test)]
 mod tests;
+mod trained;
 
 use std::path::Path;
 
@@ -33,6 +34,7 @@ pub use problem::{ConfigErrors, Problem};
 pub use sections::{
     Checkpoint, Comm, Data, Job, Log, Model, Optimizer, Parallel, Restart, Schedule, Train, Validation, Zero,
 };
+pub use trained::Trained;
 
 use document::Document;
 

@@ -11,6 +11,7 @@ use toml::de::DeValue;
 
 use super::choices::{AutoOr, Choice, Resume, Sink, ZeroStage};
 use super::suggest::{did_you_mean, nearest};
+use super::trained::Trained;
 
 /// The fault of a value.
 pub(super) struct Fault {
@@ -348,6 +349,26 @@ impl Read for Vec<String> {
                 Some(array.iter().filter_map(|path| text(path, "a path", faults).map(str::to_owned)).collect())
             }
             (other, _) => wrong_type(value, faults, "a path or a list of paths", with_quotes(other)),
+        }
+    }
+}
+
+impl Read for Trained {
+    type Rule = ();
+
+    fn read(value: &Spanned<DeValue>, (): &(), faults: &mut Vec<Fault>) -> Option<Self> {
+        let expected = "\"all\" or a list of parts of parameters' names";
+        match value.get_ref() {
+            DeValue::String(word) if word == "all" => Some(Trained::All),
+            DeValue::String(part) => {
+                fault(value, faults, format!("must be {expected}"), Some(format!("write [{part:?}]")))
+            }
+            DeValue::Array(parts) if parts.is_empty() => fault(value, faults, "must name at least one part", None),
+            DeValue::Array(parts) => {
+                let parts = parts.iter().filter_map(|part| text(part, "a part of a name", faults).map(str::to_owned));
+                Some(Trained::Containing(parts.collect()))
+            }
+            _ => wrong_type(value, faults, expected, None),
         }
     }
 }

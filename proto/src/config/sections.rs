@@ -14,6 +14,7 @@ use super::choices::{
 };
 use super::keys::Keys;
 use super::read::{FileName, Items, above, at_least};
+use super::trained::Trained;
 
 /// Section names in the file's order.
 pub(super) const SECTIONS: [&str; 13] = [
@@ -75,6 +76,8 @@ pub struct Model {
     pub device: AutoOr<Device>,
     /// The type of weights and activations. Default: auto, bf16 on a GPU and fp32 on a CPU.
     pub dtype: AutoOr<Dtype>,
+    /// Which parameters are trained. Default: all.
+    pub trained: Trained,
 }
 
 impl Model {
@@ -84,6 +87,7 @@ impl Model {
             init: keys.or("init", Init::Pretrained),
             device: keys.or("device", AutoOr::Auto),
             dtype: keys.or("dtype", AutoOr::Auto),
+            trained: keys.or("trained", Trained::All),
         }
     }
 }

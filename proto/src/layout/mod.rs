@@ -22,7 +22,7 @@ mod stage;
 
 use std::ops::Range;
 
-pub use params::{EMBEDDING, model_layout, model_layout_with, partly_trained};
+pub use params::{EMBEDDING, frozen_ranges, model_layout, model_layout_with, partly_trained};
 pub use pieces::{Overlap, Piece, overlaps};
 pub use stage::{num_units, rank_layout, tensor_layout};
 
@@ -124,6 +124,11 @@ impl ParamLayout {
     /// Range in this rank's flat buffer, padding included.
     pub fn range(&self) -> Range<usize> {
         self.offset..self.offset + self.numel()
+    }
+
+    /// Start and end of the whole parameter in the flat buffer of the whole unit, as manifests write ranges.
+    pub fn whole_range(&self) -> [usize; 2] {
+        [self.whole_offset, self.whole_offset + self.whole_rows * self.row_numel()]
     }
 
     /// Weight decay is for matrices: not for norms and biases.

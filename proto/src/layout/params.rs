@@ -2,6 +2,7 @@
 //! Korthikanti et al., 2022): q, k, v, gate and up by output, o and down by input, embedding and lm_head by token.
 
 use super::{ParamLayout, TensorSplit, UnitKind, UnitLayout};
+use crate::manifest::UnitRanges;
 use crate::model_config::ModelConfig;
 use crate::plan::Trained;
 
@@ -21,6 +22,14 @@ pub fn model_layout_with(config: &ModelConfig, split: TensorSplit, trained: &Tra
     let blocks = (0..config.num_hidden_layers).map(|layer| block(config, split, layer));
     let units = std::iter::once(embedding(config, split)).chain(blocks).chain([head(config, split)]);
     units.map(|unit| unit.place(trained)).collect()
+}
+
+/// The ranges of each whole unit that are frozen, by the unit's name; units that have none are left out. A checkpoint holds
+/// no state of them.
+pub fn frozen_ranges(config: &ModelConfig, trained: &Trained) -> UnitRanges {
+    let units = model_layout_with(config, TensorSplit::WHOLE, trained).into_iter();
+    let ranges = units.map(|unit| (unit.frozen_in_whole(), unit.name));
+    ranges.filter(|(ranges, _)| !ranges.is_empty()).map(|(ranges, name)| (name, ranges)).collect()
 }
 
 /// The parameters whose names end alike are used as one matrix and lie side by side (`LAY-1`).

@@ -55,6 +55,19 @@ impl UnitLayout {
         if self.is_tied_copy { Vec::new() } else { self.pieces_of(range, is_counted) }
     }
 
+    /// The ranges of the whole unit that are frozen, ascending, whoever holds them.
+    pub fn frozen_in_whole(&self) -> Vec<[usize; 2]> {
+        let mut ranges: Vec<[usize; 2]> = Vec::new();
+        for param in self.params.iter().filter(|param| !param.is_trained) {
+            let [start, end] = param.whole_range();
+            match ranges.last_mut() {
+                Some(last) if last[1] == start => last[1] = end,
+                _ => ranges.push([start, end]),
+            }
+        }
+        ranges
+    }
+
     fn pieces_of(&self, range: Range<usize>, wanted: impl Fn(&ParamLayout) -> bool) -> Vec<Piece> {
         let mut pieces: Vec<Piece> = Vec::new();
         let mut params: Vec<&ParamLayout> = self.params.iter().filter(|param| wanted(param)).collect();

@@ -4,7 +4,6 @@
 //! downstream has a default left to fill in.
 
 mod backend;
-mod trained;
 
 use std::ops::Range;
 use std::path::PathBuf;
@@ -12,9 +11,8 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub use backend::Backend;
-pub use trained::Trained;
 
-pub use crate::config::{ActivationCheckpointing, Device, Dtype, Init, PipelineSchedule, ZeroStage};
+pub use crate::config::{ActivationCheckpointing, Device, Dtype, Init, PipelineSchedule, Trained, ZeroStage};
 use crate::manifest::Progress;
 use crate::mesh::Mesh;
 use crate::model_config::{DiskDType, ModelConfig};

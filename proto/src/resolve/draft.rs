@@ -1,15 +1,13 @@
 //! Makes the plan from the user's configuration: first without the data, then with it.
 
 use super::device::{self, Ground, Machine};
-use super::{parallel, unsupported};
+use super::{parallel, trained, unsupported};
 use crate::config::{AutoOr, Batch, ConfigErrors, Device, Dtype, Length, Offload, Problem, TrainConfig, ZeroStage};
 use crate::manifest::Progress;
 use crate::memory::{self, Room, Shortage};
 use crate::mesh::Mesh;
 use crate::model_config::{DiskDType, ModelConfig};
-use crate::plan::{
-    BatchPlan, CheckpointPlan, DataPlan, ModelPlan, OptimizerPlan, PipelinePlan, Plan, Trained, ZeroPlan,
-};
+use crate::plan::{BatchPlan, CheckpointPlan, DataPlan, ModelPlan, OptimizerPlan, PipelinePlan, Plan, ZeroPlan};
 use crate::schedule::Schedule;
 use std::path::PathBuf;
 
@@ -80,6 +78,7 @@ impl Draft {
         let mut problems = unsupported::refused(config, world.machine);
         problems.extend(parallel::problems(config, &model));
         problems.extend(parallel::zero_problems(config));
+        problems.extend(trained::problems(config, &model));
         let ground = device::ground(config, world.machine, world.world_size, &mut problems);
         let mesh = parallel::mesh(config, world.world_size, &mut problems);
         let batch = mesh.and_then(|mesh| batch(config, mesh, &mut problems));
@@ -203,7 +202,7 @@ impl Draft {
                 AutoOr::Given(Dtype::Bf16) => DiskDType::Bf16,
                 AutoOr::Given(Dtype::Fp32) | AutoOr::Auto => DiskDType::F32,
             }),
-            trained: Trained::All,
+            trained: asked.trained.clone(),
             config: self.model.clone(),
         }
     }

@@ -7,6 +7,7 @@
 mod device;
 mod draft;
 mod parallel;
+mod trained;
 mod unsupported;
 
 pub use device::Machine;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use proto::manifest::{Manifest, Progress};
+use proto::manifest::{Manifest, Progress, coverage};
 
 use super::agree::agree;
 use super::error::{CheckpointError, Result, damaged};
@@ -11,12 +11,16 @@ use super::files::file_entry;
 use super::optimizer_state;
 use crate::engine::Memory;
 
-/// Fills parameters, masters and moments from `checkpoint`. Every rank of the job calls it.
+/// Fills parameters, masters and moments from `checkpoint`, as far as they were trained: what was frozen is filled already.
+/// Every rank of the job calls it.
 pub fn resume(checkpoint: &Path, memory: &mut Memory) -> Result<Progress> {
     let manifest = Manifest::load(checkpoint)?;
     let path = || checkpoint.join(Manifest::FILE);
-    check_units(&manifest, memory).map_err(|rule| CheckpointError::OtherModel { path: path(), rule })?;
-    check_coverage(&manifest).map_err(|rule| CheckpointError::Damaged { path: path(), rule })?;
+    let fits = check_units(&manifest, memory).and_then(|()| check_trained(&manifest, memory));
+    fits.map_err(|rule| CheckpointError::OtherModel { path: path(), rule })?;
+    if let Some(rule) = coverage::problems(&manifest).into_iter().next() {
+        return Err(CheckpointError::Damaged { path: path(), rule });
+    }
     let all = &memory.groups().all;
     agree(&**all, checkpoint, check_hashes(checkpoint, &manifest, all.rank(), all.size()))?;
     for (file, ranges) in &manifest.optimizer {
@@ -49,22 +53,12 @@ fn check_units(manifest: &Manifest, memory: &Memory) -> std::result::Result<(), 
     }
 }
 
-/// Every element of every unit is in exactly one file.
-fn check_coverage(manifest: &Manifest) -> std::result::Result<(), String> {
-    for (unit, &numel) in &manifest.units {
-        let mut ranges: Vec<[usize; 2]> =
-            manifest.optimizer.values().filter_map(|ranges| ranges.get(unit)).flatten().copied().collect();
-        ranges.sort_unstable();
-        let mut end = 0;
-        for range in &ranges {
-            if range[0] != end || range[1] < range[0] {
-                break;
-            }
-            end = range[1];
-        }
-        if end != numel {
-            return Err(format!("the optimizer files hold {ranges:?} of the {numel} elements of {unit}"));
-        }
+/// The checkpoint has the state of what is trained here, and of nothing else.
+fn check_trained(manifest: &Manifest, memory: &Memory) -> std::result::Result<(), String> {
+    let mut layouts = (0..memory.num_units()).map(|unit| memory.layout(unit));
+    let frozen = |name: &str| manifest.frozen.get(name).cloned().unwrap_or_default();
+    match layouts.find(|layout| frozen(&layout.name) != layout.frozen_in_whole()) {
+        None => Ok(()),
+        Some(layout) => Err(format!("is of a job that trains other parameters of {}", layout.name)),
     }
-    Ok(())
 }

@@ -9,7 +9,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use comm::World;
-use proto::layout::UnitLayout;
+use proto::layout::{UnitLayout, frozen_ranges};
 use proto::manifest::{Contents, Manifest, Progress};
 use proto::model_config::DiskDType;
 use proto::plan::Plan;
@@ -202,6 +202,7 @@ impl Saver {
             model: self.plan.model.config.clone(),
             units: units.collect(),
             optimizer,
+            frozen: frozen_ranges(&self.plan.model.config, &self.plan.model.trained),
             files,
         });
         write_synced(&folder.join(Manifest::FILE), manifest.to_text().as_bytes())

@@ -13,17 +13,17 @@ use comm::{CommError, Work};
 ///     └────── the slot is released or vacated ───────┘
 /// ```
 ///
-/// Nothing leads from `Arriving` but its work: whoever wants the slot for something else waits for it first.
+/// Nothing leads from `Arriving` but its gathers: whoever wants the slot for something else waits for them first.
 #[derive(Debug)]
 pub(super) enum Contents {
     /// Nobody's values.
     Nothing,
-    /// A unit's values, of which some are here and some are not. Written by [`Contents::begin`], ended by the work.
+    /// A unit's values, of which some are here and some are not. Written by [`Contents::begin`], ended by the gathers.
     Arriving {
         /// Whose.
         unit: usize,
-        /// The gather that brings them. The buffer belongs to it.
-        work: Work,
+        /// The gathers that bring them, one for each part. The buffer belongs to them.
+        gathers: Vec<Work>,
     },
     /// A unit's values, all of them.
     Unit(usize),
@@ -45,28 +45,28 @@ impl Contents {
 
     /// Panics while values are on their way: the buffer belongs to a gather.
     pub fn assert_settled(&self) {
-        if let Self::Arriving { unit, work } = self {
-            panic!("the slot of unit {unit} is touched while its values arrive: {work:?}");
+        if let Self::Arriving { unit, gathers } = self {
+            panic!("the slot of unit {unit} is touched while its values arrive: {gathers:?}");
         }
     }
 
-    /// The values of `unit` are on their way, until `work` is done.
+    /// The values of `unit` are on their way, until `gathers` are done.
     ///
     /// # Panics
     /// If the slot is not empty.
-    pub fn begin(&mut self, unit: usize, work: Work) {
+    pub fn begin(&mut self, unit: usize, gathers: Vec<Work>) {
         assert!(matches!(self, Self::Nothing), "unit {unit} is gathered into a slot with {self:?}");
-        *self = Self::Arriving { unit, work };
+        *self = Self::Arriving { unit, gathers };
     }
 
     /// Waits until nothing is on its way. Blocks.
     ///
     /// # Errors
-    /// The gather failed: nothing is here.
+    /// A gather failed: nothing is here.
     pub fn arrive(&mut self) -> Result<(), CommError> {
         *self = match std::mem::replace(self, Self::Nothing) {
-            Self::Arriving { unit, work } => {
-                work.wait()?;
+            Self::Arriving { unit, gathers } => {
+                gathers.into_iter().try_for_each(Work::wait)?;
                 Self::Unit(unit)
             }
             settled => settled,
@@ -106,7 +106,8 @@ mod tests {
     fn arriving(unit: usize, outcome: Result<(), CommError>) -> (Contents, Rc<Cell<u32>>) {
         let waits = Rc::new(Cell::new(0));
         let mut contents = Contents::Nothing;
-        contents.begin(unit, Work::pending(Gather { waits: waits.clone(), outcome }));
+        let gather = |outcome| Work::pending(Gather { waits: waits.clone(), outcome });
+        contents.begin(unit, vec![gather(Ok(())), gather(outcome)]);
         (contents, waits)
     }
 
@@ -124,17 +125,17 @@ mod tests {
             assert!(contents.is_for(3) && contents.holds(3) && !contents.holds(2));
             contents.assert_settled();
         }
-        assert_eq!(waits.get(), 1, "once is enough");
+        assert_eq!(waits.get(), 2, "each gather was waited for, and once is enough");
     }
 
     #[test]
     fn a_slot_takes_nothing_before_it_is_empty() {
-        let begin = |contents: &mut Contents| contents.begin(4, Work::done());
+        let begin = |contents: &mut Contents| contents.begin(4, vec![Work::done()]);
         let (mut contents, waits) = arriving(3, Ok(()));
         assert!(panics(|| begin(&mut contents)));
         contents.arrive().unwrap();
         assert!(panics(|| begin(&mut contents)));
-        assert!(contents.holds(3) && waits.get() == 1, "what is there stays");
+        assert!(contents.holds(3) && waits.get() == 2, "what is there stays");
         contents = Contents::Nothing;
         begin(&mut contents);
         assert!(contents.is_for(4) && !contents.holds(4), "a gather that is done is waited for too");

@@ -8,6 +8,7 @@
 //! 3          gathered per use         reduce-scattered per micro-batch sharded
 //! ```
 //!
+//! Of frozen parameters there are neither gradients nor optimizer state; stage 3 shards them as it does trained ones.
 //! Whole buffers lie in slots in the shared arena, where `comm` works on them in place; what a rank keeps to itself (its
 //! shards) lies in plain memory.
 
@@ -15,16 +16,15 @@ use std::ops::Range;
 
 use comm::{CommError, ReduceOp, Work};
 use proto::layout::{ParamLayout, Piece, UnitLayout, rank_layout};
-use proto::memory::{grad_claims, param_claims};
 use proto::plan::Plan;
-use proto::sharding::Sharding;
+use proto::sharding::{Parts, Sharding};
 use tch::{Kind, Tensor};
 
 use super::offload::Staging;
 use super::slots::Slots;
 use super::tied::TiedGradients;
 use super::unit::Unit;
-use crate::device::{HOST, Section, compute_kind};
+use crate::device::{HOST, Section};
 use crate::groups::Groups;
 use crate::kernels::{DeviceSum, Update};
 use crate::model::UnitViews;
@@ -53,11 +53,9 @@ impl Memory {
         let (groups, shake) = (&ranks.groups, &ranks.shake);
         let sharding = Sharding::new(plan.zero.stage, groups.dp.size(), groups.dp.rank());
         let layouts = rank_layout(plan, groups.coord);
-        let numel_padded: Vec<usize> = layouts.iter().map(|layout| sharding.padded(layout.numel())).collect();
-        let params_kind = compute_kind(plan.model.compute_dtype);
         Ok(Self {
-            params: Slots::new(ranks, &layouts, &numel_padded, &param_claims(plan, &layouts), params_kind)?,
-            grads: Slots::new(ranks, &layouts, &numel_padded, &grad_claims(plan, &layouts), Kind::Float)?,
+            params: Slots::of_parameters(plan, ranks, &layouts, sharding)?,
+            grads: Slots::of_gradients(plan, ranks, &layouts, sharding)?,
             tied: TiedGradients::new(plan, ranks, &layouts)?,
             units: layouts.into_iter().map(|layout| Unit::new(layout, sharding, plan, ranks.device)).collect(),
             groups: groups.clone(),
@@ -97,10 +95,15 @@ impl Memory {
             return Ok(());
         }
         slot.vacate(&self.shake)?;
-        self.units[unit].put_masters(slot.flat_mut());
+        let state = &self.units[unit];
+        state.put_parameters(slot.flat_mut());
         self.shake.delay();
-        let work = self.groups.dp.all_gather(slot.flat().operand())?;
-        slot.begin(unit, work);
+        let Parts { trained, frozen } = state.parts();
+        let parts = [trained, frozen].into_iter().filter(|part| !part.is_empty());
+        let whole = slot.flat().operand();
+        let gathers = parts.map(|part| self.groups.dp.all_gather(whole.slice(part.start, part.len())));
+        let gathers = gathers.collect::<Result<_, _>>()?;
+        slot.begin(unit, gathers);
         Ok(())
     }
 
@@ -133,8 +136,8 @@ impl Memory {
 
     /// After a unit's backward pass in a micro-batch. Collective over dp where gradients are sharded.
     pub(super) fn end_gradients(&mut self, unit: usize) -> Result<(), CommError> {
-        if self.grads.has_its_own(unit) {
-            return Ok(()); // they stay whole until the step's end
+        if self.grads.has_its_own(unit) || !self.units[unit].is_trained() {
+            return Ok(()); // they stay whole until the step's end, or there are none
         }
         self.sum_replicas(unit)?;
         self.shake.delay();
@@ -148,7 +151,7 @@ impl Memory {
     /// Sums the gradients of parameters that several tensor-parallel ranks hold and each of which saw only a part.
     fn sum_replicas(&self, unit: usize) -> Result<(), CommError> {
         let (flat, layout) = (self.grads.get(unit).flat(), &self.units[unit].layout);
-        for param in layout.params.iter().filter(|param| param.sums_replicas) {
+        for param in layout.params.iter().filter(|param| param.is_trained && param.sums_replicas) {
             let group = if param.replicas == self.groups.tp.size() { &self.groups.tp } else { &self.groups.key_value };
             group.all_reduce(flat.operand().slice(param.offset, param.numel()), ReduceOp::Sum)?.wait()?;
         }
@@ -161,8 +164,8 @@ impl Memory {
         let mut pending: Vec<Work> = Vec::new();
         // In the order in which the backward pass finishes them.
         for (idx, unit) in self.units.iter().enumerate().rev() {
-            if !self.grads.has_its_own(idx) {
-                continue; // reduced already
+            if !self.grads.has_its_own(idx) || !unit.is_trained() {
+                continue; // reduced already, or there are none
             }
             self.sum_replicas(idx)?;
             self.shake.delay();
@@ -192,8 +195,8 @@ impl Memory {
         Ok(square[0].sqrt())
     }
 
-    /// Updates what this rank owns; then every rank gets what the others updated, at once or when it gathers. Gradients
-    /// are zero afterwards. Collective over dp.
+    /// Updates what this rank owns; then every rank gets what the others updated, at once or when it gathers: what is
+    /// trained. Gradients are zero afterwards. Collective over dp.
     pub(super) fn update(&mut self, update: &Update) -> Result<(), CommError> {
         for (idx, unit) in self.units.iter_mut().enumerate() {
             let (params, grads) = (self.params.get_mut(idx).flat_mut(), self.grads.get_mut(idx).flat_mut());
@@ -204,8 +207,9 @@ impl Memory {
             self.shake.delay();
             if unit.is_gathered() {
                 self.params.get_mut(idx).release(&self.shake);
-            } else if unit.owned().len() < unit.numel_padded {
-                pending.push(self.groups.dp.all_gather(self.params.get(idx).flat().operand())?);
+            } else if unit.owned().len() < unit.parts().trained.len() {
+                let trained = self.params.get(idx).flat().operand().slice(0, unit.parts().trained.len());
+                pending.push(self.groups.dp.all_gather(trained)?);
             }
         }
         pending.into_iter().try_for_each(Work::wait)
@@ -242,17 +246,17 @@ impl Memory {
     ) -> Result<(), E> {
         let slot = self.params.get_mut(unit);
         let state = &mut self.units[unit];
-        let (owned, is_gathered) = (state.owned(), state.is_gathered());
+        let (kept, numel_padded) = (state.kept(), state.parts().frozen.end);
         // What files hold and generators draw is in the host's memory.
         let flat = slot.flat_mut();
         let is_filled_in_place = flat.kind() == Kind::Float && flat.device() == HOST;
         let whole = match is_filled_in_place {
-            true => flat.range(0..state.numel_padded),
-            false => Tensor::zeros([state.numel_padded as i64], (Kind::Float, HOST)),
+            true => flat.range(0..numel_padded),
+            false => Tensor::zeros([numel_padded as i64], (Kind::Float, HOST)),
         };
         for param in &state.layout.params {
-            let is_owned = param.offset < owned.end && owned.start < param.range().end;
-            if is_owned || !is_gathered {
+            let range = param.range();
+            if kept.iter().any(|kept| kept.start < range.end && range.start < kept.end) {
                 let shape: Vec<i64> = param.shape.iter().map(|&size| size as i64).collect();
                 let stored = whole.narrow(0, param.offset as i64, param.numel() as i64).view(shape.as_slice());
                 let rows = stored.narrow(0, 0, param.rows.len() as i64);
@@ -260,10 +264,10 @@ impl Memory {
             }
         }
         if !is_filled_in_place {
-            flat.range(0..state.numel_padded).copy_(&whole);
+            flat.range(0..numel_padded).copy_(&whole);
         }
-        state.take_masters(&whole);
-        if is_gathered {
+        state.take_parameters(&whole);
+        if state.is_gathered() {
             slot.forget(); // others' parts were not filled
         }
         Ok(())
@@ -284,9 +288,8 @@ impl Memory {
     /// Returns the pieces of a unit that this rank needs when it resumes, as masters and as moments.
     pub fn needed(&self, unit: usize) -> [Vec<Piece>; 2] {
         let unit = &self.units[unit];
-        let moments = unit.layout.pieces(unit.owned());
-        let masters = if unit.is_gathered() { moments.clone() } else { unit.layout.pieces(0..unit.layout.numel()) };
-        [masters, moments]
+        let masters = unit.kept().into_iter().flat_map(|range| unit.layout.pieces(range)).collect();
+        [masters, unit.layout.pieces(unit.owned())]
     }
 
     /// Sets a unit's master parameters from `start` of its flat buffer on.

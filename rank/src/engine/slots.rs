@@ -1,13 +1,15 @@
-//! Whole flat buffers that units compute on: one for each unit, or a few that units of a kind take turns in. Allocated
+//! Whole flat buffers that units compute on: one for each unit, or a few that units of a class take turns in. Allocated
 //! once; views never move.
 
 use comm::{CommError, Work};
-use proto::layout::{UnitKind, UnitLayout};
-use proto::memory::{Claim, assign};
+use proto::layout::UnitLayout;
+use proto::memory::{Claim, assign, classes, grad_claims, param_claims};
+use proto::plan::Plan;
+use proto::sharding::Sharding;
 use tch::Kind;
 
 use super::contents::Contents;
-use crate::device::Buffer;
+use crate::device::{Buffer, compute_kind};
 use crate::model::UnitViews;
 use crate::ranks::Ranks;
 use crate::shake::Shake;
@@ -61,9 +63,9 @@ impl Slot {
         self.contents.is_for(unit)
     }
 
-    /// The values of `unit` arrive until `work` is done. The slot is empty.
-    pub fn begin(&mut self, unit: usize, work: Work) {
-        self.contents.begin(unit, work);
+    /// The values of `unit` arrive until `gathers` are done. The slot is empty.
+    pub fn begin(&mut self, unit: usize, gathers: Vec<Work>) {
+        self.contents.begin(unit, gathers);
     }
 
     /// Waits until nothing is on its way. Blocks.
@@ -113,23 +115,48 @@ pub(super) struct Slots {
 }
 
 impl Slots {
-    /// Allocates the slots, all zero; `numel_padded` and `claims` are by unit. A slot of one unit holds it from the start.
-    pub fn new(
+    /// The slots of whole parameters, trained and frozen, in the compute type.
+    pub fn of_parameters(
+        plan: &Plan,
         ranks: &Ranks,
         layouts: &[UnitLayout],
-        numel_padded: &[usize],
-        claims: &[Claim],
-        kind: Kind,
+        sharding: Sharding,
     ) -> Result<Self, CommError> {
-        let kinds: Vec<UnitKind> = layouts.iter().map(|layout| layout.kind).collect();
-        let (of_unit, layout_of_slot) = assign(&kinds, claims);
+        let kind = compute_kind(plan.model.compute_dtype);
+        Self::new(layouts, param_claims(plan, layouts), |layout| {
+            let flat = ranks.allocate(kind, sharding.padded(layout.numel()))?;
+            Ok((UnitViews::weights(layout, |offset, shape| flat.view(offset, shape)), flat))
+        })
+    }
+
+    /// The slots of whole gradients, fp32: as long as what is trained.
+    pub fn of_gradients(
+        plan: &Plan,
+        ranks: &Ranks,
+        layouts: &[UnitLayout],
+        sharding: Sharding,
+    ) -> Result<Self, CommError> {
+        Self::new(layouts, grad_claims(plan, layouts), |layout| {
+            let flat = ranks.allocate(Kind::Float, sharding.padded(layout.trained_numel()))?;
+            Ok((UnitViews::gradients(layout, |offset, shape| flat.view(offset, shape)), flat))
+        })
+    }
+
+    /// `allocate`: makes the buffer and its views for the unit of a layout, all zero. `claims`: by unit. A slot of one
+    /// unit holds it from the start.
+    fn new(
+        layouts: &[UnitLayout],
+        claims: Vec<Claim>,
+        allocate: impl Fn(&UnitLayout) -> Result<(UnitViews, Buffer), CommError>,
+    ) -> Result<Self, CommError> {
+        let (of_unit, layout_of_slot) = assign(&classes(layouts), &claims);
         let slot = |&unit: &usize| {
-            let flat = ranks.allocate(kind, numel_padded[unit])?;
+            let (views, flat) = allocate(&layouts[unit])?;
             let contents = if claims[unit] == Claim::Own { Contents::Unit(unit) } else { Contents::Nothing };
-            Ok(Slot { views: UnitViews::new(&layouts[unit], |offset, shape| flat.view(offset, shape)), flat, contents })
+            Ok(Slot { flat, views, contents })
         };
         let slots = layout_of_slot.iter().map(slot).collect::<Result<_, CommError>>()?;
-        Ok(Self { slots, of_unit, claims: claims.to_vec() })
+        Ok(Self { slots, of_unit, claims })
     }
 
     /// The slot that a unit computes on.

@@ -1,22 +1,23 @@
-//! The state of one unit that a rank keeps from step to step: masters, gradient sums and moments of the part that it
-//! owns.
+//! The state of one unit that a rank keeps from step to step: of what is trained, masters, gradient sums and moments of the
+//! part that it owns; of what is frozen, its shard, where parameters are sharded.
 
 use std::iter;
 use std::ops::Range;
 
 use proto::layout::UnitLayout;
 use proto::plan::Plan;
-use proto::sharding::Sharding;
+use proto::sharding::{Parts, Sharding};
 use tch::{Kind, Tensor};
 
 use super::offload::Staging;
-use crate::device::{Buffer, Device, HOST, Section};
+use crate::device::{Buffer, Device, HOST, Section, compute_kind};
 use crate::kernels::{DeviceSum, Stretch, Update, adamw, round, sum_of_squares};
 
 /// One unit's lasting state on this rank.
 pub(super) struct Unit {
     pub layout: UnitLayout,
-    pub numel_padded: usize,
+    /// Of its flat buffer.
+    parts: Parts,
     sharding: Sharding,
     /// `[owned]` fp32. `None` where whole fp32 parameters stay in a slot of their own and nothing is offloaded: those are
     /// the masters.
@@ -27,15 +28,19 @@ pub(super) struct Unit {
     exp_avg: Buffer,
     /// Second moment: `[owned]` fp32, where the master is.
     exp_avg_sq: Buffer,
+    /// `[frozen_shard]` in the compute type, where whole parameters are gathered: what this rank brings of the frozen ones.
+    frozen: Option<Buffer>,
 }
 
 impl Unit {
     /// All zero, on `device`, or in the host's memory where the plan offloads the optimizer.
     pub fn new(layout: UnitLayout, sharding: Sharding, plan: &Plan, device: Device) -> Self {
-        let numel_padded = sharding.padded(layout.numel());
-        let owned = sharding.owned(numel_padded).len();
+        let parts = sharding.parts(layout.trained_numel(), layout.numel());
+        let owned = sharding.owned(parts.trained.len()).len();
         let has_masters = plan.zero.offload_optimizer || sharding.has_masters(layout.numel(), plan.model.compute_dtype);
-        let shard = sharding.shard(numel_padded).len();
+        let shard = sharding.shard(parts.trained.len()).len();
+        let frozen_shard = sharding.shard_in(&parts.frozen).len();
+        let frozen_kind = compute_kind(plan.model.compute_dtype);
         let state_device = if plan.zero.offload_optimizer { HOST } else { device.of_tensors() };
         let state = || Buffer::zeros(state_device, Kind::Float, owned);
         let sum = || Buffer::zeros(state_device, Kind::Float, shard);
@@ -44,8 +49,11 @@ impl Unit {
             grad_shard: sharding.shards_gradients().then(sum),
             exp_avg: state(),
             exp_avg_sq: state(),
+            frozen: sharding
+                .shards_parameters(layout.numel())
+                .then(|| Buffer::zeros(device.of_tensors(), frozen_kind, frozen_shard)),
             layout,
-            numel_padded,
+            parts,
             sharding,
         }
     }
@@ -55,14 +63,37 @@ impl Unit {
         self.sharding.shards_parameters(self.layout.numel())
     }
 
-    /// The range of the flat buffer that this rank updates.
-    pub fn owned(&self) -> Range<usize> {
-        self.sharding.owned(self.numel_padded)
+    /// Whether there is anything to update.
+    pub fn is_trained(&self) -> bool {
+        !self.parts.trained.is_empty()
     }
 
-    /// This rank's part of any sharded buffer.
+    /// The parts of its flat buffer: what is published or gathered at once.
+    pub fn parts(&self) -> &Parts {
+        &self.parts
+    }
+
+    /// The range of the flat buffer that this rank updates.
+    pub fn owned(&self) -> Range<usize> {
+        self.sharding.owned(self.parts.trained.len())
+    }
+
+    /// This rank's shard of what is trained, and of its gradients.
     pub fn shard(&self) -> Range<usize> {
-        self.sharding.shard(self.numel_padded)
+        self.sharding.shard(self.parts.trained.len())
+    }
+
+    /// The range of the flat buffer whose frozen parameters this rank keeps and brings to each gather.
+    fn frozen_shard(&self) -> Range<usize> {
+        self.sharding.shard_in(&self.parts.frozen)
+    }
+
+    /// The ranges of the flat buffer of which this rank keeps the parameters from step to step.
+    pub fn kept(&self) -> Vec<Range<usize>> {
+        match self.is_gathered() {
+            true => vec![self.owned(), self.frozen_shard()],
+            false => vec![0..self.parts.frozen.end],
+        }
     }
 
     /// `range`, which lies in what this rank owns, as a range of buffers that hold only that.
@@ -80,31 +111,42 @@ impl Unit {
         [master, self.exp_avg.section(local.clone()), self.exp_avg_sq.section(local)]
     }
 
-    /// Takes its part of the whole parameters (`[numel_padded]` fp32) as the masters: after loading weights.
-    pub fn take_masters(&mut self, whole: &Tensor) {
-        let owned = self.owned();
+    /// Takes its part of the whole parameters (`[padded]` fp32) as masters and as its shard of frozen ones: after loading
+    /// weights.
+    pub fn take_parameters(&mut self, whole: &Tensor) {
+        let (owned, frozen_shard) = (self.owned(), self.frozen_shard());
+        let part = |range: &Range<usize>| whole.narrow(0, range.start as i64, range.len() as i64);
         if let Some(master) = &mut self.master {
-            master.range(0..owned.len()).copy_(&whole.narrow(0, owned.start as i64, owned.len() as i64));
+            master.range(0..owned.len()).copy_(&part(&owned));
+        }
+        if let Some(frozen) = &mut self.frozen {
+            frozen.range(0..frozen_shard.len()).copy_(&part(&frozen_shard));
         }
     }
 
-    /// Writes the masters that this rank owns into their place among the whole parameters.
-    pub fn put_masters(&self, params: &mut Buffer) {
+    /// Writes what this rank keeps of the parameters into its place among the whole ones: before they are gathered.
+    pub fn put_parameters(&self, params: &mut Buffer) {
         let owned = self.owned();
         if let Some(master) = &self.master {
             let masters = master.range(0..owned.len()).to_device(params.device());
             round(&mut params.range(owned), &masters);
         }
+        if let Some(frozen) = &self.frozen {
+            params.range(self.frozen_shard()).copy_(&frozen.range(0..frozen.numel()));
+        }
     }
 
-    /// Sets master parameters of `start ..`: all of them where whole parameters stay, else what this rank owns.
+    /// Sets master parameters of `start ..`: all of them where whole parameters stay, else what this rank keeps.
     pub fn load_masters(&mut self, params: &mut Buffer, start: usize, values: &[f32]) {
-        let owned = self.owned();
+        let (owned, frozen_shard) = (self.owned(), self.frozen_shard());
         if !self.is_gathered() {
             params.write(start, values);
         }
         if let Some(master) = &mut self.master {
             write_overlap(master, owned.start, start, values);
+        }
+        if let Some(frozen) = &mut self.frozen {
+            write_overlap(frozen, frozen_shard.start, start, values);
         }
     }
 
@@ -187,9 +229,10 @@ impl Unit {
         self.zero_gradients(grads);
     }
 
-    /// Updates masters and moments of `tile`. `grads`: its reduced gradients, where the masters are.
+    /// Updates masters and moments of `tile`. `grads`: its reduced gradients, where the masters are. Frozen parameters that
+    /// share the last shard with trained ones stay as they are.
     fn apply_tile(&self, update: &Update, tile: &Range<usize>, params: &Buffer, grads: &Tensor) {
-        for param in &self.layout.params {
+        for param in self.layout.params.iter().filter(|param| param.is_trained) {
             let range = intersection(tile, &param.range());
             let in_tile = relative(&range, tile.start);
             let [params, exp_avg, exp_avg_sq] = self.state(params, range).map(|section| section.tensor());

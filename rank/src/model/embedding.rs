@@ -6,6 +6,7 @@ use comm::CommError;
 use tch::{Kind, Tensor};
 
 use super::tensor_parallel::TensorParallel;
+use super::weight_grads::is_trained;
 use crate::kernels::accumulate_at_rows;
 
 /// `[V/tp, D]`. The same type holds the gradient, as an fp32 view.
@@ -44,7 +45,8 @@ impl Embedding {
         Ok(tp.reduce(partial)?.copy())
     }
 
-    /// `dy`: `[S, D]`. Adds each token's gradient to its row of `grads`, in token order. Collective over tp.
+    /// `dy`: `[S, D]`. Adds each token's gradient to its row of `grads`, in token order; does nothing where the embedding is
+    /// frozen. Collective over tp.
     pub fn backward(
         &self,
         tp: &TensorParallel,
@@ -52,6 +54,9 @@ impl Embedding {
         dy: &Tensor,
         grads: &EmbeddingWeights,
     ) -> Result<(), CommError> {
+        if !is_trained(&grads.weight) {
+            return Ok(());
+        }
         let dy = tp.gather(dy, tokens.size()[0])?;
         match tp {
             TensorParallel::Off => accumulate_at_rows(&grads.weight, tokens, &dy),

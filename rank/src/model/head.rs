@@ -14,7 +14,7 @@ use super::cross_entropy::CrossEntropy;
 use super::labels::Labels;
 use super::norm::{NormGrads, Normed, norm_backward, norm_forward};
 use super::tensor_parallel::TensorParallel;
-use super::weight_grads::{GradPass, WeightGrads};
+use super::weight_grads::{GradPass, WeightGrads, is_trained};
 use crate::kernels::{DeviceSum, accumulate_product, wide_kind};
 
 /// Weights of the head. The same type holds the gradients, as fp32 views.
@@ -40,7 +40,7 @@ pub struct Head {
 pub struct HeadPass<'a> {
     /// The head's weights.
     pub weights: &'a HeadWeights,
-    /// Their gradients, which are added to.
+    /// Their gradients, which are added to; undefined where a weight is frozen.
     pub grads: &'a HeadWeights,
     /// Gradient of the job's loss with respect to one token's cross-entropy.
     pub scale: f64,
@@ -108,7 +108,9 @@ impl Head {
             // `scale` goes to the narrow side of both products: `[rows, D]`, not `[rows, V]`.
             let dlogits = logits.to_kind(y.kind());
             let _ = dlogits.mm_out(&part(&dy, &rows), &self.own(&weights.lm_head));
-            accumulate_product(&self.own(&grads.lm_head), &dlogits.tr(), &(y * scale));
+            if is_trained(&grads.lm_head) {
+                accumulate_product(&self.own(&grads.lm_head), &dlogits.tr(), &(y * scale));
+            }
         }
         drop(y);
         let mut partial = tp.partial(labels.num_tokens(), x, x.size()[1]);

@@ -9,7 +9,7 @@ use comm::CommError;
 use tch::Tensor;
 
 use super::tensor_parallel::{Exchanged, TensorParallel};
-use super::weight_grads::GradPass;
+use super::weight_grads::{GradPass, is_trained};
 
 /// Weight `[out, in]` and bias `[out]` of a projection. The same type holds the gradients, as fp32 views.
 #[derive(Debug)]
@@ -58,9 +58,14 @@ impl GradPass<'_, LinearWeights> {
         }
     }
 
+    /// Whether the weight has a gradient.
+    fn is_trained(&self) -> bool {
+        is_trained(&self.grads.weight)
+    }
+
     /// What was gathered, for a sink that may need it after the next exchange.
     fn lasting<'a>(&self, gathered: Exchanged<'a>) -> Exchanged<'a> {
-        if self.sink.keeps() { gathered.keep() } else { gathered }
+        if self.sink.keeps() && self.is_trained() { gathered.keep() } else { gathered }
     }
 }
 
@@ -83,8 +88,10 @@ pub(super) fn column_backward<'a>(
     dy: &Tensor,
 ) -> Result<Exchanged<'a>, CommError> {
     let tokens = dy.size()[0];
-    let all = pass.lasting(tp.gather(x, tokens)?);
-    pass.add_weight_grad(dy, &all);
+    if pass.is_trained() {
+        let all = pass.lasting(tp.gather(x, tokens)?);
+        pass.add_weight_grad(dy, &all);
+    }
     pass.add_bias_grad(dy);
     let partial = tp.partial(tokens, dy, x.size()[1]);
     tp.reduce(pass.weights.input_grad_into(dy, &partial))

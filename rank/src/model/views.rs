@@ -1,7 +1,8 @@
 //! Views a unit's flat buffer as the weights that the model's code takes. Adjacent parameters that the model uses as
 //! one matrix (q, k and v; gate and up) are one view.
 //!
-//! Whoever has the memory gives views of it; whether it also holds gradients or moments does not matter here.
+//! Whoever has the memory gives views of it. Gradients are viewed alike; that of a frozen parameter, which has none, is an
+//! undefined tensor, as in autograd.
 
 use proto::layout::{ParamLayout, UnitKind, UnitLayout};
 use tch::Tensor;
@@ -33,7 +34,17 @@ impl UnitViews {
     /// The weights of the unit that `layout` describes.
     ///
     /// `view`: gives the tensor of a shape over the elements of the flat buffer from an offset on, dense and not copied.
-    pub fn new(layout: &UnitLayout, view: impl Fn(usize, &[usize]) -> Tensor) -> Self {
+    pub fn weights(layout: &UnitLayout, view: impl Fn(usize, &[usize]) -> Tensor) -> Self {
+        Self::new(layout, |param, shape| view(param.offset, shape))
+    }
+
+    /// The gradients of the unit that `layout` describes. `view`: as for weights, over the buffer of gradients.
+    pub fn gradients(layout: &UnitLayout, view: impl Fn(usize, &[usize]) -> Tensor) -> Self {
+        Self::new(layout, |param, shape| if param.is_trained { view(param.offset, shape) } else { Tensor::new() })
+    }
+
+    /// `view`: gives the tensor of a shape that begins where the parameter does.
+    fn new(layout: &UnitLayout, view: impl Fn(&ParamLayout, &[usize]) -> Tensor) -> Self {
         let unit = UnitView { layout, view };
         match layout.kind {
             UnitKind::Embedding => Self::Embedding(EmbeddingWeights { weight: unit.param("weight") }),
@@ -80,7 +91,7 @@ struct UnitView<'a, V> {
     view: V,
 }
 
-impl<V: Fn(usize, &[usize]) -> Tensor> UnitView<'_, V> {
+impl<V: Fn(&ParamLayout, &[usize]) -> Tensor> UnitView<'_, V> {
     fn block(&self) -> BlockWeights {
         BlockWeights {
             attention: AttentionWeights {
@@ -111,15 +122,16 @@ impl<V: Fn(usize, &[usize]) -> Tensor> UnitView<'_, V> {
         }
     }
 
-    /// One view of several parameters, stacked along their first dim, as `[out, in]`. They lie side by side (`LAY-1`).
+    /// One view of several parameters, stacked along their first dim, as `[out, in]`. They lie side by side (`LAY-1`), and
+    /// are trained or frozen together.
     fn joined(&self, params: &[&ParamLayout]) -> Tensor {
         for pair in params.windows(2) {
             assert_eq!(pair[0].offset + pair[0].numel(), pair[1].offset, "{} and {}", pair[0].name, pair[1].name);
         }
         let mut shape = params[0].shape.clone();
         shape[0] = params.iter().map(|param| param.shape[0]).sum();
-        let stored = (self.view)(params[0].offset, &shape);
-        if params[0].is_transposed { stored.tr() } else { stored }
+        let stored = (self.view)(params[0], &shape);
+        if params[0].is_transposed && stored.defined() { stored.tr() } else { stored }
     }
 
     fn param(&self, suffix: &str) -> Tensor {
@@ -149,7 +161,7 @@ mod tests {
     /// Views of a buffer that holds its own offsets, in fp64: no number is rounded.
     fn views(layout: &UnitLayout) -> UnitViews {
         let flat = Tensor::arange(layout.numel() as i64, (Kind::Double, tch::Device::Cpu));
-        UnitViews::new(layout, |offset, shape| {
+        UnitViews::weights(layout, |offset, shape| {
             let numel = shape.iter().product::<usize>() as i64;
             let shape: Vec<i64> = shape.iter().map(|&size| size as i64).collect();
             flat.narrow(0, offset as i64, numel).view(shape.as_slice())

@@ -12,7 +12,7 @@ use crate::kernels::{accumulate_product, accumulate_rows};
 pub struct GradPass<'a, W> {
     /// The weights.
     pub weights: &'a W,
-    /// Their gradients, which are views of a flat buffer.
+    /// Their gradients, which are views of a flat buffer; undefined where the weight is frozen.
     pub grads: &'a W,
     /// Adds to the gradients, at once or later.
     pub sink: &'a WeightGrads,
@@ -32,6 +32,11 @@ impl<'a, W> GradPass<'a, W> {
     pub(super) fn of<P>(self, part: impl Fn(&'a W) -> &'a P) -> GradPass<'a, P> {
         GradPass { weights: part(self.weights), grads: part(self.grads), sink: self.sink }
     }
+}
+
+/// Whether a gradient is to be computed; that of a frozen weight is undefined.
+pub(super) fn is_trained(grad: &Tensor) -> bool {
+    grad.defined()
 }
 
 /// Takes the gradients of a unit's weights.
@@ -71,20 +76,27 @@ impl WeightGrads {
         Self::Later(RefCell::default())
     }
 
-    /// `grad += dy^T x`, in fp32 whatever the type of `dy` and `x`. `dy`: `[T, out]`, `x`: `[T, in]`, `grad`: `[out, in]`.
+    /// `grad += dy^T x`, in fp32 whatever the type of `dy` and `x`. `dy`: `[T, out]`, `x`: `[T, in]`, `grad`: `[out, in]`. Here as
+    /// below, nothing is done where `grad` is that of a frozen weight.
     pub(super) fn add_product(&self, grad: &Tensor, dy: &Tensor, x: &Tensor) {
-        let pending = PendingGrad::Product { grad: grad.shallow_clone(), dy: dy.shallow_clone(), x: x.shallow_clone() };
-        self.take(pending);
+        if is_trained(grad) {
+            let (dy, x) = (dy.shallow_clone(), x.shallow_clone());
+            self.take(PendingGrad::Product { grad: grad.shallow_clone(), dy, x });
+        }
     }
 
     /// `grad += sum_T(dy)`. `dy`: `[T, out]`, `grad`: `[out]`.
     pub(super) fn add_rows(&self, grad: &Tensor, dy: &Tensor) {
-        self.add_parts(grad, dy.sum_dim_intlist([0i64].as_slice(), true, None::<Kind>));
+        if is_trained(grad) {
+            self.add_parts(grad, dy.sum_dim_intlist([0i64].as_slice(), true, None::<Kind>));
+        }
     }
 
     /// `grad += sum(parts)`. `grad`: `[n]`, `parts`: `[parts, n]`, added up first and in their order.
     pub(super) fn add_parts(&self, grad: &Tensor, parts: Tensor) {
-        self.take(PendingGrad::Sum { grad: grad.shallow_clone(), parts });
+        if is_trained(grad) {
+            self.take(PendingGrad::Sum { grad: grad.shallow_clone(), parts });
+        }
     }
 
     /// Whether what it is given has to outlast the call.

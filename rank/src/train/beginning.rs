@@ -3,7 +3,7 @@
 use comm::ReduceOp;
 use proto::env::Beginning;
 use proto::manifest::Progress;
-use proto::plan::{Init, Plan};
+use proto::plan::{Init, Plan, Trained};
 
 use super::error::TrainError;
 use super::init;
@@ -31,20 +31,26 @@ fn fill(
     snapshots: Option<&Snapshots>,
     memory: &mut Memory,
 ) -> Result<Progress, TrainError> {
-    match (beginning, plan.model.init) {
-        (Beginning::Checkpoint(path), _) => return checkpoint::resume(path, memory).map_err(TrainError::Resume),
-        (Beginning::Snapshot(step), _) => {
+    // Whatever is kept of a run holds only what was trained: the frozen rest is what it was at the start.
+    if *beginning == Beginning::Start || plan.model.trained != Trained::All {
+        fill_first_weights(plan, memory)?;
+    }
+    match beginning {
+        Beginning::Start => Ok(Progress::default()),
+        Beginning::Checkpoint(path) => checkpoint::resume(path, memory).map_err(TrainError::Resume),
+        Beginning::Snapshot(step) => {
             let snapshots = snapshots.expect("the launcher names a snapshot only where it has some");
-            return from_snapshot(*step, snapshots, memory);
-        }
-        (Beginning::Start, Init::Pretrained) => {
-            checkpoint::load_pretrained(&plan.model.path, &plan.model.config, memory)?;
-        }
-        (Beginning::Start, Init::Random) => {
-            init::randomize(memory, plan.seed, plan.model.config.initializer_range);
+            from_snapshot(*step, snapshots, memory)
         }
     }
-    Ok(Progress::default())
+}
+
+fn fill_first_weights(plan: &Plan, memory: &mut Memory) -> Result<(), TrainError> {
+    match plan.model.init {
+        Init::Pretrained => checkpoint::load_pretrained(&plan.model.path, &plan.model.config, memory)?,
+        Init::Random => init::randomize(memory, plan.seed, plan.model.config.initializer_range),
+    }
+    Ok(())
 }
 
 /// Each rank checks what it has kept itself; all go on if all can.

@@ -1,7 +1,6 @@
 //! `dslaunch checkpoint`: prints the contents of a checkpoint, or checks that it is still as it was written.
 //! Changes nothing, takes no lock and starts nothing.
 
-mod coverage;
 pub mod inspect;
 #[cfg(test)]
 mod tests;

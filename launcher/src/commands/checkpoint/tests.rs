@@ -27,6 +27,7 @@ fn write(path: &Path, step: u64, change: impl FnOnce(&mut Contents)) {
         model: ModelConfig::parse(Path::new("config.json"), CONFIG).unwrap(),
         units: units.clone().into(),
         optimizer: [(RANKS[0].to_owned(), half(0)), (RANKS[1].to_owned(), half(1))].into(),
+        frozen: [].into(),
         files: files.iter().map(|(name, text)| (name.to_string(), entry(text))).collect(),
     };
     change(&mut contents);
@@ -124,6 +125,23 @@ fn optimizer_files_have_to_hold_every_element_exactly_once() {
     let stranger =
         format!("manifest.json: {} holds optimizer state of layers.7, which is no unit of the model", RANKS[1]);
     check_manifest(set(1, "layers.7", [0, 4]), &[&stranger]);
+}
+
+#[test]
+fn what_was_frozen_is_in_no_optimizer_file() {
+    let frozen = |range: [usize; 2]| {
+        move |contents: &mut Contents| {
+            contents.optimizer.get_mut(RANKS[1]).unwrap().insert("head".into(), vec![[36, 60]]);
+            contents.frozen.insert("head".into(), vec![range]);
+        }
+    };
+    check_manifest(frozen([60, 72]), &[]);
+    check_manifest(frozen([61, 72]), &["manifest.json: no optimizer file holds [60, 61) of head"]);
+    check_manifest(frozen([59, 72]), &["manifest.json: frozen was [59, 60) of head once more"]);
+    check_manifest(
+        |contents| drop(contents.frozen.insert("layers.7".into(), vec![[0, 4]])),
+        &["manifest.json: layers.7 was frozen in part, and is no unit of the model"],
+    );
 }
 
 #[test]

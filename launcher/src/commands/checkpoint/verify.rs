@@ -7,11 +7,9 @@ use std::path::{Component, Path};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
-use proto::manifest::{FileEntry, Manifest};
+use proto::manifest::{FileEntry, Manifest, coverage};
 use proto::model_config::ModelConfig;
 use proto::run_dir::RunDir;
-
-use super::coverage;
 
 /// Everything that is wrong, one line each: files by name, then what does not fit together. Reads every file, in at
 /// most `threads` threads.

@@ -24,6 +24,7 @@ fn every_default_is_the_documented_one() {
         init: Init::Pretrained,
         device: AutoOr::Auto,
         dtype: AutoOr::Auto,
+        trained: Trained::All,
     };
     assert_eq!(config.model, model);
     let data = Data {

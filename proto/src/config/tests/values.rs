@@ -128,6 +128,19 @@ fn wrong_words_list_the_right_ones_and_the_nearest() {
 }
 
 #[test]
+fn what_is_trained_is_all_or_parts_of_names() {
+    let rule = "must be \"all\" or a list of parts of parameters' names";
+    check("model", "trained = \"lm_head\"", "\"lm_head\"", rule, "write [\"lm_head\"]");
+    check("model", "trained = []", "[]", "must name at least one part", "");
+    check("model", "trained = [\"norm\", \"\"]", "\"\"", "must not be empty", "");
+    let rule = "expected \"all\" or a list of parts of parameters' names, got a boolean";
+    check("model", "trained = true", "true", rule, "");
+    let trained = |value: &str| parse(&with("model", &format!("trained = {value}")), &[]).unwrap().model.trained;
+    assert_eq!(trained("\"all\""), Trained::All);
+    assert_eq!(trained("[\"norm\", \"lm_head\"]"), Trained::Containing(vec!["norm".into(), "lm_head".into()]));
+}
+
+#[test]
 fn empty_strings_and_lists_are_no_answer() {
     for (section, key) in [("job", "name"), ("job", "output_dir"), ("checkpoint", "resume"), ("data", "validation")] {
         check(section, &format!("{key} = \"\""), "\"\"", "must not be empty", "");

@@ -2,12 +2,13 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Which parameters are trained. The others are frozen: they compute and are gathered as trained ones are, and have no
-/// gradients, no masters and no moments.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// `model.trained`: which parameters are trained. The others are frozen: they compute and are gathered as trained ones are,
+/// and have no gradients, no masters and no moments.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Trained {
-    /// All of them.
+    /// `"all"`: all of them.
+    #[default]
     All,
     /// Those whose Hugging Face name contains one of these, such as `layers.7.` or `lm_head`.
     Containing(Vec<String>),

@@ -1,6 +1,8 @@
 //! `manifest.json`: what a checkpoint holds and where the run stood. Written by the ranks, read by both sides. A
 //! checkpoint without one is not complete. It is sealed ([`crate::sealed`]): what it says decides where a run goes on.
 
+pub mod coverage;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::{fs, io};
@@ -46,6 +48,9 @@ pub struct Manifest {
     pub units: BTreeMap<String, usize>,
     /// Optimizer files: which elements of each unit a file holds.
     pub optimizer: BTreeMap<String, UnitRanges>,
+    /// Elements without optimizer state, because they were frozen: they are what they were when training began.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub frozen: UnitRanges,
     /// Every other file in the folder.
     pub files: BTreeMap<String, FileEntry>,
 }
@@ -65,6 +70,8 @@ pub struct Contents {
     pub units: BTreeMap<String, usize>,
     /// See [`Manifest::optimizer`].
     pub optimizer: BTreeMap<String, UnitRanges>,
+    /// See [`Manifest::frozen`].
+    pub frozen: UnitRanges,
     /// See [`Manifest::files`].
     pub files: BTreeMap<String, FileEntry>,
 }
@@ -113,8 +120,8 @@ impl Manifest {
 
     /// A manifest of the current version.
     pub fn new(contents: Contents) -> Self {
-        let Contents { progress, seed, data, model, units, optimizer, files } = contents;
-        Self { version: VERSION, progress, seed, data, model, units, optimizer, files }
+        let Contents { progress, seed, data, model, units, optimizer, frozen, files } = contents;
+        Self { version: VERSION, progress, seed, data, model, units, optimizer, frozen, files }
     }
 
     /// The text of its file.
@@ -191,6 +198,7 @@ mod tests {
             model: ModelConfig::parse(Path::new("config.json"), model).unwrap(),
             units: [("head".into(), 8)].into(),
             optimizer: [("o".into(), [("head".into(), vec![[0, 8]])].into())].into(),
+            frozen: [].into(),
             files: [("o".into(), FileEntry { bytes: 4, blake3: String::new() })].into(),
         })
     }
