@@ -37,6 +37,11 @@ impl Ranks {
         Ok(Self { groups, line: line.clone(), world, device: Device::of_plan(plan.device), shake })
     }
 
+    /// Whether a step's results are read while the next step computes, rather than waited for.
+    pub fn reads_late(&self) -> bool {
+        self.device.is_asynchronous() || self.shake.reads_late()
+    }
+
     /// Allocates `[numel]` in the arena. Every rank allocates the same buffers in the same order.
     ///
     /// # Errors

@@ -1,5 +1,6 @@
-//! A mode that shakes a job to find races: random delays before data moves between ranks, and NaN in every buffer whose
-//! values nobody may read any more. A job must compute the same bits with and without it (`ENG-2`).
+//! A mode that shakes a job to find races: random delays before data moves between ranks, NaN in every buffer whose
+//! values nobody may read any more, and a step's results read a step late, as of a device that is still computing them. A job
+//! must compute the same bits with and without it (`ENG-2`).
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -16,6 +17,11 @@ impl Shake {
     /// `seed`: `None` does nothing. Every rank has delays of its own.
     pub fn new(seed: Option<u64>, rank: usize) -> Self {
         Self(seed.map(|seed| Rc::new(Cell::new(seed ^ (rank as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15)))))
+    }
+
+    /// Whether a step's results are read a step late.
+    pub fn reads_late(&self) -> bool {
+        self.0.is_some()
     }
 
     /// Before data moves.

@@ -27,7 +27,8 @@ fn run(scratch: &Scratch, name: &str, layout: Layout, shake: Option<u64>) -> Bit
     );
     let mut job = layout.job(&scratch.folder.path().join(name), &toml);
     if let Some(seed) = shake {
-        job = job.env("DSLAUNCH_SHAKE", &seed.to_string());
+        // Without a snapshot after every step, which waits for its outcome, outcomes are read a step late.
+        job = job.env("DSLAUNCH_SHAKE", &seed.to_string()).set("restart.snapshot_every_steps=0");
     }
     let run = job.succeed();
     let to_bits = |values: Vec<f32>| values.into_iter().map(f32::to_bits).collect();

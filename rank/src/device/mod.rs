@@ -35,6 +35,13 @@ impl Device {
             Self::Cpu => HOST,
         }
     }
+
+    /// Whether calls return before their work is done, so that to read a value is to wait.
+    pub fn is_asynchronous(self) -> bool {
+        match self {
+            Self::Cpu => false,
+        }
+    }
 }
 
 /// The host, as tensors name it: for values that files hold, and for optimizer state that is offloaded.

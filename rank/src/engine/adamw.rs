@@ -2,7 +2,7 @@
 
 use proto::plan::OptimizerPlan;
 
-use crate::kernels::Update;
+use crate::kernels::AdamWConstants;
 
 /// The constants of a run.
 #[derive(Debug, Clone)]
@@ -18,12 +18,11 @@ impl AdamW {
     }
 
     /// The constants of one step. `step` counts from 1.
-    pub fn update(&self, step: u64, learning_rate: f64, grad_scale: f32) -> Update {
+    pub fn at(&self, step: u64, learning_rate: f64) -> AdamWConstants {
         assert!(step > 0, "steps count from 1");
         let bias_correction = |beta: f64| 1.0 - beta.powf(step as f64);
         let [beta1, beta2] = self.betas;
-        Update {
-            grad_scale,
+        AdamWConstants {
             decay: (1.0 - learning_rate * self.weight_decay) as f32,
             one_minus_beta1: (1.0 - beta1) as f32,
             beta2: beta2 as f32,
@@ -38,10 +37,14 @@ impl AdamW {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernels::{Stretch, adamw};
+    use crate::kernels::{Stretch, Update, adamw};
     use tch::Tensor;
 
     const OPTIMIZER: AdamW = AdamW { betas: [0.9, 0.95], eps: 1e-8, weight_decay: 0.1 };
+
+    fn update(step: u64, learning_rate: f64, clip: f32) -> Update {
+        Update { clip: Tensor::from(clip).into(), constants: OPTIMIZER.at(step, learning_rate) }
+    }
 
     fn run(numel: usize, steps: u64) -> Vec<f32> {
         let values: Vec<f32> = (0..numel).map(|idx| (idx as f32).sin()).collect();
@@ -56,7 +59,7 @@ mod tests {
                 exp_avg_sq: exp_avg_sq.shallow_clone(),
                 decays: true,
             };
-            adamw(&OPTIMIZER.update(step, 1e-2, 0.5), stretch);
+            adamw(&update(step, 1e-2, 0.5), stretch);
         }
         Vec::try_from(params).unwrap()
     }
@@ -86,9 +89,18 @@ mod tests {
             let zero = || params.zeros_like();
             let (grads, exp_avg, exp_avg_sq) = (zero(), zero(), zero());
             let stretch = Stretch { params: params.shallow_clone(), grads, exp_avg, exp_avg_sq, decays };
-            adamw(&OPTIMIZER.update(1, 0.5, 1.0), stretch);
+            adamw(&update(1, 0.5, 1.0), stretch);
             params.double_value(&[0]) as f32
         };
         assert_eq!((zero_grad(true), zero_grad(false)), (1.9, 2.0));
+    }
+
+    #[test]
+    fn without_a_factor_nothing_changes() {
+        let of = |value: f32| Tensor::from_slice(&[value]);
+        let state = [of(2.0), of(0.5), of(0.25)];
+        let [params, exp_avg, exp_avg_sq] = state.each_ref().map(Tensor::shallow_clone);
+        adamw(&update(1, 0.5, f32::NAN), Stretch { params, grads: of(f32::NAN), exp_avg, exp_avg_sq, decays: true });
+        assert_eq!(state.map(|value| value.double_value(&[0])), [2.0, 0.5, 0.25]);
     }
 }

@@ -184,15 +184,13 @@ impl Memory {
         }
     }
 
-    /// Global L2 norm of the reduced gradients. Collective over all ranks.
-    pub(super) fn grad_norm(&self) -> Result<f64, CommError> {
+    /// This rank's part of the square of the reduced gradients' L2 norm. Does not wait for the device.
+    pub(super) fn square_norm(&self) -> DeviceSum {
         let mut sum = DeviceSum::default();
         for (idx, unit) in self.units.iter().enumerate() {
             sum.add(unit.square_norm(self.grads.get(idx).flat()));
         }
-        let mut square = [sum.read()];
-        self.groups.all.all_reduce_scalars(&mut square, ReduceOp::Sum)?;
-        Ok(square[0].sqrt())
+        sum
     }
 
     /// Updates what this rank owns; then every rank gets what the others updated, at once or when it gathers: what is
@@ -213,13 +211,6 @@ impl Memory {
             }
         }
         pending.into_iter().try_for_each(Work::wait)
-    }
-
-    /// Zeroes the gradients.
-    pub(super) fn discard_gradients(&mut self) {
-        for (idx, unit) in self.units.iter_mut().enumerate() {
-            unit.zero_gradients(self.grads.get_mut(idx).flat_mut());
-        }
     }
 }
 

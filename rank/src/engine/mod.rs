@@ -20,6 +20,7 @@ mod offload;
 mod passes;
 mod slots;
 mod stage;
+mod step_sums;
 mod tied;
 mod unit;
 
@@ -35,8 +36,9 @@ use proto::progress::Phase;
 use tch::Tensor;
 
 pub use memory::Memory;
+pub use step_sums::StepSums;
 
-use crate::kernels::DeviceSum;
+use crate::kernels::{DeviceSum, Update, clip_factor};
 use crate::model::{Embedding, Head, Labels, RopeTable, Samples, TensorParallel};
 use crate::progress::ProgressLine;
 use crate::ranks::Ranks;
@@ -57,10 +59,10 @@ pub struct MicroBatch {
 }
 
 /// This rank's part of the job's sums over a step's passes.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug)]
 pub struct PassesOutcome {
     /// Sum of the cross-entropies; over all ranks, each token counts once.
-    pub loss: f64,
+    pub loss: DeviceSum,
     /// How long all passes took, waits for other stages included.
     pub seconds: f64,
     /// How long of that this rank waited for other stages.
@@ -151,7 +153,7 @@ impl Engine {
         }
         Ok(PassesOutcome {
             // Every rank of a layer has the same loss.
-            loss: if self.tp.split().rank == 0 { loss.read() } else { 0.0 },
+            loss: if self.tp.split().rank == 0 { loss } else { DeviceSum::default() },
             seconds: started.elapsed().as_secs_f64(),
             waited_seconds: self.messages.take_waited().as_secs_f64(),
         })
@@ -191,28 +193,19 @@ impl Engine {
         self.memory.reduce_gradients()
     }
 
-    /// Global L2 norm of the reduced gradients. Every rank of the job calls it.
-    pub fn grad_norm(&self) -> Result<f64, CommError> {
-        self.memory.grad_norm()
+    /// The step's loss and the norm of its reduced gradients over all ranks; `loss`: this rank's part of it. Every rank of
+    /// the job calls it.
+    pub fn step_sums(&self, loss: &DeviceSum) -> Result<StepSums, CommError> {
+        StepSums::over_ranks(&*self.memory.groups().all, loss, &self.memory.square_norm())
     }
 
-    /// One AdamW update of what this rank owns; gradients are zero afterwards.
+    /// One AdamW update of what this rank owns, by gradients that are clipped to the plan's norm; they are zero afterwards.
+    /// Where the step's loss or norm is not finite, nothing is updated.
     ///
-    /// `step` counts from 1 (bias correction); gradients are multiplied by `grad_scale` first (clipping). Collective
-    /// over dp.
-    pub fn optimizer_step(&mut self, step: u64, learning_rate: f64, grad_scale: f32) -> Result<(), CommError> {
+    /// `step` counts from 1 (bias correction). Collective over dp.
+    pub fn optimizer_step(&mut self, step: u64, learning_rate: f64, sums: &StepSums) -> Result<(), CommError> {
         self.progress.enter(Phase::Update);
-        self.memory.update(&self.adamw.update(step, learning_rate, grad_scale))
+        let clip = clip_factor(self.plan.max_grad_norm, &sums.loss, &sums.square);
+        self.memory.update(&Update { clip, constants: self.adamw.at(step, learning_rate) })
     }
-
-    /// Forgets the step's gradients instead of applying them.
-    pub fn discard_gradients(&mut self) {
-        self.memory.discard_gradients();
-    }
-}
-
-/// Returns the clip factor of `max_grad_norm` for a finite gradient norm, as torch's `clip_grad_norm_`. 0 turns
-/// clipping off.
-pub fn clip_scale(max_grad_norm: f64, grad_norm: f64) -> f32 {
-    if max_grad_norm == 0.0 { 1.0 } else { (max_grad_norm / (grad_norm + 1e-6)).min(1.0) as f32 }
 }

@@ -88,11 +88,11 @@ impl Unit {
         self.sharding.shard_in(&self.parts.frozen)
     }
 
-    /// The ranges of the flat buffer of which this rank keeps the parameters from step to step.
-    pub fn kept(&self) -> Vec<Range<usize>> {
+    /// The ranges of the flat buffer of which this rank keeps the parameters from step to step: one of each part.
+    pub fn kept(&self) -> [Range<usize>; 2] {
         match self.is_gathered() {
-            true => vec![self.owned(), self.frozen_shard()],
-            false => vec![0..self.parts.frozen.end],
+            true => [self.owned(), self.frozen_shard()],
+            false => [self.parts.trained.clone(), self.parts.frozen.clone()],
         }
     }
 
@@ -242,7 +242,7 @@ impl Unit {
     }
 
     /// Zeroes the step's gradients.
-    pub fn zero_gradients(&mut self, grads: &mut Buffer) {
+    fn zero_gradients(&mut self, grads: &mut Buffer) {
         match &mut self.grad_shard {
             Some(sum) => sum.zero(),
             None => grads.zero(),

@@ -2,12 +2,21 @@
 
 use tch::Tensor;
 
-/// The constants of one AdamW update, in the order of operations of torch's: decoupled decay, bias correction, `eps`
-/// outside the root.
-#[derive(Debug, Clone)]
+use super::clip::ClipFactor;
+
+/// One AdamW update.
+#[derive(Debug)]
 pub struct Update {
     /// Gradients are multiplied by it first.
-    pub grad_scale: f32,
+    pub clip: ClipFactor,
+    /// The rest.
+    pub constants: AdamWConstants,
+}
+
+/// The constants of one AdamW update, in the order of operations of torch's: decoupled decay, bias correction, `eps`
+/// outside the root.
+#[derive(Debug, Clone, Copy)]
+pub struct AdamWConstants {
     /// `1 - lr * weight_decay`
     pub decay: f32,
     /// `1 - beta1`

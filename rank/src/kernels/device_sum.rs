@@ -2,6 +2,8 @@
 
 use tch::Tensor;
 
+use crate::device::HOST;
+
 /// A sum in fp64, of cross-entropies or of squares, on the device of its terms; 0 at first.
 #[derive(Debug, Default)]
 pub struct DeviceSum {
@@ -19,6 +21,11 @@ impl DeviceSum {
             }
             (sum, term) => *sum = term,
         }
+    }
+
+    /// Where it is: 0, to which nothing was added, is on the host.
+    pub fn device(&self) -> tch::Device {
+        self.sum.as_ref().map_or(HOST, Tensor::device)
     }
 
     /// The sum. Waits for the device.

@@ -11,6 +11,7 @@
 
 mod adamw;
 mod attention;
+mod clip;
 mod cpu;
 mod device_sum;
 mod samples;
@@ -18,8 +19,9 @@ mod samples;
 use tch::{Kind, Tensor};
 
 use crate::device::HOST;
-pub use adamw::{Stretch, Update};
+pub use adamw::{AdamWConstants, Stretch, Update};
 pub use attention::{AttendGrad, AttendSaved, AttentionShape, KeyValueCache};
+pub use clip::ClipFactor;
 pub use device_sum::DeviceSum;
 pub use samples::Samples;
 
@@ -28,9 +30,14 @@ enum Side {
     Cpu,
 }
 
-/// Where an operation on `tensor` runs. A device without implementations ends here: the plan admits none.
+/// Where an operation on `tensor` runs.
 fn side(tensor: &Tensor) -> Side {
-    match tensor.device() {
+    side_of(tensor.device())
+}
+
+/// Where operations on a device run. One without implementations ends here: the plan admits none.
+fn side_of(device: tch::Device) -> Side {
+    match device {
         HOST => Side::Cpu,
         other => panic!("no operations for {other:?}"),
     }
@@ -220,8 +227,17 @@ pub fn accumulate_at_rows(grad: &Tensor, rows: &Tensor, values: &Tensor) {
 
 // Flat state of the optimizer
 
+/// The factor of torch's `clip_grad_norm_` for gradients whose squares sum to `square`, over all of the model; 0 as
+/// `max_grad_norm` does not clip. `loss`: of the step; where it or the norm is not finite, there is no factor. Does not wait
+/// for the device.
+pub fn clip_factor(max_grad_norm: f64, loss: &DeviceSum, square: &DeviceSum) -> ClipFactor {
+    match side_of(square.device()) {
+        Side::Cpu => cpu::clip::clip_factor(max_grad_norm, loss, square),
+    }
+}
+
 /// One AdamW update (Loshchilov and Hutter, 2019) of a stretch of parameters, in place, on as many threads as the rank
-/// has.
+/// has. Without a factor to clip by it changes nothing.
 pub fn adamw(update: &Update, stretch: Stretch) {
     match side(&stretch.params) {
         Side::Cpu => cpu::adamw::adamw(update, stretch),

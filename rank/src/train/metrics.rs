@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use proto::control::StepMetrics;
 
-use super::StepOutcome;
+use super::step::StepOutcome;
 
 /// Collects steps between two metrics rows.
 pub(super) struct Metrics {
@@ -23,6 +23,7 @@ impl Metrics {
             grad_norm: f64::NAN,
             learning_rate: 0.0,
             num_tokens: 0,
+            label_tokens: 0,
             pipeline_bubble: None,
         };
         Self { since: Instant::now(), steps: 0, tokens: 0, last }
@@ -36,14 +37,14 @@ impl Metrics {
     }
 
     /// The row of the step counted last. A logged row starts the next stretch of time.
-    pub fn row(&mut self, label_tokens: u64, logged: bool) -> StepMetrics {
+    pub fn row(&mut self, logged: bool) -> StepMetrics {
         let seconds = self.since.elapsed().as_secs_f64();
         let row = StepMetrics {
             step: self.last.step,
             loss: self.last.loss,
             grad_norm: self.last.grad_norm,
             learning_rate: self.last.learning_rate,
-            tokens: label_tokens,
+            tokens: self.last.label_tokens,
             tokens_per_second: self.tokens as f64 / seconds,
             step_seconds: seconds / self.steps as f64,
             logged,

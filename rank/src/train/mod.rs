@@ -4,6 +4,7 @@ mod beginning;
 mod error;
 mod init;
 mod metrics;
+mod step;
 mod validate;
 
 use std::rc::Rc;
@@ -19,11 +20,12 @@ use proto::run_dir::RunDir;
 
 pub use error::TrainError;
 use metrics::Metrics;
+use step::{StepOutcome, StepUnderWay};
 
 use crate::checkpoint::{self, Published, Saver};
 use crate::control::Control;
 use crate::data::{TrainData, ValidationData};
-use crate::engine::{Engine, clip_scale};
+use crate::engine::Engine;
 use crate::process;
 use crate::ranks::Ranks;
 use crate::snapshot::Snapshots;
@@ -43,10 +45,12 @@ pub struct Trainer {
     progress: Progress,
     /// The step being worked on, from 1; 0 before the first.
     current_step: u64,
-    /// Steps in a row that were skipped because they were not finite.
+    /// The newest step, if its outcome has not been read yet.
+    unread: Option<StepUnderWay>,
+    /// Steps in a row that were skipped because they were not finite, as far as they have been read.
     bad_steps: u64,
-    /// A checkpoint was made that no finite step has followed yet: until then none before it is removed.
-    unproven_checkpoint: bool,
+    /// The step of a checkpoint that no finite step has followed yet: until then none before it is removed.
+    unproven_checkpoint: Option<u64>,
     is_first: bool,
     /// Resident memory before anything of the model was there.
     baseline_memory_bytes: u64,
@@ -71,8 +75,9 @@ impl Trainer {
             snapshots,
             from_snapshot: matches!(env.beginning, Beginning::Snapshot(_)),
             current_step: progress.step,
+            unread: None,
             bad_steps: 0,
-            unproven_checkpoint: false,
+            unproven_checkpoint: None,
             is_first: env.rank == 0,
             baseline_memory_bytes,
             engine,
@@ -102,24 +107,21 @@ impl Trainer {
             self.ranks.line.begin_step(step);
             control.check()?;
             control.heartbeat(step, "train");
-            let StepEnd { outcome, checkpoint_is_settled, is_asked_to_stop } = self.train_step(step)?;
+            let StepEnd { under_way, checkpoint_is_settled, is_asked_to_stop } = self.train_step(step)?;
             if checkpoint_is_settled {
                 self.ranks.line.enter(Phase::Checkpoint);
                 self.publish(control)?;
             }
-            if outcome.is_finite() {
-                self.prune()?;
-            } else {
-                self.report_skipped(&outcome, control)?;
+            if let Some(before) = self.unread.replace(under_way) {
+                self.conclude(before, &mut metrics, control)?;
             }
-            self.ranks.line.enter(Phase::Between);
-            metrics.count(outcome);
-            if self.is_first {
-                control.report(Event::Step(metrics.row(self.progress.label_tokens, self.plan.logs(step))));
+            let stops = is_asked_to_stop && step < self.plan.steps;
+            if !self.ranks.reads_late() || stops || self.has_to_know_after(step) {
+                self.conclude_unread(&mut metrics, control)?;
             }
             // After a bad step the weights themselves may be the reason: they must not replace sound ones.
             let may_save = self.bad_steps == 0;
-            if is_asked_to_stop && step < self.plan.steps && may_save {
+            if stops && may_save {
                 return self.stop_early(step, control);
             }
             if self.plan.validates_after(step) {
@@ -137,7 +139,7 @@ impl Trainer {
         self.publish(control)?;
         self.saver.save_final(self.engine.memory_mut())?;
         if self.bad_steps == 0 {
-            self.prune()?;
+            self.prune(u64::MAX)?;
         }
         self.finish(End::Done, control)
     }
@@ -164,6 +166,41 @@ impl Trainer {
         Ok(())
     }
 
+    /// Whether what comes after step `step` depends on its outcome, or is to be told after it.
+    fn has_to_know_after(&self, step: u64) -> bool {
+        let plan = &self.plan;
+        step == plan.steps || plan.validates_after(step) || plan.saves_after(step) || plan.keeps_after(step)
+    }
+
+    /// Reads the outcome of the newest step, if that was not done yet.
+    fn conclude_unread(&mut self, metrics: &mut Metrics, control: &Control) -> Result<(), TrainError> {
+        self.unread.take().map_or(Ok(()), |under_way| self.conclude(under_way, metrics, control))
+    }
+
+    /// Reads the outcome of a step and reports it.
+    fn conclude(
+        &mut self,
+        under_way: StepUnderWay,
+        metrics: &mut Metrics,
+        control: &Control,
+    ) -> Result<(), TrainError> {
+        let outcome = under_way.read();
+        if outcome.is_finite() {
+            self.bad_steps = 0;
+            self.prune(outcome.step)?;
+        } else {
+            self.bad_steps += 1;
+            self.report_skipped(&outcome, control)?;
+        }
+        self.ranks.line.enter(Phase::Between);
+        let logs = self.plan.logs(outcome.step);
+        metrics.count(outcome);
+        if self.is_first {
+            control.report(Event::Step(metrics.row(logs)));
+        }
+        Ok(())
+    }
+
     /// One optimizer step. `step` counts from 1. Where loss or gradient norm is not finite, nothing is updated.
     fn train_step(&mut self, step: u64) -> Result<StepEnd, TrainError> {
         let num_labels = self.train.num_labels(step - 1);
@@ -175,37 +212,24 @@ impl Trainer {
         let all = &self.ranks.groups.all;
         let busy_seconds = passes.seconds - passes.waited_seconds;
         let flag = |flag: bool| f64::from(u8::from(flag));
-        // With the loss ranks tell each other what all have to do after the same step.
-        let mut sums =
-            [passes.loss, busy_seconds, flag(self.saver.is_settled()), flag(self.ranks.line.is_asked_to_stop())];
+        // Ranks tell each other what all have to do after the same step.
+        let mut sums = [busy_seconds, flag(self.saver.is_settled()), flag(self.ranks.line.is_asked_to_stop())];
         all.all_reduce_scalars(&mut sums, ReduceOp::Sum)?;
-        let [loss, busy_seconds, settled, asked_to_stop] = sums;
+        let [busy_seconds, settled, asked_to_stop] = sums;
         let checkpoint_is_settled = settled == all.size() as f64;
         let pipeline_bubble = self.pipeline_bubble(busy_seconds, passes.seconds)?;
         self.engine.reduce_gradients()?;
-        let grad_norm = self.engine.grad_norm()?;
-        let outcome = StepOutcome {
-            step,
-            loss: loss * scale,
-            grad_norm,
-            learning_rate: self.plan.schedule.at(step - 1),
-            num_tokens: self.train.num_tokens(step - 1),
-            pipeline_bubble,
-        };
-        if outcome.is_finite() {
-            let clip = clip_scale(self.plan.max_grad_norm, grad_norm);
-            self.engine.optimizer_step(step, outcome.learning_rate, clip)?;
-            self.bad_steps = 0;
-        } else {
-            self.engine.discard_gradients();
-            self.bad_steps += 1;
-        }
+        let sums = self.engine.step_sums(&passes.loss)?;
+        let learning_rate = self.plan.schedule.at(step - 1);
+        self.engine.optimizer_step(step, learning_rate, &sums)?;
         self.progress = Progress {
             step,
             rows: self.progress.rows + self.plan.batch.global_batch_size,
             label_tokens: self.progress.label_tokens + num_labels,
         };
-        Ok(StepEnd { outcome, checkpoint_is_settled, is_asked_to_stop: asked_to_stop > 0.0 })
+        let (num_tokens, label_tokens) = (self.train.num_tokens(step - 1), self.progress.label_tokens);
+        let under_way = StepUnderWay { step, sums, scale, learning_rate, num_tokens, label_tokens, pipeline_bubble };
+        Ok(StepEnd { under_way, checkpoint_is_settled, is_asked_to_stop: asked_to_stop > 0.0 })
     }
 
     /// The part of the stages' time, until the last of them is done, in which they waited for each other. `busy_seconds`: of
@@ -235,9 +259,9 @@ impl Trainer {
         }
     }
 
-    /// Removes old checkpoints, now that a finite step, or the end, has followed the newest.
-    fn prune(&mut self) -> Result<(), TrainError> {
-        if std::mem::take(&mut self.unproven_checkpoint) && self.is_first {
+    /// Removes old checkpoints if `finite_step`, or the end, has followed the newest.
+    fn prune(&mut self, finite_step: u64) -> Result<(), TrainError> {
+        if self.unproven_checkpoint.take_if(|step| *step < finite_step).is_some() && self.is_first {
             self.ranks.line.enter(Phase::Checkpoint);
             self.saver.prune(self.progress.step)?;
         }
@@ -278,7 +302,7 @@ impl Trainer {
     /// Makes a pending checkpoint visible. Every rank calls it after the same step.
     fn publish(&mut self, control: &Control) -> Result<(), TrainError> {
         let Some(Published { step, path, seconds }) = self.saver.publish()? else { return Ok(()) };
-        self.unproven_checkpoint = true;
+        self.unproven_checkpoint = Some(step);
         if self.is_first {
             let path = path.display().to_string();
             control.report(Event::Checkpoint(CheckpointSaved { step, path, seconds }));
@@ -299,33 +323,11 @@ enum End {
     Preempted,
 }
 
-/// The results of a step that every rank knows, the same on all.
+/// What every rank knows at the end of a step, the same on all.
 struct StepEnd {
-    outcome: StepOutcome,
+    under_way: StepUnderWay,
     /// A checkpoint is pending and on the disk.
     checkpoint_is_settled: bool,
     /// The launcher wishes that the job stops.
     is_asked_to_stop: bool,
-}
-
-/// The outcome of one step.
-struct StepOutcome {
-    /// From 1.
-    step: u64,
-    /// Mean cross-entropy over the label tokens of the global batch.
-    loss: f64,
-    /// Global L2 norm before clipping.
-    grad_norm: f64,
-    learning_rate: f64,
-    /// Tokens of the global batch, with or without labels.
-    num_tokens: u64,
-    /// See [`Trainer::pipeline_bubble`].
-    pipeline_bubble: Option<f64>,
-}
-
-impl StepOutcome {
-    /// Whether the update can be applied.
-    fn is_finite(&self) -> bool {
-        self.loss.is_finite() && self.grad_norm.is_finite()
-    }
 }

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
-use comm::{ReduceOp, ShmOptions, ShmWorld, World};
+use comm::{ShmOptions, ShmWorld, World};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use proto::config::TrainConfig;
 use proto::layout::ParamLayout;
@@ -19,7 +19,7 @@ use proto::plan::Plan;
 use proto::progress::page_bytes;
 use proto::resolve::{self, Draft, Machine, PreparedData};
 use rank::control::Breaker;
-use rank::engine::{Engine, Memory, MicroBatch, clip_scale};
+use rank::engine::{Engine, Memory, MicroBatch};
 use rank::fault::Faults;
 use rank::model::{Labels, Samples};
 use rank::progress::ProgressLine;
@@ -198,14 +198,11 @@ fn run(plan: Rc<Plan>, ranks: &Ranks) -> Outcome {
         let row = |idx: u64| first_row + idx * dp.size() as u64 + dp.rank() as u64;
         let scale = 1.0 / (ROWS_PER_STEP as usize * (TOKENS - 1)) as f64;
         let passes = engine.forward_backward(|idx| micro_batch(row(idx)), scale).expect("nobody fails");
-        let mut loss = [passes.loss];
-        ranks.groups.all.all_reduce_scalars(&mut loss, ReduceOp::Sum).expect("nobody fails");
         engine.reduce_gradients().expect("nobody fails");
-        let norm = engine.grad_norm().expect("nobody fails");
-        let clip = clip_scale(plan.max_grad_norm, norm);
-        engine.optimizer_step(step + 1, plan.schedule.at(step), clip).expect("nobody fails");
-        losses.push(loss[0] * scale);
-        norms.push(norm);
+        let sums = engine.step_sums(&passes.loss).expect("nobody fails");
+        engine.optimizer_step(step + 1, plan.schedule.at(step), &sums).expect("nobody fails");
+        losses.push(sums.loss() * scale);
+        norms.push(sums.grad_norm());
     }
     assert!(losses[2] < losses[0], "it learns: {losses:?}");
     Outcome { losses, norms, parts: parts(engine.memory_mut()), tallies: vec![] }

@@ -3,7 +3,7 @@
 
 use multiversion::multiversion;
 
-use super::super::adamw::{Stretch, Update};
+use super::super::adamw::{AdamWConstants, Stretch, Update};
 use crate::device::host::{slice, slice_mut};
 
 /// Below this many elements one thread is as fast as several.
@@ -15,35 +15,57 @@ pub fn adamw(update: &Update, stretch: Stretch) {
 }
 
 fn on_threads(update: &Update, stretch: Stretch, threads: usize) {
+    let Update { clip, constants } = update;
+    let clip = clip.read();
+    if clip.is_nan() {
+        return;
+    }
     let Stretch { mut params, grads, mut exp_avg, mut exp_avg_sq, decays } = stretch;
     let (params, grads) = (slice_mut::<f32>(&mut params), slice::<f32>(&grads));
     let (exp_avg, exp_avg_sq) = (slice_mut::<f32>(&mut exp_avg), slice_mut::<f32>(&mut exp_avg_sq));
     let numel = params.len();
     assert!(grads.len() == numel && exp_avg.len() == numel && exp_avg_sq.len() == numel);
-    let decay = if decays { update.decay } else { 1.0 };
+    let factors = Factors { clip, decay: if decays { constants.decay } else { 1.0 } };
     let threads = threads.min(numel / MIN_NUMEL_PER_THREAD).max(1);
     if threads == 1 {
-        return kernel(update, decay, params, grads, exp_avg, exp_avg_sq);
+        return kernel(constants, factors, params, grads, exp_avg, exp_avg_sq);
     }
     let part = numel.div_ceil(threads);
     std::thread::scope(|scope| {
         let params = params.chunks_mut(part).zip(grads.chunks(part));
         let moments = exp_avg.chunks_mut(part).zip(exp_avg_sq.chunks_mut(part));
         for ((params, grads), (exp_avg, exp_avg_sq)) in params.zip(moments) {
-            scope.spawn(move || kernel(update, decay, params, grads, exp_avg, exp_avg_sq));
+            scope.spawn(move || kernel(constants, factors, params, grads, exp_avg, exp_avg_sq));
         }
     });
 }
 
+/// What gradients and parameters are multiplied by first.
+#[derive(Clone, Copy)]
+struct Factors {
+    clip: f32,
+    decay: f32,
+}
+
 #[multiversion(targets("x86_64+avx512f", "x86_64+avx2"))]
-fn kernel(update: &Update, decay: f32, params: &mut [f32], grads: &[f32], exp_avg: &mut [f32], exp_avg_sq: &mut [f32]) {
+fn kernel(
+    constants: &AdamWConstants,
+    factors: Factors,
+    params: &mut [f32],
+    grads: &[f32],
+    exp_avg: &mut [f32],
+    exp_avg_sq: &mut [f32],
+) {
+    let &AdamWConstants { one_minus_beta1, beta2, one_minus_beta2, bias_correction2_sqrt, eps, step_size, .. } =
+        constants;
+    let Factors { clip, decay } = factors;
     let elements = params.iter_mut().zip(grads).zip(exp_avg.iter_mut().zip(exp_avg_sq.iter_mut()));
     for ((param, grad), (m, v)) in elements {
-        let grad = grad * update.grad_scale;
-        *m += update.one_minus_beta1 * (grad - *m);
-        *v = update.beta2 * *v + update.one_minus_beta2 * grad * grad;
-        let denominator = v.sqrt() / update.bias_correction2_sqrt + update.eps;
-        *param = decay * *param - update.step_size * (*m / denominator);
+        let grad = grad * clip;
+        *m += one_minus_beta1 * (grad - *m);
+        *v = beta2 * *v + one_minus_beta2 * grad * grad;
+        let denominator = v.sqrt() / bias_correction2_sqrt + eps;
+        *param = decay * *param - step_size * (*m / denominator);
     }
 }
 
@@ -54,8 +76,7 @@ mod tests {
 
     #[test]
     fn threads_change_no_bit() {
-        let update = Update {
-            grad_scale: 0.5,
+        let constants = AdamWConstants {
             decay: 0.999,
             one_minus_beta1: 0.1,
             beta2: 0.95,
@@ -64,6 +85,7 @@ mod tests {
             eps: 1e-8,
             step_size: 0.1,
         };
+        let update = Update { clip: Tensor::from(0.5f32).into(), constants };
         let numel = 3 * MIN_NUMEL_PER_THREAD + 17;
         let run = |threads| {
             let [params, grads, exp_avg] = [0.3, 0.7, 0.9]

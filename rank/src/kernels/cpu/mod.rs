@@ -11,6 +11,7 @@
 pub(super) mod accumulate;
 pub(super) mod adamw;
 pub(super) mod attention;
+pub(super) mod clip;
 pub(super) mod cross_entropy;
 pub(super) mod element;
 pub(super) mod norm;

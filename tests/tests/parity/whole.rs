@@ -1,6 +1,4 @@
-//! ENG-1: what dslaunch trains equals what Hugging Face transformers trains, on every layout.
-//!
-//! The oracle (`scripts/peers/hf_reference.py`) runs once for all model variants; each is then trained by dslaunch on 1, 2
+//! Models of which all parameters are trained. The oracle runs once for all variants; each is then trained by dslaunch on 1, 2
 //! and 3 ranks, with each ZeRO stage, with each kind of activation checkpointing, and cut over ranks in every way.
 
 use std::collections::BTreeMap;
@@ -13,12 +11,8 @@ use tempfile::TempDir;
 use tests::layout::Layout;
 use tests::run::{RunDir, Step, steps, weights};
 
-/// Relative; the sums of a few thousand fp32 terms in another order.
-const LOSS_TOLERANCE: f64 = 1e-5;
-/// Relative.
-const NORM_TOLERANCE: f64 = 1e-4;
-/// Absolute; AdamW turns rounding of a tiny gradient into a whole learning-rate step at worst.
-const WEIGHT_TOLERANCE: f32 = 1e-4;
+use crate::{LOSS_TOLERANCE, NORM_TOLERANCE, WEIGHT_TOLERANCE};
+
 /// Relative; compute in bf16 rounds each matrix product to 8 bits.
 const BF16_LOSS_TOLERANCE: f64 = 2e-3;
 

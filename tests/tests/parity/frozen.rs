@@ -1,5 +1,5 @@
-//! Frozen parameters: what is trained beside them trains as in transformers on every layout, and they stay as they were, to
-//! the bit, through checkpoints, snapshots and restarts.
+//! Models of which some parameters are frozen: the others train as in transformers on every layout, and the frozen ones stay
+//! as they were, to the bit, through checkpoints, snapshots and restarts.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -11,10 +11,7 @@ use tests::job::{Job, send};
 use tests::layout::Layout;
 use tests::run::{RunDir, steps, weights};
 
-/// As in tests/parity.rs: relative, relative and absolute.
-const LOSS_TOLERANCE: f64 = 1e-5;
-const NORM_TOLERANCE: f64 = 1e-4;
-const WEIGHT_TOLERANCE: f32 = 1e-4;
+use crate::{LOSS_TOLERANCE, NORM_TOLERANCE, WEIGHT_TOLERANCE};
 
 const STEPS: u64 = 5;
 const ROWS_PER_STEP: usize = 4;

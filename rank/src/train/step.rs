@@ -1,0 +1,50 @@
+//! One step: what it will have come to, and what it has come to.
+
+use crate::engine::StepSums;
+
+/// A step whose work has been given to the device. Its sums may still be computed.
+pub(super) struct StepUnderWay {
+    /// From 1.
+    pub step: u64,
+    pub sums: StepSums,
+    /// One over the label tokens of the global batch.
+    pub scale: f64,
+    pub learning_rate: f64,
+    /// Tokens of the global batch, with or without labels.
+    pub num_tokens: u64,
+    /// Label tokens of the run up to and with this step.
+    pub label_tokens: u64,
+    /// The part of the stages' time in which they waited for each other, if there are several.
+    pub pipeline_bubble: Option<f64>,
+}
+
+impl StepUnderWay {
+    /// What has come of it. Waits for the device.
+    pub fn read(self) -> StepOutcome {
+        let Self { step, sums, scale, learning_rate, num_tokens, label_tokens, pipeline_bubble } = self;
+        let (loss, grad_norm) = (sums.loss() * scale, sums.grad_norm());
+        StepOutcome { step, loss, grad_norm, learning_rate, num_tokens, label_tokens, pipeline_bubble }
+    }
+}
+
+/// The outcome of one step: the same on every rank.
+pub(super) struct StepOutcome {
+    /// From 1.
+    pub step: u64,
+    /// Mean cross-entropy over the label tokens of the global batch.
+    pub loss: f64,
+    /// Global L2 norm before clipping.
+    pub grad_norm: f64,
+    /// See [`StepUnderWay`], here and below.
+    pub learning_rate: f64,
+    pub num_tokens: u64,
+    pub label_tokens: u64,
+    pub pipeline_bubble: Option<f64>,
+}
+
+impl StepOutcome {
+    /// Whether the update was applied.
+    pub fn is_finite(&self) -> bool {
+        self.loss.is_finite() && self.grad_norm.is_finite()
+    }
+}
