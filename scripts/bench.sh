@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Benchmarks that fail below their targets. `train` compares dslaunch's tokens/s, time to the first step and peak memory with
 # torchrun and transformers; `engine` compares every layout of the engine with FSDP2 and DeepSpeed; `launch` measures the launcher
-# beside torchrun. train and engine take --before DIR: dslaunch against the programs of an earlier build instead of peers.
+# beside torchrun. All take --before DIR: dslaunch against the programs of an earlier build instead of peers.
 # Options: scripts/bench.sh train --help
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -23,4 +23,5 @@ pub mod progress;
 pub mod ranks;
 pub mod shake;
 pub mod snapshot;
+pub mod start;
 pub mod train;

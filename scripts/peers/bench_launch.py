@@ -13,6 +13,9 @@ processes are seen through pidfds, not by asking.
 - rendezvous: that many ranks, each over a connection of its own, until all have been answered.
 - snapshot: what a snapshot after every step adds to a step of the quickstart's model.
 
+With --before DIR it compares with the programs of an earlier build in DIR instead: dslaunch, dslaunch-rank, and comm_rank and
+rendezvous_of of its examples. Both builds take turns; a figure's ratio is the median of those of the pairs.
+
 Exit codes: 0 all targets met; 1 a target missed; 2 it could not be measured.
 """
 
@@ -32,11 +35,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from bench_measure import describe_machine
+from bench_measure import TARGET_BEFORE, describe_machine
 
 ROOT = Path(__file__).resolve().parents[2]
 RELEASE = ROOT / "target/release"
-DSLAUNCH = RELEASE / "dslaunch"
 TORCHRUN = [str(ROOT / ".venv/bin/python"), "-m", "torch.distributed.run"]
 PEERS = ROOT / "scripts/peers"
 WAIT_SECONDS = 120
@@ -49,6 +51,24 @@ CONFIG = {
 
 class BenchError(Exception):
     """It could not be measured."""
+
+
+class Build:
+    """The programs of one build."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.resolve()
+        self.dslaunch = self.program("dslaunch")
+
+    def program(self, name: str) -> Path:
+        places = [self.folder / name, self.folder / "examples" / name]
+        found = next((path for path in places if path.is_file()), None)
+        if found is None:
+            raise BenchError(f"{name} is not in {self.folder}")
+        return found
+
+    def run(self, ranks: int) -> list[str]:
+        return [str(self.dslaunch), "run", "--max-restarts", "3", "--nproc-per-node", str(ranks), "--"]
 
 
 def until(what: str, condition: Callable[[], object]) -> object:
@@ -114,9 +134,10 @@ def stop(process: subprocess.Popen) -> None:
 class Folder:
     """A scratch folder with dslaunch, a worker, a tiny model and its data."""
 
-    def __init__(self, worker: Path) -> None:
+    def __init__(self, build: Build, worker_name: str) -> None:
+        worker = build.program(worker_name)
         self.path = Path(tempfile.mkdtemp(prefix="bench-launch-"))
-        shutil.copy(DSLAUNCH, self.path / "dslaunch")
+        shutil.copy(build.dslaunch, self.path / "dslaunch")
         # dslaunch-rank finds libtorch from where it lies.
         (self.path / "dslaunch-rank").symlink_to(worker) if worker.name == "dslaunch-rank" else shutil.copy(worker, self.path / "dslaunch-rank")
         (self.path / "model").mkdir()
@@ -201,15 +222,15 @@ def start_of_program(argv: list[str], log: Path) -> dict[str, float]:
         stop(process)
 
 
-def rendezvous_of(ranks: int) -> dict[str, float]:
-    program = RELEASE / "examples/rendezvous_of"
+def rendezvous_of(build: Build, ranks: int) -> dict[str, float]:
+    program = build.program("rendezvous_of")
     done = subprocess.run([program, str(ranks)], capture_output=True, text=True, timeout=WAIT_SECONDS, check=False)
     if done.returncode:
         raise BenchError(f"{program.name}: {done.stderr}")
     return {"rendezvous": float(done.stdout) * 1e3}
 
 
-def quickstart_step(every: int, steps: int) -> dict[str, float]:
+def quickstart_step(build: Build, every: int, steps: int) -> dict[str, float]:
     """Milliseconds of a step of the quickstart, with a snapshot after every so many steps."""
     data = ROOT / "runs/quickstart-data"
     if not data.exists():
@@ -217,7 +238,7 @@ def quickstart_step(every: int, steps: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory(prefix="bench-launch-") as folder:
         sets = [f"job.output_dir={folder}/run", f"train.steps={steps}", f"restart.snapshot_every_steps={every}"]
         sets += ["validation.every_steps=100000", "checkpoint.every_steps=100000", "log.every_steps=1"]
-        argv = [DSLAUNCH, "--nproc", "2", *(word for text in sets for word in ("--set", text)), "examples/quickstart/train.toml"]
+        argv = [build.dslaunch, "--nproc", "2", *(word for text in sets for word in ("--set", text)), "examples/quickstart/train.toml"]
         subprocess.run(argv, cwd=ROOT, check=True, capture_output=True, timeout=600)
         seconds = [row["step_seconds"] for row in rows(Path(folder) / "run/metrics.jsonl") if "step_seconds" in row]
         return {"step": statistics.median(seconds[3:]) * 1e3}
@@ -249,9 +270,55 @@ class Table:
             print(f"  {name:44} {what:10} {numbers}  ({len(found)} trials){verdict}", flush=True)
 
 
+def compare(args: argparse.Namespace) -> bool:
+    """This build beside the one before, in turn."""
+    builds = [Build(args.before), Build(RELEASE)]
+    log = Path(tempfile.mkdtemp(prefix="bench-launch-")) / "log"
+    idle = str(PEERS / "idle_loop.sh")
+    few = max(5, args.trials // 10)
+
+    def training(build: Build, worker: str, ready: str) -> dict[str, float]:
+        folder = Folder(build, worker)
+        try:
+            return crash_of_training(folder, args.ranks, ready, {})
+        finally:
+            folder.remove()
+
+    figures: list[tuple[str, int, Callable[[Build], dict[str, float]]]] = [
+        ("run, sh: start", args.trials, lambda build: start_of_program([*build.run(1), idle], log)),
+        ("run, sh: crash", few, lambda build: crash_of_program([*build.run(args.ranks), idle], args.ranks, log)),
+        ("ranks without a model: crash", few, lambda build: training(build, "comm_rank", "started")),
+        ("tiny model: crash in mid-step", few, lambda build: training(build, "dslaunch-rank", "step")),
+        ("1000 ranks", few, lambda build: rendezvous_of(build, 1000)),
+        ("quickstart with snapshots", few, lambda build: quickstart_step(build, 1, args.steps)),
+    ]
+    passed, results = True, {}
+    for name, pairs, trial in figures:
+        found: dict[str, list[tuple[float, float]]] = {}
+        for pair in range(pairs):
+            # Whoever goes first has the machine as the pair before has left it.
+            order = builds if pair % 2 == 0 else builds[::-1]
+            by_build = {build: trial(build) for build in order}
+            old, new = (by_build[build] for build in builds)
+            for what in old.keys() & new.keys():
+                found.setdefault(what, []).append((old[what], new[what]))
+        for what, values in sorted(found.items()):
+            ratio = statistics.median(new / old for old, new in values)
+            old, new = (statistics.median(side) for side in zip(*values, strict=True))
+            passed &= ratio <= TARGET_BEFORE
+            verdict = "PASS" if ratio <= TARGET_BEFORE else "FAIL"
+            print(f"  {name:32} {what:10} {new:8.1f} ms, before {old:8.1f}  ratio {ratio:.3f}, at most {TARGET_BEFORE}: {verdict}"
+                  f"  ({len(values)} pairs)", flush=True)
+        results[name] = found
+    if args.json:
+        args.json.write_text(json.dumps({"machine": describe_machine([], []), "pairs": results}, indent=1))
+    shutil.rmtree(log.parent, ignore_errors=True)
+    return passed
+
+
 def measure(args: argparse.Namespace) -> bool:
     table, log = Table(), Path(tempfile.mkdtemp(prefix="bench-launch-")) / "log"
-    run = [str(DSLAUNCH), "run", "--max-restarts", "3", "--nproc-per-node"]
+    build = Build(RELEASE)
     peer = [*TORCHRUN, "--standalone", "--max-restarts", "3", "--nproc-per-node"]
     idle, script = str(PEERS / "idle_loop.sh"), str(PEERS / "all_reduce_loop.py")
     python = str(ROOT / ".venv/bin/python")
@@ -269,29 +336,29 @@ def measure(args: argparse.Namespace) -> bool:
             return []
 
     print("start")
-    table.add("dslaunch run, sh", trials(args.trials, lambda: start_of_program([*run, "1", "--", idle], log)), {"start": 50})
+    table.add("dslaunch run, sh", trials(args.trials, lambda: start_of_program([*build.run(1), idle], log)), {"start": 50})
     table.add("torchrun, sh", of_peer(lambda: start_of_program([*peer, "1", "--no-python", idle], log)))
 
     print(f"crash of one of {args.ranks} ranks")
-    folder = Folder(RELEASE / "examples/comm_rank")
+    folder = Folder(build, "comm_rank")
     targets = {"known": 5.0, "dead": 100.0, "working": 500.0}
     table.add("dslaunch, ranks without a model", trials(args.trials, lambda: crash_of_training(folder, args.ranks, "started", {})), targets)
     folder.remove()
-    folder = Folder(RELEASE / "dslaunch-rank")
+    folder = Folder(build, "dslaunch-rank")
     table.add("dslaunch, tiny model, in mid-step", trials(few, lambda: crash_of_training(folder, args.ranks, "step", {})))
     folder.remove()
-    table.add("dslaunch run, sh", trials(args.trials, lambda: crash_of_program([*run, str(args.ranks), "--", idle], args.ranks, log)))
+    table.add("dslaunch run, sh", trials(args.trials, lambda: crash_of_program([*build.run(args.ranks), idle], args.ranks, log)))
     table.add("torchrun, sh", of_peer(lambda: crash_of_program([*peer, str(args.ranks), "--no-python", idle], args.ranks, log)))
-    program = [*run, str(args.ranks), "--", python, script]
+    program = [*build.run(args.ranks), python, script]
     table.add("dslaunch run, torch.distributed all-reduce", trials(few, lambda: crash_of_program(program, args.ranks, log)))
     program = [*peer, str(args.ranks), script]
     table.add("torchrun, torch.distributed all-reduce", of_peer(lambda: crash_of_program(program, args.ranks, log)))
 
     print("rendezvous")
-    table.add("1000 ranks", trials(few, lambda: rendezvous_of(1000)), {"rendezvous": 1000.0})
+    table.add("1000 ranks", trials(few, lambda: rendezvous_of(build, 1000)), {"rendezvous": 1000.0})
 
     print("snapshots")
-    pairs = [(quickstart_step(0, args.steps)["step"], quickstart_step(1, args.steps)["step"]) for _ in range(args.rounds)]
+    pairs = [(quickstart_step(build, 0, args.steps)["step"], quickstart_step(build, 1, args.steps)["step"]) for _ in range(args.rounds)]
     ratios = [100 * (with_snapshots / without - 1) for without, with_snapshots in pairs]
     overhead, passed = statistics.median(ratios), statistics.median(ratios) <= 3.0
     each = ", ".join(f"{ratio:+.1f}" for ratio in ratios)
@@ -308,6 +375,7 @@ def main() -> int:
     parser.add_argument("--ranks", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=5, help="pairs of quickstart runs")
     parser.add_argument("--steps", type=int, default=25, help="of each quickstart run")
+    parser.add_argument("--before", type=Path, metavar="DIR", help="compare with the programs in DIR, not with torchrun")
     parser.add_argument("--json", type=Path, help="write the raw numbers to this file")
     args = parser.parse_args()
     machine = describe_machine([], ["torch"])
@@ -315,7 +383,7 @@ def main() -> int:
     print(f"{machine['date']}, {machine['cpu']}, {machine['cores_of_machine']} cores, kernel {machine['kernel']}")
     print("load average " + " ".join(map(str, machine["load_average"])) + " at the start")
     try:
-        return 0 if measure(args) else 1
+        return 0 if (compare(args) if args.before else measure(args)) else 1
     except (BenchError, OSError, subprocess.SubprocessError) as error:
         print(f"bench: {error}", file=sys.stderr)
         return 2

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, ExitStatus, Output, Stdio};
 use std::sync::mpsc;
@@ -22,6 +23,7 @@ pub struct Job {
     nproc: usize,
     env: Vec<(String, String)>,
     sets: Vec<String>,
+    dslaunch: PathBuf,
 }
 
 /// A job that ran to its end.
@@ -49,7 +51,21 @@ impl Job {
     /// A job in `folder`, which is made, with the sections of `toml`; everything is written to `folder/run`.
     pub fn new(folder: &Path, toml: &str) -> Self {
         fs::create_dir_all(folder).expect("a scratch folder");
-        Self { folder: folder.into(), toml: toml.into(), nproc: 1, env: Vec::new(), sets: Vec::new() }
+        let (env, sets, dslaunch) = (vec![], vec![], program("dslaunch"));
+        Self { folder: folder.into(), toml: toml.into(), nproc: 1, env, sets, dslaunch }
+    }
+
+    /// Its ranks compute on emulated GPUs: dslaunch starts the ranks that it finds beside it, and these are others.
+    pub fn emulated(mut self) -> Self {
+        let folder = self.folder.join("programs");
+        fs::create_dir_all(&folder).expect("a scratch folder");
+        let dslaunch = folder.join("dslaunch");
+        if !dslaunch.exists() {
+            fs::copy(&self.dslaunch, &dslaunch).expect("a copy of dslaunch");
+            symlink(program("dslaunch-rank-emulated"), folder.join("dslaunch-rank")).expect("a link");
+        }
+        self.dslaunch = dslaunch;
+        self
     }
 
     /// Number of ranks; 1 if not said.
@@ -120,7 +136,7 @@ impl Job {
     pub fn command(&self) -> Command {
         let toml = self.folder.join("train.toml");
         fs::write(&toml, &self.toml).expect("a scratch file");
-        let mut command = Command::new(program("dslaunch"));
+        let mut command = Command::new(&self.dslaunch);
         command.arg("--nproc").arg(self.nproc.to_string());
         command.arg("--set").arg(format!("job.output_dir={}", self.folder.join("run").display()));
         for set in &self.sets {

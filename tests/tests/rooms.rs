@@ -81,7 +81,7 @@ fn a_rank_knows_its_backend_and_its_device_in_one_place_each() {
             assert!(is_allowed || !file.code.contains(word), "rank/{} names {word}", file.path.display());
         }
     };
-    check("ShmWorld", &["main.rs"]);
+    check("ShmWorld", &["start.rs"]);
     check("Device::Cpu", &["device", "kernels/cpu"]);
 }
 

@@ -4,6 +4,7 @@
 //! [`Buffer`]s and tensors, and moves values to and from the host through what is here.
 
 mod buffer;
+pub mod cuda;
 pub(crate) mod host;
 
 use proto::plan::{self, Dtype};

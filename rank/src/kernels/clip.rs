@@ -11,6 +11,11 @@ pub struct ClipFactor {
 }
 
 impl ClipFactor {
+    /// The factor, where it is: a scalar, fp32.
+    pub(super) fn tensor(&self) -> &Tensor {
+        &self.factor
+    }
+
     /// The factor. Waits for the device.
     pub fn read(&self) -> f32 {
         self.factor.double_value(&[]) as f32 // host sync: reads the factor

@@ -28,6 +28,11 @@ impl DeviceSum {
         self.sum.as_ref().map_or(HOST, Tensor::device)
     }
 
+    /// The sum, where it is: a scalar, fp64.
+    pub(super) fn tensor(&self) -> Tensor {
+        self.sum.as_ref().map_or_else(|| Tensor::from(0f64), Tensor::shallow_clone)
+    }
+
     /// The sum. Waits for the device.
     pub fn read(&self) -> f64 {
         self.sum.as_ref().map_or(0.0, |sum| sum.double_value(&[])) // host sync: reads the sum

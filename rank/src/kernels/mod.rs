@@ -13,12 +13,14 @@ mod adamw;
 mod attention;
 mod clip;
 mod cpu;
+pub mod cuda;
 mod device_sum;
 mod samples;
 
 use tch::{Kind, Tensor};
 
 use crate::device::HOST;
+use crate::device::cuda::gpu;
 pub use adamw::{AdamWConstants, Stretch, Update};
 pub use attention::{AttendGrad, AttendSaved, AttentionShape, KeyValueCache};
 pub use clip::ClipFactor;
@@ -28,6 +30,7 @@ pub use samples::Samples;
 /// The devices that have implementations.
 enum Side {
     Cpu,
+    Cuda,
 }
 
 /// Where an operation on `tensor` runs.
@@ -35,9 +38,12 @@ fn side(tensor: &Tensor) -> Side {
     side_of(tensor.device())
 }
 
-/// Where operations on a device run. One without implementations ends here: the plan admits none.
+/// Where operations on a device run. One without implementations ends here: the plan admits none. An emulated GPU has its memory on
+/// the host.
 fn side_of(device: tch::Device) -> Side {
     match device {
+        tch::Device::Cuda(_) => Side::Cuda,
+        HOST if gpu::is_installed() => Side::Cuda,
         HOST => Side::Cpu,
         other => panic!("no operations for {other:?}"),
     }
@@ -56,6 +62,7 @@ pub fn wide_kind(kind: Kind) -> Kind {
 pub fn rms_norm(weight: &Tensor, x: &Tensor, eps: f64) -> (Tensor, Tensor) {
     match side(x) {
         Side::Cpu => cpu::norm::rms_norm(weight, x, eps),
+        Side::Cuda => cuda::norm::rms_norm(weight, x, eps),
     }
 }
 
@@ -80,6 +87,7 @@ pub struct RmsNormGrad<'a> {
 pub fn rms_norm_backward(pass: RmsNormGrad) -> (Tensor, Tensor) {
     match side(pass.x) {
         Side::Cpu => cpu::norm::rms_norm_backward(pass),
+        Side::Cuda => cuda::norm::rms_norm_backward(pass),
     }
 }
 
@@ -91,6 +99,7 @@ pub fn rms_norm_backward(pass: RmsNormGrad) -> (Tensor, Tensor) {
 pub fn rotate(x: &mut Tensor, heads: usize, cos: &Tensor, sin: &Tensor) {
     match side(x) {
         Side::Cpu => cpu::rope::rotate(x, heads, cos, sin),
+        Side::Cuda => cuda::rope::rotate(x, heads, cos, sin),
     }
 }
 
@@ -100,6 +109,7 @@ pub fn rotate(x: &mut Tensor, heads: usize, cos: &Tensor, sin: &Tensor) {
 pub fn attend(shape: &AttentionShape, qkv: &Tensor, samples: &Samples) -> (Tensor, AttendSaved) {
     match side(qkv) {
         Side::Cpu => cpu::attention::attend(shape, qkv, samples),
+        Side::Cuda => cuda::attention::attend(shape, qkv, samples),
     }
 }
 
@@ -107,6 +117,7 @@ pub fn attend(shape: &AttentionShape, qkv: &Tensor, samples: &Samples) -> (Tenso
 pub fn attend_backward(shape: &AttentionShape, pass: AttendGrad) -> Tensor {
     match side(pass.qkv) {
         Side::Cpu => cpu::attention::attend_backward(shape, pass),
+        Side::Cuda => cuda::attention::attend_backward(shape, pass),
     }
 }
 
@@ -124,6 +135,7 @@ pub fn attend_cached(
 ) -> Tensor {
     match side(qkv) {
         Side::Cpu => cpu::attention::attend_cached(shape, qkv, samples, caches),
+        Side::Cuda => cuda::attention::attend_cached(shape, qkv, samples, caches),
     }
 }
 
@@ -133,6 +145,7 @@ pub fn attend_cached(
 pub fn swiglu(gate_up: &Tensor) -> Tensor {
     match side(gate_up) {
         Side::Cpu => cpu::swiglu::swiglu(gate_up),
+        Side::Cuda => cuda::swiglu::swiglu(gate_up),
     }
 }
 
@@ -140,6 +153,7 @@ pub fn swiglu(gate_up: &Tensor) -> Tensor {
 pub fn swiglu_backward(gate_up: &mut Tensor, dy: &Tensor) {
     match side(gate_up) {
         Side::Cpu => cpu::swiglu::swiglu_backward(gate_up, dy),
+        Side::Cuda => cuda::swiglu::swiglu_backward(gate_up, dy),
     }
 }
 
@@ -152,6 +166,7 @@ pub fn swiglu_backward(gate_up: &mut Tensor, dy: &Tensor) {
 pub fn cross_entropy(logits: &mut Tensor, targets: &Tensor, loss: &mut DeviceSum) {
     match side(logits) {
         Side::Cpu => cpu::cross_entropy::cross_entropy(logits, targets, loss),
+        Side::Cuda => cuda::cross_entropy::cross_entropy(logits, targets, loss),
     }
 }
 
@@ -159,6 +174,7 @@ pub fn cross_entropy(logits: &mut Tensor, targets: &Tensor, loss: &mut DeviceSum
 pub fn cross_entropy_backward(logits: &mut Tensor, targets: &Tensor, loss: &mut DeviceSum) {
     match side(logits) {
         Side::Cpu => cpu::cross_entropy::cross_entropy_backward(logits, targets, loss),
+        Side::Cuda => cuda::cross_entropy::cross_entropy_backward(logits, targets, loss),
     }
 }
 
@@ -170,10 +186,11 @@ pub fn cross_entropy_backward(logits: &mut Tensor, targets: &Tensor, loss: &mut 
 pub fn row_maxima(logits: &Tensor) -> Tensor {
     match side(logits) {
         Side::Cpu => cpu::cross_entropy::row_maxima(logits),
+        Side::Cuda => cuda::cross_entropy::row_maxima(logits),
     }
 }
 
-/// The second step: replaces each logit by `e^(logit - maximum)`.
+/// The second step: sums the exponentials `e^(logit - maximum)`. Afterwards the logits' memory holds what [`row_gradients`] takes.
 ///
 /// `maxima`: `[R]` fp64, over all parts; `targets`: `[R]` int64, the column of each row's target, or a number that is no
 /// column where the target is in another part. Returns `[2, R]` fp64: the sum of each row's exponentials over this part,
@@ -181,6 +198,7 @@ pub fn row_maxima(logits: &Tensor) -> Tensor {
 pub fn row_exponentials(logits: &mut Tensor, maxima: &Tensor, targets: &Tensor) -> Tensor {
     match side(logits) {
         Side::Cpu => cpu::cross_entropy::row_exponentials(logits, maxima, targets),
+        Side::Cuda => cuda::cross_entropy::row_exponentials(logits, maxima, targets),
     }
 }
 
@@ -189,14 +207,16 @@ pub fn row_exponentials(logits: &mut Tensor, maxima: &Tensor, targets: &Tensor) 
 pub fn row_losses(maxima: &Tensor, sums: &Tensor, loss: &mut DeviceSum) {
     match side(sums) {
         Side::Cpu => cpu::cross_entropy::row_losses(maxima, sums, loss),
+        Side::Cuda => cuda::cross_entropy::row_losses(maxima, sums, loss),
     }
 }
 
-/// The last step: turns exponentials into gradients. `exponentials`: `[R, columns]`; `sums` as in [`row_losses`];
-/// `targets` as in [`row_exponentials`].
-pub fn row_gradients(exponentials: &mut Tensor, sums: &Tensor, targets: &Tensor) {
-    match side(exponentials) {
-        Side::Cpu => cpu::cross_entropy::row_gradients(exponentials, sums, targets),
+/// The last step: turns what [`row_exponentials`] has left of the logits into their gradients. `logits`: `[R, columns]`; `maxima`
+/// and `targets` as there; `sums` as in [`row_losses`].
+pub fn row_gradients(logits: &mut Tensor, maxima: &Tensor, sums: &Tensor, targets: &Tensor) {
+    match side(logits) {
+        Side::Cpu => cpu::cross_entropy::row_gradients(logits, sums, targets),
+        Side::Cuda => cuda::cross_entropy::row_gradients(logits, maxima, sums, targets),
     }
 }
 
@@ -207,6 +227,7 @@ pub fn row_gradients(exponentials: &mut Tensor, sums: &Tensor, targets: &Tensor)
 pub fn accumulate_product(grad: &Tensor, a: &Tensor, b: &Tensor) {
     match side(grad) {
         Side::Cpu => cpu::accumulate::product(grad, a, b),
+        Side::Cuda => cuda::accumulate::product(grad, a, b),
     }
 }
 
@@ -214,6 +235,7 @@ pub fn accumulate_product(grad: &Tensor, a: &Tensor, b: &Tensor) {
 pub fn accumulate_rows(grad: &Tensor, parts: &Tensor) {
     match side(grad) {
         Side::Cpu => cpu::accumulate::rows(grad, parts),
+        Side::Cuda => cuda::accumulate::rows(grad, parts),
     }
 }
 
@@ -222,6 +244,7 @@ pub fn accumulate_rows(grad: &Tensor, parts: &Tensor) {
 pub fn accumulate_at_rows(grad: &Tensor, rows: &Tensor, values: &Tensor) {
     match side(grad) {
         Side::Cpu => cpu::accumulate::at_rows(grad, rows, values),
+        Side::Cuda => cuda::accumulate::at_rows(grad, rows, values),
     }
 }
 
@@ -233,6 +256,7 @@ pub fn accumulate_at_rows(grad: &Tensor, rows: &Tensor, values: &Tensor) {
 pub fn clip_factor(max_grad_norm: f64, loss: &DeviceSum, square: &DeviceSum) -> ClipFactor {
     match side_of(square.device()) {
         Side::Cpu => cpu::clip::clip_factor(max_grad_norm, loss, square),
+        Side::Cuda => cuda::adamw::clip_factor(max_grad_norm, loss, square),
     }
 }
 
@@ -241,6 +265,7 @@ pub fn clip_factor(max_grad_norm: f64, loss: &DeviceSum, square: &DeviceSum) -> 
 pub fn adamw(update: &Update, stretch: Stretch) {
     match side(&stretch.params) {
         Side::Cpu => cpu::adamw::adamw(update, stretch),
+        Side::Cuda => cuda::adamw::adamw(update, stretch),
     }
 }
 
@@ -248,6 +273,7 @@ pub fn adamw(update: &Update, stretch: Stretch) {
 pub fn sum_of_squares(x: &Tensor) -> DeviceSum {
     match side(x) {
         Side::Cpu => cpu::sum_of_squares::sum_of_squares(x),
+        Side::Cuda => cuda::sums::sum_of_squares(x),
     }
 }
 
@@ -255,5 +281,6 @@ pub fn sum_of_squares(x: &Tensor) -> DeviceSum {
 pub fn round(to: &mut Tensor, from: &Tensor) {
     match side(to) {
         Side::Cpu => cpu::element::round(to, from),
+        Side::Cuda => cuda::round::round(to, from),
     }
 }

@@ -36,8 +36,8 @@ impl CrossEntropy<'_> {
         match self.tp {
             TensorParallel::Off => cross_entropy_backward(logits, self.targets, loss),
             TensorParallel::On(_) => {
-                let Parts { sums, columns } = self.over_parts(logits, loss)?;
-                row_gradients(logits, &sums, &columns);
+                let Parts { maxima, sums, columns } = self.over_parts(logits, loss)?;
+                row_gradients(logits, &maxima, &sums, &columns);
             }
         }
         Ok(())
@@ -48,12 +48,14 @@ impl CrossEntropy<'_> {
         let maxima = self.tp.all_reduce(&row_maxima(logits), ReduceOp::Max)?;
         let sums = self.tp.all_reduce(&row_exponentials(logits, &maxima, &columns), ReduceOp::Sum)?;
         row_losses(&maxima, &sums, loss);
-        Ok(Parts { sums, columns })
+        Ok(Parts { maxima, sums, columns })
     }
 }
 
-/// What turns a chunk's exponentials into gradients.
+/// What turns a chunk's logits into gradients.
 struct Parts {
+    /// Of each row over all ranks, the largest logit: `[R]` fp64
+    maxima: Tensor,
     /// Of each row over all ranks, the sum of the exponentials and the target's logit: `[2, R]` fp64
     sums: Tensor,
     /// Column of each row's target, if it is one of this rank's: `[R]` int64

@@ -1,6 +1,7 @@
 //! ENG-1: what dslaunch trains equals what Hugging Face transformers trains, on every layout. The oracle is
 //! `scripts/peers/hf_reference.py`.
 
+mod emulated;
 mod frozen;
 mod whole;
 

@@ -8,26 +8,27 @@ use std::sync::OnceLock;
 use proto::schedule::{Schedule, ScheduleKind};
 use serde_json::json;
 use tempfile::TempDir;
+use tests::job::Job;
 use tests::layout::Layout;
 use tests::run::{RunDir, Step, steps, weights};
 
 use crate::{LOSS_TOLERANCE, NORM_TOLERANCE, WEIGHT_TOLERANCE};
 
 /// Relative; compute in bf16 rounds each matrix product to 8 bits.
-const BF16_LOSS_TOLERANCE: f64 = 2e-3;
+pub(super) const BF16_LOSS_TOLERANCE: f64 = 2e-3;
 
 const STEPS: usize = 6;
-const ROWS_PER_STEP: usize = 4;
+pub(super) const ROWS_PER_STEP: usize = 4;
 
 /// Models, data and the oracle's results, made once for all tests of this file.
-struct Oracle {
+pub(super) struct Oracle {
     folder: TempDir,
 }
 
-struct Variant {
+pub(super) struct Variant {
     model: PathBuf,
     data: PathBuf,
-    out: PathBuf,
+    pub out: PathBuf,
     rows_per_step: usize,
 }
 
@@ -44,7 +45,7 @@ const VARIANTS: [(&str, usize, &str, usize); 8] = [
 ];
 
 impl Oracle {
-    fn get() -> &'static Oracle {
+    pub fn get() -> &'static Oracle {
         static ORACLE: OnceLock<Oracle> = OnceLock::new();
         ORACLE.get_or_init(|| {
             let oracle = Oracle { folder: tempfile::tempdir().expect("a scratch folder") };
@@ -77,7 +78,7 @@ impl Oracle {
         })
     }
 
-    fn variant(&self, name: &str) -> Variant {
+    pub fn variant(&self, name: &str) -> Variant {
         let path = |what: &str| self.folder.path().join(format!("{name}-{what}"));
         let rows_per_step = VARIANTS.iter().find(|variant| variant.0 == name).expect("a variant").3;
         Variant { model: path("model"), data: path("tokens.jsonl"), out: path("out"), rows_per_step }
@@ -85,9 +86,14 @@ impl Oracle {
 }
 
 /// One rank that keeps everything.
-const PLAIN: Layout = Layout { micro_batch_size: 2, ..Layout::ONE };
+pub(super) const PLAIN: Layout = Layout { micro_batch_size: 2, ..Layout::ONE };
 
 fn train(variant: &Variant, name: &str, layout: Layout) -> RunDir {
+    job(variant, name, layout).succeed()
+}
+
+/// Of a model, in a folder that `name` and the layout name.
+pub(super) fn job(variant: &Variant, name: &str, layout: Layout) -> Job {
     let (model, data, rows_per_step) = (variant.model.display(), variant.data.display(), variant.rows_per_step);
     let toml = format!(
         r#"
@@ -118,14 +124,21 @@ fn train(variant: &Variant, name: &str, layout: Layout) -> RunDir {
     );
     let folder = Oracle::get().folder.path();
     let folder = folder.join(format!("{name}-{layout}-{rows_per_step}").replace(|c: char| !c.is_alphanumeric(), "-"));
-    layout.job(&folder, &toml).succeed()
+    layout.job(&folder, &toml)
 }
 
 fn relative(got: f64, expected: f64) -> f64 {
     (got - expected).abs() / expected.abs()
 }
 
-fn check(what: &str, run: &RunDir, expected: &[Step], eval_loss: f64, loss_tolerance: f64, norm_tolerance: f64) {
+pub(super) fn check(
+    what: &str,
+    run: &RunDir,
+    expected: &[Step],
+    eval_loss: f64,
+    loss_tolerance: f64,
+    norm_tolerance: f64,
+) {
     let got = run.steps();
     assert_eq!(got.len(), STEPS, "{what}");
     for (got, expected) in got.iter().zip(expected) {
@@ -138,7 +151,7 @@ fn check(what: &str, run: &RunDir, expected: &[Step], eval_loss: f64, loss_toler
     assert!(relative(got, eval_loss) <= loss_tolerance, "{what}: eval loss {got}, expected {eval_loss}");
 }
 
-fn oracle_eval_loss(out: &Path) -> f64 {
+pub(super) fn oracle_eval_loss(out: &Path) -> f64 {
     RunDir::new(out.into()).eval_losses()[0].1
 }
 
@@ -171,7 +184,7 @@ fn check_variant(name: &str) {
     }
 }
 
-fn check_weights(what: &str, run: &RunDir, expected: &BTreeMap<String, Vec<f32>>) {
+pub(super) fn check_weights(what: &str, run: &RunDir, expected: &BTreeMap<String, Vec<f32>>) {
     let got = run.final_weights();
     assert!(got.keys().eq(expected.keys()), "{what}: {:?}", got.keys());
     for (name, values) in &got {
@@ -182,7 +195,7 @@ fn check_weights(what: &str, run: &RunDir, expected: &BTreeMap<String, Vec<f32>>
 }
 
 /// Losses, norms and final weights of all runs are those of the first, bit for bit.
-fn assert_same_bits(name: &str, runs: &[(Layout, RunDir)]) {
+pub(super) fn assert_same_bits(name: &str, runs: &[(Layout, RunDir)]) {
     let (_, first) = &runs[0];
     let (steps, weights) = (first.steps(), first.final_weights());
     for (layout, run) in &runs[1..] {

@@ -112,7 +112,7 @@ pub fn row_losses(maxima: &Tensor, sums: &Tensor, loss: &mut DeviceSum) {
     loss.add(Tensor::from(losses.sum::<f64>()).into());
 }
 
-/// See [`crate::kernels::row_gradients`].
+/// See [`crate::kernels::row_gradients`]. The logits are exponentials by now.
 pub fn row_gradients(exponentials: &mut Tensor, sums: &Tensor, targets: &Tensor) {
     fn finish<W: Wide>(row: &mut [W], sum: f64, target: i64) {
         match own(row, target) {

@@ -1,0 +1,140 @@
+//! The GPU of this rank as kernels see it: something that runs kernels by name, in order. It is one that is there, or its emulation.
+
+#![allow(unsafe_code, reason = "kernels take pointers")]
+
+use std::cell::OnceCell;
+use std::ffi::c_void;
+use std::ptr;
+
+use tch::{Kind, Tensor};
+
+/// Runs kernels.
+pub trait Gpu {
+    /// Starts a kernel over `grid` blocks of `block` threads, after all that was started before. Does not wait for it.
+    ///
+    /// # Safety
+    /// `args` point to arguments of the kernel's types, and memory that they point to is as large as the kernel reads and writes,
+    /// until it has ended.
+    unsafe fn launch(&self, kernel: &str, grid: u32, block: u32, args: &mut [*mut c_void]);
+
+    /// How many blocks run at a time, about: as many as it has multiprocessors.
+    fn multiprocessors(&self) -> u32;
+}
+
+thread_local! {
+    /// The main thread's: it alone computes.
+    static GPU: OnceCell<Box<dyn Gpu>> = const { OnceCell::new() };
+}
+
+/// From now on this thread's operations run on `gpu`. Once, before the first of them.
+///
+/// # Panics
+/// If there is one already.
+pub fn install(gpu: Box<dyn Gpu>) {
+    GPU.with(|installed| assert!(installed.set(gpu).is_ok(), "a rank has one GPU"));
+}
+
+/// Whether this thread has one.
+pub fn is_installed() -> bool {
+    GPU.with(|installed| installed.get().is_some())
+}
+
+fn with<T>(work: impl FnOnce(&dyn Gpu) -> T) -> T {
+    GPU.with(|installed| work(&**installed.get().expect("an operation on a GPU, and no GPU")))
+}
+
+/// How many blocks a kernel is started with that takes any number, for `items` of which a block takes `per_block` at a time: no
+/// more than run at a time, so that each lives long.
+pub fn blocks_for(items: usize, per_block: usize) -> u32 {
+    const PER_MULTIPROCESSOR: u32 = 8;
+    let most = with(|gpu| gpu.multiprocessors()) * PER_MULTIPROCESSOR;
+    u32::try_from(items.div_ceil(per_block)).unwrap_or(u32::MAX).clamp(1, most)
+}
+
+/// The number of a device's multiprocessors.
+pub fn multiprocessors() -> u32 {
+    with(|gpu| gpu.multiprocessors())
+}
+
+/// Most arguments of a kernel.
+const ARGS_MAX: usize = 12;
+/// Bytes of the largest argument.
+const ARG_BYTES_MAX: usize = 32;
+
+/// A kernel to be started, and its arguments.
+pub struct Launch<'a> {
+    kernel: &'static str,
+    grid: u32,
+    block: u32,
+    args: [[u64; ARG_BYTES_MAX / 8]; ARGS_MAX],
+    num_args: usize,
+    /// The tensors whose memory it gets are there until it is started.
+    tensors: std::marker::PhantomData<&'a Tensor>,
+}
+
+impl<'a> Launch<'a> {
+    /// `grid` blocks of `block` threads.
+    pub fn new(kernel: &'static str, grid: u32, block: u32) -> Self {
+        Self {
+            kernel,
+            grid,
+            block,
+            args: [[0; ARG_BYTES_MAX / 8]; ARGS_MAX],
+            num_args: 0,
+            tensors: std::marker::PhantomData,
+        }
+    }
+
+    /// A number, or a struct of the kernel's.
+    pub fn value<V: Copy>(mut self, value: V) -> Self {
+        assert!(size_of::<V>() <= ARG_BYTES_MAX && self.num_args < ARGS_MAX, "{}: too many arguments", self.kernel);
+        // SAFETY: there are as many bytes.
+        unsafe { self.args[self.num_args].as_mut_ptr().cast::<V>().write_unaligned(value) };
+        self.num_args += 1;
+        self
+    }
+
+    /// A tensor's memory, which is dense.
+    pub fn tensor(self, tensor: &'a Tensor) -> Self {
+        assert!(tensor.is_contiguous(), "{} takes dense memory", self.kernel);
+        self.value(tensor.data_ptr())
+    }
+
+    /// The memory of a tensor, or none.
+    pub fn optional(self, tensor: Option<&'a Tensor>) -> Self {
+        match tensor {
+            Some(tensor) => self.tensor(tensor),
+            None => self.value(ptr::null::<c_void>()),
+        }
+    }
+
+    /// Starts it, unless there is nothing to do.
+    ///
+    /// # Safety
+    /// The arguments are those of the kernel, and tensors are as large as it reads and writes.
+    pub unsafe fn start(mut self) {
+        if self.grid == 0 {
+            return;
+        }
+        let mut args = [ptr::null_mut(); ARGS_MAX];
+        for (pointer, arg) in args.iter_mut().zip(&mut self.args) {
+            *pointer = arg.as_mut_ptr().cast::<c_void>();
+        }
+        // SAFETY: the caller vouches for it.
+        with(|gpu| unsafe { gpu.launch(self.kernel, self.grid, self.block, &mut args[..self.num_args]) });
+    }
+}
+
+/// The kernel for elements of a type: `[bf16, fp32]`.
+pub fn of_kind(kernels: [&'static str; 2], kind: Kind) -> &'static str {
+    match kind {
+        Kind::BFloat16 => kernels[0],
+        Kind::Float => kernels[1],
+        other => panic!("{} has no form for {other:?}", kernels[0]),
+    }
+}
+
+/// Threads of a block for rows of `width` elements, of which each thread takes eight at a time: whole warps.
+pub fn threads_for(width: usize, most: u32) -> u32 {
+    u32::try_from(width.div_ceil(8).next_multiple_of(32)).unwrap_or(most).clamp(32, most)
+}

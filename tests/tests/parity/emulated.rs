@@ -1,0 +1,75 @@
+//! The engine on a GPU's kernels, emulated: what it trains equals what transformers trains, and what may change no bit changes
+//! none.
+
+use tests::layout::Layout;
+use tests::run::{RunDir, steps, weights};
+
+use crate::whole::{
+    BF16_LOSS_TOLERANCE, Oracle, PLAIN, ROWS_PER_STEP, assert_same_bits, check, check_weights, job, oracle_eval_loss,
+};
+use crate::{LOSS_TOLERANCE, NORM_TOLERANCE};
+
+const DATA: Layout = Layout { nproc: 2, micro_batch_size: 1, ..PLAIN };
+
+fn train(name: &str, layout: Layout) -> RunDir {
+    job(&Oracle::get().variant(name), &format!("emulated-{name}"), layout).emulated().succeed()
+}
+
+/// Every way to cut a model or its state.
+fn layouts() -> Vec<Layout> {
+    let stage = |zero_stage| Layout { zero_stage, ..DATA };
+    let pipeline = |schedule| Layout { pipeline: 2, schedule, ..DATA };
+    vec![
+        PLAIN,
+        stage(0),
+        stage(1),
+        stage(2),
+        stage(3),
+        Layout { offload: "cpu", ..stage(3) },
+        Layout { tensor: 2, ..DATA },
+        Layout { tensor: 2, sequence: false, ..DATA },
+        pipeline("1f1b"),
+        pipeline("zero_bubble"),
+    ]
+}
+
+#[test]
+fn emulated_gpus_train_like_transformers() {
+    for name in ["gqa", "tied", "biased"] {
+        let out = Oracle::get().variant(name).out.with_extension("float32");
+        let (expected, eval_loss) = (steps(&out.join("metrics.jsonl")), oracle_eval_loss(&out));
+        let expected_weights = weights(&out.join("final"));
+        for layout in layouts() {
+            let (what, run) = (format!("emulated {name} {layout}"), train(name, layout));
+            check(&what, &run, &expected, eval_loss, LOSS_TOLERANCE, NORM_TOLERANCE);
+            check_weights(&what, &run, &expected_weights);
+        }
+    }
+}
+
+#[test]
+fn emulated_gpus_follow_transformers_in_bf16_within_its_precision() {
+    for name in ["gqa", "biased"] {
+        let out = Oracle::get().variant(name).out.with_extension("bfloat16");
+        let (expected, eval_loss) = (steps(&out.join("metrics.jsonl")), oracle_eval_loss(&out));
+        for layout in layouts() {
+            let layout = Layout { dtype: "bf16", ..layout };
+            let run = train(name, layout);
+            check(&format!("emulated {name} {layout}"), &run, &expected, eval_loss, BF16_LOSS_TOLERANCE, 2e-2);
+        }
+    }
+}
+
+#[test]
+fn on_emulated_gpus_too_what_only_moves_or_recomputes_changes_no_bit() {
+    // ENG-2
+    for dtype in ["fp32", "bf16"] {
+        let data = Layout { dtype, micro_batch_size: ROWS_PER_STEP / 2, ..DATA };
+        let stages = [(0, 1), (1, 1), (2, 1), (3, 0), (3, 2)];
+        let stages = stages.map(|(zero_stage, prefetch_units)| Layout { zero_stage, prefetch_units, ..data });
+        let recomputed = ["ffn", "full"].map(|checkpointing| Layout { checkpointing, ..data });
+        let layouts = stages.into_iter().chain(recomputed).chain([Layout { offload: "cpu", zero_stage: 3, ..data }]);
+        let runs: Vec<(Layout, RunDir)> = layouts.map(|layout| (layout, train("gqa", layout))).collect();
+        assert_same_bits("emulated gqa", &runs);
+    }
+}
