@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes a clone ready: libtorch 2.11 from PyPI's torch in .venv, and target/release/dslaunch and dslaunch-rank.
-# Again costs seconds. --dev adds what tests and benchmarks compare with (transformers and its friends) and, as root where
-# there is apt-get, Slurm, for tests that start one of their own.
+# Again costs seconds. --dev adds what tests and benchmarks compare with (transformers and its friends), ranks whose GPU is emulated,
+# and, as root where there is apt-get, Slurm, for tests that start one of their own.
 # A libtorch 2.11 of your own is respected: set LIBTORCH to its folder, or LIBTORCH_USE_PYTORCH=1 for python3's torch.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -126,4 +126,5 @@ if $dev; then install_dev; install_slurm; fi
 has tokenizers "$TOKENIZERS" || pip install --no-deps "tokenizers==$TOKENIZERS"
 
 cargo build --release --locked --quiet -p launcher -p rank
+if $dev; then cargo build --release --locked --quiet -p emulation; fi
 echo "setup: target/release/dslaunch and target/release/dslaunch-rank are ready"

@@ -82,9 +82,11 @@ def report(workload: Workload, runs: list[Run]) -> bool:
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="scripts/bench.sh engine", description=__doc__.split("\n")[0])
+    names = [layout.name for layout in LAYOUTS]
+    parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="LAYOUT", help="with --before: these layouts")
     args = add_arguments(parser, steps=15)
     args.workload = ["layouts"]
-    args.systems = [*LAYOUTS, *PEERS]
+    args.systems = [*(layout for layout in LAYOUTS if not args.before or layout.name in args.only), *PEERS]
     return args
 
 

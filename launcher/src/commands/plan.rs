@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use proto::memory::Room;
 use proto::plan::Plan;
 
 use super::Task;
@@ -37,10 +38,13 @@ pub struct PlanCommand {
     #[arg(long, value_name = "ds_config.json", conflicts_with_all = ["json", "sets", "train_toml", "gpu_memory"])]
     deepspeed: Option<PathBuf>,
     /// Plan for GPUs with this much memory each (80GiB, 24GB), which need not be there, and look at no data: rows are
-    /// taken as data.seq_len long. Exit code 3 if the job does not fit into the GPUs; what it needs of the host is
-    /// compared with this machine's memory, and printed if that is too little
+    /// taken as data.seq_len long. Exit code 3 if the job does not fit
     #[arg(long, value_name = "SIZE", value_parser = memory_size)]
     gpu_memory: Option<u64>,
+    /// With --gpu-memory: the memory of the machine that the GPUs are in. Without it, what the job needs there is printed
+    /// and not checked
+    #[arg(long, value_name = "SIZE", value_parser = memory_size, requires = "gpu_memory")]
+    host_memory: Option<u64>,
     /// Number of ranks [default: the number of GPUs, or 1 without one; with --deepspeed: as many as the config's batch
     /// sizes need]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
@@ -58,17 +62,17 @@ pub struct PlanCommand {
 pub struct PlanArgs {
     /// True for JSON.
     pub json: bool,
-    /// Bytes of each rank's GPU, where it is for GPUs that need not be there.
-    pub gpu_memory: Option<u64>,
+    /// The memory of the machine, where it is for GPUs that need not be there.
+    pub imagined: Option<Room>,
     /// The job.
     pub job: JobArgs,
 }
 
 /// `dslaunch plan`: prints the resolved plan. Prepares the data; starts no rank. Returns the exit code.
 pub fn run(args: &PlanArgs, terminal: &Terminal) -> Result<u8, LaunchError> {
-    let setup = Setup::load(&args.job, args.gpu_memory)?;
+    let setup = Setup::load(&args.job, args.imagined)?;
     let json = |plan: &Plan| serde_json::to_string_pretty(plan).expect("a plan is plain data");
-    if args.gpu_memory.is_some() {
+    if args.imagined.is_some() {
         let plan = setup.plan_without_data()?;
         let mut console = Console::new(terminal.clone(), !args.json);
         note(&setup.notes, &mut console);
@@ -93,11 +97,12 @@ pub fn run(args: &PlanArgs, terminal: &Terminal) -> Result<u8, LaunchError> {
 impl PlanCommand {
     /// Returns the task that was meant: a plan, or a config that is mapped.
     pub fn task(self) -> Task {
-        let Self { json, deepspeed, gpu_memory, nproc, sets, train_toml } = self;
+        let Self { json, deepspeed, gpu_memory, host_memory, nproc, sets, train_toml } = self;
+        let imagined = gpu_memory.map(|gpu| Room { gpu: Some(gpu), host: host_memory });
         match (deepspeed, train_toml) {
             (Some(config), _) => Task::MapDeepspeed(DeepspeedArgs { config, nproc }),
             (None, Some(train_toml)) => {
-                Task::Plan(PlanArgs { json, gpu_memory, job: JobArgs { nproc, sets, train_toml } })
+                Task::Plan(PlanArgs { json, imagined, job: JobArgs { nproc, sets, train_toml } })
             }
             (None, None) => unreachable!("clap asks for one of them"),
         }
@@ -131,9 +136,9 @@ mod tests {
     fn plan_prints() {
         assert_eq!(
             parse("plan train.toml"),
-            Ok(Task::Plan(PlanArgs { json: false, gpu_memory: None, job: JobArgs::example(None, &[]) }))
+            Ok(Task::Plan(PlanArgs { json: false, imagined: None, job: JobArgs::example(None, &[]) }))
         );
-        let args = PlanArgs { json: true, gpu_memory: None, job: JobArgs::example(Some(2), &["zero.stage=0"]) };
+        let args = PlanArgs { json: true, imagined: None, job: JobArgs::example(Some(2), &["zero.stage=0"]) };
         assert_eq!(parse("plan --json --nproc 2 --set zero.stage=0 train.toml"), Ok(Task::Plan(args)));
     }
 
@@ -145,8 +150,13 @@ mod tests {
         for wrong in ["", "80", "GiB", "-1GiB", "80gib", "1e400GiB", "NaN GiB"] {
             assert!(memory_size(wrong).is_err(), "{wrong}");
         }
-        let args = PlanArgs { json: false, gpu_memory: Some(80 << 30), job: JobArgs::example(Some(4), &[]) };
-        assert_eq!(parse("plan --nproc 4 --gpu-memory 80GiB train.toml"), Ok(Task::Plan(args)));
+        let args = |host| {
+            let imagined = Some(Room { gpu: Some(80 << 30), host });
+            Ok(Task::Plan(PlanArgs { json: false, imagined, job: JobArgs::example(Some(4), &[]) }))
+        };
+        assert_eq!(parse("plan --nproc 4 --gpu-memory 80GiB train.toml"), args(None));
+        assert_eq!(parse("plan --nproc 4 --gpu-memory 80GiB --host-memory 1TiB train.toml"), args(Some(1 << 40)));
+        assert!(parse("plan --host-memory 1TiB train.toml").is_err(), "of a machine with GPUs");
     }
 
     #[test]

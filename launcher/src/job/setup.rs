@@ -44,15 +44,15 @@ pub struct Setup {
 impl Setup {
     /// Reads and checks train.toml and the model's config.json. Starts and writes nothing.
     ///
-    /// `gpu_memory`: bytes of each rank's GPU, to plan for GPUs that need not be there.
-    pub fn load(args: &JobArgs, gpu_memory: Option<u64>) -> Result<Self, LaunchError> {
+    /// `imagined`: the memory of a machine with GPUs that need not be there, to plan for it.
+    pub fn load(args: &JobArgs, imagined: Option<Room>) -> Result<Self, LaunchError> {
         let config = TrainConfig::load(&args.train_toml, &args.sets)?;
         let current_dir = env::current_dir().map_err(LaunchError::io("find the current folder"))?;
         let model = ModelConfig::load(&current_dir.join(&config.model.path).join("config.json"))?;
         let (gpus, cores) = (num_gpus(), num_cores());
         let world_size = args.nproc.map_or(gpus.max(1), usize::from);
-        let machine = if gpu_memory.is_some() { Machine::Imagined } else { Machine::This { gpus } };
-        let room = Room { gpu: gpu_memory, host: host_memory::available() };
+        let machine = if imagined.is_some() { Machine::Imagined } else { Machine::This { gpus } };
+        let room = imagined.unwrap_or_else(|| Room { gpu: None, host: host_memory::available() });
         let world = World { world_size, cores, current_dir: current_dir.clone(), machine, room };
         let draft = Draft::new(&config, world, model.clone())?;
         Ok(Self { config, notes: draft.notes(), model, draft, room, current_dir, cores })

@@ -118,11 +118,14 @@ fn what_helps_the_host_of_gpus_is_what_it_holds() {
 }
 
 #[test]
-fn an_imagined_host_binds_nobody() {
-    let room = Room { gpu: Some(80 * GIB), host: Some(GIB) };
-    let plan = plan("[zero]\nstage = \"auto\"\n", 8, Machine::Imagined, room);
-    assert_eq!(
-        (plan.zero.stage, plan.device, plan.model.compute_dtype),
-        (ZeroStage::Stage1, Device::Cuda, Dtype::Bf16)
-    );
+fn a_host_binds_where_its_memory_is_known() {
+    let plan_for = |host| {
+        let room = Room { gpu: Some(80 * GIB), host };
+        let plan = plan("[zero]\nstage = \"auto\"\n", 8, Machine::Imagined, room);
+        assert_eq!((plan.device, plan.model.compute_dtype), (Device::Cuda, Dtype::Bf16));
+        (plan.zero.stage, check(&plan, room).is_ok())
+    };
+    assert_eq!(plan_for(None), (ZeroStage::Stage1, true));
+    assert_eq!(plan_for(Some(1024 * GIB)), (ZeroStage::Stage1, true));
+    assert_eq!(plan_for(Some(GIB)), (ZeroStage::Stage3, false), "nothing fits, and that is what needs the least");
 }

@@ -26,16 +26,6 @@ pub struct World {
     pub room: Room,
 }
 
-impl World {
-    /// The memory that a plan has to fit into. An imagined machine's host is not this one: its memory is not known.
-    fn binding_room(&self) -> Room {
-        match self.machine {
-            Machine::This { .. } => self.room,
-            Machine::Imagined => Room { host: None, ..self.room },
-        }
-    }
-}
-
 /// One prepared data file and what the plan needs to know of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PreparedData {
@@ -110,10 +100,9 @@ impl Draft {
         self.mesh
     }
 
-    /// Checks that a plan of this draft fits into memory; the error is each memory that is too small. An imagined machine's
-    /// GPUs bind; its host, of which nothing is known, does not.
+    /// Checks that a plan of this draft fits into memory; the error is each memory that is known and too small.
     pub fn check_memory(&self, plan: &Plan) -> Result<(), Vec<Shortage>> {
-        memory::check(plan, self.world.binding_room())
+        memory::check(plan, self.world.room)
     }
 
     /// Adds what only the data knows. `start`: where the run begins, all zero unless it goes on from a checkpoint.

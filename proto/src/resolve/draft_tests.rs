@@ -158,6 +158,8 @@ fn a_default_without_effect_is_noted_when_written_down() {
     assert_eq!(draft("", 1).unwrap().notes(), Vec::<String>::new());
     assert_eq!(draft("[zero]\noverlap_comm = true\n", 1).unwrap().notes().len(), 1);
     assert_eq!(draft("[zero]\noverlap_comm = false\n", 1).unwrap().notes(), Vec::<String>::new());
+    let note = "train.toml:6: validation.min_delta has no effect, validation.early_stopping_patience is 0";
+    assert_eq!(draft("[validation]\nmin_delta = 0.1\n", 1).unwrap().notes(), [note]);
 }
 
 #[test]

@@ -40,6 +40,10 @@ pub(super) fn notes(config: &TrainConfig, device: Device) -> Vec<String> {
         let place = config.origins.place("zero.overlap_comm");
         notes.push(format!("{place}: zero.overlap_comm = true has no effect yet, ranks compute or communicate"));
     }
+    if config.validation.min_delta > 0.0 && config.validation.early_stopping_patience == 0 {
+        let place = config.origins.place("validation.min_delta");
+        notes.push(format!("{place}: validation.min_delta has no effect, validation.early_stopping_patience is 0"));
+    }
     notes
 }
 

@@ -159,8 +159,17 @@ pub fn swiglu_backward(gate_up: &mut Tensor, dy: &Tensor) {
 
 // Cross-entropy over whole rows
 
-/// Adds the sum of `-log softmax(logits)[target]` over all rows to `loss`. `logits`: `[R, V]` fp32 or fp64, `targets`:
-/// `[R]` int64.
+/// The type that logits of `x` are kept in, whose memory is that of their gradients too: on a GPU that of `x`, which is half as
+/// much; on a CPU the wide type, in which its operations work.
+pub fn logits_kind(x: &Tensor) -> Kind {
+    match side(x) {
+        Side::Cpu => wide_kind(x.kind()),
+        Side::Cuda => x.kind(),
+    }
+}
+
+/// Adds the sum of `-log softmax(logits)[target]` over all rows to `loss`. `logits`: `[R, V]` of the type that [`logits_kind`] says,
+/// `targets`: `[R]` int64.
 ///
 /// The logits' memory is used: they hold something else afterwards.
 pub fn cross_entropy(logits: &mut Tensor, targets: &Tensor, loss: &mut DeviceSum) {
@@ -181,8 +190,8 @@ pub fn cross_entropy_backward(logits: &mut Tensor, targets: &Tensor, loss: &mut 
 // Cross-entropy over rows of which each rank has some columns: between the steps, the ranks exchange a number or two a
 // row. A part may have no columns at all.
 
-/// The first step: the largest logit of each row, minus infinity where there are no columns. `logits`: `[R, columns]`
-/// fp32 or fp64. Returns `[R]` fp64.
+/// The first step: the largest logit of each row, minus infinity where there are no columns. `logits`: `[R, columns]` of the type
+/// that [`logits_kind`] says. Returns `[R]` fp64.
 pub fn row_maxima(logits: &Tensor) -> Tensor {
     match side(logits) {
         Side::Cpu => cpu::cross_entropy::row_maxima(logits),

@@ -15,7 +15,7 @@ use super::labels::Labels;
 use super::norm::{NormGrads, Normed, norm_backward, norm_forward};
 use super::tensor_parallel::TensorParallel;
 use super::weight_grads::{GradPass, WeightGrads, is_trained};
-use crate::kernels::{DeviceSum, accumulate_product, wide_kind};
+use crate::kernels::{DeviceSum, accumulate_product, logits_kind};
 
 /// Weights of the head. The same type holds the gradients, as fp32 views.
 #[derive(Debug)]
@@ -143,9 +143,9 @@ impl Head {
         CrossEntropy { tp, first_id: self.ids.start, targets }
     }
 
-    /// `[rows, V/tp]` in fp32, or in the input's own type if wider.
+    /// `[rows, V/tp]`, in the type that the device keeps logits in.
     fn logits(&self, weights: &HeadWeights, normed: &Tensor) -> Tensor {
-        normed.mm(&self.own(&weights.lm_head).tr()).to_kind(wide_kind(normed.kind()))
+        normed.mm(&self.own(&weights.lm_head).tr()).to_kind(logits_kind(normed))
     }
 
     /// lm_head without padding.

@@ -1,6 +1,8 @@
 //! The engine on a GPU's kernels, emulated: what it trains equals what transformers trains, and what may change no bit changes
 //! none.
 
+use nix::sys::signal::Signal;
+use tests::job::send;
 use tests::layout::Layout;
 use tests::run::{RunDir, steps, weights};
 
@@ -72,4 +74,20 @@ fn on_emulated_gpus_too_what_only_moves_or_recomputes_changes_no_bit() {
         let runs: Vec<(Layout, RunDir)> = layouts.map(|layout| (layout, train("gqa", layout))).collect();
         assert_same_bits("emulated gqa", &runs);
     }
+}
+
+#[test]
+fn a_rank_on_an_emulated_gpu_that_dies_costs_no_bit() {
+    // ENG-3
+    let layout = Layout { zero_stage: 3, dtype: "bf16", ..DATA };
+    let variant = Oracle::get().variant("gqa");
+    let long = |name: &str| job(&variant, name, layout).set("train.steps=40").emulated();
+    let quiet = long("emulated-quiet").succeed();
+    let mut running = long("emulated-killed").start();
+    running.wait_for("step 11/");
+    send(running.ranks()[1], Signal::SIGKILL);
+    let finished = running.wait();
+    assert!(finished.status.success(), "{}{}", finished.stdout, finished.stderr);
+    assert!(finished.run.events().iter().any(|event| event["event"] == "resumed_step"), "it was not killed in time");
+    assert_same_bits("killed", &[(layout, quiet), (layout, finished.run)]);
 }

@@ -44,3 +44,15 @@ fn kernels_have_names_of_their_own() {
     names.sort_unstable();
     assert!(names.windows(2).all(|pair| pair[0] != pair[1]), "{names:?}");
 }
+
+#[test]
+#[allow(clippy::disallowed_methods, reason = "it starts a program of this package")]
+fn without_a_gpu_nothing_is_compared() {
+    let output = Command::new(env!("CARGO_BIN_EXE_kernels-on-gpu")).output().expect("it starts");
+    if output.status.code() == Some(2) {
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(text.starts_with("there is no NVIDIA driver: libcuda.so.1 cannot be loaded"), "{text}");
+    } else {
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    }
+}

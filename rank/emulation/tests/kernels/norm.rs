@@ -100,3 +100,20 @@ fn the_residual_may_be_the_gradient_itself() {
     };
     assert!(same_bits(&run(&dy), &run(&dy.copy())));
 }
+
+/// Weights lie in flat buffers without gaps.
+#[test]
+fn memory_may_begin_anywhere() {
+    let width = 64;
+    for (name, kind) in TYPES {
+        let (x, w) = (drawn(1, &[ROWS, width], kind), drawn(2, &[width + 1], kind).narrow(0, 1, width));
+        let run = |w: &Tensor| {
+            let (y, rstd) = (unwritten(&[ROWS, width], kind), unwritten(&[ROWS], Kind::Float));
+            let args = vec![memory(&x), memory(w), memory(&y), memory(&rstd), value(width as i32), value(EPS)];
+            launch(&format!("rms_norm_forward_{name}"), ROWS as u32, 32, 0, args);
+            y
+        };
+        assert_ne!(w.data_ptr() as usize % 16, 0);
+        assert!(same_bits(&run(&w), &run(&w.copy())), "{name}");
+    }
+}

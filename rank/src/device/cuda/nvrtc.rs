@@ -75,6 +75,10 @@ impl From<result::NvrtcError> for NvrtcError {
     }
 }
 
+/// What sources are compiled with, beside the GPU's instruction set. Nothing is contracted: the same source gives the same bits of
+/// results on every GPU and in the emulation.
+pub(super) const OPTIONS: [&str; 3] = ["--std=c++17", "--fmad=false", "--ptxas-options=--verbose"];
+
 /// The compiler.
 #[derive(Debug)]
 pub struct Nvrtc(());
@@ -87,17 +91,12 @@ impl Nvrtc {
         Ok(Self(()))
     }
 
-    /// Compiles a source, which may include `header`, for a GPU. The same source gives the same bits of results on every GPU and in the emulation: nothing is
-    /// contracted.
+    /// Compiles a source, which may include `header`, for a GPU.
     pub fn compile(&self, source: &Source, header: &Source, capability: Capability) -> Result<Compiled, NvrtcError> {
         let program = Program::new(source, header)?;
         let Capability { major, minor } = capability;
-        let options = [
-            &format!("--gpu-architecture=sm_{major}{minor}"),
-            "--std=c++17",
-            "--fmad=false",
-            "--ptxas-options=--verbose",
-        ];
+        let target = format!("--gpu-architecture=sm_{major}{minor}");
+        let options: Vec<&str> = OPTIONS.into_iter().chain([target.as_str()]).collect();
         // SAFETY: the program is there until it is dropped.
         let compiled = unsafe { result::compile_program(program.0, &options) };
         let log = program.log()?;

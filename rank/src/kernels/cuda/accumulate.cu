@@ -37,7 +37,7 @@ __device__ __forceinline__ void add_run(float* grad, const T* values, const int6
        int tokens, int width) {                                                                                                   \
     int start = blockIdx.x;                                                                                                       \
     if (start > 0 && rows[start - 1] == rows[start]) return;                                                                      \
-    if (width % 8 == 0) add_run<T, true>(grad, values, order, rows, start, tokens, width);                                        \
+    if (are_whole(width, grad, values)) add_run<T, true>(grad, values, order, rows, start, tokens, width);                                        \
     else add_run<T, false>(grad, values, order, rows, start, tokens, width);                                                      \
   }                                                                                                                               \
   HOST_KERNEL(name)

@@ -97,41 +97,59 @@ __device__ __forceinline__ void row_loss(T* logits, const int64_t* targets, floa
   extern "C" __global__ void __launch_bounds__(1024)                                                                              \
   name(T* __restrict__ logits, const int64_t* __restrict__ targets, float* __restrict__ losses, int columns, uint64_t stride, int turns) { \
     __shared__ float scratch[32];                                                                                                 \
-    if (columns % 8 == 0 && stride % 8 == 0) row_loss<T, true>(logits, targets, losses, columns, stride, turns != 0, scratch);     \
+    if (stride % 8 == 0 && are_whole(columns, logits)) row_loss<T, true>(logits, targets, losses, columns, stride, turns != 0, scratch);     \
     else row_loss<T, false>(logits, targets, losses, columns, stride, turns != 0, scratch);                                       \
   }                                                                                                                               \
   HOST_KERNEL(name)
 CROSS_ENTROPY(cross_entropy_bf16, bf16)
 CROSS_ENTROPY(cross_entropy_f32, float)
 
-// Over parts, step 1: the largest logit of each row of this part. maxima: [rows].
-#define ROW_MAXIMA(name, T)                                                                                                        \
-  extern "C" __global__ void __launch_bounds__(1024)                                                                               \
-  name(const T* __restrict__ logits, double* __restrict__ maxima, int columns, uint64_t stride) {                                  \
-    __shared__ float scratch[32];                                                                                                  \
-    Row<const T, false> row = {logits + blockIdx.x * stride, columns};                                                             \
-    float most = row.maximum(scratch);                                                                                             \
-    if (threadIdx.x == 0) maxima[blockIdx.x] = most;                                                                               \
-  }                                                                                                                                \
+// One rank's part of a row, which may have no columns, in steps.
+template <class T, bool WHOLE> struct PartOfRow : Row<T, WHOLE> {
+  __device__ __forceinline__ PartOfRow(T* logits, int columns, uint64_t stride) : Row<T, WHOLE>{logits + blockIdx.x * stride, columns} {}
+
+  __device__ __forceinline__ void write_maximum(double* maxima, float* scratch) const {
+    float most = this->maximum(scratch);
+    if (threadIdx.x == 0) maxima[blockIdx.x] = most;
+  }
+
+  __device__ __forceinline__ void write_sums(const double* maxima, const int64_t* columns_of, double* sums, float* scratch) const {
+    float sum = this->exponentials((float)maxima[blockIdx.x], scratch);
+    int64_t target = columns_of[blockIdx.x];
+    if (threadIdx.x != 0) return;
+    sums[blockIdx.x] = sum;
+    sums[gridDim.x + blockIdx.x] = target >= 0 && target < this->columns ? widen(this->logits[target]) : 0.0f;
+  }
+
+  __device__ __forceinline__ void turn(const double* maxima, const double* sums, const int64_t* columns_of) const {
+    this->gradient((float)maxima[blockIdx.x], (float)(1.0 / sums[blockIdx.x]), columns_of[blockIdx.x]);
+  }
+};
+
+#define OF_PART(T, call)                                                                      \
+  if (stride % 8 == 0 && are_whole(columns, logits)) PartOfRow<T, true>(logits, columns, stride).call; \
+  else PartOfRow<T, false>(logits, columns, stride).call;
+
+// Over parts, step 1: the largest logit of each row of this part. maxima: [rows]. Grid: a block for each row, here and below.
+#define ROW_MAXIMA(name, T)                                                                                                       \
+  extern "C" __global__ void __launch_bounds__(1024)                                                                              \
+  name(const T* __restrict__ logits, double* __restrict__ maxima, int columns, uint64_t stride) {                                 \
+    __shared__ float scratch[32];                                                                                                 \
+    OF_PART(const T, write_maximum(maxima, scratch))                                                                              \
+  }                                                                                                                               \
   HOST_KERNEL(name)
 ROW_MAXIMA(row_maxima_bf16, bf16)
 ROW_MAXIMA(row_maxima_f32, float)
 
 // Step 2: of each row of this part the sum of e^(logit - maximum), and its target's logit, 0 where that is in another part.
 // maxima: [rows], over all parts; columns_of: [rows], each row's target counted from this part's first column; sums: [2, rows].
-#define ROW_SUMS(name, T)                                                                                                          \
-  extern "C" __global__ void __launch_bounds__(1024)                                                                               \
+#define ROW_SUMS(name, T)                                                                                                         \
+  extern "C" __global__ void __launch_bounds__(1024)                                                                              \
   name(const T* __restrict__ logits, const double* __restrict__ maxima, const int64_t* __restrict__ columns_of, double* __restrict__ sums, \
-       int columns, uint64_t stride) {                                                                                             \
-    __shared__ float scratch[32];                                                                                                  \
-    Row<const T, false> row = {logits + blockIdx.x * stride, columns};                                                             \
-    float sum = row.exponentials((float)maxima[blockIdx.x], scratch);                                                              \
-    int64_t target = columns_of[blockIdx.x];                                                                                       \
-    if (threadIdx.x == 0) {                                                                                                        \
-      sums[blockIdx.x] = sum;                                                                                                      \
-      sums[gridDim.x + blockIdx.x] = target >= 0 && target < columns ? widen(row.logits[target]) : 0.0f;                           \
-    }                                                                                                                              \
-  }                                                                                                                                \
+       int columns, uint64_t stride) {                                                                                            \
+    __shared__ float scratch[32];                                                                                                 \
+    OF_PART(const T, write_sums(maxima, columns_of, sums, scratch))                                                               \
+  }                                                                                                                               \
   HOST_KERNEL(name)
 ROW_SUMS(row_sums_bf16, bf16)
 ROW_SUMS(row_sums_f32, float)
@@ -144,13 +162,12 @@ extern "C" __global__ void row_losses(const double* __restrict__ maxima, const d
 HOST_KERNEL(row_losses)
 
 // Step 4: turns this part's logits into gradients.
-#define ROW_GRADIENTS(name, T)                                                                                                     \
-  extern "C" __global__ void __launch_bounds__(1024)                                                                               \
+#define ROW_GRADIENTS(name, T)                                                                                                    \
+  extern "C" __global__ void __launch_bounds__(1024)                                                                              \
   name(T* __restrict__ logits, const double* __restrict__ maxima, const double* __restrict__ sums, const int64_t* __restrict__ columns_of, \
-       int columns, uint64_t stride) {                                                                                             \
-    Row<T, false> row = {logits + blockIdx.x * stride, columns};                                                                   \
-    row.gradient((float)maxima[blockIdx.x], (float)(1.0 / sums[blockIdx.x]), columns_of[blockIdx.x]);                              \
-  }                                                                                                                                \
+       int columns, uint64_t stride) {                                                                                            \
+    OF_PART(T, turn(maxima, sums, columns_of))                                                                                    \
+  }                                                                                                                               \
   HOST_KERNEL(name)
 ROW_GRADIENTS(row_gradients_bf16, bf16)
 ROW_GRADIENTS(row_gradients_f32, float)

@@ -47,6 +47,11 @@ template <class T> __device__ __forceinline__ float rounded(float from) {
   return widen(stored);
 }
 
+// Whether rows of `width` elements can be read eight at a time, wherever they are: weights lie in flat buffers without gaps.
+template <class... P> __device__ __forceinline__ bool are_whole(int width, P... pointers) {
+  return width % 8 == 0 && ((0 | ... | (uint64_t)pointers) & 15) == 0;
+}
+
 // Eight elements at a time. WHOLE: there are eight, and they are aligned to 16 bytes; else `left` says how many there are, from 1
 // on, and those that are not there are zero.
 template <bool WHOLE> __device__ __forceinline__ void load8(const bf16* from, int left, float* to) {

@@ -31,7 +31,7 @@ __device__ __forceinline__ void normalise(const T* x, const T* w, T* y, float* r
   extern "C" __global__ void __launch_bounds__(512)                                                                         \
   name(const T* __restrict__ x, const T* __restrict__ w, T* __restrict__ y, float* __restrict__ rstd, int width, float eps) { \
     __shared__ float scratch[32];                                                                                           \
-    if (width % 8 == 0) normalise<T, true>(x, w, y, rstd, width, eps, scratch);                                             \
+    if (are_whole(width, x, w, y)) normalise<T, true>(x, w, y, rstd, width, eps, scratch);                                             \
     else normalise<T, false>(x, w, y, rstd, width, eps, scratch);                                                           \
   }                                                                                                                         \
   HOST_KERNEL(name)
@@ -112,7 +112,7 @@ template <class T, bool WHOLE, int GROUPS> __device__ __forceinline__ void norma
     __shared__ float scratch[32];                                                                                          \
     NormGrad<T> pass = {x, w, rstd, dy, residual, dx, dw_parts, rows, width};                                              \
     bool fits = width <= 8 * (int)blockDim.x;                                                                              \
-    if (width % 8 != 0) normalise_backward<T, false, 4>(pass, scratch);                                                    \
+    if (!are_whole(width, x, w, dy, residual, dx)) normalise_backward<T, false, 4>(pass, scratch);                                                    \
     else if (fits) normalise_backward<T, true, 1>(pass, scratch);                                                          \
     else normalise_backward<T, true, 4>(pass, scratch);                                                                    \
   }                                                                                                                        \

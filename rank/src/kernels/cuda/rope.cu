@@ -37,7 +37,7 @@ template <class T, bool WHOLE> __device__ __forceinline__ void turn(T* x, const 
   extern "C" __global__ void __launch_bounds__(256)                                                                              \
   name(T* __restrict__ x, const T* __restrict__ cos, const T* __restrict__ sin, int heads, int width, int half, float sign) {      \
     Turn by = {heads, width, half, sign};                                                                                        \
-    if (half % 8 == 0) turn<T, true>(x, cos, sin, by);                                                                           \
+    if (are_whole(half, x, cos, sin)) turn<T, true>(x, cos, sin, by);                                                                           \
     else turn<T, false>(x, cos, sin, by);                                                                                        \
   }                                                                                                                              \
   HOST_KERNEL(name)

@@ -46,7 +46,7 @@ template <class T, bool WHOLE> __device__ __forceinline__ void gate_backward(T* 
 // y: [rows, ffn]. Grid: any.
 #define SWIGLU_FORWARD(name, T)                                                                                     \
   extern "C" __global__ void __launch_bounds__(256) name(const T* __restrict__ gate_up, T* __restrict__ y, int rows, int ffn) { \
-    if (ffn % 8 == 0) gate<T, true>(gate_up, y, {rows, ffn});                                                       \
+    if (are_whole(ffn, gate_up, y)) gate<T, true>(gate_up, y, {rows, ffn});                                                       \
     else gate<T, false>(gate_up, y, {rows, ffn});                                                                   \
   }                                                                                                                 \
   HOST_KERNEL(name)
@@ -56,7 +56,7 @@ SWIGLU_FORWARD(swiglu_forward_f32, float)
 // Turns gate_up into its own gradient. dy: [rows, ffn]. Grid: any.
 #define SWIGLU_BACKWARD(name, T)                                                                                    \
   extern "C" __global__ void __launch_bounds__(256) name(T* __restrict__ gate_up, const T* __restrict__ dy, int rows, int ffn) { \
-    if (ffn % 8 == 0) gate_backward<T, true>(gate_up, dy, {rows, ffn});                                             \
+    if (are_whole(ffn, gate_up, dy)) gate_backward<T, true>(gate_up, dy, {rows, ffn});                                             \
     else gate_backward<T, false>(gate_up, dy, {rows, ffn});                                                         \
   }                                                                                                                 \
   HOST_KERNEL(name)

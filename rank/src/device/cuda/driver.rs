@@ -1,0 +1,250 @@
+//! A GPU that is there, through NVIDIA's driver.
+
+#![allow(unsafe_code, reason = "the driver is C")]
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::ffi::{CString, c_int, c_void};
+use std::marker::PhantomData;
+
+use cudarc::driver::result::{self, DriverError};
+use cudarc::driver::sys::{self, CUdevice, CUdevice_attribute, CUdeviceptr, CUevent, CUfunction, CUmodule};
+
+use super::cache::Cache;
+use super::gpu::Gpu;
+use super::libraries::{self, LibraryError};
+use super::nvrtc::{Capability, Nvrtc, NvrtcError, Source};
+
+/// A GPU cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum GpuError {
+    /// There is no driver.
+    #[error("there is no NVIDIA driver")]
+    NoDriver(#[source] LibraryError),
+    /// There are fewer GPUs.
+    #[error("there is no GPU {ordinal}: the driver finds {count}")]
+    NoGpu {
+        /// Counted from 0.
+        ordinal: usize,
+        /// How many there are.
+        count: usize,
+    },
+    /// The driver fails.
+    #[error("{call} failed: {}", text(.error))]
+    Failed {
+        /// The call.
+        call: &'static str,
+        /// Its error.
+        error: DriverError,
+    },
+    /// Its kernels cannot be compiled.
+    #[error(transparent)]
+    Kernels(#[from] NvrtcError),
+}
+
+fn text(error: &DriverError) -> String {
+    let name = error.error_name().map_or_else(|_| format!("{error:?}"), |name| name.to_string_lossy().into_owned());
+    error.error_string().map_or(name.clone(), |text| format!("{name}, {}", text.to_string_lossy()))
+}
+
+/// `map_err` for a call of the driver's.
+fn failed(call: &'static str) -> impl FnOnce(DriverError) -> GpuError {
+    move |error| GpuError::Failed { call, error }
+}
+
+/// One GPU of this process, in the context that libtorch uses too. Work is done in order: on the default stream, as libtorch's.
+/// `!Send`: the thread that opened it is the one whose context it is.
+pub struct Driver {
+    name: String,
+    capability: Capability,
+    multiprocessors: u32,
+    modules: Vec<CUmodule>,
+    /// By name, as they are asked for.
+    functions: RefCell<HashMap<String, CUfunction>>,
+    of_thread: PhantomData<*const ()>,
+}
+
+impl Driver {
+    /// Opens the GPU number `ordinal` and loads its kernels, from `cache` or compiled.
+    pub fn open(ordinal: usize, sources: &[Source], header: &Source, cache: &Cache) -> Result<Self, GpuError> {
+        libraries::load("libcuda.so").or_else(|_| libraries::load("libcuda.so.1")).map_err(GpuError::NoDriver)?;
+        result::init().map_err(failed("cuInit"))?;
+        let count = result::device::get_count().map_err(failed("cuDeviceGetCount"))? as usize;
+        if ordinal >= count {
+            return Err(GpuError::NoGpu { ordinal, count });
+        }
+        let device = result::device::get(ordinal as c_int).map_err(failed("cuDeviceGet"))?;
+        // SAFETY: a device that the driver has given; its context stays for the life of the process.
+        unsafe {
+            let context = result::primary_ctx::retain(device).map_err(failed("cuDevicePrimaryCtxRetain"))?;
+            result::ctx::set_current(context).map_err(failed("cuCtxSetCurrent"))?;
+        }
+        let number = |attribute| number(device, attribute);
+        let capability = Capability {
+            major: number(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+            minor: number(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+        };
+        let modules = sources.iter().map(|source| {
+            let cubin = cache.cubin(source, header, capability, Nvrtc::load)?;
+            // SAFETY: machine code as the compiler has made it; the driver copies it.
+            unsafe { result::module::load_data(cubin.as_ptr().cast::<c_void>()) }.map_err(failed("cuModuleLoadData"))
+        });
+        Ok(Self {
+            name: result::device::get_name(device).map_err(failed("cuDeviceGetName"))?,
+            modules: modules.collect::<Result<_, GpuError>>()?,
+            multiprocessors: number(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
+            capability,
+            functions: RefCell::default(),
+            of_thread: PhantomData,
+        })
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its instruction set.
+    pub fn capability(&self) -> Capability {
+        self.capability
+    }
+
+    /// Waits until all that was started is done.
+    pub fn synchronize(&self) -> Result<(), GpuError> {
+        result::ctx::synchronize().map_err(failed("cuCtxSynchronize"))
+    }
+
+    /// Allocates memory and copies `bytes` there.
+    pub fn upload(&self, bytes: &[u8]) -> Result<DeviceMemory<'_>, GpuError> {
+        let memory = self.allocate(bytes.len())?;
+        // SAFETY: as many bytes as were allocated.
+        unsafe { result::memcpy_htod_sync(memory.start, bytes) }.map_err(failed("cuMemcpyHtoD"))?;
+        Ok(memory)
+    }
+
+    /// Allocates memory, which holds anything.
+    pub fn allocate(&self, bytes: usize) -> Result<DeviceMemory<'_>, GpuError> {
+        // SAFETY: nothing is assumed of what it holds.
+        let start = unsafe { result::malloc_sync(bytes.max(1)) }.map_err(failed("cuMemAlloc"))?;
+        Ok(DeviceMemory { start, bytes, driver: PhantomData })
+    }
+
+    /// Milliseconds on the GPU of what `work` starts.
+    pub fn milliseconds(&self, work: impl FnOnce()) -> Result<f32, GpuError> {
+        let start = Event::record()?;
+        work();
+        let end = Event::record()?;
+        // SAFETY: an event that was recorded.
+        unsafe { result::event::synchronize(end.0) }.map_err(failed("cuEventSynchronize"))?;
+        // SAFETY: both were recorded, and the later one has come.
+        unsafe { result::event::elapsed(start.0, end.0) }.map_err(failed("cuEventElapsedTime"))
+    }
+
+    /// The kernel of this name, in one of the modules.
+    fn function(&self, name: &str) -> CUfunction {
+        *self.functions.borrow_mut().entry(name.to_owned()).or_insert_with(|| {
+            let c_name = CString::new(name).expect("kernels have names without zero bytes");
+            // SAFETY: modules stay loaded for the life of the process.
+            let mut found = self
+                .modules
+                .iter()
+                .filter_map(|&module| unsafe { result::module::get_function(module, c_name.clone()) }.ok());
+            found.next().unwrap_or_else(|| panic!("no kernel {name}"))
+        })
+    }
+}
+
+fn number(device: CUdevice, attribute: CUdevice_attribute) -> Result<u32, GpuError> {
+    // SAFETY: a device that the driver has given.
+    let number = unsafe { result::device::get_attribute(device, attribute) }.map_err(failed("cuDeviceGetAttribute"))?;
+    Ok(number as u32)
+}
+
+impl Gpu for Driver {
+    unsafe fn launch(&self, kernel: &str, grid: u32, block: u32, args: &mut [*mut c_void]) {
+        let function = self.function(kernel);
+        // SAFETY: the caller vouches for the arguments.
+        let launched =
+            unsafe { result::launch_kernel(function, (grid, 1, 1), (block, 1, 1), 0, result::stream::null(), args) };
+        if let Err(error) = launched {
+            panic!("{kernel} does not start: {}", text(&error));
+        }
+    }
+
+    fn multiprocessors(&self) -> u32 {
+        self.multiprocessors
+    }
+}
+
+/// Memory of a GPU.
+pub struct DeviceMemory<'a> {
+    start: CUdeviceptr,
+    bytes: usize,
+    driver: PhantomData<&'a Driver>,
+}
+
+impl DeviceMemory<'_> {
+    /// Its address, as kernels take it.
+    pub fn address(&self) -> u64 {
+        self.start
+    }
+
+    /// A copy of what it holds, once all that was started is done.
+    pub fn download(&self) -> Result<Vec<u8>, GpuError> {
+        let mut bytes = vec![0u8; self.bytes];
+        // SAFETY: as many bytes as were allocated.
+        unsafe { result::memcpy_dtoh_sync(&mut bytes, self.start) }.map_err(failed("cuMemcpyDtoH"))?;
+        Ok(bytes)
+    }
+
+    /// Copies what another memory of the same size holds, on the GPU.
+    pub fn copy_from(&mut self, other: &DeviceMemory) -> Result<(), GpuError> {
+        assert_eq!(self.bytes, other.bytes);
+        // SAFETY: both are as large; what is under way there is done first.
+        unsafe { result::memcpy_dtod_async(self.start, other.start, self.bytes, result::stream::null()) }
+            .map_err(failed("cuMemcpyDtoD"))
+    }
+}
+
+impl Drop for DeviceMemory<'_> {
+    fn drop(&mut self) {
+        // SAFETY: nobody has it any more; the driver waits for kernels that do. An error here has been one before.
+        let _ = unsafe { result::free_sync(self.start) };
+    }
+}
+
+/// A moment on the GPU.
+struct Event(CUevent);
+
+impl Event {
+    fn record() -> Result<Self, GpuError> {
+        let event = Self(result::event::create(sys::CUevent_flags::CU_EVENT_DEFAULT).map_err(failed("cuEventCreate"))?);
+        // SAFETY: an event that is there.
+        unsafe { result::event::record(event.0, result::stream::null()) }.map_err(failed("cuEventRecord"))?;
+        Ok(event)
+    }
+}
+
+impl Drop for Event {
+    fn drop(&mut self) {
+        // SAFETY: nobody waits for it any more.
+        let _ = unsafe { result::event::destroy(self.0) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_without_a_driver_says_so() {
+        if std::path::Path::new("/proc/driver/nvidia/version").exists() {
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let header = Source { name: "shared.cuh", text: "" };
+        let error = Driver::open(0, &[], &header, &Cache::new(dir.path())).err().expect("there is none");
+        assert_eq!(error.to_string(), "there is no NVIDIA driver");
+        assert!(std::error::Error::source(&error).unwrap().to_string().starts_with("libcuda.so.1 cannot be loaded"));
+    }
+}
