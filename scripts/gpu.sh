@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What is to be checked on a machine with a GPU, which needs python3's torch, and neither Rust nor a network.
 #   scripts/gpu.sh pack       on a machine with Rust: builds and strips what the other commands need, into gpu-pack/
-#   scripts/gpu.sh kernels    on the GPU: bits of every kernel beside the emulation's, and its speed beside a copy's
+#   scripts/gpu.sh kernels    on the GPU: bits of the kernels that have to be fast beside the emulation's, and their speed beside a copy's
 # Carry the repository there with gpu-pack/, which git ignores. Each command but pack ends within four minutes and prints its table
 # last. Exit code 0: all is as it should be.
 set -euo pipefail

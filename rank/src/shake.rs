@@ -1,6 +1,6 @@
 //! A mode that shakes a job to find races: random delays before data moves between ranks, NaN in every buffer whose
 //! values nobody may read any more, and a step's results read a step late, as of a device that is still computing them. A job
-//! must compute the same bits with and without it (`ENG-2`).
+//! must compute the same bits with and without it (`ENG-2`). Its speeds mean nothing.
 
 use std::cell::Cell;
 use std::rc::Rc;

@@ -35,7 +35,7 @@ pub struct PlanCommand {
     #[arg(long)]
     json: bool,
     /// Map a DeepSpeed config to a train.toml, key by key
-    #[arg(long, value_name = "ds_config.json", conflicts_with_all = ["json", "sets", "train_toml", "gpu_memory"])]
+    #[arg(long, value_name = "ds_config.json", conflicts_with_all = ["json", "sets", "train_toml", "gpu_memory", "host_memory"])]
     deepspeed: Option<PathBuf>,
     /// Plan for GPUs with this much memory each (80GiB, 24GB), which need not be there, and look at no data: rows are
     /// taken as data.seq_len long. Exit code 3 if the job does not fit
@@ -164,5 +164,6 @@ mod tests {
         let args = |nproc| Ok(Task::MapDeepspeed(DeepspeedArgs { config: "ds.json".into(), nproc }));
         assert_eq!(parse("plan --deepspeed ds.json"), args(None));
         assert_eq!(parse("plan --nproc 4 --deepspeed ds.json"), args(Some(4)));
+        assert!(parse("plan --deepspeed ds.json --host-memory 1TiB").is_err(), "nothing is planned");
     }
 }

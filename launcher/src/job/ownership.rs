@@ -1,7 +1,7 @@
 //! Whether a job may go on with what lies in its run directory, and what it has to tell about it: other settings than
 //! before, or that all is done already. The decision itself is [`identity::compare`].
 
-use proto::config::Length;
+use proto::config::{Length, Trained};
 use proto::plan::Plan;
 use proto::run_dir::RunDir;
 use proto::sealed::SealedError;
@@ -28,15 +28,20 @@ pub struct Ownership {
 
 impl Ownership {
     /// Refuses a job of another model than the one whose checkpoints or final model lie in the run directory, unless it
-    /// goes on with none of them. The caller holds the lock; nothing is changed.
+    /// goes on with none of them; one with frozen parameters also where nothing says what that model was. The caller holds the lock; nothing is changed.
     pub fn check(wish: &Wish, setup: &Setup, console: &mut Console) -> Result<Self, LaunchError> {
         let run_dir = setup.run_dir();
         let length = setup.config.train.length;
         let identity = identify::identity(setup);
         let mut owned = Self { run_dir, identity, changed: vec![], finished_steps: None, length };
-        if matches!(wish, Wish::Newest)
-            && let Some(was) = owned.earlier(console)?
-        {
+        if !matches!(wish, Wish::Newest) {
+            return Ok(owned);
+        }
+        let earlier = owned.earlier(console)?;
+        if earlier.is_none() && setup.config.model.trained != Trained::All && owned.has_results()? {
+            return Err(ResumeError::UnknownFrozen { run_dir: owned.run_dir.root().to_owned() }.into());
+        }
+        if let Some(was) = earlier {
             match identity::compare(&was, &owned.identity) {
                 Verdict::Refused(difference) if owned.has_results()? => {
                     return Err(ResumeError::OtherJob { run_dir: owned.run_dir.root().to_owned(), difference }.into());

@@ -3,7 +3,7 @@
 use std::error::Error;
 use std::path::{Path, PathBuf};
 
-use proto::config::{Resume, Trained};
+use proto::config::{Init, Resume, Trained};
 use proto::layout::frozen_ranges;
 use proto::manifest::{Manifest, ManifestError, Progress};
 use proto::model_config::ModelConfig;
@@ -98,6 +98,31 @@ pub enum ResumeError {
         /// The checkpoint's manifest.
         manifest: PathBuf,
     },
+    /// Its frozen parameters were drawn otherwise than the job would draw them again.
+    #[error(
+        "{}: its frozen parameters were drawn with {key} {was}, and {key} is {is} here; checkpoint.resume = \"never\" begins anew",
+        manifest.display()
+    )]
+    OtherDraw {
+        /// The checkpoint's manifest.
+        manifest: PathBuf,
+        /// What the draw depends on.
+        key: &'static str,
+        /// In the checkpoint.
+        was: String,
+        /// In the job.
+        is: String,
+    },
+    /// Nothing says what its frozen parameters are.
+    #[error(
+        "{}: job.json is missing or damaged, so nothing says which weights the frozen parameters (model.trained) of its \
+         checkpoints are; checkpoint.resume = \"never\" begins anew",
+        run_dir.display()
+    )]
+    UnknownFrozen {
+        /// The run directory.
+        run_dir: PathBuf,
+    },
     /// It may be of another run, and only its run knows what its frozen parameters began as.
     #[error(
         "{}: with frozen parameters (model.trained) a job goes on only with checkpoint.resume = \"auto\", in its own \
@@ -150,6 +175,9 @@ impl Wish {
                 if let Some(checkpoint) = &newest {
                     check_model(checkpoint, setup.model(), &setup.model_config())?;
                     check_trained(checkpoint, setup.model(), &setup.config.model.trained)?;
+                    if setup.config.model.init == Init::Random {
+                        check_draw(checkpoint, setup.model(), setup.config.job.seed)?;
+                    }
                 }
                 Ok(newest)
             }
@@ -278,6 +306,25 @@ fn check_trained(checkpoint: &Checkpoint, model: &ModelConfig, trained: &Trained
     Err(ResumeError::OtherTrained { manifest: checkpoint.path.join(Manifest::FILE) })
 }
 
+/// Frozen parameters of a model that begins from random weights are drawn again: the same ones.
+fn check_draw(checkpoint: &Checkpoint, model: &ModelConfig, seed: u64) -> Result<(), ResumeError> {
+    let manifest = &checkpoint.manifest;
+    let drawn = [
+        ("job.seed", manifest.seed.to_string(), seed.to_string()),
+        (
+            "initializer_range of the model's config.json",
+            manifest.model.initializer_range.to_string(),
+            model.initializer_range.to_string(),
+        ),
+    ];
+    match drawn.into_iter().find(|(_, was, is)| was != is) {
+        Some((key, was, is)) if !manifest.frozen.is_empty() => {
+            Err(ResumeError::OtherDraw { manifest: checkpoint.path.join(Manifest::FILE), key, was, is })
+        }
+        _ => Ok(()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -327,5 +374,21 @@ mod tests {
         check_trained(&checkpoint, &model, &trained("layers.0.")).unwrap();
         assert!(check_trained(&checkpoint, &model, &Trained::All).is_err());
         assert!(check_trained(&checkpoint, &model, &trained("lm_head")).is_err());
+    }
+
+    #[test]
+    fn frozen_parameters_that_would_be_drawn_otherwise_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        write(dir.path(), 1);
+        let mut checkpoint = Checkpoint::load(dir.path().to_owned()).unwrap();
+        let (mut model, seed) = (checkpoint.manifest.model.clone(), checkpoint.manifest.seed);
+        check_draw(&checkpoint, &model, seed + 1).unwrap();
+        checkpoint.manifest.frozen = frozen_ranges(&model, &Trained::Containing(vec!["layers".into()]));
+        check_draw(&checkpoint, &model, seed).unwrap();
+        let error = check_draw(&checkpoint, &model, seed + 1).unwrap_err().to_string();
+        assert!(error.contains("were drawn with job.seed 42, and job.seed is 43 here"), "{error}");
+        model.initializer_range *= 2.0;
+        let error = check_draw(&checkpoint, &model, seed).unwrap_err().to_string();
+        assert!(error.contains("initializer_range of the model's config.json 0.02"), "{error}");
     }
 }

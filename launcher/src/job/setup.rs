@@ -108,7 +108,7 @@ impl Setup {
         Ok(plan)
     }
 
-    /// The memory that ranks have, where it is known. The host's is this machine's.
+    /// The memory that ranks have, where it is known: of this machine, or of the one that is imagined.
     pub fn room(&self) -> Room {
         self.room
     }

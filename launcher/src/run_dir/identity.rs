@@ -136,7 +136,7 @@ fn differing_part(was: Option<&WeightFile>, is: Option<&WeightFile>) -> Option<[
     differ(&old.header, &new.header, "header").or_else(|| differ(&old.sampled, &new.sampled, "weights"))
 }
 
-/// Keys of config.json in which the models differ and compute the same all the same.
+/// Keys of config.json in which the models differ, and which say nothing of what a trained model computes.
 fn other_config(was: &ModelConfig, is: &ModelConfig) -> Vec<Difference> {
     let [Value::Object(old), Value::Object(new)] = [was, is].map(as_json) else { return vec![] };
     let changed = old.iter().filter(|(key, value)| new.get(*key) != Some(*value));

@@ -199,7 +199,8 @@ impl fmt::Display for Shortage {
                 gib(*available)
             )?,
         }
-        write!(f, "; rank {rank}: {peak}; what would help: {}", keys.join(", "))
+        write!(f, "; rank {rank}: {peak}")?;
+        if keys.is_empty() { Ok(()) } else { write!(f, "; what would help: {}", keys.join(", ")) }
     }
 }
 

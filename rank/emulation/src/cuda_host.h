@@ -2,7 +2,8 @@
 // threads of a block are fibers of one host thread, each of which runs until it comes to a barrier or a shuffle.
 //
 // What is found beside wrong results:
-// - a barrier or a shuffle that not all threads reach, and a shuffle by a lane outside its mask, end the process with a message;
+// - a shuffle that not all lanes of its mask reach, one by a lane outside it, and a barrier that some threads wait at while others wait at
+//   a shuffle, end the process with a message (a barrier that threads which have ended do not reach is passed over);
 // - shared memory that is read before it is written holds NaN;
 // - a missing barrier: `order` changes the order in which threads run, and no result may change with it.
 //

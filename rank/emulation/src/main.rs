@@ -22,6 +22,10 @@ impl Gpu for Emulated {
         unsafe { kernel.launch(Dim::from(grid), Dim::from(block), args, 0) };
     }
 
+    fn memory(&self) -> tch::Device {
+        tch::Device::Cpu
+    }
+
     fn multiprocessors(&self) -> u32 {
         // A few, so that kernels with several blocks have several.
         3

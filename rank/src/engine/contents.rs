@@ -66,7 +66,8 @@ impl Contents {
     pub fn arrive(&mut self) -> Result<(), CommError> {
         *self = match std::mem::replace(self, Self::Nothing) {
             Self::Arriving { unit, gathers } => {
-                gathers.into_iter().try_for_each(Work::wait)?;
+                // All of them, whatever comes of the first: the buffer is theirs until they are done.
+                gathers.into_iter().map(Work::wait).fold(Ok(()), Result::and)?;
                 Self::Unit(unit)
             }
             settled => settled,

@@ -38,12 +38,10 @@ fn side(tensor: &Tensor) -> Side {
     side_of(tensor.device())
 }
 
-/// Where operations on a device run. One without implementations ends here: the plan admits none. An emulated GPU has its memory on
-/// the host.
+/// Where operations on a device run. One without implementations ends here: the plan admits none.
 fn side_of(device: tch::Device) -> Side {
     match device {
-        tch::Device::Cuda(_) => Side::Cuda,
-        HOST if gpu::is_installed() => Side::Cuda,
+        device if gpu::holds(device) => Side::Cuda,
         HOST => Side::Cpu,
         other => panic!("no operations for {other:?}"),
     }

@@ -261,13 +261,23 @@ fn killed_ranks_lose_nothing_of_what_is_frozen() {
     }
 }
 
-/// RUN-1: no checkpoint has the state of what was frozen.
+/// RUN-1: no checkpoint has the state of what was frozen, so a run directory has to say what that was.
 #[test]
 fn a_run_directory_keeps_what_is_trained() {
     let ground = Ground::new(&["gqa"]);
-    let job = |case| ground.job(case, PLAIN, "run").set("train.steps=2");
-    job(CASES[0]).succeed();
-    let other = job(CASES[1]).finish();
-    assert_eq!(other.status.code(), Some(2), "{}", other.stderr);
-    assert!(other.stderr.contains("model.trained"), "{}", other.stderr);
+    let job = |case| ground.job(case, PLAIN, "run").set("model.init=\"random\"").set("checkpoint.every_steps=2");
+    let first = job(CASES[0]).set("train.steps=2").succeed();
+    let check_refused = |job: &Job, why: &str| {
+        let refused = job.finish();
+        assert_eq!(refused.status.code(), Some(2), "{}", refused.stderr);
+        assert!(refused.stderr.contains(why), "{}", refused.stderr);
+    };
+    check_refused(&job(CASES[1]), "model.trained");
+    check_refused(&job(CASES[0]).set("job.seed=7"), "were drawn with job.seed 42, and job.seed is 7 here");
+    let checkpoint = first.path("checkpoints").join("step-00000002");
+    let named = format!("checkpoint.resume={:?}", checkpoint.to_str().expect("UTF-8"));
+    check_refused(&job(CASES[0]).set(&named), "goes on only with checkpoint.resume = \"auto\"");
+    std::fs::remove_file(first.path("job.json")).expect("a file");
+    check_refused(&job(CASES[0]), "job.json is missing or damaged");
+    job(CASES[0]).set("checkpoint.resume=\"never\"").succeed();
 }

@@ -1,4 +1,4 @@
-//! kernels-on-gpu: runs every kernel on a GPU and in the emulation, from the same bytes. Compares the bits of all that either has
+//! kernels-on-gpu: runs the kernels that have to be fast on a GPU and in the emulation, from the same bytes. Compares the bits of all that either has
 //! written, and measures the kernels at the sizes of DeepSeek-LLM-7B beside a copy. For machines with a GPU: see scripts/gpu.sh.
 //!
 //! Exit codes: 0 all bits are equal; 1 some differ; 2 there is no GPU that can be used.
@@ -70,7 +70,7 @@ impl Numbers {
     }
 }
 
-/// Every kernel that has to be fast, in bf16. `tokens`: rows of all of them.
+/// The kernels that have to be fast, in bf16. `tokens`: rows of all of them.
 fn cases(tokens: usize, model: Model) -> Vec<Case> {
     let Model { hidden, ffn, heads, vocab } = model;
     let mut of = Numbers(7);
@@ -203,7 +203,9 @@ struct Model {
 /// DeepSeek-LLM-7B.
 const REAL: Model = Model { hidden: 4096, ffn: 11008, heads: 32, vocab: 102_400 };
 /// Small, and with rows that are no multiple of eight.
-const ODD: Model = Model { hidden: 1000, ffn: 1003, heads: 10, vocab: 4099 };
+const ODD: Model = Model { hidden: 1020, ffn: 1003, heads: 10, vocab: 4099 };
+/// With rows so long that a thread has several groups of a row.
+const WIDE: Model = Model { hidden: 8192, ffn: 1024, heads: 64, vocab: 4096 };
 
 /// Calls `launch` with pointers to the arguments, where buffers are at `addresses`.
 fn with_args(args: &[Arg], addresses: &[u64], launch: impl FnOnce(&mut [*mut c_void])) {
@@ -292,7 +294,7 @@ fn copy_speed(gpu: &Driver) -> Result<f64, GpuError> {
 /// Whether all bits are equal.
 fn compare(gpu: &Driver) -> Result<bool, GpuError> {
     let mut are_equal = true;
-    for (what, tokens, model) in [("real", 8, REAL), ("odd", 12, ODD)] {
+    for (what, tokens, model) in [("real", 8, REAL), ("odd", 12, ODD), ("wide", 8, WIDE)] {
         for case in cases(tokens, model) {
             let differences = case.differences(gpu)?;
             let differing: usize = differences.iter().sum();

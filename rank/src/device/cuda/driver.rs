@@ -55,6 +55,7 @@ fn failed(call: &'static str) -> impl FnOnce(DriverError) -> GpuError {
 /// One GPU of this process, in the context that libtorch uses too. Work is done in order: on the default stream, as libtorch's.
 /// `!Send`: the thread that opened it is the one whose context it is.
 pub struct Driver {
+    ordinal: usize,
     name: String,
     capability: Capability,
     multiprocessors: u32,
@@ -90,6 +91,7 @@ impl Driver {
             unsafe { result::module::load_data(cubin.as_ptr().cast::<c_void>()) }.map_err(failed("cuModuleLoadData"))
         });
         Ok(Self {
+            ordinal,
             name: result::device::get_name(device).map_err(failed("cuDeviceGetName"))?,
             modules: modules.collect::<Result<_, GpuError>>()?,
             multiprocessors: number(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
@@ -161,6 +163,10 @@ fn number(device: CUdevice, attribute: CUdevice_attribute) -> Result<u32, GpuErr
 }
 
 impl Gpu for Driver {
+    fn memory(&self) -> tch::Device {
+        tch::Device::Cuda(self.ordinal)
+    }
+
     unsafe fn launch(&self, kernel: &str, grid: u32, block: u32, args: &mut [*mut c_void]) {
         let function = self.function(kernel);
         // SAFETY: the caller vouches for the arguments.

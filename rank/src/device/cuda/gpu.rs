@@ -17,6 +17,9 @@ pub trait Gpu {
     /// until it has ended.
     unsafe fn launch(&self, kernel: &str, grid: u32, block: u32, args: &mut [*mut c_void]);
 
+    /// Where its memory is, as tensors name it. An emulated one's is the host's.
+    fn memory(&self) -> tch::Device;
+
     /// How many blocks run at a time, about: as many as it has multiprocessors.
     fn multiprocessors(&self) -> u32;
 }
@@ -34,9 +37,9 @@ pub fn install(gpu: Box<dyn Gpu>) {
     GPU.with(|installed| assert!(installed.set(gpu).is_ok(), "a rank has one GPU"));
 }
 
-/// Whether this thread has one.
-pub fn is_installed() -> bool {
-    GPU.with(|installed| installed.get().is_some())
+/// Whether tensors on `device` are in the memory of this thread's GPU.
+pub fn holds(device: tch::Device) -> bool {
+    GPU.with(|installed| installed.get().is_some_and(|gpu| gpu.memory() == device))
 }
 
 fn with<T>(work: impl FnOnce(&dyn Gpu) -> T) -> T {
@@ -49,11 +52,6 @@ pub fn blocks_for(items: usize, per_block: usize) -> u32 {
     const PER_MULTIPROCESSOR: u32 = 8;
     let most = with(|gpu| gpu.multiprocessors()) * PER_MULTIPROCESSOR;
     u32::try_from(items.div_ceil(per_block)).unwrap_or(u32::MAX).clamp(1, most)
-}
-
-/// The number of a device's multiprocessors.
-pub fn multiprocessors() -> u32 {
-    with(|gpu| gpu.multiprocessors())
 }
 
 /// Most arguments of a kernel.

@@ -5,7 +5,11 @@
 use tch::{Kind, Tensor};
 
 use super::super::RmsNormGrad;
-use crate::device::cuda::gpu::{Launch, multiprocessors, of_kind, threads_for};
+use crate::device::cuda::gpu::{Launch, of_kind, threads_for};
+
+/// Most parts of the weight's gradient, whatever the GPU: the order of additions depends on the number of rows alone. Two blocks
+/// for each multiprocessor of an H100.
+const PARTS_MAX: u32 = 264;
 
 /// Rows that a thread's registers hold, in elements: the kernel keeps four groups of eight for each of 512 threads.
 const WIDTH_MAX: i64 = 4 * 8 * 512;
@@ -22,12 +26,12 @@ pub fn rms_norm(weight: &Tensor, x: &Tensor, eps: f64) -> (Tensor, Tensor) {
     (y, rstd)
 }
 
-/// See [`crate::kernels::rms_norm_backward`]. A part for each block, and two blocks for each multiprocessor.
+/// See [`crate::kernels::rms_norm_backward`]. A part for each block.
 pub fn rms_norm_backward(pass: RmsNormGrad) -> (Tensor, Tensor) {
     let RmsNormGrad { weight, x, rstd, dy, residual } = pass;
     let (rows, width) = x.size2().expect("a stream is [T, D]");
     assert!(width <= WIDTH_MAX, "norms of at most {WIDTH_MAX} elements, not {width}");
-    let blocks = (2 * multiprocessors()).min(rows as u32).max(1);
+    let blocks = PARTS_MAX.min(rows as u32).max(1);
     let dx = x.empty_like();
     let parts = Tensor::empty([i64::from(blocks), width], (Kind::Float, x.device()));
     let kernel = of_kind(["rms_norm_backward_bf16", "rms_norm_backward_f32"], x.kind());
