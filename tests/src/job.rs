@@ -2,10 +2,9 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
-use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, ExitStatus, Output, Stdio};
-use std::sync::mpsc;
+use std::sync::{OnceLock, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -57,14 +56,8 @@ impl Job {
 
     /// Its ranks compute on emulated GPUs: dslaunch starts the ranks that it finds beside it, and these are others.
     pub fn emulated(mut self) -> Self {
-        let folder = self.folder.join("programs");
-        fs::create_dir_all(&folder).expect("a scratch folder");
-        let dslaunch = folder.join("dslaunch");
-        if !dslaunch.exists() {
-            fs::copy(&self.dslaunch, &dslaunch).expect("a copy of dslaunch");
-            symlink(program("dslaunch-rank-emulated"), folder.join("dslaunch-rank")).expect("a link");
-        }
-        self.dslaunch = dslaunch;
+        static DSLAUNCH: OnceLock<PathBuf> = OnceLock::new();
+        self.dslaunch = DSLAUNCH.get_or_init(|| beside(&program("dslaunch-rank-emulated"))).clone();
         self
     }
 
@@ -146,6 +139,22 @@ impl Job {
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command
     }
+}
+
+/// A dslaunch whose ranks are `worker`. Both are links to what was built, beside it: a copy that is still written while another
+/// test starts a process could not be started.
+fn beside(worker: &Path) -> PathBuf {
+    let folder = worker.with_file_name("emulated");
+    fs::create_dir_all(&folder).expect("a folder beside the programs");
+    let link = |to: &Path, name: &str| {
+        let (new, path) = (folder.join(format!(".{name}.{}", std::process::id())), folder.join(name));
+        fs::hard_link(to, &new).and_then(|()| fs::rename(&new, &path)).expect("a link");
+        // Nothing was renamed if both were the same file.
+        fs::remove_file(&new).ok();
+        path
+    };
+    link(worker, "dslaunch-rank");
+    link(&program("dslaunch"), "dslaunch")
 }
 
 impl Running {
