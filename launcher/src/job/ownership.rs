@@ -28,7 +28,8 @@ pub struct Ownership {
 
 impl Ownership {
     /// Refuses a job of another model than the one whose checkpoints or final model lie in the run directory, unless it
-    /// goes on with none of them; one with frozen parameters also where nothing says what that model was. The caller holds the lock; nothing is changed.
+    /// goes on with none of them; one with frozen parameters also where nothing says what that model was. The caller holds the
+    /// lock; nothing is changed.
     pub fn check(wish: &Wish, setup: &Setup, console: &mut Console) -> Result<Self, LaunchError> {
         let run_dir = setup.run_dir();
         let length = setup.config.train.length;

@@ -24,6 +24,18 @@ impl From<u32> for Dim {
     }
 }
 
+/// A kernel's argument in memory of its own: a number, a pointer or a struct of at most 32 bytes.
+pub type Words = [u64; 4];
+
+/// The words of an argument.
+pub fn words<T: Copy>(value: T) -> Words {
+    let mut words = [0; 4];
+    assert!(size_of::<T>() <= size_of_val(&words), "an argument of {} bytes", size_of::<T>());
+    // SAFETY: there are as many bytes as T has.
+    unsafe { words.as_mut_ptr().cast::<T>().write_unaligned(value) };
+    words
+}
+
 /// As `cuda_host.h` has it.
 #[repr(C)]
 struct Named {

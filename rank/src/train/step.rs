@@ -1,4 +1,4 @@
-//! One step: what it will have come to, and what it has come to.
+//! One step of training: under way, and its outcome.
 
 use crate::engine::StepSums;
 

@@ -6,10 +6,8 @@ use tests::job::send;
 use tests::layout::Layout;
 use tests::run::{RunDir, steps, weights};
 
-use crate::whole::{
-    BF16_LOSS_TOLERANCE, Oracle, PLAIN, ROWS_PER_STEP, assert_same_bits, check, check_weights, job, oracle_eval_loss,
-};
-use crate::{LOSS_TOLERANCE, NORM_TOLERANCE};
+use crate::compare::{LOSS_TOLERANCE, NORM_TOLERANCE, assert_same_bits, check, check_weights, oracle_eval_loss};
+use crate::whole::{BF16_LOSS_TOLERANCE, Oracle, PLAIN, ROWS_PER_STEP, job};
 
 const DATA: Layout = Layout { nproc: 2, micro_batch_size: 1, ..PLAIN };
 

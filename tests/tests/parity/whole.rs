@@ -1,7 +1,6 @@
 //! Models of which all parameters are trained. The oracle runs once for all variants; each is then trained by dslaunch on 1, 2
 //! and 3 ranks, with each ZeRO stage, with each kind of activation checkpointing, and cut over ranks in every way.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -10,9 +9,9 @@ use serde_json::json;
 use tempfile::TempDir;
 use tests::job::Job;
 use tests::layout::Layout;
-use tests::run::{RunDir, Step, steps, weights};
+use tests::run::{RunDir, steps, weights};
 
-use crate::{LOSS_TOLERANCE, NORM_TOLERANCE, WEIGHT_TOLERANCE};
+use crate::compare::{LOSS_TOLERANCE, NORM_TOLERANCE, assert_same_bits, check, check_weights, oracle_eval_loss};
 
 /// Relative; compute in bf16 rounds each matrix product to 8 bits.
 pub(super) const BF16_LOSS_TOLERANCE: f64 = 2e-3;
@@ -127,34 +126,6 @@ pub(super) fn job(variant: &Variant, name: &str, layout: Layout) -> Job {
     layout.job(&folder, &toml)
 }
 
-fn relative(got: f64, expected: f64) -> f64 {
-    (got - expected).abs() / expected.abs()
-}
-
-pub(super) fn check(
-    what: &str,
-    run: &RunDir,
-    expected: &[Step],
-    eval_loss: f64,
-    loss_tolerance: f64,
-    norm_tolerance: f64,
-) {
-    let got = run.steps();
-    assert_eq!(got.len(), STEPS, "{what}");
-    for (got, expected) in got.iter().zip(expected) {
-        assert_eq!((got.step, got.learning_rate), (expected.step, expected.learning_rate), "{what}");
-        assert!(relative(got.loss, expected.loss) <= loss_tolerance, "{what}: {got:?} {expected:?}");
-        assert!(relative(got.grad_norm, expected.grad_norm) <= norm_tolerance, "{what}: {got:?} {expected:?}");
-    }
-    let [(step, got)] = run.eval_losses()[..] else { panic!("{what}: {:?}", run.eval_losses()) };
-    assert_eq!(step, STEPS as u64, "{what}");
-    assert!(relative(got, eval_loss) <= loss_tolerance, "{what}: eval loss {got}, expected {eval_loss}");
-}
-
-pub(super) fn oracle_eval_loss(out: &Path) -> f64 {
-    RunDir::new(out.into()).eval_losses()[0].1
-}
-
 fn check_variant(name: &str) {
     let variant = Oracle::get().variant(name);
     let out = variant.out.with_extension("float32");
@@ -181,27 +152,6 @@ fn check_variant(name: &str) {
         let (whole, sharded) = of_this_degree.split_at(6);
         assert_same_bits(name, whole);
         assert_same_bits(name, sharded);
-    }
-}
-
-pub(super) fn check_weights(what: &str, run: &RunDir, expected: &BTreeMap<String, Vec<f32>>) {
-    let got = run.final_weights();
-    assert!(got.keys().eq(expected.keys()), "{what}: {:?}", got.keys());
-    for (name, values) in &got {
-        let errors = values.iter().zip(&expected[name]).map(|(a, b)| (a - b).abs());
-        let error = errors.fold(0.0, f32::max);
-        assert!(error <= WEIGHT_TOLERANCE, "{what}: {name} is off by {error:e}");
-    }
-}
-
-/// Losses, norms and final weights of all runs are those of the first, bit for bit.
-pub(super) fn assert_same_bits(name: &str, runs: &[(Layout, RunDir)]) {
-    let (_, first) = &runs[0];
-    let (steps, weights) = (first.steps(), first.final_weights());
-    for (layout, run) in &runs[1..] {
-        assert_eq!(run.steps(), steps, "{name} {layout}");
-        assert_eq!(run.eval_losses(), first.eval_losses(), "{name} {layout}");
-        assert!(run.final_weights() == weights, "{name} {layout}: final weights differ in bits");
     }
 }
 

@@ -1,5 +1,6 @@
-//! kernels-on-gpu: runs the kernels that have to be fast on a GPU and in the emulation, from the same bytes. Compares the bits of all that either has
-//! written, and measures the kernels at the sizes of DeepSeek-LLM-7B beside a copy. For machines with a GPU: see scripts/gpu.sh.
+//! kernels-on-gpu: runs the kernels that have to be fast on a GPU and in the emulation, from the same bytes. Compares the bits of
+//! all that either has written, and measures the kernels at the sizes of DeepSeek-LLM-7B beside a copy. For machines with a GPU: see
+//! scripts/gpu.sh.
 //!
 //! Exit codes: 0 all bits are equal; 1 some differ; 2 there is no GPU that can be used.
 
@@ -11,7 +12,7 @@ use std::ffi::c_void;
 use std::path::Path;
 use std::process::ExitCode;
 
-use emulation::{Dim, Kernel};
+use emulation::{Dim, Kernel, Words, words};
 use rank::device::cuda::cache::Cache;
 use rank::device::cuda::driver::{DeviceMemory, Driver, GpuError};
 use rank::device::cuda::gpu::Gpu;
@@ -41,15 +42,11 @@ enum Arg {
     /// No memory.
     Nothing,
     /// A number or a struct, as its words.
-    Value([u64; 4]),
+    Value(Words),
 }
 
 fn value<T: Copy>(value: T) -> Arg {
-    let mut words = [0u64; 4];
-    assert!(size_of::<T>() <= size_of_val(&words));
-    // SAFETY: there are as many bytes.
-    unsafe { words.as_mut_ptr().cast::<T>().write_unaligned(value) };
-    Arg::Value(words)
+    Arg::Value(words(value))
 }
 
 /// Bytes that are numbers of a type between -2 and 2, the same in every run.
@@ -76,6 +73,7 @@ fn cases(tokens: usize, model: Model) -> Vec<Case> {
     let mut of = Numbers(7);
     let (rows, stream) = (tokens as u32, tokens * hidden);
     let threads = |width: usize, most: u32| ((width / 8) as u32).next_multiple_of(32).min(most);
+    // Eight for each multiprocessor of an H100.
     let many = 132 * 8;
     let constants = [0.9999f32, 0.1, 0.95, 0.05, 0.31, 1e-8, 1e-2];
     let targets: Vec<u8> = (0..tokens).flat_map(|token| ((token * 7919 % vocab) as i64).to_le_bytes()).collect();
@@ -166,6 +164,7 @@ fn cases(tokens: usize, model: Model) -> Vec<Case> {
                 of.f32(state),
                 of.f32(state),
                 of.f32(state),
+                // A second moment has no sign.
                 of.f32(state)
                     .into_iter()
                     .enumerate()
@@ -209,15 +208,15 @@ const WIDE: Model = Model { hidden: 8192, ffn: 1024, heads: 64, vocab: 4096 };
 
 /// Calls `launch` with pointers to the arguments, where buffers are at `addresses`.
 fn with_args(args: &[Arg], addresses: &[u64], launch: impl FnOnce(&mut [*mut c_void])) {
-    let mut words: Vec<[u64; 4]> = args
+    let mut held: Vec<Words> = args
         .iter()
         .map(|arg| match arg {
-            Arg::Buffer(number) => [addresses[*number], 0, 0, 0],
+            Arg::Buffer(number) => words(addresses[*number]),
             Arg::Nothing => [0; 4],
             Arg::Value(words) => *words,
         })
         .collect();
-    let mut pointers: Vec<*mut c_void> = words.iter_mut().map(|words| words.as_mut_ptr().cast()).collect();
+    let mut pointers: Vec<*mut c_void> = held.iter_mut().map(|words| words.as_mut_ptr().cast()).collect();
     launch(&mut pointers);
 }
 

@@ -6,7 +6,7 @@ use std::ffi::c_void;
 use std::marker::PhantomData;
 use std::sync::{Mutex, PoisonError};
 
-use emulation::{Dim, Kernel};
+use emulation::{Dim, Kernel, Words, words};
 use tch::{Device, Kind, Tensor};
 
 /// Orders of threads: ascending, descending, and two that are shuffled.
@@ -16,14 +16,11 @@ pub const ORDERS: [i32; 4] = [0, 1, 2, 7];
 pub const TYPES: [(&str, Kind); 2] = [("bf16", Kind::BFloat16), ("f32", Kind::Float)];
 
 /// An argument of a kernel, in memory of its own. A tensor whose memory it is outlives it.
-pub struct Arg<'a>(Box<[u64]>, PhantomData<&'a Tensor>);
+pub struct Arg<'a>(Words, PhantomData<&'a Tensor>);
 
 /// A number or a struct, as the kernel has it.
 pub fn value<'a, T: Copy>(value: T) -> Arg<'a> {
-    let mut words = vec![0u64; size_of::<T>().div_ceil(8)].into_boxed_slice();
-    // SAFETY: there are as many bytes as T has.
-    unsafe { words.as_mut_ptr().cast::<T>().write_unaligned(value) };
-    Arg(words, PhantomData)
+    Arg(words(value), PhantomData)
 }
 
 /// A tensor's memory.

@@ -20,7 +20,7 @@ pub fn cross_entropy_backward(logits: &mut Tensor, targets: &Tensor, loss: &mut 
 
 /// `turns`: whether logits turn into gradients.
 fn whole_rows(logits: &Tensor, targets: &Tensor, loss: &mut DeviceSum, turns: bool) {
-    let losses = Tensor::empty_like(&targets.to_kind(Kind::Float));
+    let losses = Tensor::empty(targets.size(), (Kind::Float, targets.device()));
     let launch = rows(["cross_entropy_bf16", "cross_entropy_f32"], logits).tensor(targets).tensor(&losses);
     // SAFETY: as cross_entropy.cu says; there is a target and a loss for each row.
     unsafe { with_columns(launch, logits).value(i32::from(turns)).start() };

@@ -54,7 +54,7 @@ mod tests {
             let (name, of) = line.strip_suffix(')')?.split_once('(')?;
             let is_name = name.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'_');
             let is_registered =
-                name == "HOST_KERNEL" || [", bf16", ", float"].iter().any(|of_type| of.ends_with(of_type));
+                name == "HOST_KERNEL" || [", bf16", ", float", ", double"].iter().any(|of_type| of.ends_with(of_type));
             if is_name && is_registered { of.split(',').next() } else { None }
         };
         let mut kernels: Vec<&str> = source.text.lines().filter_map(kernel).collect();

@@ -48,20 +48,21 @@ template <class T> struct NormGrad {
   int rows, width;
 };
 
-// What a thread has of a row: x, and dy w as it is rounded.
-template <class T, bool WHOLE> __device__ __forceinline__ void load_products(const NormGrad<T>& p, uint64_t start, int at, float* v, float* g) {
+// What a thread has of a row: x in v, dy in d, and dy w as it is rounded in g.
+template <class T, bool WHOLE>
+__device__ __forceinline__ void load_products(const NormGrad<T>& p, uint64_t start, int at, float* v, float* d, float* g) {
   float u[8];
   load8<WHOLE>(p.x + start + at, p.width - at, v);
-  load8<WHOLE>(p.dy + start + at, p.width - at, g);
+  load8<WHOLE>(p.dy + start + at, p.width - at, d);
   load8<WHOLE>(p.w + at, p.width - at, u); // from the cache: each row needs it
 #pragma unroll
-  for (int j = 0; j < 8; ++j) g[j] = rounded<T>(g[j] * u[j]);
+  for (int j = 0; j < 8; ++j) g[j] = rounded<T>(d[j] * u[j]);
 }
 
 // A block's rows, in order. Each thread has GROUPS groups of eight columns, whose part of dw it keeps in registers. A lone group's
 // operands stay there too; several are read from the cache a second time.
 template <class T, bool WHOLE, int GROUPS> __device__ __forceinline__ void normalise_backward(const NormGrad<T>& p, float* scratch) {
-  float dw[GROUPS][8] = {}, v[8], g[8];
+  float dw[GROUPS][8] = {}, v[8], d[8], g[8];
   auto column = [](int group) { return 8 * (int)(group * blockDim.x + threadIdx.x); };
   for (int row = blockIdx.x; row < p.rows; row += gridDim.x) {
     uint64_t start = (uint64_t)row * p.width;
@@ -70,9 +71,7 @@ template <class T, bool WHOLE, int GROUPS> __device__ __forceinline__ void norma
     for (int group = 0; group < GROUPS; ++group) {
       int at = column(group);
       if (at >= p.width) continue;
-      float d[8];
-      load8<WHOLE>(p.dy + start + at, p.width - at, d);
-      load_products<T, WHOLE>(p, start, at, v, g);
+      load_products<T, WHOLE>(p, start, at, v, d, g);
 #pragma unroll
       for (int j = 0; j < 8; ++j) {
         dw[group][j] += d[j] * v[j] * scale;
@@ -84,7 +83,7 @@ template <class T, bool WHOLE, int GROUPS> __device__ __forceinline__ void norma
     for (int group = 0; group < GROUPS; ++group) {
       int at = column(group);
       if (at >= p.width) continue;
-      if (GROUPS > 1) load_products<T, WHOLE>(p, start, at, v, g);
+      if (GROUPS > 1) load_products<T, WHOLE>(p, start, at, v, d, g);
 #pragma unroll
       for (int j = 0; j < 8; ++j) g[j] = g[j] * scale - v[j] * coefficient;
       if (p.residual) {

@@ -11,22 +11,15 @@ extern "C" __global__ void __launch_bounds__(512) square_parts(const float* __re
 }
 HOST_KERNEL(square_parts)
 
-// total = the sum of parts. Grid: one block.
-extern "C" __global__ void __launch_bounds__(512) sum_parts(const double* __restrict__ parts, double* __restrict__ total, int count) {
-  __shared__ double scratch[32];
-  double sum = 0.0;
-  for (int i = threadIdx.x; i < count; i += blockDim.x) sum += parts[i];
-  sum = block_sum(sum, scratch);
-  if (threadIdx.x == 0) *total = sum;
-}
-HOST_KERNEL(sum_parts)
-
-// total = the sum of losses. Grid: one block.
-extern "C" __global__ void __launch_bounds__(512) sum_losses(const float* __restrict__ losses, double* __restrict__ total, int count) {
-  __shared__ double scratch[32];
-  double sum = 0.0;
-  for (int i = threadIdx.x; i < count; i += blockDim.x) sum += losses[i];
-  sum = block_sum(sum, scratch);
-  if (threadIdx.x == 0) *total = sum;
-}
-HOST_KERNEL(sum_losses)
+// total = the sum of terms. Grid: one block.
+#define SUM(name, T)                                                                                                             \
+  extern "C" __global__ void __launch_bounds__(512) name(const T* __restrict__ terms, double* __restrict__ total, int count) {    \
+    __shared__ double scratch[32];                                                                                               \
+    double sum = 0.0;                                                                                                            \
+    for (int i = threadIdx.x; i < count; i += blockDim.x) sum += terms[i];                                                       \
+    sum = block_sum(sum, scratch);                                                                                               \
+    if (threadIdx.x == 0) *total = sum;                                                                                          \
+  }                                                                                                                              \
+  HOST_KERNEL(name)
+SUM(sum_parts, double)
+SUM(sum_losses, float)
