@@ -1,7 +1,10 @@
 //! Writes a run path to libtorch into the binary, so that no variable is needed to run it (LD_LIBRARY_PATH still
-//! wins), and links only what a machine without CUDA has: an unreferenced library is dropped.
+//! wins), and links only what a machine without CUDA has: an unreferenced library is dropped. Compiles the shim, which takes
+//! libtorch's headers and none of CUDA's.
 
 #![allow(clippy::print_stdout, reason = "cargo reads what a build script prints")]
+
+use std::path::Path;
 
 #[allow(clippy::disallowed_methods, reason = "cargo tells build scripts by variables")]
 fn main() {
@@ -13,4 +16,15 @@ fn main() {
     let lib = std::fs::canonicalize(&lib).map_or(lib, |path| path.display().to_string());
     println!("cargo:rustc-link-arg=-Wl,-rpath,{lib}");
     println!("cargo:rustc-link-arg=-Wl,--as-needed");
+    let include = Path::new(&lib).with_file_name("include");
+    println!("cargo:rerun-if-changed=shim");
+    cc::Build::new()
+        .cpp(true)
+        .std("c++17")
+        .warnings(true)
+        .extra_warnings(true)
+        .flag("-isystem")
+        .flag(&include)
+        .files(["shim/attention.cpp", "shim/device.cpp"])
+        .compile("dslaunch_shim");
 }

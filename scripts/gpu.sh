@@ -1,9 +1,13 @@
 #!/usr/bin/env bash
-# What is to be checked on a machine with a GPU, which needs python3's torch, and neither Rust nor a network.
+# What is to be checked on a machine with a GPU, which needs python3's torch and transformers, and neither Rust nor a network.
 #   scripts/gpu.sh pack       on a machine with Rust: builds and strips what the other commands need, into gpu-pack/
 #   scripts/gpu.sh kernels    on the GPU: bits of the kernels that have to be fast beside the emulation's, and their speed beside a copy's
-# Carry the repository there with gpu-pack/, which git ignores. Each command but pack ends within four minutes and prints its table
-# last. Exit code 0: all is as it should be.
+#   scripts/gpu.sh smoke      tiny models beside transformers, a rank that is killed, deterministic runs
+#   scripts/gpu.sh bench-7b   DeepSeek-LLM-7B's shape: tokens/s, TFLOP/s, memory. Fits a GPU of 141 GB
+#   scripts/gpu.sh peer-7b    the same by transformers, and the bound that this card has; liger-kernel is used where it is installed
+#   scripts/gpu.sh all        kernels, smoke, bench-7b, peer-7b: ten minutes
+# Carry the repository there with gpu-pack/, which git ignores. Each command but pack and all ends within four minutes, prints its
+# table last and writes JSON to docs/gpu/, or to the folder that OUT names. Exit code 0: all is as it should be.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -13,7 +17,7 @@ pack() {
     scripts/setup.sh --dev
     rm -rf gpu-pack
     mkdir gpu-pack
-    cp target/release/kernels-on-gpu gpu-pack/
+    cp target/release/{dslaunch,dslaunch-rank,kernels-on-gpu} gpu-pack/
     strip gpu-pack/*
     local mib
     mib=$(du -sm gpu-pack | cut -f1)
@@ -34,11 +38,24 @@ PYTHON
 
 on_gpu() {
     [ -d gpu-pack ] || { echo "gpu.sh: gpu-pack/ is missing: run scripts/gpu.sh pack on a machine with Rust" >&2; exit 2; }
-    LD_LIBRARY_PATH=$(library_folders) timeout 240 "gpu-pack/$1"
+    LD_LIBRARY_PATH=$(library_folders) timeout 240 "$@"
+}
+
+all() {
+    local failed=0
+    for command in kernels smoke bench-7b peer-7b; do
+        echo "== $command"
+        "$0" "$command" || failed=1
+    done
+    return $failed
 }
 
 case "${1:-}" in
     pack) pack ;;
-    kernels) on_gpu kernels-on-gpu ;;
-    *) echo "usage: scripts/gpu.sh pack|kernels" >&2; exit 2 ;;
+    kernels) on_gpu gpu-pack/kernels-on-gpu ;;
+    smoke) on_gpu python3 scripts/peers/gpu_smoke.py ;;
+    bench-7b) on_gpu python3 scripts/peers/gpu_bench.py dslaunch ;;
+    peer-7b) on_gpu python3 scripts/peers/gpu_bench.py peer ;;
+    all) all ;;
+    *) echo "usage: scripts/gpu.sh pack|kernels|smoke|bench-7b|peer-7b|all" >&2; exit 2 ;;
 esac

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # From a fresh clone to a fine-tuned model: sets up, makes a data set out of the Python standard library's docstrings,
-# and trains a small LLaMA-architecture model on two CPU ranks. Nothing but packages is downloaded.
+# and trains a small LLaMA-architecture model on two CPU ranks, or on the GPUs that there are. Nothing but packages is downloaded.
 # Further arguments go to dslaunch, for example --set train.steps=20.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -14,7 +14,10 @@ if [ ! -e "$data" ]; then
 fi
 # A run that was interrupted goes on; one that is done makes room for another.
 if [ -e runs/quickstart/final ]; then rm -rf runs/quickstart; fi
-target/release/dslaunch --nproc 2 "$@" examples/quickstart/train.toml
+# Without GPUs two ranks share the cores; with GPUs the number of ranks is theirs.
+ranks=()
+[ -e /proc/driver/nvidia/version ] || ranks=(--nproc 2)
+target/release/dslaunch "${ranks[@]}" "$@" examples/quickstart/train.toml
 
 cat <<'TEXT'
 

@@ -7,6 +7,7 @@
 //!
 //! Backends:
 //! - [`shm`]: the ranks of one machine over one memfd. All but `send` finish inside the call.
+//! - [`SoloWorld`]: one rank, over memory of whatever device it computes on.
 //! - [`SoloGroup`]: a group of one, where every operation is the identity.
 //!
 //! The traits leave room for what is not built here:
@@ -25,6 +26,7 @@
 pub mod bf16;
 mod buffer;
 mod collective;
+mod cursor;
 mod error;
 mod flight;
 mod op;
@@ -41,6 +43,6 @@ pub use flight::{FlightEntry, FlightState};
 pub use op::{Channel, Op, OpDesc, ReduceOp};
 pub use ranks::{MAX_RANKS, MAX_SLOTS};
 pub use shm::{ShmOptions, ShmWorld};
-pub use solo::SoloGroup;
+pub use solo::{SoloGroup, SoloWorld};
 pub use work::{Pending, Work};
 pub use world::{ALIGN_BYTES, World};

@@ -19,6 +19,7 @@ pub mod commands;
 pub mod control_socket;
 pub mod data;
 pub mod error;
+pub mod gpus;
 pub mod job;
 pub mod listening;
 pub mod output;

@@ -15,6 +15,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod checkpointing;
 pub mod config;
 pub mod dataset;
 pub mod dial;

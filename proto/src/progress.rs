@@ -62,6 +62,8 @@ pub enum Phase {
     Reduce,
     /// The optimizer's update.
     Update,
+    /// A step's outcome is waited for, which the device computes.
+    Wait,
     /// The step is done: it is reported and the next one begins.
     Between,
     /// Validation.
@@ -78,7 +80,7 @@ pub enum Phase {
 
 impl Phase {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Phase; 13] = [
+    pub const ALL: [Phase; 14] = [
         Phase::Start,
         Phase::Rendezvous,
         Phase::Load,
@@ -86,6 +88,7 @@ impl Phase {
         Phase::Backward,
         Phase::Reduce,
         Phase::Update,
+        Phase::Wait,
         Phase::Between,
         Phase::Validate,
         Phase::Checkpoint,
@@ -96,8 +99,8 @@ impl Phase {
 
     /// Whether it is part of a step, and so what every rank does.
     pub fn is_of_step(self) -> bool {
-        use Phase::{Backward, Between, Forward, Reduce, Snapshot, Update};
-        matches!(self, Forward | Backward | Reduce | Update | Between | Snapshot)
+        use Phase::{Backward, Between, Forward, Reduce, Snapshot, Update, Wait};
+        matches!(self, Forward | Backward | Reduce | Update | Wait | Between | Snapshot)
     }
 
     /// Its name in one word, as faults are written.
@@ -110,6 +113,7 @@ impl Phase {
             Phase::Backward => "backward",
             Phase::Reduce => "reduce",
             Phase::Update => "update",
+            Phase::Wait => "wait",
             Phase::Between => "between",
             Phase::Validate => "validate",
             Phase::Checkpoint => "checkpoint",
@@ -130,6 +134,7 @@ impl fmt::Display for Phase {
             Phase::Backward => "backward pass",
             Phase::Reduce => "reduction of gradients",
             Phase::Update => "update",
+            Phase::Wait => "waiting for the device",
             Phase::Between => "between steps",
             Phase::Validate => "validation",
             Phase::Checkpoint => "checkpoint",

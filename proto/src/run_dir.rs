@@ -54,6 +54,11 @@ impl RunDir {
         self.root.join("data")
     }
 
+    /// Kernels, compiled for the GPUs that ranks have had; safe to delete between runs.
+    pub fn kernels(&self) -> PathBuf {
+        self.root.join("kernels")
+    }
+
     /// Output of the ranks of one attempt: `rank-R.out` and `rank-R.err`.
     pub fn attempt_logs(&self, attempt: u32) -> PathBuf {
         self.root.join("logs").join(format!("attempt-{attempt}"))

@@ -98,7 +98,7 @@ impl Region {
 
 /// Bytes of memory that a job's snapshots take; 0 where it takes none.
 pub fn snapshot_bytes(plan: &Plan) -> u64 {
-    if plan.snapshot_every_steps == 0 { 0 } else { SnapshotLayout::of(plan).bytes() }
+    if plan.snapshots.are_taken() { SnapshotLayout::of(plan).bytes() } else { 0 }
 }
 
 /// Returns the ranges that only this rank saves, as in a checkpoint.
@@ -182,7 +182,7 @@ mod tests {
             world_size,
             cores: 8,
             current_dir: "/".into(),
-            machine: Machine::This { gpus: 0 },
+            machine: Machine::This { gpus: Ok(0) },
             room: Room::default(),
         };
         Draft::new(&config, world, model).unwrap().without_data().unwrap()

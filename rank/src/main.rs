@@ -3,5 +3,5 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    rank::start::main(|| ())
+    rank::start::main(rank::start::take_gpu)
 }

@@ -17,7 +17,7 @@ use crate::shake::Shake;
 pub struct Ranks {
     /// All ranks of the job, by whatever backend they are joined.
     pub world: Rc<dyn World>,
-    /// What this rank computes on; the world's arena is there.
+    /// What this rank computes on: its thread's. The world's arena is there.
     pub device: Device,
     /// The groups of this rank.
     pub groups: Groups,
@@ -34,7 +34,7 @@ impl Ranks {
     /// A fault of the world.
     pub fn enter(plan: &Plan, world: Rc<dyn World>, line: &ProgressLine, shake: Shake) -> Result<Self, CommError> {
         let groups = Groups::enter(plan, &*world, line)?;
-        Ok(Self { groups, line: line.clone(), world, device: Device::of_plan(plan.device), shake })
+        Ok(Self { groups, line: line.clone(), world, device: Device::of_thread(), shake })
     }
 
     /// Whether a step's results are read while the next step computes, rather than waited for.

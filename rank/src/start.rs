@@ -6,26 +6,33 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
-use comm::{ShmOptions, ShmWorld};
+use comm::{CommError, ShmOptions, ShmWorld, World};
 use proto::env::{Meeting, WorkerEnv};
 use proto::fault::Fault;
 use proto::memory::arena_bytes;
-use proto::plan::Plan;
+use proto::plan::{self, Backend, Plan};
 use proto::progress::Phase;
+use proto::run_dir::RunDir;
 use proto::{say, sealed};
 
 use crate::control::{Breaker, Control};
+use crate::device::cuda::cache::Cache;
+use crate::device::cuda::driver::{Driver, GpuError};
+use crate::device::cuda::gpu;
 use crate::fault::Faults;
+use crate::kernels::cuda::{HEADER, SOURCES};
 use crate::process;
 use crate::progress::ProgressLine;
 use crate::ranks::Ranks;
 use crate::shake::Shake;
 use crate::train::{TrainError, Trainer};
 
-/// Runs the rank that the environment describes. `take_gpu`: installs what computes, if that is no CPU; it is called first.
-pub fn main(take_gpu: impl FnOnce()) -> ExitCode {
-    take_gpu();
-    match run() {
+/// Installs the GPU that this rank computes on ([`gpu::install`]), if it computes on one.
+pub type TakeGpu = fn(&Plan, &WorkerEnv) -> Result<(), GpuError>;
+
+/// Runs the rank that the environment describes.
+pub fn main(take_gpu: TakeGpu) -> ExitCode {
+    match run(take_gpu) {
         Ok(code) => code,
         Err(err) => {
             say::err(format_args!("dslaunch-rank: {err:#}"));
@@ -34,7 +41,18 @@ pub fn main(take_gpu: impl FnOnce()) -> ExitCode {
     }
 }
 
-fn run() -> anyhow::Result<ExitCode> {
+/// Where the plan computes on GPUs, the one of this rank's number.
+pub fn take_gpu(plan: &Plan, env: &WorkerEnv) -> Result<(), GpuError> {
+    if plan.device == plan::Device::Cuda {
+        let kernels = Cache::new(&RunDir::new(&plan.output_dir).kernels());
+        let mut driver = Driver::open(env.local_rank, &SOURCES, &HEADER, &kernels)?;
+        driver.share_with_torch(plan.deterministic)?;
+        gpu::install(Box::new(driver));
+    }
+    Ok(())
+}
+
+fn run(take_gpu: TakeGpu) -> anyhow::Result<ExitCode> {
     let env = WorkerEnv::from_process()?;
     process::set_up(env.threads);
     let faults = Fault::parse_all(env.fault.as_deref().unwrap_or_default());
@@ -50,7 +68,7 @@ fn run() -> anyhow::Result<ExitCode> {
     let control = progress.call_launcher(|| Control::register(&env, &breaker))?;
     control.heartbeat(0, "load");
     let mut step = 0;
-    match train(plan, &env, &control, &progress, &mut step) {
+    match train(take_gpu, plan, &env, &control, &progress, &mut step) {
         Ok(()) => Ok(ExitCode::SUCCESS),
         Err(err) => {
             let kind = err.kind();
@@ -71,24 +89,32 @@ fn lines(count: u64) -> String {
 
 /// Joins the other ranks and trains. `step` is where it stands, for the report of a failure.
 fn train(
+    take_gpu: TakeGpu,
     plan: Plan,
     env: &WorkerEnv,
     control: &Control,
     progress: &ProgressLine,
     step: &mut u64,
 ) -> Result<(), TrainError> {
-    let Meeting::Shm { fd } = env.meeting;
-    let world = ShmWorld::join(ShmOptions {
-        rank: env.rank,
-        world_size: env.world_size,
-        fd: process::inherited_fd(fd),
-        arena_bytes: arena_bytes(&plan) as usize,
-        timeout: Duration::from_secs(plan.comm_timeout_seconds),
-    })?;
+    take_gpu(&plan, env)?;
+    let world = join(&plan, env)?;
     progress.enter(Phase::Load);
-    let ranks = Ranks::enter(&plan, Rc::new(world), progress, Shake::new(env.shake, env.rank))?;
+    let ranks = Ranks::enter(&plan, world, progress, Shake::new(env.shake, env.rank))?;
     let mut trainer = Trainer::new(plan, env, ranks)?;
     let outcome = trainer.run(control);
     *step = trainer.current_step();
     outcome
+}
+
+fn join(plan: &Plan, env: &WorkerEnv) -> Result<Rc<dyn World>, CommError> {
+    let (arena_bytes, timeout) = (arena_bytes(plan) as usize, Duration::from_secs(plan.comm_timeout_seconds));
+    Ok(match plan.backend {
+        Backend::Solo => Rc::new(gpu::solo_world(arena_bytes, timeout)),
+        Backend::Shm => {
+            let Meeting::Shm { fd } = env.meeting;
+            let (rank, world_size, fd) = (env.rank, env.world_size, process::inherited_fd(fd));
+            Rc::new(ShmWorld::join(ShmOptions { rank, world_size, fd, arena_bytes, timeout })?)
+        }
+        Backend::Nccl | Backend::Tcp => unreachable!("no plan that needs {:?} gets here yet", plan.backend),
+    })
 }

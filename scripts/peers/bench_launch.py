@@ -293,7 +293,7 @@ def compare(args: argparse.Namespace) -> bool:
         ("quickstart with snapshots", few, lambda build: quickstart_step(build, 1, args.steps)),
     ]
     passed, results = True, {}
-    for name, pairs, trial in figures:
+    for name, pairs, trial in (figure for figure in figures if args.only in figure[0]):
         found: dict[str, list[tuple[float, float]]] = {}
         for pair in range(pairs):
             # Whoever goes first has the machine as the pair before has left it.
@@ -376,6 +376,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5, help="pairs of quickstart runs")
     parser.add_argument("--steps", type=int, default=25, help="of each quickstart run")
     parser.add_argument("--before", type=Path, metavar="DIR", help="compare with the programs in DIR, not with torchrun")
+    parser.add_argument("--only", metavar="TEXT", default="", help="with --before: the figures whose names hold this")
     parser.add_argument("--json", type=Path, help="write the raw numbers to this file")
     args = parser.parse_args()
     machine = describe_machine([], ["torch"])

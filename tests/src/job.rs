@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use serde_json::{Value, json};
 
 use crate::program;
 use crate::run::RunDir;
@@ -59,6 +60,29 @@ impl Job {
         static DSLAUNCH: OnceLock<PathBuf> = OnceLock::new();
         self.dslaunch = DSLAUNCH.get_or_init(|| beside(&program("dslaunch-rank-emulated"))).clone();
         self
+    }
+
+    /// The machine has these GPUs, emulated: the driver's library lists them, and ranks compute on them. `gpus`: of each, the facts
+    /// that are not as usual (`emulated-nvml` has their names).
+    pub fn on_gpus(self, gpus: &Value) -> Self {
+        self.put_gpus(gpus);
+        let job = self.emulated();
+        let (machine, libraries) = (job.gpus_file(), job.dslaunch.with_file_name("lib"));
+        fs::create_dir_all(&libraries).expect("a folder beside the programs");
+        link(&program("libemulated_nvml.so"), &libraries.join("libnvidia-ml.so.1"));
+        let text = |path: &Path| path.to_str().expect("UTF-8").to_owned();
+        job.env("EMULATED_GPUS", &text(&machine)).env("LD_LIBRARY_PATH", &text(&libraries))
+    }
+
+    /// From now on the GPUs are as these are.
+    pub fn put_gpus(&self, gpus: &Value) {
+        let (machine, new) = (json!({ "driver": "580.0", "gpus": gpus }), self.folder.join("gpus.json.new"));
+        fs::write(&new, machine.to_string()).expect("a scratch file");
+        fs::rename(&new, self.gpus_file()).expect("a scratch file");
+    }
+
+    fn gpus_file(&self) -> PathBuf {
+        self.folder.join("gpus.json")
     }
 
     /// Number of ranks; 1 if not said.
@@ -119,8 +143,8 @@ impl Job {
     /// Runs another command of dslaunch in the job's folder.
     #[allow(clippy::disallowed_methods, reason = "tests start dslaunch as a user does")]
     pub fn dslaunch(&self, arguments: &[&str]) -> Output {
-        let mut command = Command::new(program("dslaunch"));
-        command.args(arguments).current_dir(&self.folder).stdin(Stdio::null());
+        let mut command = Command::new(&self.dslaunch);
+        command.args(arguments).current_dir(&self.folder).envs(self.env.iter().cloned()).stdin(Stdio::null());
         command.output().expect("dslaunch starts")
     }
 
@@ -146,15 +170,18 @@ impl Job {
 fn beside(worker: &Path) -> PathBuf {
     let folder = worker.with_file_name("emulated");
     fs::create_dir_all(&folder).expect("a folder beside the programs");
-    let link = |to: &Path, name: &str| {
-        let (new, path) = (folder.join(format!(".{name}.{}", std::process::id())), folder.join(name));
-        fs::hard_link(to, &new).and_then(|()| fs::rename(&new, &path)).expect("a link");
-        // Nothing was renamed if both were the same file.
-        fs::remove_file(&new).ok();
-        path
-    };
-    link(worker, "dslaunch-rank");
-    link(&program("dslaunch"), "dslaunch")
+    link(worker, &folder.join("dslaunch-rank"));
+    let dslaunch = folder.join("dslaunch");
+    link(&program("dslaunch"), &dslaunch);
+    dslaunch
+}
+
+/// Makes `path` another name of the file `to`.
+fn link(to: &Path, path: &Path) {
+    let new = path.with_file_name(format!(".link.{}.{:?}", std::process::id(), thread::current().id()));
+    fs::hard_link(to, &new).and_then(|()| fs::rename(&new, path)).expect("a link");
+    // Nothing was renamed if both were the same file.
+    fs::remove_file(&new).ok();
 }
 
 impl Running {

@@ -2,7 +2,6 @@
 
 #![allow(unsafe_code, reason = "vouches for the arena's pointers")]
 
-use std::cell::Cell;
 use std::os::fd::OwnedFd;
 use std::ptr::NonNull;
 use std::rc::Rc;
@@ -11,8 +10,9 @@ use std::time::Duration;
 
 use super::group::ShmGroup;
 use super::membership::Membership;
+use crate::cursor::ArenaCursor;
 use crate::ranks::RankSet;
-use crate::{ALIGN_BYTES, Buffer, Collective, CommError, DType, FlightEntry, MAX_SLOTS, Result, World};
+use crate::{Buffer, Collective, CommError, DType, FlightEntry, MAX_SLOTS, Result, World};
 
 /// How to join a world.
 #[derive(Debug)]
@@ -36,7 +36,7 @@ pub struct ShmOptions {
 /// by a signal or `process::exit`, counts as dead.
 pub struct ShmWorld {
     pub(super) membership: Rc<Membership>,
-    allocated_bytes: Cell<usize>,
+    cursor: ArenaCursor,
 }
 
 impl ShmWorld {
@@ -46,7 +46,8 @@ impl ShmWorld {
     /// `Timeout` naming the ranks that did not come, `WorldMismatch` if they have other options, `PeerDied`,
     /// `RankTaken`, `InvalidWorld`, or `System` if the memory cannot be mapped.
     pub fn join(options: ShmOptions) -> Result<ShmWorld> {
-        Ok(ShmWorld { membership: Rc::new(Membership::join(options)?), allocated_bytes: Cell::new(0) })
+        let membership = Rc::new(Membership::join(options)?);
+        Ok(ShmWorld { cursor: ArenaCursor::new(membership.arena.arena_bytes()), membership })
     }
 
     /// A world of one rank over memory of its own, so that rank code is the same for one process.
@@ -71,15 +72,7 @@ unsafe impl World for ShmWorld {
     }
 
     fn alloc(&self, dtype: DType, numel: usize) -> Result<Buffer> {
-        let arena_bytes = self.membership.arena.arena_bytes();
-        let offset = self.allocated_bytes.get().next_multiple_of(ALIGN_BYTES);
-        let available_bytes = arena_bytes.saturating_sub(offset);
-        let needed_bytes = numel.saturating_mul(dtype.size_bytes());
-        if needed_bytes > available_bytes {
-            return Err(CommError::ArenaExhausted { needed_bytes, available_bytes, arena_bytes });
-        }
-        self.allocated_bytes.set(offset + needed_bytes);
-        Ok(Buffer::new(dtype, numel, offset))
+        self.cursor.alloc(dtype, numel)
     }
 
     fn as_ptr(&self, buf: Buffer) -> NonNull<u8> {

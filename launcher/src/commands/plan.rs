@@ -76,6 +76,7 @@ pub fn run(args: &PlanArgs, terminal: &Terminal) -> Result<u8, LaunchError> {
         let plan = setup.plan_without_data()?;
         let mut console = Console::new(terminal.clone(), !args.json);
         note(&setup.notes, &mut console);
+        note(&setup.notes_on(&plan), &mut console);
         console.say(&if args.json { json(&plan) } else { plan_table_without_data(&plan, setup.room()) });
         return Ok(0);
     }
@@ -88,7 +89,7 @@ pub fn run(args: &PlanArgs, terminal: &Terminal) -> Result<u8, LaunchError> {
         let owned = Ownership::check(&wish, &setup, &mut console)?;
         let from = wish.checkpoint(&setup, &mut console)?;
         let plan = setup.plan(start_of(from.as_ref()), &mut signals, &mut console).await?;
-        note(&notes(&owned, from.as_ref(), &plan), &mut console);
+        note(&notes(&setup, &owned, from.as_ref(), &plan), &mut console);
         console.say(&if args.json { json(&plan) } else { plan_table(&plan, setup.room()) });
         Ok(0)
     })

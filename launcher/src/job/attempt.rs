@@ -13,13 +13,14 @@ use std::time::{Duration, Instant};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::signal::Signal;
 use proto::env::{Beginning, Meeting, ServiceEnv, WorkerEnv};
-use proto::plan::Plan;
+use proto::plan::{Device, Plan};
 use proto::progress::Line;
 use proto::run_dir::RunDir;
 use tokio::time::{Interval, MissedTickBehavior};
 
 use crate::attempt::{Attempt, AttemptKind, Exited, Ranks, Reach, Terms};
 use crate::error::LaunchError;
+use crate::gpus::watch::Watch;
 use crate::output::Output;
 use crate::output::events::Moment;
 use crate::output::report;
@@ -63,6 +64,8 @@ pub struct TrainingJob {
     pub hang_limits: Option<HangLimits>,
     /// The memory for the newest steps of ranks, if they keep them.
     pub snapshots: Option<SnapshotMemory>,
+    /// Indices of the GPUs that its ranks train on.
+    pub gpus: Vec<usize>,
 }
 
 /// The launcher's own ends, for training.
@@ -109,6 +112,9 @@ pub async fn run(
     let hangs = job.hang_limits.map(|limits| HangWatch::new(course(&job.plan, from), limits));
     let mut training = Training::begin(&job.plan, edge.output, progress, server, hangs);
     training.rendezvous = Timer::after(rendezvous_timeout);
+    if !job.gpus.is_empty() {
+        training.gpus = Some(Watch::start(job.gpus.clone()).map_err(LaunchError::io("start to watch the GPUs"))?);
+    }
     training.preempt(edge.signals);
     let outcome = attempt.supervise(&mut training, edge.signals).await;
     let (preempted_after, lines) = (training.preempted_after, training.progress.lines());
@@ -122,7 +128,7 @@ pub async fn run(
 /// The ranks and steps of an attempt that begins at `from`.
 fn course(plan: &Plan, from: &StartingPoint) -> Course {
     let first_step = from.progress().step + 1;
-    Course { mesh: plan.mesh, first_step, snapshot_every_steps: plan.snapshot_every_steps }
+    Course { mesh: plan.mesh, first_step, snapshot_every_steps: plan.snapshots.every_steps().unwrap_or(0) }
 }
 
 /// Descriptors that every rank of an attempt inherits.
@@ -170,6 +176,10 @@ impl Workers<'_> {
         env.extend(ServiceEnv::VARIABLES.map(|name| (name, None)));
         env.extend(worker_env.to_vars().into_iter().map(|(name, value)| (name, Some(value))));
         env.push(("MKL_NUM_THREADS", Some(worker_env.threads.to_string().into())));
+        if self.job.plan.device == Device::Cuda {
+            // The driver numbers GPUs so for whoever asks it, the launcher among them.
+            env.push(("CUDA_DEVICE_ORDER", Some("PCI_BUS_ID".into())));
+        }
         Spec {
             program: self.job.worker.clone(),
             args: vec![],
@@ -224,6 +234,8 @@ struct Training<'a> {
     lines: Vec<Line>,
     hangs: Option<HangWatch>,
     stragglers: StragglerWatch,
+    /// The GPUs, if ranks train on some.
+    gpus: Option<Watch>,
     /// Goes off when ranks are to be looked at.
     looks: Interval,
     last_look: Instant,
@@ -253,6 +265,7 @@ impl<'a> Training<'a> {
             progress,
             hangs,
             stragglers: StragglerWatch::new(plan.mesh),
+            gpus: None,
             looks,
             last_look: Instant::now(),
             rendezvous: Timer::off(),
@@ -280,6 +293,10 @@ impl<'a> Training<'a> {
         }
         if let Some(straggler) = self.stragglers.look(&lines, progress_page::now()) {
             self.output.straggler(&straggler);
+        }
+        if let Some(gpus) = &self.gpus {
+            let trains = lines.iter().all(|line| line.place.phase.is_of_step());
+            self.output.gpus(gpus.take(), trains);
         }
         let state = |rank: usize| ranks.is_running(rank).then(|| ProcessState::of(ranks.pid(rank)));
         let hang = self.hangs.as_mut().and_then(|hangs| hangs.look(&lines, passed, state));
@@ -346,6 +363,9 @@ impl AttemptKind for Training<'_> {
     }
 
     fn failing(&mut self, rank: usize, cause: &str) {
+        if let Some(gpus) = &self.gpus {
+            self.output.gpus(gpus.take(), false);
+        }
         let silent_ms = self.progress.silent(rank).as_secs_f64() * 1e3;
         self.output.event(Moment::FailureDetected { rank, cause, silent_ms });
     }

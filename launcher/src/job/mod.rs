@@ -20,7 +20,7 @@ use proto::config::AutoOr;
 use proto::env::{SchedulerEnv, ServiceEnv};
 use proto::manifest::Progress;
 use proto::memory::{PeakBytes, Side, helpful_keys};
-use proto::plan::Plan;
+use proto::plan::{Device, Plan};
 use proto::run_dir::RunDir;
 use proto::sealed;
 
@@ -34,6 +34,7 @@ use crate::job::setup::{Setup, worker_binary};
 use crate::output::Output;
 use crate::output::console::Console;
 use crate::output::events::Moment;
+use crate::output::gpu_log;
 use crate::output::notify::Notifier;
 use crate::output::report::{self, FailureReport, summary};
 use crate::output::terminal::Terminal;
@@ -120,7 +121,7 @@ impl Launch<'_> {
             output.console().say(&text);
             return Ok(0);
         }
-        note(&notes(&owned, beginning.as_ref(), &plan), output.console());
+        note(&notes(setup, &owned, beginning.as_ref(), &plan), output.console());
         let mut job = prepare(plan, setup, worker)?;
         background::begun(job_control, &run_dir)?;
         // Whatever happens between these two, nothing of another job is ever taken for this one's.
@@ -144,7 +145,7 @@ impl Launch<'_> {
                     beginning = Some(wish.instead_of(damaged, setup, output.console())?);
                     // Another beginning is another plan: a run by epochs counts the rows that are left.
                     plan = setup.plan(start_of(beginning.as_ref()), signals, output.console()).await?;
-                    note(&notes(&owned, beginning.as_ref(), &plan), output.console());
+                    note(&notes(setup, &owned, beginning.as_ref(), &plan), output.console());
                     job = prepare(plan, setup, worker)?;
                 }
             }
@@ -152,10 +153,10 @@ impl Launch<'_> {
     }
 }
 
-/// What the user should know of where the job goes on.
-pub fn notes(owned: &Ownership, from: Option<&Checkpoint>, plan: &Plan) -> Vec<String> {
+/// What the user should know of the plan, and of where the job goes on.
+pub fn notes(setup: &Setup, owned: &Ownership, from: Option<&Checkpoint>, plan: &Plan) -> Vec<String> {
     let of_checkpoint = from.map_or(vec![], |from| resume::notes(from, plan));
-    owned.note(from).into_iter().chain(of_checkpoint).collect()
+    setup.notes_on(plan).into_iter().chain(owned.note(from)).chain(of_checkpoint).collect()
 }
 
 /// From a plan to a job that ranks can be started for, its plan on disk.
@@ -174,7 +175,8 @@ fn prepare(plan: Plan, setup: &Setup, worker: &Path) -> Result<TrainingJob, Laun
     };
     let snapshots = SnapshotMemory::create(&plan).map_err(LaunchError::io("create the memory for snapshots"))?;
     let worker = worker.to_owned();
-    Ok(TrainingJob { plan, run_dir, worker, run_id, max_restarts, hang_limits, snapshots })
+    let gpus = if plan.device == Device::Cuda { setup.gpus_of_ranks().to_vec() } else { vec![] };
+    Ok(TrainingJob { plan, run_dir, worker, run_id, max_restarts, hang_limits, snapshots, gpus })
 }
 
 /// Writes the plan that ranks read. Before each attempt: a damaged one costs no more than that.
@@ -294,7 +296,10 @@ fn end(job: &TrainingJob, restarts: u32, outcome: Outcome, output: &mut Output) 
         Outcome::Recalled => unreachable!("a training job has one machine"),
         Outcome::Done | Outcome::Failed { .. } => {
             output.done(job.plan.steps);
-            let text = summary(&job.plan, &job.run_dir, output.latest(), output.goodput(), restarts);
+            let mut text = summary(&job.plan, &job.run_dir, output.latest(), output.goodput(), restarts);
+            for (gpu, of_gpu) in output.gpu_log().summaries() {
+                text += &format!("\n          {}", gpu_log::summary_line(gpu, &of_gpu));
+            }
             output.console().say(&text);
             0
         }
@@ -323,11 +328,20 @@ fn explain(job: &TrainingJob, attempt: u32, ended: AttemptEnd, output: &mut Outp
     report::recognise_loader_failure(&mut cause, &tail);
     if let Some(shortage) = out_of_memory::recognise(&cause, &tail, kernel_kills) {
         let peak = PeakBytes::of(&job.plan, job.plan.mesh.coord(cause.rank));
-        let keys = helpful_keys(&job.plan, Side::Host, &peak).join(", ");
+        let (side, peak) = match (job.plan.device, shortage.is_of_gpu()) {
+            (Device::Cuda, true) => (Side::Gpu, peak.on_gpu(&job.plan)),
+            (Device::Cuda, false) => (Side::Host, peak.beside_gpu(&job.plan)),
+            (Device::Cpu, _) => (Side::Host, peak),
+        };
+        let keys = helpful_keys(&job.plan, side, &peak).join(", ");
         cause.message = Some(format!("out of memory: {shortage}\nplanned: {peak}\nwhat would help: {keys}"));
         if matches!(shortage, OutOfMemory::Refused(_)) {
             cause.kind = Kind::Environment;
         }
+    }
+    for told in output.gpu_log().take_xids() {
+        let text = gpu_log::xid(told);
+        cause.message = Some(cause.message.map_or(text.clone(), |message| format!("{message}\n{text}")));
     }
     output.event(Moment::Stopped { rank: cause.rank, cause: &cause.summary(), step: cause.step });
     let place = report::place(&job.plan, cause.rank, line.place);

@@ -2,22 +2,24 @@
 //!
 //! - STP-1 What [`Setup::load`] refuses costs the user milliseconds and changes nothing on disk.
 
+use std::env;
 use std::error::Error;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use std::{env, fs};
 
-use proto::config::TrainConfig;
+use proto::config::{AutoOr, Device, TrainConfig};
+use proto::env::variable;
 use proto::manifest::Progress;
 use proto::memory::Room;
 use proto::model_config::ModelConfig;
 use proto::plan::Plan;
-use proto::resolve::{Draft, Machine, PreparedData, World};
+use proto::resolve::{Draft, Machine, PreparedData, World, default_world_size};
 use proto::run_dir::RunDir;
 
 use crate::data::{self, DataJob, Origin, Prepared, Split};
 use crate::error::LaunchError;
+use crate::gpus::{Gpus, Visible};
 use crate::job::args::JobArgs;
 use crate::job::host_memory;
 use crate::output::console::Console;
@@ -39,6 +41,8 @@ pub struct Setup {
     /// The folder that relative paths start from.
     current_dir: PathBuf,
     cores: usize,
+    /// Indices of the GPUs that ranks would train on, in the ranks' order.
+    gpus: Vec<usize>,
 }
 
 impl Setup {
@@ -49,13 +53,35 @@ impl Setup {
         let config = TrainConfig::load(&args.train_toml, &args.sets)?;
         let current_dir = env::current_dir().map_err(LaunchError::io("find the current folder"))?;
         let model = ModelConfig::load(&current_dir.join(&config.model.path).join("config.json"))?;
-        let (gpus, cores) = (num_gpus(), num_cores());
-        let world_size = args.nproc.map_or(gpus.max(1), usize::from);
-        let machine = if imagined.is_some() { Machine::Imagined } else { Machine::This { gpus } };
-        let room = imagined.unwrap_or_else(|| Room { gpu: None, host: host_memory::available() });
+        let cores = num_cores();
+        // A job on the CPU does not wait for the driver.
+        let asks_for_gpus = config.model.device != AutoOr::Given(Device::Cpu) && imagined.is_none();
+        let gpus = if asks_for_gpus { Gpus::look() } else { Gpus::NoDriver };
+        let visible = variable("CUDA_VISIBLE_DEVICES").map(|value| value.to_string_lossy().into_owned());
+        let visible = Visible::of(&gpus, visible.as_deref());
+        let count = visible.as_ref().map_or(0, Visible::count);
+        let world_size = args.nproc.map_or_else(|| default_world_size(count), usize::from);
+        let of_ranks = visible.as_ref().map_or_else(|_| vec![], |visible| visible.of_ranks(&gpus, world_size));
+        let gpu_free = of_ranks.iter().map(|(_, gpu)| gpu.memory_free).min();
+        let gpus_of_ranks = of_ranks.iter().map(|(index, _)| *index).collect();
+        let room = imagined.unwrap_or_else(|| Room { gpu: gpu_free, host: host_memory::available() });
+        let machine = match imagined {
+            Some(_) => Machine::Imagined,
+            None => Machine::This { gpus: visible.map(|visible| visible.count()).map_err(|unfit| unfit.to_string()) },
+        };
         let world = World { world_size, cores, current_dir: current_dir.clone(), machine, room };
         let draft = Draft::new(&config, world, model.clone())?;
-        Ok(Self { config, notes: draft.notes(), model, draft, room, current_dir, cores })
+        Ok(Self { config, notes: draft.notes(), model, draft, room, current_dir, cores, gpus: gpus_of_ranks })
+    }
+
+    /// Notes on the job's plan for the user.
+    pub fn notes_on(&self, plan: &Plan) -> Vec<String> {
+        self.draft.notes_on(plan)
+    }
+
+    /// Indices of the GPUs that ranks train on, if they do, in the ranks' order.
+    pub fn gpus_of_ranks(&self) -> &[usize] {
+        &self.gpus
     }
 
     /// The run directory. Nothing in it is touched.
@@ -178,11 +204,6 @@ fn planned(prepared: Prepared) -> PreparedData {
     }
 }
 
-/// NVIDIA GPUs, as their driver lists them.
-pub fn num_gpus() -> usize {
-    fs::read_dir("/proc/driver/nvidia/gpus").map_or(0, Iterator::count)
-}
-
 /// Cores that this process may use.
 pub fn num_cores() -> usize {
     let allowed = nix::sched::sched_getaffinity(nix::unistd::Pid::from_raw(0)).ok().map(|set| {
@@ -203,6 +224,8 @@ pub fn worker_binary() -> Result<PathBuf, LaunchError> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

@@ -70,6 +70,13 @@ pub enum Moment<'a> {
         /// The step by which that was seen.
         step: u64,
     },
+    /// A GPU is not as it should be.
+    Gpu {
+        /// Its index.
+        gpu: usize,
+        /// What it is.
+        warning: &'a str,
+    },
     /// A checkpoint is complete.
     Checkpoint {
         /// The steps it was made after.
@@ -114,6 +121,9 @@ pub enum Moment<'a> {
         peak_memory_bytes: Vec<u64>,
         /// The same before the model's memory was allocated.
         baseline_memory_bytes: Vec<u64>,
+        /// The most that each rank had on its GPU; none on a CPU.
+        #[serde(skip_serializing_if = "Vec::is_empty")]
+        gpu_peak_bytes: Vec<u64>,
         /// The part of all time that was spent on steps that count.
         goodput: f64,
     },

@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use proto::control::{EvalMetrics, StepMetrics};
 use serde::Serialize;
 
+use crate::gpus::sample::Sample;
 use crate::run_dir::files::write_atomically;
 
 /// The file, open for adding once it was rewound.
@@ -32,6 +33,9 @@ pub struct StepRow {
     step_seconds: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
     pipeline_bubble: Option<f64>,
+    /// The job's GPUs, as they were seen last.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    gpus: Vec<Sample>,
 }
 
 /// A validation.
@@ -42,8 +46,9 @@ pub struct EvalRow {
     label_tokens: u64,
 }
 
-impl From<&StepMetrics> for StepRow {
-    fn from(step: &StepMetrics) -> Self {
+impl StepRow {
+    /// The row of a step, with the job's GPUs beside it.
+    pub fn new(step: &StepMetrics, gpus: Vec<Sample>) -> Self {
         Self {
             step: step.step,
             loss: step.loss,
@@ -53,6 +58,7 @@ impl From<&StepMetrics> for StepRow {
             tokens_per_second: step.tokens_per_second,
             step_seconds: step.step_seconds,
             pipeline_bubble: step.pipeline_bubble,
+            gpus,
         }
     }
 }
@@ -146,7 +152,7 @@ mod tests {
         assert!(metrics.write(&1).is_err(), "not rewound yet");
         metrics.rewind(0).unwrap();
         let step = StepMetrics { step: 3, loss: f64::NAN, grad_norm: f64::INFINITY, tokens: 7, ..Default::default() };
-        metrics.write(&StepRow::from(&step)).unwrap();
+        metrics.write(&StepRow::new(&step, vec![])).unwrap();
         metrics.write(&EvalRow::from(&EvalMetrics { step: 3, eval_loss: 0.1, label_tokens: 5 })).unwrap();
         let expected = "{\"step\":3,\"loss\":null,\"grad_norm\":null,\"learning_rate\":0.0,\"tokens\":7,\
                         \"tokens_per_second\":0.0,\"step_seconds\":0.0}\n{\"step\":3,\"eval_loss\":0.1,\"label_tokens\":5}\n";

@@ -5,6 +5,7 @@
 
 pub mod console;
 pub mod events;
+pub mod gpu_log;
 pub mod metrics;
 pub mod notify;
 pub mod plan_table;
@@ -25,11 +26,13 @@ use proto::control::{CheckpointSaved, EvalMetrics, Finished, SkippedStep, StepMe
 use proto::run_dir::RunDir;
 use tokio::sync::watch;
 
+use crate::gpus::watch::Looks;
 use crate::process::guardian;
 use crate::run_dir::starting_point::StartingPoint;
 use crate::supervise::straggler::Straggler;
 use console::Console;
 use events::{EventLog, Moment};
+use gpu_log::GpuLog;
 use metrics::{EvalRow, MetricsFile, StepRow};
 use status::{JobStatus, State};
 use terminal::Terminal;
@@ -53,6 +56,7 @@ pub struct Output {
     status: watch::Sender<JobStatus>,
     /// For whoever has started the launcher.
     notifier: Notifier,
+    gpus: GpuLog,
 }
 
 /// The latest of what ranks reported, for the summary.
@@ -66,6 +70,8 @@ pub struct Latest {
     pub tokens: u64,
     /// High-water mark of each finished rank's memory, and what it was before the model's was allocated, in bytes.
     pub memory: BTreeMap<usize, (u64, u64)>,
+    /// The most that each finished rank had on its GPU, in bytes.
+    pub gpu_memory: BTreeMap<usize, u64>,
 }
 
 /// Samples that a message on the terminal names.
@@ -84,6 +90,7 @@ impl Output {
             latest: Latest::default(),
             status: watch::Sender::new(JobStatus::new(State::Preparing, Some(guardian::public_pid()))),
             notifier: Notifier::nobody(),
+            gpus: GpuLog::default(),
         })
     }
 
@@ -171,9 +178,24 @@ impl Output {
         let steps = self.status.borrow().steps;
         self.notifier.tell(|service, now| service.step(step.step, steps, step.loss, now));
         if step.logged {
-            self.metrics_row(|metrics| metrics.write(&StepRow::from(step)));
+            let row = StepRow::new(step, self.gpus.latest());
+            self.metrics_row(|metrics| metrics.write(&row));
         }
         self.console.step(step);
+    }
+
+    /// The job's GPUs were looked at. `trains`: whether steps are being trained.
+    pub fn gpus(&mut self, looks: Looks, trains: bool) {
+        for warning in self.gpus.take(looks, trains) {
+            let text = warning.to_string();
+            self.event(Moment::Gpu { gpu: warning.gpu, warning: &text });
+            self.console.warn(&format!("warning: {text}"));
+        }
+    }
+
+    /// What has been seen of the job's GPUs.
+    pub fn gpu_log(&mut self) -> &mut GpuLog {
+        &mut self.gpus
     }
 
     /// A rank is slower than the others.
@@ -220,6 +242,9 @@ impl Output {
     /// A rank's work is done.
     pub fn finished(&mut self, rank: usize, report: &Finished) {
         self.latest.memory.insert(rank, (report.peak_memory_bytes, report.baseline_memory_bytes));
+        if report.gpu_peak_bytes > 0 {
+            self.latest.gpu_memory.insert(rank, report.gpu_peak_bytes);
+        }
     }
 
     /// Training is complete.
@@ -227,7 +252,8 @@ impl Output {
         let (peak_memory_bytes, baseline_memory_bytes) = self.latest.memory.values().copied().unzip();
         // As it will be once the end itself is told.
         let goodput = self.timeline.at_the_end(Instant::now()).fraction();
-        self.event(Moment::Done { steps, peak_memory_bytes, baseline_memory_bytes, goodput });
+        let gpu_peak_bytes = self.latest.gpu_memory.values().copied().collect();
+        self.event(Moment::Done { steps, peak_memory_bytes, baseline_memory_bytes, gpu_peak_bytes, goodput });
     }
 
     /// Returns the shares of the time.

@@ -240,7 +240,7 @@ mod tests {
             world_size,
             cores: 8,
             current_dir: "/here".into(),
-            machine: Machine::This { gpus: 0 },
+            machine: Machine::This { gpus: Ok(0) },
             room: Room::default(),
         };
         let draft = Draft::new(&config, world, model).unwrap();
@@ -294,7 +294,11 @@ mod tests {
         assert_eq!((host.as_str(), missing), (needed, vec![]));
         let (_, host, missing) = row(4, "[zero]\nstage = 3\n", Some(1 << 40));
         assert_eq!((host, missing), (needed.replace("GiB for", "GiB of 1024.00 GiB for"), vec![]));
-        let (_, _, missing) = row(4, "[zero]\nstage = 3\n", Some(16 << 30));
+        let (_, host, missing) = row(4, "[zero]\nstage = 3\n", Some(16 << 30));
+        assert!(host.contains("4.24 GiB of 16.00 GiB for all ranks together, snapshots 0 "), "{host}");
+        assert!(missing.is_empty(), "{missing:?}");
+        let insists = "[zero]\nstage = 3\n[restart]\nsnapshot_every_steps = 1\n";
+        let (_, _, missing) = row(4, insists, Some(16 << 30));
         assert_eq!(missing.iter().map(|bytes| bytes >> 30).collect::<Vec<_>>(), [142]);
         let offloads = "[zero]\nstage = 0\noffload_optimizer = \"cpu\"\n[restart]\nsnapshot_every_steps = 0\n";
         let (device, host, _) = row(1, offloads, None);

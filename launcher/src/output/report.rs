@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use proto::layout::rank_layout;
-use proto::memory::PeakBytes;
-use proto::plan::Plan;
+use proto::memory::{CUDA_BYTES, PeakBytes};
+use proto::plan::{Device, Plan};
 use proto::progress::{Call, CallState, Place};
 use proto::run_dir::RunDir;
 
@@ -198,8 +198,17 @@ pub fn summary(plan: &Plan, run_dir: &RunDir, latest: &Latest, goodput: Goodput,
         let (percent, steps) = (goodput.fraction() * 100.0, units::duration(goodput.steps));
         text += &format!("\n  goodput {percent:.1} %: {steps} on steps{recovering}");
     }
+    if let Some((rank, peak)) = latest.gpu_memory.iter().max_by_key(|(_, peak)| **peak) {
+        let predicted = PeakBytes::of(plan, plan.mesh.coord(*rank)).on_gpu(plan).total() - CUDA_BYTES;
+        let (peak, predicted) = (units::bytes(*peak), units::bytes(predicted));
+        text += &format!("\n  gpu     {peak} at most, on rank {rank}; predicted {predicted}; CUDA itself beside");
+    }
+    let of_host = |plan: &Plan, peak: PeakBytes| match plan.device {
+        Device::Cpu => peak,
+        Device::Cuda => peak.beside_gpu(plan),
+    };
     if let Some((rank, (peak, baseline))) = latest.memory.iter().max_by_key(|(_, memory)| memory.0) {
-        let predicted = PeakBytes::of(plan, plan.mesh.coord(*rank)).total() + baseline;
+        let predicted = of_host(plan, PeakBytes::of(plan, plan.mesh.coord(*rank))).total() + baseline;
         let (peak, predicted) = (units::bytes(*peak), units::bytes(predicted));
         text += &format!("\n  memory  {peak} at most, on rank {rank}; predicted {predicted}");
     }
@@ -310,7 +319,7 @@ mod tests {
             world_size: 1,
             cores: 8,
             current_dir: "/here".into(),
-            machine: Machine::This { gpus: 0 },
+            machine: Machine::This { gpus: Ok(0) },
             room: Room::default(),
         };
         let draft = Draft::new(&config, world, model).unwrap();

@@ -158,6 +158,7 @@ impl JobStatus {
             | Moment::Rendezvous
             | Moment::Straggler { .. }
             | Moment::Recovered(_)
+            | Moment::Gpu { .. }
             | Moment::Restarted { .. } => self.state,
         };
     }

@@ -131,6 +131,7 @@ impl Timeline {
             | Moment::ResumedStep { .. }
             | Moment::SkippedStep { .. }
             | Moment::Straggler { .. }
+            | Moment::Gpu { .. }
             | Moment::Checkpoint { .. }
             | Moment::Recovered(_)
             | Moment::Interrupted { .. }
@@ -299,7 +300,13 @@ mod tests {
         clock.step(10, 41);
         clock.event(
             3,
-            Moment::Done { steps: 41, peak_memory_bytes: vec![], baseline_memory_bytes: vec![], goodput: 0.0 },
+            Moment::Done {
+                steps: 41,
+                peak_memory_bytes: vec![],
+                baseline_memory_bytes: vec![],
+                gpu_peak_bytes: vec![],
+                goodput: 0.0,
+            },
         );
         let now = clock.after(0);
         let goodput = clock.0.goodput(now);

@@ -24,7 +24,7 @@ impl SnapshotMemory {
     /// For a job that follows `plan`; `None` where that takes no snapshots. Pages are the kernel's until a rank writes to
     /// them.
     pub fn create(plan: &Plan) -> io::Result<Option<Self>> {
-        if plan.snapshot_every_steps == 0 {
+        if !plan.snapshots.are_taken() {
             return Ok(None);
         }
         let layout = SnapshotLayout::of(plan);

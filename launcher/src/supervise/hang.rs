@@ -287,7 +287,9 @@ impl HangWatch {
     /// HNG-3, 2: the longest step, once one was done of which `phase` is a part.
     fn step_with(&self, phase: Phase) -> Option<Duration> {
         let last = match phase {
-            Phase::Forward | Phase::Backward | Phase::Reduce | Phase::Update | Phase::Between => self.last_step,
+            Phase::Forward | Phase::Backward | Phase::Reduce | Phase::Update | Phase::Wait | Phase::Between => {
+                self.last_step
+            }
             Phase::Snapshot => self.last_step - self.last_step.checked_rem(self.course.snapshot_every_steps)?,
             _ => return None,
         };

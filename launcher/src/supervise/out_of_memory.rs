@@ -9,7 +9,7 @@ use crate::supervise::Failure;
 
 /// The messages of allocators that have no memory: libtorch's, Rust's, the C library's, CUDA's.
 const SIGNS: [&str; 5] =
-    ["can't allocate memory", "memory allocation of", "Cannot allocate memory", "std::bad_alloc", "CUDA out of memory"];
+    ["can't allocate memory", "memory allocation of", "Cannot allocate memory", "std::bad_alloc", SIGN_OF_GPU];
 
 /// How many processes the kernel has killed for lack of memory since it started; 0 where it does not say.
 pub fn kernel_kills() -> u64 {
@@ -27,6 +27,16 @@ pub enum OutOfMemory {
     Killed,
     /// It was refused memory that it asked for, in these words. It would ask for as much again.
     Refused(String),
+}
+
+/// What CUDA and libtorch say of a GPU.
+const SIGN_OF_GPU: &str = "CUDA out of memory";
+
+impl OutOfMemory {
+    /// Whether it was a GPU's memory, not the host's.
+    pub fn is_of_gpu(&self) -> bool {
+        matches!(self, Self::Refused(words) if words.contains(SIGN_OF_GPU))
+    }
 }
 
 /// Whether a failure shows that there was no memory. `tail`: the last lines of the rank's standard error; `kernel_kills`: how
@@ -100,5 +110,9 @@ mod tests {
         let words = "Cannot allocate memory (os error 12)";
         check(Exit::Code(1), Some("cannot map\nCannot allocate memory (os error 12)"), &[], Some(words));
         check(Exit::Code(1), Some("boom"), &["bang"], None);
+        let line = "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 139.72 GiB";
+        let words = "CUDA out of memory";
+        check(Exit::Code(101), None, &[line], Some(words));
+        assert!(OutOfMemory::Refused(words.into()).is_of_gpu() && !OutOfMemory::Killed.is_of_gpu());
     }
 }

@@ -81,7 +81,7 @@ impl Rank {
 
     async fn finish(&mut self, step: u64, preempted: bool) {
         let (peak_memory_bytes, baseline_memory_bytes) = (1 << 20, 1 << 19);
-        let finished = Finished { step, peak_memory_bytes, baseline_memory_bytes, preempted };
+        let finished = Finished { step, peak_memory_bytes, baseline_memory_bytes, preempted, gpu_peak_bytes: 0 };
         let request = ReportRequest { caller: self.caller(), event: Some(Event::Finished(finished)), number: 0 };
         self.client.report(request).await.unwrap();
     }

@@ -86,6 +86,8 @@ choices! {
     ActivationCheckpointing {
         /// Nothing.
         None = "none",
+        /// What no matrix product is needed for: the outputs of both norms, and the activation of the feed-forward part.
+        Pointwise = "pointwise",
         /// The feed-forward part of each block.
         Ffn = "ffn",
         /// Each whole block.

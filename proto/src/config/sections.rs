@@ -133,8 +133,10 @@ pub struct Train {
     pub batch: Batch,
     /// Gradients are scaled down to this global L2 norm; 0 turns it off. Default: 1.0.
     pub max_grad_norm: f64,
-    /// The activations that the backward pass computes again. Default: none.
-    pub activation_checkpointing: ActivationCheckpointing,
+    /// The activations that the backward pass computes again. Default: auto, as little as fits into memory.
+    pub activation_checkpointing: AutoOr<ActivationCheckpointing>,
+    /// Whether every run is to have the same bits on a GPU, where that is slower. Default: false. A CPU's runs always have.
+    pub deterministic: bool,
     /// Steps in a row whose loss or gradient norm is not finite, after which the job stops. Default: 3.
     pub max_bad_steps: u64,
 }
@@ -153,7 +155,8 @@ impl Train {
             micro_batch_size,
             batch: accumulation.or(global).unwrap_or(Batch::Accumulation(8)),
             max_grad_norm: keys.within("max_grad_norm", 1.0, at_least(0.0)),
-            activation_checkpointing: keys.or("activation_checkpointing", ActivationCheckpointing::None),
+            activation_checkpointing: keys.or("activation_checkpointing", AutoOr::Auto),
+            deterministic: keys.or("deterministic", false),
             max_bad_steps: keys.within("max_bad_steps", 3, SOME),
         }
     }
@@ -308,8 +311,8 @@ impl Checkpoint {
 pub struct Restart {
     /// Restarts before the job is given up. Default: 3.
     pub max_restarts: u64,
-    /// Steps between in-memory snapshots; 0 takes none. Default: 1.
-    pub snapshot_every_steps: u64,
+    /// Steps between in-memory snapshots; 0 takes none. Default: auto: every step on a CPU, as often as is cheap on a GPU.
+    pub snapshot_every_steps: AutoOr<u64>,
     /// Seconds that a rank may stand still before it counts as hanging; 0: it never does. Default: auto, learned from how
     /// long ranks took so far.
     pub hang_timeout_seconds: AutoOr<u64>,
@@ -319,7 +322,7 @@ impl Restart {
     pub(super) fn read(keys: &mut Keys) -> Self {
         Restart {
             max_restarts: keys.within("max_restarts", 3, ANY),
-            snapshot_every_steps: keys.within("snapshot_every_steps", 1, ANY),
+            snapshot_every_steps: keys.within("snapshot_every_steps", AutoOr::Auto, ANY),
             hang_timeout_seconds: keys.within("hang_timeout_seconds", AutoOr::Auto, ANY),
         }
     }

@@ -1,24 +1,30 @@
 //! The memory that the passes of one micro-batch keep and need, tensor by tensor: the sizes of `rank::model`.
 
 use super::element_bytes;
-use crate::config::ActivationCheckpointing;
+use crate::config::{ActivationCheckpointing, Device, Dtype};
 use crate::layout::TensorSplit;
 use crate::plan::Plan;
 
-/// Logits that the head holds at a time, in elements: 4 Mi fp32 values are 16 MiB.
-pub const LOGITS_AT_A_TIME: usize = 4 << 20;
+/// Logits that the head holds at a time, in elements. On a CPU 4 Mi: 16 MiB of fp32 stay in its caches. On a GPU 256 Mi, of 102,400
+/// tokens 2,621 rows: each chunk adds to all of the weight's gradient, which is to be worth it.
+pub fn logits_at_a_time(device: Device) -> usize {
+    match device {
+        Device::Cpu => 4 << 20,
+        Device::Cuda => 256 << 20,
+    }
+}
 
-/// Activations of one block for one micro-batch, in bytes.
+/// Activations of a block for one micro-batch, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct BlockBytes {
     /// This rank's residual stream.
     pub stream: u64,
-    /// Kept from the forward to the backward pass.
-    pub saved: u64,
+    /// Kept from the forward to the backward pass, by [`ActivationCheckpointing`].
+    saved: [u64; 4],
     /// The bytes that are kept without checkpointing.
     pub all: u64,
-    /// The bytes that the backward pass needs beside those that are kept.
-    pub workspace: u64,
+    /// The bytes that the backward pass needs beside all of a block's.
+    pub gradients: u64,
 }
 
 impl BlockBytes {
@@ -41,20 +47,32 @@ impl BlockBytes {
         let attention = norm + (tokens * (2 * query + 2 * key_value)) * element + 4 * heads * tokens;
         let feed_forward = norm + 3 * tokens * ffn * element;
         let all = 2 * stream + attention + feed_forward;
-        let saved = match plan.activation_checkpointing {
-            ActivationCheckpointing::None => all,
-            ActivationCheckpointing::Ffn => 2 * stream + attention,
-            ActivationCheckpointing::Full => stream,
-        };
+        let pointwise = 2 * stream + tokens * ffn * element;
+        let saved = [all, all - pointwise, 2 * stream + attention, stream];
         // Gradients of the stream on both sides of a half; then either those of the feed-forward's activation, or in the
         // attention those of q, k and v, once a head each and once as they lie in the projection, and repeated k and v.
         let in_feed_forward = tokens * ffn * element;
         let in_attention = tokens * (6 * query + query + 2 * key_value) * element;
-        // A gradient of weights in bf16 is a product of its own before it is added in fp32.
-        let product = if element == 2 { ffn * config.hidden_size as u64 * 2 * element } else { 0 };
-        let workspace = 4 * stream + in_feed_forward.max(in_attention) + product + (all - saved);
-        Self { stream, saved, all, workspace }
+        let product = if adds_in_products(plan) { 0 } else { ffn * config.hidden_size as u64 * 2 * element };
+        Self { stream, saved, all, gradients: 4 * stream + in_feed_forward.max(in_attention) + product }
     }
+
+    /// The bytes that a block keeps from the forward to the backward pass.
+    pub fn saved(&self, checkpointing: ActivationCheckpointing) -> u64 {
+        use ActivationCheckpointing::{Ffn, Full, None, Pointwise};
+        match checkpointing {
+            None => self.saved[0],
+            Pointwise => self.saved[1],
+            Ffn => self.saved[2],
+            Full => self.saved[3],
+        }
+    }
+}
+
+/// Whether gradients of weights are added up inside the products that make them. On a CPU one in bf16 is a product of its own
+/// before it is added in fp32.
+fn adds_in_products(plan: &Plan) -> bool {
+    plan.device == Device::Cuda || plan.model.compute_dtype == Dtype::Fp32
 }
 
 /// Returns the bytes that the head needs beside those that are kept: logits a chunk at a time, and rows of the stream
@@ -64,10 +82,11 @@ pub(super) fn head_bytes(plan: &Plan) -> u64 {
     let element = element_bytes(plan.model.compute_dtype);
     let columns = config.vocab_size.div_ceil(plan.mesh.tp);
     let tokens = plan.max_micro_batch_tokens();
-    let rows = (LOGITS_AT_A_TIME / columns).clamp(1, tokens.max(1));
-    // In fp32 logits turn into their own gradient; from and to bf16 they are copied, and so is the weight's gradient.
-    let logits = rows * columns * if element == 2 { 4 + 2 * element } else { element };
-    let product = if element == 2 { columns * config.hidden_size * element } else { 0 };
+    let rows = (logits_at_a_time(plan.device) / columns).clamp(1, tokens.max(1));
+    // Logits turn into their own gradient; on a CPU they are copied from and to bf16.
+    let is_copied = plan.device == Device::Cpu && element == 2;
+    let logits = rows * columns * if is_copied { 4 + 2 * element } else { element };
+    let product = if adds_in_products(plan) { 0 } else { columns * config.hidden_size * element };
     let stream = tokens * config.hidden_size * element;
     (logits + product + 5 * stream) as u64
 }

@@ -26,7 +26,7 @@ fn on_gpus(extra: &str, world_size: usize, gib: u64) -> Plan {
 }
 
 fn on_cpus(extra: &str, world_size: usize) -> Plan {
-    plan(extra, world_size, Machine::This { gpus: 0 }, Room::default())
+    plan(extra, world_size, Machine::This { gpus: Ok(0) }, Room::default())
 }
 
 fn need(plan: &Plan, side: Side) -> Need {

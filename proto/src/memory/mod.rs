@@ -7,9 +7,9 @@ mod fit;
 mod peak;
 mod slots;
 
-pub use activations::LOGITS_AT_A_TIME;
+pub use activations::logits_at_a_time;
 pub use exchange::Exchange;
-pub use fit::{Need, Room, Shortage, Side, check, helpful_keys, needs};
+pub use fit::{CUDA_BYTES, Need, Room, Shortage, Side, check, helpful_keys, needs};
 pub use peak::PeakBytes;
 pub use slots::{Claim, assign, classes, grad_claims, param_claims};
 

@@ -5,6 +5,7 @@
 
 use super::activations::{BlockBytes, head_bytes};
 use super::{Exchange, StateBytes, element_bytes};
+use crate::checkpointing::Checkpointing;
 use crate::config::{Dtype, ZeroStage};
 use crate::layout::{ParamLayout, TensorSplit, UnitKind, model_layout, rank_layout, tensor_layout};
 use crate::mesh::Coord;
@@ -59,10 +60,12 @@ impl PeakBytes {
         let stage_units = rank_layout(plan, coord);
         let has_head = stage_units.iter().any(|unit| unit.kind == UnitKind::Head);
         let has_blocks = stage_units.iter().any(|unit| unit.kind == UnitKind::Block);
-        let of_block = if has_blocks { block.workspace } else { 0 };
+        // What is computed again is there for one block at a time, beside what the others keep.
+        let recomputed = |level| block.all - block.saved(level);
+        let Checkpointing { less, more, .. } = plan.activation_checkpointing;
+        let recomputed = if has_blocks { recomputed(less).max(recomputed(more)) } else { 0 };
+        let of_block = if has_blocks { block.gradients + recomputed } else { 0 };
         let workspace = of_block.max(if has_head { head_bytes(plan) } else { 0 });
-        // What is recomputed is freed in another order than it was allocated in: the heap has room for it twice.
-        let recomputed = if has_blocks { block.all - block.saved } else { 0 };
         Self {
             parameters: state.parameters + state.frozen_shards,
             gradients: state.gradients + state.gradient_shards,
@@ -72,6 +75,7 @@ impl PeakBytes {
             workspace,
             communication: exchange(plan, coord),
             peers: peers(plan, coord, &state) + collected(plan, coord),
+            // What is recomputed is freed in another order than it was allocated in: the heap has room for it twice.
             runtime: library_bytes(plan) + ((activations + workspace) as f64 * HEAP_WASTE) as u64 + recomputed,
         }
     }
@@ -100,19 +104,24 @@ pub(super) fn library_bytes(plan: &Plan) -> u64 {
 
 /// The most that a stage's schedule keeps alive.
 fn activations(plan: &Plan, coord: Coord, block: &BlockBytes) -> u64 {
-    let chunks: Vec<(u64, bool)> = plan
+    let mut blocks_before = 0;
+    // Of each chunk: blocks, what they keep, and whether the head is there.
+    let chunks: Vec<(u64, u64, bool)> = plan
         .pipeline
         .chunks_of(coord.pp, plan.mesh.pp)
         .map(|units| {
             let last = plan.model.config.num_hidden_layers + 1;
             let ends = usize::from(units.start == 0) + usize::from(units.end == last + 1);
-            ((units.len() - ends) as u64, units.end == last + 1)
+            let blocks = blocks_before..blocks_before + units.len() - ends;
+            blocks_before = blocks.end;
+            let saved = blocks.clone().map(|idx| block.saved(plan.activation_checkpointing.of_block(idx))).sum();
+            (blocks.len() as u64, saved, units.end == last + 1)
         })
         .collect();
     let (mut alive, mut peak) = (0, 0);
     for action in &plan.stage_actions()[coord.pp] {
-        let (blocks, has_head) = chunks[action.pass().0];
-        let saved = blocks * block.saved + if has_head { block.stream } else { 0 };
+        let (blocks, saved, has_head) = chunks[action.pass().0];
+        let saved = saved + if has_head { block.stream } else { 0 };
         match action {
             Action::Forward { .. } => alive += saved,
             Action::Backward { .. } => alive -= saved,

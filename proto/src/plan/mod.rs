@@ -4,6 +4,7 @@
 //! downstream has a default left to fill in.
 
 mod backend;
+mod snapshots;
 
 use std::ops::Range;
 use std::path::PathBuf;
@@ -11,7 +12,9 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub use backend::Backend;
+pub use snapshots::Snapshots;
 
+use crate::checkpointing::Checkpointing;
 pub use crate::config::{ActivationCheckpointing, Device, Dtype, Init, PipelineSchedule, Trained, ZeroStage};
 use crate::manifest::Progress;
 use crate::mesh::Mesh;
@@ -50,8 +53,10 @@ pub struct Plan {
     pub data: DataPlan,
     /// How a step's rows are split.
     pub batch: BatchPlan,
-    /// Which activations the forward pass keeps.
-    pub activation_checkpointing: ActivationCheckpointing,
+    /// Which activations the backward pass computes again.
+    pub activation_checkpointing: Checkpointing,
+    /// Whether every run is to have the same bits, where that is slower.
+    pub deterministic: bool,
     /// AdamW.
     pub optimizer: OptimizerPlan,
     /// Learning rates.
@@ -66,8 +71,8 @@ pub struct Plan {
     pub comm_timeout_seconds: u64,
     /// Saving.
     pub checkpoint: CheckpointPlan,
-    /// Every how many steps ranks keep their state in the launcher's memory; 0 is never.
-    pub snapshot_every_steps: u64,
+    /// How often ranks keep their state in the launcher's memory.
+    pub snapshots: Snapshots,
     /// Every how many steps the validation set is scored; 0 is at the end of each epoch. See [`Plan::validates_after`].
     pub validation_every_steps: u64,
     /// Every how many steps a metrics row is written. The first and the last step always are.
@@ -104,11 +109,6 @@ impl Plan {
     /// Whether a checkpoint is made after step `step` (from 1).
     pub fn saves_after(&self, step: u64) -> bool {
         step.is_multiple_of(self.checkpoint.every_steps)
-    }
-
-    /// Whether ranks keep their state in the launcher's memory after step `step` (from 1).
-    pub fn keeps_after(&self, step: u64) -> bool {
-        self.snapshot_every_steps > 0 && step.is_multiple_of(self.snapshot_every_steps)
     }
 
     /// Whether the validation set is scored after step `step` (from 1): when due, and always after the last. A restart may go

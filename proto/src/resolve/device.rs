@@ -1,15 +1,16 @@
 //! Chooses the device that ranks compute on, and what carries their collectives. Pure.
 
+use super::unsupported;
 use crate::config::{AutoOr, Backend as Asked, Device, Problem, TrainConfig};
 use crate::plan::Backend;
 
 /// The machine that a plan is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Machine {
     /// This one: ranks are started here.
     This {
-        /// NVIDIA GPUs that it has.
-        gpus: usize,
+        /// NVIDIA GPUs that ranks can compute on, or the reason why there are none.
+        gpus: Result<usize, String>,
     },
     /// One with a GPU for each rank, which need not be there: the plan is looked at, and no rank is started.
     Imagined,
@@ -27,14 +28,13 @@ pub(super) struct Ground {
 /// Device and backend of a job, or `None` and problems. `problems` holds what is refused already: no key is refused twice.
 pub(super) fn ground(
     config: &TrainConfig,
-    machine: Machine,
+    machine: &Machine,
     world_size: usize,
     problems: &mut Vec<Problem>,
 ) -> Option<Ground> {
     let device = device(config.model.device, machine);
-    if machine == Machine::Imagined && device == Device::Cpu {
-        let rule = "the plan is for GPUs with --gpu-memory, and this job computes on CPUs";
-        problems.push(config.origins.problem("model.device", rule).suggest("cuda"));
+    if let Err(Mismatch { rule, suggestion }) = check(device, machine, world_size) {
+        problems.push(config.origins.problem("model.device", rule).suggest(suggestion));
     }
     match backend(config.comm.backend, device, world_size) {
         Ok(backend) => Some(Ground { device, backend }),
@@ -47,27 +47,66 @@ pub(super) fn ground(
     }
 }
 
-/// What ranks compute on. A machine's own GPUs are not computed on unless they are asked for, and that is refused in
-/// `unsupported.rs`: this version trains on CPUs.
-fn device(asked: AutoOr<Device>, machine: Machine) -> Device {
+/// How many ranks a job has that does not say: one for each GPU that ranks can use, as far as several can be used.
+pub fn default_world_size(gpus: usize) -> usize {
+    gpus.clamp(1, unsupported::GPUS_MAX)
+}
+
+/// What ranks compute on: a machine's GPUs, if it has any.
+fn device(asked: AutoOr<Device>, machine: &Machine) -> Device {
     match (asked, machine) {
         (AutoOr::Given(device), _) => device,
+        (AutoOr::Auto, Machine::This { gpus: Ok(1..) } | Machine::Imagined) => Device::Cuda,
         (AutoOr::Auto, Machine::This { .. }) => Device::Cpu,
-        (AutoOr::Auto, Machine::Imagined) => Device::Cuda,
     }
 }
 
-/// A backend that does not go with a device.
+/// Whether a machine has the device for so many ranks.
+fn check(device: Device, machine: &Machine, world_size: usize) -> Result<(), Mismatch> {
+    let mismatch = |rule: String, suggestion| Err(Mismatch { rule, suggestion });
+    match (device, machine) {
+        (Device::Cpu, Machine::This { .. }) | (Device::Cuda, Machine::Imagined) => Ok(()),
+        (Device::Cpu, Machine::Imagined) => {
+            mismatch("the plan is for GPUs with --gpu-memory, and this job computes on CPUs".into(), "cuda")
+        }
+        (Device::Cuda, Machine::This { gpus: Err(reason) }) => {
+            mismatch(format!("there is no GPU to train on here: {reason}"), "cpu")
+        }
+        (Device::Cuda, Machine::This { gpus: Ok(0) }) => mismatch("there is no NVIDIA GPU here".into(), "cpu"),
+        (Device::Cuda, Machine::This { gpus: Ok(gpus) }) if world_size > *gpus => {
+            let there = if *gpus == 1 { "1 GPU".to_owned() } else { format!("{gpus} GPUs") };
+            mismatch(format!("each rank trains on a GPU of its own: {world_size} ranks, and {there}"), "cpu")
+        }
+        (Device::Cuda, Machine::This { .. }) if world_size > unsupported::GPUS_MAX => {
+            mismatch(format!("{}: several GPUs; use --nproc 1", unsupported::NOT_YET), "cpu")
+        }
+        (Device::Cuda, Machine::This { .. }) => Ok(()),
+    }
+}
+
+/// A note on GPUs that are there, and on which nobody computes.
+pub(super) fn idle_gpus(machine: &Machine, world_size: usize, device: Device) -> Option<String> {
+    match machine {
+        Machine::This { gpus: Ok(gpus) } if device == Device::Cuda && *gpus > world_size => {
+            let (idle, of) = (gpus - world_size, unsupported::GPUS_MAX);
+            Some(format!("{idle} of {gpus} GPUs stay idle: this version of dslaunch trains on {of}"))
+        }
+        Machine::This { gpus: Err(reason) } if device == Device::Cpu => Some(format!("trains on the CPU: {reason}")),
+        _ => None,
+    }
+}
+
+/// A setting that does not go with another, or with the machine.
 #[derive(Debug, PartialEq, Eq)]
 struct Mismatch {
-    rule: &'static str,
+    rule: String,
     suggestion: &'static str,
 }
 
 /// What carries the collectives of `world_size` ranks. One rank on a GPU needs nothing; one on a CPU keeps its buffers in
 /// shared memory as several do.
 fn backend(asked: AutoOr<Asked>, device: Device, world_size: usize) -> Result<Backend, Mismatch> {
-    let mismatch = |rule, suggestion| Err(Mismatch { rule, suggestion });
+    let mismatch = |rule: &str, suggestion| Err(Mismatch { rule: rule.into(), suggestion });
     match (device, asked) {
         (Device::Cpu, AutoOr::Auto | AutoOr::Given(Asked::Shm)) => Ok(Backend::Shm),
         (Device::Cpu, AutoOr::Given(Asked::Tcp)) => Ok(Backend::Tcp),
@@ -85,21 +124,52 @@ mod tests {
     use super::*;
     use AutoOr::{Auto, Given};
 
-    const MACHINES: [Machine; 4] =
-        [Machine::This { gpus: 0 }, Machine::This { gpus: 1 }, Machine::This { gpus: 8 }, Machine::Imagined];
+    fn with(gpus: usize) -> Machine {
+        Machine::This { gpus: Ok(gpus) }
+    }
+
+    fn without() -> Machine {
+        Machine::This { gpus: Err("no driver".into()) }
+    }
 
     #[test]
     fn what_the_user_asks_for_is_the_device() {
-        for machine in MACHINES {
-            assert_eq!(device(Given(Device::Cpu), machine), Device::Cpu);
-            assert_eq!(device(Given(Device::Cuda), machine), Device::Cuda);
+        for machine in [without(), with(0), with(1), with(8), Machine::Imagined] {
+            assert_eq!(device(Given(Device::Cpu), &machine), Device::Cpu);
+            assert_eq!(device(Given(Device::Cuda), &machine), Device::Cuda);
         }
     }
 
     #[test]
-    fn auto_is_the_cpu_on_this_machine_and_a_gpu_on_an_imagined_one() {
-        let devices = MACHINES.map(|machine| device(Auto, machine));
-        assert_eq!(devices, [Device::Cpu, Device::Cpu, Device::Cpu, Device::Cuda]);
+    fn auto_is_a_gpu_where_there_is_one() {
+        let devices = [without(), with(0), with(1), with(8), Machine::Imagined].map(|machine| device(Auto, &machine));
+        assert_eq!(devices, [Device::Cpu, Device::Cpu, Device::Cuda, Device::Cuda, Device::Cuda]);
+    }
+
+    #[test]
+    fn each_rank_has_a_gpu_of_its_own() {
+        let rule = |device, machine: Machine, world_size| {
+            check(device, &machine, world_size).err().map(|mismatch| mismatch.rule)
+        };
+        assert_eq!(rule(Device::Cuda, with(1), 1), None);
+        assert_eq!(rule(Device::Cuda, with(8), 1), None);
+        assert_eq!(rule(Device::Cuda, Machine::Imagined, 64), None);
+        assert_eq!(rule(Device::Cpu, with(1), 4), None);
+        let told = |device, machine, world_size, text: &str| {
+            let rule = rule(device, machine, world_size).expect("it is refused");
+            assert!(rule.contains(text), "{rule}");
+        };
+        told(Device::Cuda, without(), 1, "no GPU to train on here: no driver");
+        told(Device::Cuda, with(0), 1, "no NVIDIA GPU here");
+        told(Device::Cuda, with(1), 2, "2 ranks, and 1 GPU");
+        told(Device::Cuda, with(4), 8, "8 ranks, and 4 GPUs");
+        told(Device::Cuda, with(4), 2, "not supported yet: several GPUs; use --nproc 1");
+        told(Device::Cpu, Machine::Imagined, 1, "--gpu-memory");
+    }
+
+    #[test]
+    fn a_job_has_a_rank_whatever_the_machine_has() {
+        assert_eq!([0, 1, 8].map(default_world_size), [1, 1, 1]);
     }
 
     #[test]

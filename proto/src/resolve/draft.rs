@@ -2,12 +2,18 @@
 
 use super::device::{self, Ground, Machine};
 use super::{parallel, trained, unsupported};
-use crate::config::{AutoOr, Batch, ConfigErrors, Device, Dtype, Length, Offload, Problem, TrainConfig, ZeroStage};
+use crate::checkpointing::Checkpointing;
+use crate::config::{
+    ActivationCheckpointing, AutoOr, Batch, ConfigErrors, Device, Dtype, Length, Offload, Problem, TrainConfig,
+    ZeroStage,
+};
 use crate::manifest::Progress;
-use crate::memory::{self, Room, Shortage};
+use crate::memory::{self, Room, Shortage, Side};
 use crate::mesh::Mesh;
 use crate::model_config::{DiskDType, ModelConfig};
-use crate::plan::{BatchPlan, CheckpointPlan, DataPlan, ModelPlan, OptimizerPlan, PipelinePlan, Plan, ZeroPlan};
+use crate::plan::{
+    BatchPlan, CheckpointPlan, DataPlan, ModelPlan, OptimizerPlan, PipelinePlan, Plan, Snapshots, ZeroPlan,
+};
 use crate::schedule::Schedule;
 use std::path::PathBuf;
 
@@ -65,11 +71,11 @@ impl Draft {
     /// Checks all products and combinations; every problem is reported at once.
     pub fn new(config: &TrainConfig, world: World, model: ModelConfig) -> Result<Self, ConfigErrors> {
         assert!(world.world_size > 0, "a world without ranks");
-        let mut problems = unsupported::refused(config, world.machine);
+        let mut problems = unsupported::refused(config, &world.machine);
         problems.extend(parallel::problems(config, &model));
         problems.extend(parallel::zero_problems(config));
         problems.extend(trained::problems(config, &model));
-        let ground = device::ground(config, world.machine, world.world_size, &mut problems);
+        let ground = device::ground(config, &world.machine, world.world_size, &mut problems);
         let mesh = parallel::mesh(config, world.world_size, &mut problems);
         let batch = mesh.and_then(|mesh| batch(config, mesh, &mut problems));
         match (ground, mesh, batch) {
@@ -91,8 +97,16 @@ impl Draft {
             let seq_len = self.config.data.seq_len;
             notes.push(format!("{place}: data.seq_len = {seq_len} is longer than the model's {longest} positions"));
         }
-        notes.extend(unsupported::idle_gpus(&self.config, self.world.machine));
+        notes.extend(device::idle_gpus(&self.world.machine, self.world.world_size, self.ground.device));
         notes
+    }
+
+    /// Notes on a plan of this draft, for the user to read before training starts.
+    pub fn notes_on(&self, plan: &Plan) -> Vec<String> {
+        let is_off = plan.snapshots == Snapshots::Never && self.config.restart.snapshot_every_steps == AutoOr::Auto;
+        let note = "no snapshots are taken: the host's memory is too small for two of 12 bytes a parameter; after a failure \
+                    training goes on from the newest checkpoint";
+        is_off.then(|| note.to_owned()).into_iter().collect()
     }
 
     /// Number of ranks on each axis.
@@ -114,16 +128,71 @@ impl Draft {
     ) -> Result<Plan, ConfigErrors> {
         let steps = self.steps(train.rows, start)?;
         let rows = Rows { train: &train, validation: validation.as_ref(), steps, start };
-        let plan = |stage| self.at_stage(stage, &rows);
-        Ok(match self.config.zero.stage {
-            AutoOr::Given(stage) => plan(stage),
-            AutoOr::Auto if !self.world.room.is_known(self.ground.device) => plan(ZeroStage::Stage1),
-            AutoOr::Auto => [ZeroStage::Stage0, ZeroStage::Stage1, ZeroStage::Stage2]
-                .into_iter()
-                .map(plan)
-                .find(|plan| self.check_memory(plan).is_ok())
-                .unwrap_or_else(|| plan(ZeroStage::Stage3)),
-        })
+        let stage = self.zero_stage(&rows);
+        let plan = self.plan(stage, self.checkpointing(stage, &rows), &rows);
+        Ok(self.without_snapshots_that_do_not_fit(plan))
+    }
+
+    /// Snapshots as they are asked for.
+    fn snapshots(&self) -> Snapshots {
+        match (self.config.restart.snapshot_every_steps, self.ground.device) {
+            (AutoOr::Given(0), _) => Snapshots::Never,
+            (AutoOr::Given(steps), _) => Snapshots::EverySteps(steps),
+            (AutoOr::Auto, Device::Cpu) => Snapshots::EverySteps(1),
+            (AutoOr::Auto, Device::Cuda) => Snapshots::Sparingly,
+        }
+    }
+
+    /// Beside GPUs the host's memory may be too small for snapshots, and large enough without.
+    fn without_snapshots_that_do_not_fit(&self, plan: Plan) -> Plan {
+        let is_short_of_host = |plan: &Plan| {
+            let shortages = self.check_memory(plan).err().unwrap_or_default();
+            shortages.iter().any(|shortage| shortage.need.side == Side::Host)
+        };
+        if plan.snapshots != Snapshots::Sparingly || !is_short_of_host(&plan) {
+            return plan;
+        }
+        let without = Plan { snapshots: Snapshots::Never, ..plan.clone() };
+        if is_short_of_host(&without) { plan } else { without }
+    }
+
+    /// The least that is sharded with which a plan fits into memory, if only pointwise activations are computed again.
+    fn zero_stage(&self, rows: &Rows) -> ZeroStage {
+        use ZeroStage::{Stage0, Stage1, Stage2, Stage3};
+        let checkpointing = match self.config.train.activation_checkpointing {
+            AutoOr::Given(level) => Checkpointing::of_all(level),
+            AutoOr::Auto => Checkpointing::of_all(ActivationCheckpointing::Pointwise),
+        };
+        match self.config.zero.stage {
+            AutoOr::Given(stage) => stage,
+            AutoOr::Auto if !self.world.room.is_known(self.ground.device) => Stage1,
+            AutoOr::Auto => {
+                let fits = |stage: &ZeroStage| self.check_memory(&self.plan(*stage, checkpointing, rows)).is_ok();
+                [Stage0, Stage1, Stage2].into_iter().find(fits).unwrap_or(Stage3)
+            }
+        }
+    }
+
+    /// The least that is computed again with which a plan fits into the device's memory.
+    fn checkpointing(&self, stage: ZeroStage, rows: &Rows) -> Checkpointing {
+        match self.config.train.activation_checkpointing {
+            AutoOr::Given(level) => Checkpointing::of_all(level),
+            AutoOr::Auto if !self.world.room.is_known(self.ground.device) => {
+                Checkpointing::of_all(ActivationCheckpointing::None)
+            }
+            AutoOr::Auto => {
+                Checkpointing::least(self.model.num_hidden_layers.div_ceil(self.mesh.pp), |checkpointing| {
+                    self.fits_device(&self.plan(stage, checkpointing, rows))
+                })
+            }
+        }
+    }
+
+    /// Whether the memory that ranks compute in is large enough for a plan, or not known.
+    fn fits_device(&self, plan: &Plan) -> bool {
+        let side = if plan.device == Device::Cuda { Side::Gpu } else { Side::Host };
+        let shortages = self.check_memory(plan).err().unwrap_or_default();
+        shortages.iter().all(|shortage| shortage.need.side != side)
     }
 
     /// A plan for data that nobody has looked at: as if there were one epoch of one step of rows as long as they may be.
@@ -133,7 +202,7 @@ impl Draft {
         self.with_data(train, None, Progress::default())
     }
 
-    fn at_stage(&self, stage: ZeroStage, rows: &Rows) -> Plan {
+    fn plan(&self, stage: ZeroStage, checkpointing: Checkpointing, rows: &Rows) -> Plan {
         let config = &self.config;
         Plan {
             name: config.job.name.clone(),
@@ -150,7 +219,8 @@ impl Draft {
             model: self.model_plan(),
             data: self.data_plan(rows),
             batch: self.batch,
-            activation_checkpointing: config.train.activation_checkpointing,
+            activation_checkpointing: checkpointing,
+            deterministic: config.train.deterministic,
             optimizer: OptimizerPlan {
                 betas: config.optimizer.betas,
                 eps: config.optimizer.eps,
@@ -171,7 +241,7 @@ impl Draft {
                 every_steps: config.checkpoint.every_steps,
                 keep_last: config.checkpoint.keep_last,
             },
-            snapshot_every_steps: config.restart.snapshot_every_steps,
+            snapshots: self.snapshots(),
             validation_every_steps: config.validation.every_steps,
             log_every_steps: config.log.every_steps,
         }

@@ -11,7 +11,7 @@ fn model() -> ModelConfig {
 }
 
 fn draft(extra: &str, world_size: usize) -> Result<Draft, Vec<String>> {
-    draft_for(Machine::This { gpus: 0 }, extra, &[], world_size)
+    draft_for(Machine::This { gpus: Ok(0) }, extra, &[], world_size)
 }
 
 fn draft_for(machine: Machine, extra: &str, sets: &[&str], world_size: usize) -> Result<Draft, Vec<String>> {
@@ -102,7 +102,7 @@ fn what_is_not_supported_yet_is_refused_all_at_once() {
         "[comm]\nbackend = \"nccl\"\n[validation]\nearly_stopping_patience = 7\n",
         2,
         &[
-            "comm.backend: not supported yet: use \"shm\", or \"auto\", which takes it",
+            "comm.backend: not supported yet: use \"auto\"",
             "validation.early_stopping_patience: not supported yet: use 0",
         ],
     );
@@ -113,27 +113,58 @@ fn what_is_not_supported_yet_is_refused_all_at_once() {
 }
 
 #[test]
-fn gpus_are_refused_where_ranks_would_run_on_them() {
-    let problems = |sets: &[&str]| draft_for(Machine::This { gpus: 8 }, "", sets, 2).unwrap_err();
-    let device = "model.device: not supported yet: use \"cpu\", or \"auto\", which takes it";
-    let backend = "comm.backend: not supported yet: use \"shm\", or \"auto\", which takes it";
-    assert_eq!(problems(&["model.device=cuda"]), [device]);
-    assert_eq!(problems(&["model.device=cuda", "comm.backend=shm"]), [device]);
-    assert_eq!(problems(&["model.device=cuda", "comm.backend=nccl"]), [device, backend]);
-    assert_eq!(problems(&["comm.backend=nccl"]), [backend]);
-    assert_eq!(problems(&["model.device=cpu", "comm.backend=tcp"]), [backend]);
+fn ranks_on_gpus_that_are_not_there_or_would_talk_are_refused() {
+    let problems = |gpus: usize, sets: &[&str]| draft_for(Machine::This { gpus: Ok(gpus) }, "", sets, 2).unwrap_err();
+    let several = "model.device: not supported yet: several GPUs; use --nproc 1";
+    let backend = "comm.backend: not supported yet: use \"auto\"";
+    assert_eq!(problems(8, &["model.device=cuda"]), [several]);
+    assert_eq!(problems(8, &[]), [several], "whoever has GPUs and asks for two ranks means them");
+    assert_eq!(problems(1, &[]), ["model.device: each rank trains on a GPU of its own: 2 ranks, and 1 GPU"]);
+    assert_eq!(problems(8, &["model.device=cuda", "comm.backend=shm"]), [several]);
+    assert_eq!(problems(8, &["comm.backend=nccl"]), [several, backend]);
+    assert_eq!(problems(8, &["model.device=cpu", "comm.backend=tcp"]), [backend]);
+    let none = draft_for(Machine::This { gpus: Err("no driver".into()) }, "", &["model.device=cuda"], 1).unwrap_err();
+    assert_eq!(none, ["model.device: there is no GPU to train on here: no driver"]);
 }
 
 #[test]
-fn a_machine_with_gpus_trains_on_its_cpu_and_says_so() {
-    let ground = |sets: &[&str]| {
-        let draft = draft_for(Machine::This { gpus: 8 }, "", sets, 2).unwrap();
+fn a_machine_with_gpus_trains_on_one_and_says_which_are_idle() {
+    let ground = |gpus: usize, sets: &[&str]| {
+        let draft = draft_for(Machine::This { gpus: Ok(gpus) }, "", sets, 1).unwrap();
         let plan = draft.without_data().unwrap();
         (plan.device, plan.backend, plan.model.compute_dtype, draft.notes())
     };
-    let note = "this machine has 8 NVIDIA GPUs; this version of dslaunch trains on the CPU".to_owned();
-    assert_eq!(ground(&[]), (Device::Cpu, Backend::Shm, Dtype::Fp32, vec![note]));
-    assert_eq!(ground(&["model.device=cpu"]), (Device::Cpu, Backend::Shm, Dtype::Fp32, vec![]));
+    let note = "7 of 8 GPUs stay idle: this version of dslaunch trains on 1".to_owned();
+    assert_eq!(ground(8, &[]), (Device::Cuda, Backend::Solo, Dtype::Bf16, vec![note]));
+    assert_eq!(ground(1, &[]), (Device::Cuda, Backend::Solo, Dtype::Bf16, vec![]));
+    assert_eq!(ground(8, &["model.device=cpu"]), (Device::Cpu, Backend::Shm, Dtype::Fp32, vec![]));
+}
+
+#[test]
+fn as_little_is_computed_again_as_fits_into_memory() {
+    let checkpointing = |gpu: Option<u64>, sets: &[&str]| {
+        let sets: Vec<String> = sets.iter().map(|set| set.to_string()).collect();
+        let config = TrainConfig::parse(Path::new("train.toml"), MINIMAL, &sets).unwrap();
+        let room = Room { gpu, host: Some(1) };
+        let machine = Machine::Imagined;
+        let world = World { world_size: 1, cores: 4, current_dir: "/home/u".into(), machine, room };
+        Draft::new(&config, world, model()).unwrap().without_data().unwrap()
+    };
+    let needed = |plan: &Plan| memory::needs(plan)[0].bytes;
+    let of_all = Checkpointing::of_all;
+    let [none, full] = ["none", "full"]
+        .map(|level| needed(&checkpointing(None, &[&format!("train.activation_checkpointing={level}")])));
+    assert!(full < none);
+    let chosen = |gpu| checkpointing(gpu, &[]).activation_checkpointing;
+    assert_eq!(chosen(None), of_all(ActivationCheckpointing::None), "nothing is known");
+    assert_eq!(chosen(Some(none)), of_all(ActivationCheckpointing::None), "the host's memory does not matter to it");
+    assert_eq!(chosen(Some(full)), of_all(ActivationCheckpointing::Full));
+    assert_eq!(chosen(Some(1)), of_all(ActivationCheckpointing::Full), "nothing fits, and the shortage says so");
+    let between = checkpointing(Some(none - 1), &[]);
+    assert_ne!(between.activation_checkpointing, of_all(ActivationCheckpointing::None));
+    assert!(needed(&between) < none);
+    let given = checkpointing(Some(full), &["train.activation_checkpointing=ffn"]).activation_checkpointing;
+    assert_eq!(given, of_all(ActivationCheckpointing::Ffn), "who asks for it gets it");
 }
 
 #[test]

@@ -10,5 +10,5 @@ mod parallel;
 mod trained;
 mod unsupported;
 
-pub use device::Machine;
+pub use device::{Machine, default_world_size};
 pub use draft::{Draft, PreparedData, World};

@@ -4,22 +4,23 @@
 use super::Machine;
 use crate::config::{AutoOr, Backend, Compression, Device, Offload, Problem, TrainConfig};
 
-const NOT_YET: &str = "not supported yet";
+pub(super) const NOT_YET: &str = "not supported yet";
+
+/// Most GPUs of a job: ranks on several would talk over NCCL.
+pub(super) const GPUS_MAX: usize = 1;
 
 /// A problem for every key whose value needs work that is not done. An imagined machine's plan is never run, so it may
-/// compute on GPUs.
-pub(super) fn refused(config: &TrainConfig, machine: Machine) -> Vec<Problem> {
+/// compute on several GPUs.
+pub(super) fn refused(config: &TrainConfig, machine: &Machine) -> Vec<Problem> {
     let mut problems = Vec::new();
     let mut refuse = |refused: bool, key: &str, what: &str| {
         if refused {
             problems.push(config.origins.problem(key, format!("{NOT_YET}: {what}")));
         }
     };
-    let runs = machine != Machine::Imagined;
-    let is_on_gpu = config.model.device == AutoOr::Given(Device::Cuda);
-    refuse(runs && is_on_gpu, "model.device", "use \"cpu\", or \"auto\", which takes it");
+    let runs = *machine != Machine::Imagined;
     let backend_is_shm = matches!(config.comm.backend, AutoOr::Auto | AutoOr::Given(Backend::Shm));
-    refuse(runs && !backend_is_shm, "comm.backend", "use \"shm\", or \"auto\", which takes it");
+    refuse(runs && !backend_is_shm, "comm.backend", "use \"auto\"");
     refuse(config.comm.compression != Compression::None, "comm.compression", "use \"none\"");
     refuse(config.validation.early_stopping_patience > 0, "validation.early_stopping_patience", "use 0");
     problems
@@ -45,14 +46,4 @@ pub(super) fn notes(config: &TrainConfig, device: Device) -> Vec<String> {
         notes.push(format!("{place}: validation.min_delta has no effect, validation.early_stopping_patience is 0"));
     }
     notes
-}
-
-/// A note on GPUs that nobody computes on, where the user has not asked for the CPU.
-pub(super) fn idle_gpus(config: &TrainConfig, machine: Machine) -> Option<String> {
-    match machine {
-        Machine::This { gpus } if gpus > 0 && config.model.device == AutoOr::Auto => {
-            Some(format!("this machine has {gpus} NVIDIA GPUs; this version of dslaunch trains on the CPU"))
-        }
-        Machine::This { .. } | Machine::Imagined => None,
-    }
 }

@@ -3,9 +3,12 @@
 
 #![allow(unsafe_code, reason = "kernels take pointers")]
 
+use std::alloc::{Layout, alloc_zeroed};
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::ffi::c_void;
 use std::process::ExitCode;
+use std::ptr::NonNull;
 
 use emulation::{Dim, Kernel};
 use rank::device::cuda::gpu::{self, Gpu};
@@ -13,6 +16,8 @@ use rank::device::cuda::gpu::{self, Gpu};
 /// Runs kernels on this thread, to their end.
 struct Emulated {
     kernels: HashMap<&'static str, Kernel>,
+    /// Bytes of [`Gpu::allocate`].
+    allocated: Cell<u64>,
 }
 
 impl Gpu for Emulated {
@@ -26,6 +31,21 @@ impl Gpu for Emulated {
         tch::Device::Cpu
     }
 
+    fn allocate(&self, bytes: usize) -> NonNull<u8> {
+        self.allocated.set(self.allocated.get() + bytes as u64);
+        let layout = Layout::from_size_align(bytes.max(1), 256).expect("a size that there can be");
+        // SAFETY: it has a size. Nobody frees it.
+        NonNull::new(unsafe { alloc_zeroed(layout) }).unwrap_or_else(|| panic!("out of memory: {bytes} bytes"))
+    }
+
+    fn peak_bytes(&self) -> u64 {
+        self.allocated.get()
+    }
+
+    fn has_same_bits(&self) -> bool {
+        true
+    }
+
     fn multiprocessors(&self) -> u32 {
         // A few, so that kernels with several blocks have several.
         3
@@ -33,8 +53,9 @@ impl Gpu for Emulated {
 }
 
 fn main() -> ExitCode {
-    rank::start::main(|| {
+    rank::start::main(|_, _| {
         let kernels = emulation::all().map(|kernel| (kernel.name(), kernel)).collect();
-        gpu::install(Box::new(Emulated { kernels }));
+        gpu::install(Box::new(Emulated { kernels, allocated: Cell::new(0) }));
+        Ok(())
     })
 }

@@ -10,10 +10,14 @@ use std::ops::Range;
 use comm::{CommError, DType, World};
 use tch::{Kind, Tensor};
 
-use super::{Device, host};
+use super::cuda::gpu;
+use super::{Device, Readback, host};
 
-/// Elements that pass between the host and a buffer at a time: 1 MiB.
+/// Elements that pass from the host to a buffer at a time: 1 MiB.
 const CHUNK_NUMEL: usize = 1 << 18;
+
+/// Elements that pass from a GPU to the host at a time: 16 MiB, for a copy to run at full speed.
+const TILE_NUMEL: usize = 1 << 22;
 
 /// `[numel]` elements of one type in one device's memory, zero at first.
 pub struct Buffer {
@@ -43,9 +47,16 @@ impl Buffer {
         Ok(Self { whole, operand: Some(operand) })
     }
 
-    /// Allocates memory of this rank's own, which no collective reaches.
+    /// Allocates memory of this rank's own, which no collective reaches. A GPU's stays until the process ends.
     pub fn zeros(device: tch::Device, kind: Kind, numel: usize) -> Self {
-        Self { whole: Tensor::zeros([numel as i64], (kind, device)), operand: None }
+        let whole = if gpu::holds(device) {
+            let start = gpu::allocate(numel * kind.elt_size_in_bytes());
+            // SAFETY: as many bytes of the GPU's memory, aligned, which nobody else has and nobody frees.
+            unsafe { Tensor::from_blob(start.as_ptr(), &[numel as i64], &[1], kind, device) }
+        } else {
+            Tensor::zeros([numel as i64], (kind, device))
+        };
+        Self { whole, operand: None }
     }
 
     /// The operand of a collective. The buffer lies in the arena.
@@ -120,11 +131,19 @@ impl Section<'_> {
     /// Shows `take` the elements, which are fp32, in order, at most `chunk_numel` at a time, in the host's memory. Stops
     /// at its first error.
     pub fn read<E>(&self, chunk_numel: usize, mut take: impl FnMut(&[f32]) -> Result<(), E>) -> Result<(), E> {
-        for start in self.range.clone().step_by(chunk_numel) {
-            let chunk = self.buffer.range(start..self.range.end.min(start + chunk_numel)).to_device(super::HOST);
-            take(host::slice(&chunk))?;
+        let mut take = |values: &Tensor| host::slice(values).chunks(chunk_numel).try_for_each(&mut take);
+        if !gpu::holds(self.buffer.device()) {
+            return take(&self.tensor());
         }
-        Ok(())
+        // From a GPU in tiles, of which one is on its way while the one before is looked at.
+        let mut before: Option<Readback> = None;
+        for start in self.range.clone().step_by(TILE_NUMEL) {
+            let tile = Readback::start(&self.buffer.range(start..self.range.end.min(start + TILE_NUMEL)));
+            if let Some(before) = before.replace(tile) {
+                take(&before.wait())?;
+            }
+        }
+        before.map_or(Ok(()), |last| take(&last.wait()))
     }
 }
 

@@ -6,34 +6,35 @@
 mod buffer;
 pub mod cuda;
 pub(crate) mod host;
+mod readback;
 
-use proto::plan::{self, Dtype};
-use tch::Kind;
+use proto::plan::Dtype;
+use tch::{Kind, Tensor};
 
 pub use buffer::{Buffer, Section};
+use cuda::gpu;
+pub use readback::Readback;
 
 /// Where a rank's parameters, gradients, activations and, unless they are offloaded, optimizer state are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Device {
     /// The host's processors and memory.
     Cpu,
+    /// This thread's GPU, whose memory tensors name so. An emulated one's is the host's.
+    Gpu(tch::Device),
 }
 
 impl Device {
-    /// The device that the plan names. Panics for one that plans are refused for.
-    pub fn of_plan(device: plan::Device) -> Self {
-        match device {
-            plan::Device::Cpu => Self::Cpu,
-            plan::Device::Cuda => {
-                unreachable!("no plan that trains on a GPU gets here yet (proto::resolve::unsupported)")
-            }
-        }
+    /// The GPU that this thread computes on, or the CPU if there is none.
+    pub fn of_thread() -> Self {
+        gpu::memory().map_or(Self::Cpu, Self::Gpu)
     }
 
     /// The device as tensors name it.
     pub fn of_tensors(self) -> tch::Device {
         match self {
             Self::Cpu => HOST,
+            Self::Gpu(memory) => memory,
         }
     }
 
@@ -41,7 +42,17 @@ impl Device {
     pub fn is_asynchronous(self) -> bool {
         match self {
             Self::Cpu => false,
+            Self::Gpu(_) => true,
         }
+    }
+}
+
+/// `values`, which are on the host, on `device`. Does not wait for it: they go by way of pinned memory, in the order of what else is
+/// started there.
+pub fn upload(values: Tensor, device: tch::Device) -> Tensor {
+    match device {
+        HOST => values,
+        device => values.pin_memory(device).to_device_(device, values.kind(), true, false),
     }
 }
 

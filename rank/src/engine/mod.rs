@@ -30,14 +30,16 @@ use std::time::Instant;
 
 use comm::CommError;
 use proto::layout::rank_layout;
+use proto::memory::logits_at_a_time;
 use proto::pipeline::Action;
 use proto::plan::Plan;
 use proto::progress::Phase;
 use tch::Tensor;
 
 pub use memory::Memory;
-pub use step_sums::StepSums;
+pub use step_sums::{AskedSums, StepSums};
 
+use crate::device::{Device, upload};
 use crate::kernels::{DeviceSum, Update, clip_factor};
 use crate::model::{Embedding, Head, Labels, RopeTable, Samples, TensorParallel};
 use crate::progress::ProgressLine;
@@ -56,6 +58,14 @@ pub struct MicroBatch {
     pub labels: Labels,
     /// The places where samples begin.
     pub samples: Rc<Samples>,
+}
+
+impl MicroBatch {
+    /// The same micro-batch on `device`, where it is going to be. Does not wait for it.
+    pub fn on(self, device: Device) -> Self {
+        let (Self { tokens, labels, samples }, device) = (self, device.of_tensors());
+        Self { tokens: upload(tokens, device), labels: labels.on(device), samples }
+    }
 }
 
 /// This rank's part of the job's sums over a step's passes.
@@ -96,9 +106,9 @@ impl Engine {
             stage: Stage::new(&rank_layout(&plan, coord), chunks.map(|chunk| chunk.len())),
             actions: plan.stage_actions().swap_remove(coord.pp).into(),
             messages: Messages::new(&plan, ranks)?,
-            rope: RopeTable::new(config),
+            rope: RopeTable::new(config).on(ranks.device.of_tensors()),
             embedding: Embedding::new(config.vocab_size, &tp),
-            head: Head::new(config.rms_norm_eps, config.vocab_size, &tp),
+            head: Head::new(config, &tp, logits_at_a_time(plan.device)),
             adamw: AdamW::new(&plan.optimizer),
             progress: ranks.line.clone(),
             memory,
@@ -161,7 +171,7 @@ impl Engine {
 
     /// The sum of a micro-batch's cross-entropies, without gradients; over all ranks, each token counts once. Without a
     /// micro-batch, only a part in the peers' gathers. Every rank of the job calls it equally often.
-    pub fn loss(&mut self, batch: Option<&MicroBatch>) -> Result<f64, CommError> {
+    pub fn loss(&mut self, batch: Option<&MicroBatch>) -> Result<DeviceSum, CommError> {
         let _guard = tch::no_grad_guard();
         let mut loss = DeviceSum::default();
         for chunk in 0..self.stage.chunks.len() {
@@ -174,7 +184,7 @@ impl Engine {
                 loss.add(self.head_loss(head, &x, &batch.labels)?);
             }
         }
-        Ok(if self.tp.split().rank == 0 { loss.read() } else { 0.0 })
+        Ok(if self.tp.split().rank == 0 { loss } else { DeviceSum::default() })
     }
 
     /// The gathers of a chunk's forward pass, without the pass.
@@ -195,8 +205,8 @@ impl Engine {
 
     /// The step's loss and the norm of its reduced gradients over all ranks; `loss`: this rank's part of it. Every rank of
     /// the job calls it.
-    pub fn step_sums(&self, loss: &DeviceSum) -> Result<StepSums, CommError> {
-        StepSums::over_ranks(&*self.memory.groups().all, loss, &self.memory.square_norm())
+    pub fn step_sums(&self, loss: DeviceSum) -> Result<StepSums, CommError> {
+        StepSums::over_ranks(&*self.memory.groups().all, loss, self.memory.square_norm())
     }
 
     /// One AdamW update of what this rank owns, by gradients that are clipped to the plan's norm; they are zero afterwards.

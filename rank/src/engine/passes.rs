@@ -39,7 +39,9 @@ impl Engine {
         let block = self.block(&batch, &x);
         let mut saved = Vec::with_capacity(self.stage.chunks[chunk].blocks.len());
         let y = self.through_blocks(chunk, x, |engine, unit, x| {
-            let (y, kept) = block.forward(&engine.tp, engine.memory.param_views(unit).block(), x)?;
+            let checkpointing = engine.plan.activation_checkpointing.of_block(engine.stage.block_of(unit));
+            let weights = engine.memory.param_views(unit).block();
+            let (y, kept) = block.forward(&engine.tp, weights, x, checkpointing)?;
             saved.push(kept);
             Ok(y)
         })?;
@@ -98,12 +100,7 @@ impl Engine {
 
     /// The block unit of a micro-batch whose stream is `x`.
     fn block(&self, batch: &MicroBatch, x: &Tensor) -> Block {
-        let spec = BlockSpec {
-            config: &self.plan.model.config,
-            rope: &self.rope,
-            tp: &self.tp,
-            checkpointing: self.plan.activation_checkpointing,
-        };
+        let spec = BlockSpec { config: &self.plan.model.config, rope: &self.rope, tp: &self.tp };
         Block::new(spec, &batch.samples, x.kind())
     }
 

@@ -51,6 +51,13 @@ impl Stage {
         Self { chunks, tied: if is_tied { embedding() } else { None } }
     }
 
+    /// Number of a block among the stage's blocks, from 0, in the order of the forward pass. `unit`: the block's.
+    pub fn block_of(&self, unit: usize) -> usize {
+        let before = self.chunks.iter().filter(|chunk| chunk.blocks.end <= unit).map(|chunk| chunk.blocks.len());
+        let own = self.chunks.iter().find(|chunk| chunk.blocks.contains(&unit)).expect("a unit that is a block");
+        before.sum::<usize>() + unit - own.blocks.start
+    }
+
     /// Whether the embedding's own backward pass is on this rank too, after the head's has added to the same gradient.
     pub fn shares_embedding(&self) -> bool {
         self.tied.is_some() && self.chunks[0].embedding == self.tied
@@ -80,6 +87,7 @@ mod tests {
         ];
         assert_eq!((&stage.chunks[..], stage.tied), (&expected[..], None));
         assert_eq!(stage.chunks[1].units(), 2..5);
+        assert_eq!([1, 2, 3].map(|unit| stage.block_of(unit)), [0, 1, 2]);
     }
 
     #[test]

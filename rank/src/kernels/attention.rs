@@ -3,6 +3,7 @@
 use tch::{Device, Kind, Tensor};
 
 use super::samples::Samples;
+use crate::device::cuda::torch::Attended;
 
 /// Sizes of a layer's attention, as far as it is this rank's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,6 +30,12 @@ pub enum AttendSaved {
     Dense(Tensor),
     /// Runs of samples of one length were computed in a call each: the log-sum-exp of each, in order.
     Runs(Vec<Tensor>),
+    /// By cuDNN.
+    Cudnn(Attended),
+    /// By flash attention on a GPU.
+    Flash(Attended),
+    /// Plainly: the log-sum-exp of the scores, `[H, T]`.
+    Plain(Tensor),
 }
 
 /// Operands of [`crate::kernels::attend_backward`].

@@ -33,6 +33,18 @@ impl DeviceSum {
         self.sum.as_ref().map_or_else(|| Tensor::from(0f64), Tensor::shallow_clone)
     }
 
+    /// The sum on `device`: a scalar, fp64. It is there, or nothing was added to it.
+    pub(super) fn tensor_on(&self, device: tch::Device) -> Tensor {
+        self.tensor().to_device(device)
+    }
+
+    /// Several sums as one tensor, `[n]` fp64, on their device. Does not wait for it.
+    pub fn together(sums: &[&DeviceSum]) -> Tensor {
+        let device = sums.iter().find_map(|sum| sum.sum.as_ref()).map_or(HOST, Tensor::device);
+        let sums: Vec<Tensor> = sums.iter().map(|sum| sum.tensor_on(device)).collect();
+        Tensor::stack(&sums, 0)
+    }
+
     /// The sum. Waits for the device.
     pub fn read(&self) -> f64 {
         self.sum.as_ref().map_or(0.0, |sum| sum.double_value(&[])) // host sync: reads the sum

@@ -1,11 +1,15 @@
 //! The samples that tokens belong to: positions restart and attention stops at each boundary.
 
+use std::cell::OnceCell;
+
 use tch::{Kind, Tensor};
 
 /// The samples of one micro-batch, or the sequences of which one batch has new tokens, in the order of the tokens.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Samples {
     spans: Vec<Span>,
+    /// See [`Samples::starts`].
+    starts: OnceCell<Tensor>,
 }
 
 /// The tokens of one sample.
@@ -45,7 +49,7 @@ impl Samples {
             end += len;
             Span { start: end - len, len, first_position }
         };
-        Self { spans: lens.iter().zip(first_positions).map(span).collect() }
+        Self { spans: lens.iter().zip(first_positions).map(span).collect(), starts: OnceCell::new() }
     }
 
     /// Tokens of all samples.
@@ -58,6 +62,20 @@ impl Samples {
         let positions: Vec<i64> =
             self.spans.iter().flat_map(|span| span.first_position..span.first_position + span.len).collect();
         Tensor::from_slice(&positions).to_kind(Kind::Int64)
+    }
+
+    /// Tokens of the longest sample.
+    pub fn longest(&self) -> i64 {
+        self.spans.iter().map(|span| span.len).max().unwrap_or(0)
+    }
+
+    /// The samples' first tokens, and T: `[samples + 1]` int32 on `device`, which is always the same. Made once.
+    pub(super) fn starts(&self, device: tch::Device) -> &Tensor {
+        self.starts.get_or_init(|| {
+            let starts: Vec<i32> =
+                self.spans.iter().map(|span| span.start).chain([self.num_tokens()]).map(|token| token as i32).collect();
+            crate::device::upload(Tensor::from_slice(&starts), device)
+        })
     }
 
     /// The tokens of each sample.
@@ -93,6 +111,14 @@ mod tests {
                 Run { start: 8, count: 1, len: 3 }
             ]
         );
+    }
+
+    #[test]
+    fn starts_end_with_the_number_of_tokens() {
+        let samples = Samples::new(&[3, 1, 4]);
+        let starts = samples.starts(crate::device::HOST);
+        assert_eq!((starts.kind(), Vec::<i32>::try_from(starts).unwrap()), (Kind::Int, vec![0, 3, 4, 8]));
+        assert_eq!(samples.longest(), 4);
     }
 
     #[test]

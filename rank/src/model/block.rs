@@ -30,7 +30,7 @@ pub struct BlockSaved {
     x: Tensor,
     /// Between the halves: `[S, D]`, and what attention saved. `None` under full checkpointing.
     attention: Option<(Tensor, AttentionSaved)>,
-    /// `None` under ffn and full checkpointing.
+    /// `None` under ffn and full checkpointing. Under pointwise checkpointing neither half has what it makes without a product.
     feed_forward: Option<FeedForwardSaved>,
 }
 
@@ -43,8 +43,6 @@ pub struct BlockSpec<'a> {
     pub rope: &'a RopeTable,
     /// The ranks that compute a block together.
     pub tp: &'a TensorParallel,
-    /// What is computed again rather than saved.
-    pub checkpointing: ActivationCheckpointing,
 }
 
 /// The block unit of one micro-batch: sizes, and the micro-batch's positions and boundaries.
@@ -54,19 +52,17 @@ pub struct Block {
     norm_eps: f64,
     rotation: Rotation,
     samples: Rc<Samples>,
-    checkpointing: ActivationCheckpointing,
 }
 
 impl Block {
     /// The block unit for a micro-batch whose samples are `samples`, with activations of type `kind`.
     pub fn new(spec: BlockSpec, samples: &Rc<Samples>, kind: Kind) -> Self {
-        let BlockSpec { config, rope, tp, checkpointing } = spec;
+        let BlockSpec { config, rope, tp } = spec;
         Self {
             attention: attention_shape(config, tp.split()),
             norm_eps: config.rms_norm_eps,
             rotation: rope.rotation(&samples.positions(), kind),
             samples: samples.clone(),
-            checkpointing,
         }
     }
 
@@ -75,17 +71,26 @@ impl Block {
         &self.attention
     }
 
-    /// `x`: this rank's stream, `[S, D]`. Returns the stream after the block. Collective over tp.
+    /// `x`: this rank's stream, `[S, D]`; `checkpointing`: what the backward pass computes again. Returns the stream after the
+    /// block. Collective over tp.
     pub fn forward(
         &self,
         tp: &TensorParallel,
         weights: &BlockWeights,
         x: Tensor,
+        checkpointing: ActivationCheckpointing,
     ) -> Result<(Tensor, BlockSaved), CommError> {
-        let (middle, attention) = self.attention(tp).forward(&weights.attention, &x)?;
-        let (y, feed_forward) = self.feed_forward(tp).forward(&weights.feed_forward, &middle)?;
-        let saved = match self.checkpointing {
+        let (middle, mut attention) = self.attention(tp).forward(&weights.attention, &x)?;
+        if checkpointing == ActivationCheckpointing::Pointwise {
+            attention.drop_pointwise();
+        }
+        let (y, mut feed_forward) = self.feed_forward(tp).forward(&weights.feed_forward, &middle)?;
+        let saved = match checkpointing {
             ActivationCheckpointing::None => {
+                BlockSaved { x, attention: Some((middle, attention)), feed_forward: Some(feed_forward) }
+            }
+            ActivationCheckpointing::Pointwise => {
+                feed_forward.drop_pointwise();
                 BlockSaved { x, attention: Some((middle, attention)), feed_forward: Some(feed_forward) }
             }
             ActivationCheckpointing::Ffn => BlockSaved { x, attention: Some((middle, attention)), feed_forward: None },

@@ -7,7 +7,7 @@
 use std::ops::Range;
 
 use comm::CommError;
-use proto::memory::LOGITS_AT_A_TIME;
+use proto::model_config::ModelConfig;
 use tch::Tensor;
 
 use super::cross_entropy::CrossEntropy;
@@ -32,7 +32,7 @@ pub struct Head {
     norm_eps: f64,
     /// Ids of this rank's tokens.
     ids: Range<i64>,
-    chunk_elements: usize,
+    logits_at_a_time: usize,
 }
 
 /// What the backward pass takes beside its input and the labels.
@@ -54,19 +54,10 @@ struct Labelled {
 }
 
 impl Head {
-    /// The head of a model, or this rank's part of it.
-    pub fn new(norm_eps: f64, vocab_size: usize, tp: &TensorParallel) -> Self {
-        Self::with_chunk_elements(norm_eps, vocab_size, tp, LOGITS_AT_A_TIME)
-    }
-
-    pub(super) fn with_chunk_elements(
-        norm_eps: f64,
-        vocab_size: usize,
-        tp: &TensorParallel,
-        chunk_elements: usize,
-    ) -> Self {
-        let rows = tp.split().rows(vocab_size);
-        Self { norm_eps, ids: rows.start as i64..rows.end as i64, chunk_elements }
+    /// The head of a model, or this rank's part of it, which holds at most `logits_at_a_time` elements of them.
+    pub fn new(config: &ModelConfig, tp: &TensorParallel, logits_at_a_time: usize) -> Self {
+        let rows = tp.split().rows(config.vocab_size);
+        Self { norm_eps: config.rms_norm_eps, ids: rows.start as i64..rows.end as i64, logits_at_a_time }
     }
 
     /// Sum of the cross-entropies of all labelled tokens, without gradients. `x`: the stream, `[S, D]`. Collective over
@@ -128,13 +119,13 @@ impl Head {
         labels: &Labels,
     ) -> Result<Labelled, CommError> {
         let normed = norm_forward(&weights.norm, x, self.norm_eps);
-        let y = tp.gather(&normed.y, labels.num_tokens())?.index_select(0, &labels.places);
+        let y = tp.gather(normed.y(), labels.num_tokens())?.index_select(0, &labels.places);
         Ok(Labelled { normed, y })
     }
 
     /// Row chunks whose logits are held at a time: the same on every rank, whatever its padding.
     fn chunks(&self, rows: usize, weights: &HeadWeights) -> impl Iterator<Item = Range<usize>> + use<> {
-        let size = (self.chunk_elements / weights.lm_head.size()[0] as usize).max(1);
+        let size = (self.logits_at_a_time / weights.lm_head.size()[0] as usize).max(1);
         (0..rows).step_by(size).map(move |start| start..rows.min(start + size))
     }
 

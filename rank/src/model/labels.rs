@@ -2,6 +2,8 @@
 
 use tch::Tensor;
 
+use crate::device::upload;
+
 /// Label of a token that is not trained on.
 const IGNORED: i64 = -100;
 
@@ -26,6 +28,12 @@ impl Labels {
             places: Tensor::from_slice(&places),
             targets: Tensor::from_slice(&labels),
         }
+    }
+
+    /// The same labels on `device`, where they are going to be. Does not wait for it.
+    pub fn on(self, device: tch::Device) -> Self {
+        let Self { num_tokens, places, targets } = self;
+        Self { num_tokens, places: upload(places, device), targets: upload(targets, device) }
     }
 
     /// Tokens of the micro-batch, with and without label.

@@ -8,10 +8,27 @@ use crate::kernels::{RmsNormGrad, rms_norm, rms_norm_backward};
 /// A norm's output and what its backward pass reads.
 #[derive(Debug)]
 pub(super) struct Normed {
-    /// `[S, D]`
-    pub y: Tensor,
+    /// `[S, D]`; `None` once it was dropped.
+    y: Option<Tensor>,
     /// `1 / sqrt(mean(x^2) + eps)`: `[S]`
     rstd: Tensor,
+}
+
+impl Normed {
+    /// The norm's output, `[S, D]`, which was not dropped.
+    pub fn y(&self) -> &Tensor {
+        self.y.as_ref().expect("a norm's output was dropped")
+    }
+
+    /// The norm's output, `[S, D]`, computed again if it was dropped. `weight` and `x`: of the forward pass.
+    pub fn y_again(&self, weight: &Tensor, x: &Tensor, eps: f64) -> Tensor {
+        self.y.as_ref().map_or_else(|| rms_norm(weight, x, eps).0, Tensor::shallow_clone)
+    }
+
+    /// Drops the output: whoever reads it computes it again.
+    pub fn drop_output(&mut self) {
+        self.y = None;
+    }
 }
 
 /// A norm's input, and the gradients that reach it.
@@ -28,7 +45,7 @@ pub(super) struct NormGrads<'a> {
 /// `x`: `[S, D]`, `weight`: `[D]`.
 pub(super) fn norm_forward(weight: &Tensor, x: &Tensor, eps: f64) -> Normed {
     let (y, rstd) = rms_norm(weight, x, eps);
-    Normed { y, rstd }
+    Normed { y: Some(y), rstd }
 }
 
 /// `pass`: of the weight, `[D]`. Returns the gradient of `x`, `[S, D]`: that through the norm plus the residual.

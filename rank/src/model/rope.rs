@@ -4,6 +4,7 @@
 use proto::model_config::{ModelConfig, RopeScaling};
 use tch::{Kind, Tensor};
 
+use crate::device::upload;
 use crate::kernels::rotate;
 
 /// Inverse frequencies of a model.
@@ -32,9 +33,15 @@ impl RopeTable {
         Self { inv_freq: scaled(inv_freq, config.rope_scaling) }
     }
 
-    /// `positions`: `[T]` int64, beside the table. Angles are cast to `kind`, the type of the activations.
+    /// The same table on `device`.
+    pub fn on(self, device: tch::Device) -> Self {
+        Self { inv_freq: self.inv_freq.to_device(device) }
+    }
+
+    /// `positions`: `[T]` int64 on the host. Angles are cast to `kind`, the type of the activations.
     pub(super) fn rotation(&self, positions: &Tensor, kind: Kind) -> Rotation {
-        let angles = positions.to_kind(Kind::Float).unsqueeze(1) * self.inv_freq.unsqueeze(0); // [T, K/2]
+        let positions = upload(positions.to_kind(Kind::Float), self.inv_freq.device());
+        let angles = positions.unsqueeze(1) * self.inv_freq.unsqueeze(0); // [T, K/2]
         let sin = angles.sin().to_kind(kind);
         Rotation { cos: angles.cos().to_kind(kind), minus_sin: -&sin, sin }
     }

@@ -91,8 +91,8 @@ fn random_block(case: &Case, kind: Kind) -> Vec<(String, Tensor)> {
     unit.params.iter().map(leaf).collect()
 }
 
-fn spec<'a>(case: &'a Case, rope: &'a RopeTable, checkpointing: ActivationCheckpointing) -> BlockSpec<'a> {
-    BlockSpec { config: &case.config, rope, tp: &OFF, checkpointing }
+fn spec<'a>(case: &'a Case, rope: &'a RopeTable) -> BlockSpec<'a> {
+    BlockSpec { config: &case.config, rope, tp: &OFF }
 }
 
 /// The oracle's view of a block's gradients, in the order of the fused weights.
@@ -168,9 +168,9 @@ fn check_block(case: &Case, kind: Kind, checkpointing: ActivationCheckpointing, 
     let (weights, grads) = (block_weights(&leaves, false), block_weights(&leaves, true));
     let rope = RopeTable::new(&case.config);
     let (y, dx) = tch::no_grad(|| {
-        let block = Block::new(spec(case, &rope, checkpointing), &samples, kind);
+        let block = Block::new(spec(case, &rope), &samples, kind);
         let pass = |grads: &BlockWeights, sink: &WeightGrads| {
-            let (y, saved) = block.forward(&OFF, &weights, x.detach()).unwrap();
+            let (y, saved) = block.forward(&OFF, &weights, x.detach(), checkpointing).unwrap();
             let pass = GradPass { weights: &weights, grads, sink };
             (y, block.backward(&OFF, pass, saved, dy.shallow_clone()).unwrap())
         };
@@ -201,7 +201,8 @@ fn block_backward_equals_autograd() {
 #[test]
 fn recomputing_a_block_changes_nothing() {
     for case in cases() {
-        for checkpointing in [ActivationCheckpointing::Ffn, ActivationCheckpointing::Full] {
+        use ActivationCheckpointing::{Ffn, Full, Pointwise};
+        for checkpointing in [Pointwise, Ffn, Full] {
             check_block(&case, Kind::Double, checkpointing, FP64_TOLERANCE);
         }
     }
@@ -214,7 +215,7 @@ fn check_cached(case: &Case, rounds: &[Vec<i64>], kind: Kind, tolerance: f64) {
     let _guard = tch::no_grad_guard();
     let weights = block_weights(&random_block(case, kind), false);
     let rope = RopeTable::new(&case.config);
-    let spec = spec(case, &rope, ActivationCheckpointing::None);
+    let spec = spec(case, &rope);
     let whole = Rc::new(Samples::new(&case.samples));
     let x = random(&[whole.num_tokens(), case.config.hidden_size as i64], kind);
     let block = Block::new(spec, &whole, kind);
@@ -280,7 +281,7 @@ fn a_cache_that_was_cut_is_as_if_the_tokens_had_never_been() {
     let rope = RopeTable::new(&case.config);
     let extend = |cache: &mut KeyValueCache, x: &Tensor| {
         let samples = Rc::new(Samples::continuing(&[x.size()[0]], &[cache.len()]));
-        let block = Block::new(spec(case, &rope, ActivationCheckpointing::None), &samples, Kind::Double);
+        let block = Block::new(spec(case, &rope), &samples, Kind::Double);
         block.extend(&OFF, &weights, x.shallow_clone(), &mut [cache]).unwrap()
     };
     let shape = crate::model::attention::attention_shape(&case.config, TensorSplit::WHOLE);
@@ -294,7 +295,7 @@ fn a_cache_that_was_cut_is_as_if_the_tokens_had_never_been() {
     assert!(extend(&mut cache, &second).equal(&expected));
 }
 
-fn check_head(kind: Kind, labels: &[i64], chunk_elements: usize, tolerance: f64) {
+fn check_head(kind: Kind, labels: &[i64], logits_at_a_time: usize, tolerance: f64) {
     tch::manual_seed(7);
     let (hidden, vocab, tokens, scale) = (24, 101, labels.len() as i64, 0.37);
     let norm = random(&[hidden], kind).set_requires_grad(true);
@@ -305,7 +306,8 @@ fn check_head(kind: Kind, labels: &[i64], chunk_elements: usize, tolerance: f64)
     let loss = logits.cross_entropy_loss(&targets, None::<&Tensor>, tch::Reduction::Sum, -100, 0.0);
     (&loss * scale).backward();
 
-    let head = Head::with_chunk_elements(1e-6, vocab as usize, &OFF, chunk_elements);
+    let config = ModelConfig { rms_norm_eps: 1e-6, vocab_size: vocab as usize, ..cases().swap_remove(0).config };
+    let head = Head::new(&config, &OFF, logits_at_a_time);
     let weights = HeadWeights { norm: norm.detach(), lm_head: lm_head.detach() };
     let grads = HeadWeights { norm: norm.zeros_like().detach(), lm_head: lm_head.zeros_like().detach() };
     let labels = Labels::new(labels);
@@ -324,9 +326,9 @@ fn check_head(kind: Kind, labels: &[i64], chunk_elements: usize, tolerance: f64)
 #[test]
 fn head_backward_equals_autograd() {
     let targets = [5, -100, 100, 0, -100, -100, 7, 7, 99, 1];
-    for chunk_elements in [1, 2 * 101, 3 * 101 + 5, 1 << 20] {
-        check_head(Kind::Double, &targets, chunk_elements, FP64_TOLERANCE);
-        check_head(Kind::Float, &targets, chunk_elements, FP32_TOLERANCE);
+    for logits_at_a_time in [1, 2 * 101, 3 * 101 + 5, 1 << 20] {
+        check_head(Kind::Double, &targets, logits_at_a_time, FP64_TOLERANCE);
+        check_head(Kind::Float, &targets, logits_at_a_time, FP32_TOLERANCE);
     }
     check_head(Kind::Float, &[3], 1 << 20, FP32_TOLERANCE);
 }

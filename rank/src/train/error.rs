@@ -6,6 +6,7 @@ use proto::dataset::DatasetError;
 
 use crate::checkpoint::CheckpointError;
 use crate::control::ControlError;
+use crate::device::cuda::driver::GpuError;
 use crate::snapshot::SnapshotError;
 
 /// An error that ends a rank.
@@ -41,6 +42,9 @@ pub enum TrainError {
         /// How many there were.
         in_a_row: u64,
     },
+    /// This rank's GPU cannot be used.
+    #[error(transparent)]
+    Gpu(#[from] GpuError),
     /// The prepared data cannot be read.
     #[error(transparent)]
     Data(#[from] DatasetError),
@@ -67,7 +71,7 @@ impl TrainError {
             Self::Snapshot(SnapshotError::Damaged { .. }) => FailureKind::Internal,
             Self::Snapshot(SnapshotError::Peer { .. }) => FailureKind::Peer,
             Self::Diverged { .. } => FailureKind::Diverged,
-            Self::Data(_) => FailureKind::Environment,
+            Self::Data(_) | Self::Gpu(_) => FailureKind::Environment,
         }
     }
 }

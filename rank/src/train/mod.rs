@@ -4,10 +4,12 @@ mod beginning;
 mod error;
 mod init;
 mod metrics;
+mod pace;
 mod step;
 mod validate;
 
 use std::rc::Rc;
+use std::time::Instant;
 
 use comm::ReduceOp;
 use proto::control::report_request::Event;
@@ -20,11 +22,13 @@ use proto::run_dir::RunDir;
 
 pub use error::TrainError;
 use metrics::Metrics;
+use pace::SnapshotPace;
 use step::{StepOutcome, StepUnderWay};
 
 use crate::checkpoint::{self, Published, Saver};
 use crate::control::Control;
 use crate::data::{TrainData, ValidationData};
+use crate::device::cuda::gpu;
 use crate::engine::Engine;
 use crate::process;
 use crate::ranks::Ranks;
@@ -52,6 +56,11 @@ pub struct Trainer {
     /// The step of a checkpoint that no finite step has followed yet: until then none before it is removed.
     unproven_checkpoint: Option<u64>,
     is_first: bool,
+    pace: SnapshotPace,
+    /// How long the newest step took that no snapshot followed, in seconds.
+    step_seconds: f64,
+    /// How many times as long the newest snapshot took on this rank.
+    snapshot_cost: f64,
     /// Resident memory before anything of the model was there.
     baseline_memory_bytes: u64,
 }
@@ -79,6 +88,9 @@ impl Trainer {
             bad_steps: 0,
             unproven_checkpoint: None,
             is_first: env.rank == 0,
+            pace: SnapshotPace::new(plan.snapshots, progress.step),
+            step_seconds: f64::NAN,
+            snapshot_cost: 0.0,
             baseline_memory_bytes,
             engine,
             progress,
@@ -102,7 +114,7 @@ impl Trainer {
             self.save_checkpoint(control)?;
         }
         while self.progress.step < self.plan.steps {
-            let step = self.progress.step + 1;
+            let (step, began) = (self.progress.step + 1, Instant::now());
             self.current_step = step;
             self.ranks.line.begin_step(step);
             control.check()?;
@@ -130,7 +142,11 @@ impl Trainer {
             if self.plan.saves_after(step) && may_save {
                 self.save_checkpoint(control)?;
             }
-            if self.plan.keeps_after(step) && may_save {
+            let is_due = self.pace.is_due_after(step);
+            if !is_due || self.step_seconds.is_nan() {
+                self.step_seconds = began.elapsed().as_secs_f64();
+            }
+            if is_due && may_save {
                 self.keep_snapshot(control)?;
             }
         }
@@ -162,6 +178,7 @@ impl Trainer {
             peak_memory_bytes: process::peak_memory_bytes(),
             baseline_memory_bytes: self.baseline_memory_bytes,
             preempted: end == End::Preempted,
+            gpu_peak_bytes: gpu::peak_bytes(),
         }));
         Ok(())
     }
@@ -169,7 +186,8 @@ impl Trainer {
     /// Whether what comes after step `step` depends on its outcome, or is to be told after it.
     fn has_to_know_after(&self, step: u64) -> bool {
         let plan = &self.plan;
-        step == plan.steps || plan.validates_after(step) || plan.saves_after(step) || plan.keeps_after(step)
+        let is_kept = self.pace.is_due_after(step);
+        step == plan.steps || plan.validates_after(step) || plan.saves_after(step) || is_kept
     }
 
     /// Reads the outcome of the newest step, if that was not done yet.
@@ -184,6 +202,7 @@ impl Trainer {
         metrics: &mut Metrics,
         control: &Control,
     ) -> Result<(), TrainError> {
+        self.ranks.line.enter(Phase::Wait);
         let outcome = under_way.read();
         if outcome.is_finite() {
             self.bad_steps = 0;
@@ -205,7 +224,7 @@ impl Trainer {
     fn train_step(&mut self, step: u64) -> Result<StepEnd, TrainError> {
         let num_labels = self.train.num_labels(step - 1);
         let scale = 1.0 / num_labels.max(1) as f64;
-        let micro_batch = |idx| self.train.micro_batch(step - 1, idx);
+        let micro_batch = |idx| self.train.micro_batch(step - 1, idx).on(self.ranks.device);
         let passes = self.engine.forward_backward(micro_batch, scale)?;
         // Afterwards: damage that came while the rows were read is found too, and nothing of this step is applied.
         self.train.check(step - 1)?;
@@ -213,15 +232,18 @@ impl Trainer {
         let busy_seconds = passes.seconds - passes.waited_seconds;
         let flag = |flag: bool| f64::from(u8::from(flag));
         // Ranks tell each other what all have to do after the same step.
-        let mut sums = [busy_seconds, flag(self.saver.is_settled()), flag(self.ranks.line.is_asked_to_stop())];
+        let (is_settled, is_asked_to_stop) = (self.saver.is_settled(), self.ranks.line.is_asked_to_stop());
+        let mut sums = [busy_seconds, flag(is_settled), flag(is_asked_to_stop), self.snapshot_cost];
         all.all_reduce_scalars(&mut sums, ReduceOp::Sum)?;
-        let [busy_seconds, settled, asked_to_stop] = sums;
+        let [busy_seconds, settled, asked_to_stop, snapshot_cost] = sums;
+        self.pace.costs(snapshot_cost / all.size() as f64);
         let checkpoint_is_settled = settled == all.size() as f64;
         let pipeline_bubble = self.pipeline_bubble(busy_seconds, passes.seconds)?;
         self.engine.reduce_gradients()?;
-        let sums = self.engine.step_sums(&passes.loss)?;
+        let sums = self.engine.step_sums(passes.loss)?;
         let learning_rate = self.plan.schedule.at(step - 1);
         self.engine.optimizer_step(step, learning_rate, &sums)?;
+        let sums = sums.ask();
         self.progress = Progress {
             step,
             rows: self.progress.rows + self.plan.batch.global_batch_size,
@@ -280,13 +302,17 @@ impl Trainer {
 
     /// Keeps the state in the launcher's memory. It counts once the launcher has heard of all that this step did: an
     /// attempt that goes on from here does not report that again.
-    fn keep_snapshot(&self, control: &Control) -> Result<(), TrainError> {
+    fn keep_snapshot(&mut self, control: &Control) -> Result<(), TrainError> {
         let Some(snapshots) = &self.snapshots else { return Ok(()) };
+        let began = Instant::now();
         let copied = snapshots.copy(self.engine.memory(), self.progress)?;
         if self.is_first {
             self.ranks.line.call_launcher(|| control.flush())?;
         }
-        Ok(copied.seal()?)
+        copied.seal()?;
+        self.pace.taken(self.progress.step);
+        self.snapshot_cost = began.elapsed().as_secs_f64() / self.step_seconds;
+        Ok(())
     }
 
     /// Whether the newest checkpoint that this launch should have made is not there, nor one made up for it: a failure came

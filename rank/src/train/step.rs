@@ -1,12 +1,12 @@
 //! One step of training: under way, and its outcome.
 
-use crate::engine::StepSums;
+use crate::engine::AskedSums;
 
-/// A step whose work has been given to the device. Its sums may still be computed.
+/// A step whose work has been given to the device. Its sums may still be computed, or on their way.
 pub(super) struct StepUnderWay {
     /// From 1.
     pub step: u64,
-    pub sums: StepSums,
+    pub sums: AskedSums,
     /// One over the label tokens of the global batch.
     pub scale: f64,
     pub learning_rate: f64,
@@ -22,8 +22,8 @@ impl StepUnderWay {
     /// What has come of it. Waits for the device.
     pub fn read(self) -> StepOutcome {
         let Self { step, sums, scale, learning_rate, num_tokens, label_tokens, pipeline_bubble } = self;
-        let (loss, grad_norm) = (sums.loss() * scale, sums.grad_norm());
-        StepOutcome { step, loss, grad_norm, learning_rate, num_tokens, label_tokens, pipeline_bubble }
+        let (loss, grad_norm) = sums.read();
+        StepOutcome { step, loss: loss * scale, grad_norm, learning_rate, num_tokens, label_tokens, pipeline_bubble }
     }
 }
 

@@ -7,6 +7,7 @@ use proto::progress::Phase;
 
 use super::{TrainError, Trainer};
 use crate::control::Control;
+use crate::kernels::DeviceSum;
 
 impl Trainer {
     /// Scores the validation set, if there is one, and reports it. Every rank calls it.
@@ -14,10 +15,12 @@ impl Trainer {
         let Some(validation) = &self.validation else { return Ok(()) };
         control.heartbeat(step, "validate");
         self.ranks.line.enter(Phase::Validate);
-        let mut loss = [0.0];
+        let mut loss = DeviceSum::default();
         for batch in validation.micro_batches() {
-            loss[0] += self.engine.loss(batch.as_ref())?;
+            let batch = batch.map(|batch| batch.on(self.ranks.device));
+            loss.add(self.engine.loss(batch.as_ref())?);
         }
+        let mut loss = [loss.read()];
         validation.check()?;
         self.ranks.groups.all.all_reduce_scalars(&mut loss, ReduceOp::Sum)?;
         let label_tokens = validation.num_labels();

@@ -84,7 +84,7 @@ impl Layout {
         );
         let config = TrainConfig::parse(Path::new("late.toml"), &toml, &[]).expect("a good train.toml");
         let model = ModelConfig::parse(Path::new("config.json"), MODEL).expect("a good config.json");
-        let machine = Machine::This { gpus: 0 };
+        let machine = Machine::This { gpus: Ok(0) };
         let room = Room::default();
         let world = resolve::World { world_size: ranks, cores: 2, current_dir: "/here".into(), machine, room };
         let draft = Draft::new(&config, world, model).expect("a good layout");
@@ -199,10 +199,11 @@ fn run(plan: Rc<Plan>, ranks: &Ranks) -> Outcome {
         let scale = 1.0 / (ROWS_PER_STEP as usize * (TOKENS - 1)) as f64;
         let passes = engine.forward_backward(|idx| micro_batch(row(idx)), scale).expect("nobody fails");
         engine.reduce_gradients().expect("nobody fails");
-        let sums = engine.step_sums(&passes.loss).expect("nobody fails");
+        let sums = engine.step_sums(passes.loss).expect("nobody fails");
         engine.optimizer_step(step + 1, plan.schedule.at(step), &sums).expect("nobody fails");
-        losses.push(sums.loss() * scale);
-        norms.push(sums.grad_norm());
+        let (loss, norm) = sums.ask().read();
+        losses.push(loss * scale);
+        norms.push(norm);
     }
     assert!(losses[2] < losses[0], "it learns: {losses:?}");
     Outcome { losses, norms, parts: parts(engine.memory_mut()), tallies: vec![] }

@@ -2,7 +2,10 @@
 //! none.
 
 use nix::sys::signal::Signal;
-use tests::job::send;
+use proto::plan::{Backend, Device, Plan};
+use proto::sealed;
+use serde_json::json;
+use tests::job::{Job, send};
 use tests::layout::Layout;
 use tests::run::{RunDir, steps, weights};
 
@@ -31,6 +34,45 @@ fn layouts() -> Vec<Layout> {
         pipeline("1f1b"),
         pipeline("zero_bubble"),
     ]
+}
+
+/// On a machine whose driver lists a GPU: the plan is for it, and the rank's arena and state lie in its memory.
+fn on_a_gpu(name: &str, what: &str, layout: Layout) -> Job {
+    job(&Oracle::get().variant(name), &format!("{what}-{name}"), layout).on_gpus(&json!([{}]))
+}
+
+#[test]
+fn a_job_on_an_emulated_gpu_trains_like_transformers() {
+    for name in ["mha", "gqa", "tied", "biased"] {
+        for (dtype, tolerance, norm_tolerance) in
+            [("fp32", LOSS_TOLERANCE, NORM_TOLERANCE), ("bf16", BF16_LOSS_TOLERANCE, 2e-2)]
+        {
+            let oracle = if dtype == "fp32" { "float32" } else { "bfloat16" };
+            let out = Oracle::get().variant(name).out.with_extension(oracle);
+            let (expected, eval_loss) = (steps(&out.join("metrics.jsonl")), oracle_eval_loss(&out));
+            let run = on_a_gpu(name, "gpu", Layout { dtype, ..PLAIN }).succeed();
+            let plan: Plan = sealed::read(&run.path("plan.json")).unwrap();
+            assert_eq!((plan.device, plan.backend), (Device::Cuda, Backend::Solo));
+            check(&format!("gpu {name} {dtype}"), &run, &expected, eval_loss, tolerance, norm_tolerance);
+        }
+    }
+}
+
+#[test]
+fn on_an_emulated_gpu_recomputing_and_dying_change_no_bit() {
+    for dtype in ["fp32", "bf16"] {
+        let layouts =
+            ["none", "pointwise", "ffn", "full"].map(|checkpointing| Layout { checkpointing, dtype, ..PLAIN });
+        let offload = Layout { offload: "cpu", dtype, ..PLAIN };
+        let layouts = layouts.into_iter().chain([offload]);
+        let mut runs: Vec<(Layout, RunDir)> =
+            layouts.map(|layout| (layout, on_a_gpu("gqa", "gpu", layout).succeed())).collect();
+        let layout = Layout { dtype, ..PLAIN };
+        let died = on_a_gpu("gqa", "gpu-died", layout).env("DSLAUNCH_FAULT", "kill phase=backward step=4").succeed();
+        assert!(died.events().iter().any(|event| event["event"] == "resumed_step"), "it did not die");
+        runs.push((layout, died));
+        assert_same_bits("emulated gpu", &runs);
+    }
 }
 
 #[test]
@@ -67,7 +109,7 @@ fn on_emulated_gpus_too_what_only_moves_or_recomputes_changes_no_bit() {
         let data = Layout { dtype, micro_batch_size: ROWS_PER_STEP / 2, ..DATA };
         let stages = [(0, 1), (1, 1), (2, 1), (3, 0), (3, 2)];
         let stages = stages.map(|(zero_stage, prefetch_units)| Layout { zero_stage, prefetch_units, ..data });
-        let recomputed = ["ffn", "full"].map(|checkpointing| Layout { checkpointing, ..data });
+        let recomputed = ["pointwise", "ffn", "full"].map(|checkpointing| Layout { checkpointing, ..data });
         let layouts = stages.into_iter().chain(recomputed).chain([Layout { offload: "cpu", zero_stage: 3, ..data }]);
         let runs: Vec<(Layout, RunDir)> = layouts.map(|layout| (layout, train("gqa", layout))).collect();
         assert_same_bits("emulated gqa", &runs);

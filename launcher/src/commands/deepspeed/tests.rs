@@ -144,7 +144,7 @@ fn values_are_honoured() {
     assert_eq!(config.model.dtype, AutoOr::Given(Dtype::Bf16));
     assert_eq!((config.train.micro_batch_size, config.train.batch), (2, Batch::Accumulation(8)));
     assert_eq!((config.train.length, config.train.max_grad_norm), (Length::Steps(100), 0.5));
-    assert_eq!(config.train.activation_checkpointing, ActivationCheckpointing::Full);
+    assert_eq!(config.train.activation_checkpointing, AutoOr::Given(ActivationCheckpointing::Full));
     let optimizer = &config.optimizer;
     assert_eq!((optimizer.learning_rate, optimizer.betas, optimizer.eps), (1e-5, [0.9, 0.95], 1e-6));
     let schedule = (config.schedule.kind, config.schedule.warmup_steps, config.schedule.min_lr_ratio);

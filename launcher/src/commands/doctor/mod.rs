@@ -1,10 +1,9 @@
 //! `dslaunch doctor`: reports on this machine, and on anything missing that training needs.
 //!
-//! The files named for what they look at ([`host`], [`gpus`], [`libraries`], [`disk`]) read facts and judge nothing;
+//! The files named for what they look at ([`host`], [`libraries`], [`disk`]) read facts and judge nothing;
 //! [`report`] judges them and is pure.
 
 pub mod disk;
-pub mod gpus;
 pub mod host;
 pub mod libraries;
 mod nccl;
@@ -16,10 +15,10 @@ use clap::Args;
 use serde::Serialize;
 
 use crate::error::LaunchError;
+use crate::gpus::Gpus;
 use crate::output::console::Console;
 use crate::output::terminal::Terminal;
 use disk::DiskSpeed;
-use gpus::Gpus;
 use host::Host;
 use libraries::Libraries;
 

@@ -5,9 +5,9 @@ use serde_json::json;
 
 use super::Facts;
 use super::disk::DiskSpeed;
-use super::gpus::{Distance, Gpu, Gpus, Link};
 use super::host::{Cgroup, Host, Slurm};
 use super::libraries::{Libraries, Nccl, Worker};
+use crate::gpus::{Distance, Gpu, Gpus, Link};
 use crate::output::units::{self, bytes, plural, printable};
 
 /// Training data needs a disk with this many bytes per second.
@@ -331,6 +331,7 @@ mod tests {
     fn gpu() -> Gpu {
         Gpu {
             name: "GPU".into(),
+            uuid: None,
             memory: 80 << 30,
             memory_free: 79 << 30,
             compute: Some((9, 0)),

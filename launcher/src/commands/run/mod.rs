@@ -33,7 +33,8 @@ use self::peer_nodes::PeerNodes;
 use self::rendezvous::HeldPort;
 use crate::agents::{Meeting, NodePlace};
 use crate::error::LaunchError;
-use crate::job::setup::{num_cores, num_gpus};
+use crate::gpus;
+use crate::job::setup::num_cores;
 use crate::output::terminal::{Item, Stream, Terminal};
 use crate::process::exit::Exit;
 use crate::process::signals::{Interrupt, Signals};
@@ -49,7 +50,7 @@ pub use self::job::{CommandForm, RunArgs};
 
 /// Runs the command. Returns the exit code: 0, or the first failing rank's own.
 pub fn run(args: RunArgs, terminal: &Terminal) -> Result<u8, LaunchError> {
-    let gpus = visible_gpus(num_gpus(), variable("CUDA_VISIBLE_DEVICES").as_deref());
+    let gpus = visible_gpus(gpus::listed(), variable("CUDA_VISIBLE_DEVICES").as_deref());
     let fresh_id = random_hex(16).map_err(LaunchError::io("draw a random run id"))?;
     let job = CommandJob::new(args, Devices { gpus, cores: num_cores() }, fresh_id, variable)?;
     on_runtime(async {

@@ -41,7 +41,8 @@ fn every_default_is_the_documented_one() {
         micro_batch_size: 1,
         batch: Batch::Accumulation(8),
         max_grad_norm: 1.0,
-        activation_checkpointing: ActivationCheckpointing::None,
+        activation_checkpointing: AutoOr::Auto,
+        deterministic: false,
         max_bad_steps: 3,
     };
     assert_eq!(config.train, train);
@@ -70,7 +71,7 @@ fn every_default_is_the_documented_one() {
     assert_eq!(config.checkpoint, Checkpoint { every_steps: 500, keep_last: 2, resume: Resume::Auto });
     assert_eq!(
         config.restart,
-        Restart { max_restarts: 3, snapshot_every_steps: 1, hang_timeout_seconds: AutoOr::Auto }
+        Restart { max_restarts: 3, snapshot_every_steps: AutoOr::Auto, hang_timeout_seconds: AutoOr::Auto }
     );
     assert_eq!(config.validation, Validation { every_steps: 0, early_stopping_patience: 0, min_delta: 0.0 });
     assert_eq!(config.log, Log { every_steps: 10, sinks: vec![Sink::Console, Sink::Jsonl] });
@@ -83,7 +84,7 @@ fn every_spelling_is_accepted() {
         ("model", "device", "auto cuda cpu"),
         ("model", "dtype", "auto bf16 fp32"),
         ("data", "format", "auto text prompt_completion alpaca sharegpt messages tokens"),
-        ("train", "activation_checkpointing", "none ffn full"),
+        ("train", "activation_checkpointing", "auto none pointwise ffn full"),
         ("optimizer", "kind", "adamw"),
         ("schedule", "kind", "constant linear cosine wsd"),
         ("parallel", "pipeline_schedule", "1f1b interleaved zero_bubble"),

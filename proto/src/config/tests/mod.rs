@@ -36,7 +36,8 @@ epochs = 1                         # or: steps = 1000 (exactly one of the two)
 micro_batch_size = 1               # rows per forward pass on one data-parallel rank
 gradient_accumulation_steps = 8    # or: global_batch_size = 32 (rows per optimizer step; must divide)
 max_grad_norm = 1.0
-activation_checkpointing = "none"  # "none" | "ffn" (recompute the feed-forward only) | "full"
+activation_checkpointing = "auto"  # "auto" | "none" | "pointwise" | "ffn" (recompute the feed-forward only) | "full"
+deterministic = false              # on a GPU: the same bits in every run
 
 [optimizer]
 kind = "adamw"
@@ -76,7 +77,7 @@ resume = "auto"                    # "auto" (newest in output_dir) | "never" | a
 
 [restart]
 max_restarts = 3
-snapshot_every_steps = 1           # 0 = no in-memory snapshot
+snapshot_every_steps = "auto"      # 0 = no in-memory snapshot
 
 [validation]
 every_steps = 0                    # 0 = at the end of each epoch

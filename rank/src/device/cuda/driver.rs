@@ -2,18 +2,20 @@
 
 #![allow(unsafe_code, reason = "the driver is C")]
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::ffi::{CString, c_int, c_void};
+use std::ffi::{CString, c_int, c_uint, c_void};
 use std::marker::PhantomData;
+use std::ptr::{self, NonNull};
 
 use cudarc::driver::result::{self, DriverError};
-use cudarc::driver::sys::{self, CUdevice, CUdevice_attribute, CUdeviceptr, CUevent, CUfunction, CUmodule};
+use cudarc::driver::sys::{self, CUdevice, CUdevice_attribute, CUdeviceptr, CUevent, CUfunction, CUmodule, CUstream};
 
 use super::cache::Cache;
 use super::gpu::Gpu;
 use super::libraries::{self, LibraryError};
 use super::nvrtc::{Capability, Nvrtc, NvrtcError, Source};
+use super::torch::{self, TorchError};
 
 /// A GPU cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -37,10 +39,28 @@ pub enum GpuError {
         /// Its error.
         error: DriverError,
     },
+    /// It is older than what is compiled for.
+    #[error("{name} has compute capability {major}.{minor}, and at least {least}.0 is needed", major = .capability.major,
+        minor = .capability.minor, least = LEAST_MAJOR)]
+    TooOld {
+        /// The GPU's name.
+        name: String,
+        /// Its instruction set.
+        capability: Capability,
+    },
+    /// libtorch's half for GPUs is not there.
+    #[error("libtorch cannot use GPUs")]
+    NoTorch(#[source] LibraryError),
+    /// libtorch refuses the GPU.
+    #[error(transparent)]
+    Torch(#[from] TorchError),
     /// Its kernels cannot be compiled.
     #[error(transparent)]
     Kernels(#[from] NvrtcError),
 }
+
+/// The oldest compute capability: that of an A100, the first with bf16.
+const LEAST_MAJOR: u32 = 8;
 
 fn text(error: &DriverError) -> String {
     let name = error.error_name().map_or_else(|_| format!("{error:?}"), |name| name.to_string_lossy().into_owned());
@@ -52,13 +72,17 @@ fn failed(call: &'static str) -> impl FnOnce(DriverError) -> GpuError {
     move |error| GpuError::Failed { call, error }
 }
 
-/// One GPU of this process, in the context that libtorch uses too. Work is done in order: on the default stream, as libtorch's.
-/// `!Send`: the thread that opened it is the one whose context it is.
+/// One GPU of this process, in the context that libtorch uses too. Work is done in order: on one stream, which is libtorch's too.
+/// `!Send`: the thread that opened it is the one whose context and stream it is.
 pub struct Driver {
     ordinal: usize,
     name: String,
     capability: Capability,
     multiprocessors: u32,
+    stream: CUstream,
+    /// Bytes of [`Gpu::allocate`].
+    allocated: Cell<u64>,
+    has_same_bits: bool,
     modules: Vec<CUmodule>,
     /// By name, as they are asked for.
     functions: RefCell<HashMap<String, CUfunction>>,
@@ -68,23 +92,31 @@ pub struct Driver {
 impl Driver {
     /// Opens the GPU number `ordinal` and loads its kernels, from `cache` or compiled.
     pub fn open(ordinal: usize, sources: &[Source], header: &Source, cache: &Cache) -> Result<Self, GpuError> {
-        libraries::load("libcuda.so").or_else(|_| libraries::load("libcuda.so.1")).map_err(GpuError::NoDriver)?;
+        libraries::load_of_driver("libcuda.so.1").map_err(GpuError::NoDriver)?;
         result::init().map_err(failed("cuInit"))?;
         let count = result::device::get_count().map_err(failed("cuDeviceGetCount"))? as usize;
         if ordinal >= count {
             return Err(GpuError::NoGpu { ordinal, count });
         }
         let device = result::device::get(ordinal as c_int).map_err(failed("cuDeviceGet"))?;
-        // SAFETY: a device that the driver has given; its context stays for the life of the process.
-        unsafe {
-            let context = result::primary_ctx::retain(device).map_err(failed("cuDevicePrimaryCtxRetain"))?;
-            result::ctx::set_current(context).map_err(failed("cuCtxSetCurrent"))?;
-        }
         let number = |attribute| number(device, attribute);
         let capability = Capability {
             major: number(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
             minor: number(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
         };
+        let name = result::device::get_name(device).map_err(failed("cuDeviceGetName"))?;
+        if capability.major < LEAST_MAJOR {
+            return Err(GpuError::TooOld { name, capability });
+        }
+        // SAFETY: a device that the driver has given; its context stays for the life of the process. A thread that waits for the
+        // GPU sleeps, and leaves its core to others.
+        unsafe {
+            sys::cuDevicePrimaryCtxSetFlags_v2(device, sys::CUctx_flags_enum::CU_CTX_SCHED_BLOCKING_SYNC as c_uint)
+                .result()
+                .map_err(failed("cuDevicePrimaryCtxSetFlags"))?;
+            let context = result::primary_ctx::retain(device).map_err(failed("cuDevicePrimaryCtxRetain"))?;
+            result::ctx::set_current(context).map_err(failed("cuCtxSetCurrent"))?;
+        }
         let modules = sources.iter().map(|source| {
             let cubin = cache.cubin(source, header, capability, Nvrtc::load)?;
             // SAFETY: machine code as the compiler has made it; the driver copies it.
@@ -92,13 +124,26 @@ impl Driver {
         });
         Ok(Self {
             ordinal,
-            name: result::device::get_name(device).map_err(failed("cuDeviceGetName"))?,
+            name,
+            stream: result::stream::null(),
+            allocated: Cell::new(0),
+            has_same_bits: false,
             modules: modules.collect::<Result<_, GpuError>>()?,
             multiprocessors: number(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
             capability,
             functions: RefCell::default(),
             of_thread: PhantomData,
         })
+    }
+
+    /// Lets libtorch compute on it too, from now on, on a stream of their own. Before anything has asked libtorch for a GPU.
+    /// `has_same_bits`: see [`Gpu::has_same_bits`].
+    pub fn share_with_torch(&mut self, has_same_bits: bool) -> Result<(), GpuError> {
+        self.has_same_bits = has_same_bits;
+        torch::load().map_err(GpuError::NoTorch)?;
+        self.stream = torch::use_own_stream(self.ordinal)?.cast();
+        torch::sum_products_in_fp32()?;
+        Ok(())
     }
 
     /// Its name.
@@ -133,9 +178,9 @@ impl Driver {
 
     /// Milliseconds on the GPU of what `work` starts.
     pub fn milliseconds(&self, work: impl FnOnce()) -> Result<f32, GpuError> {
-        let start = Event::record()?;
+        let start = Event::record(self.stream)?;
         work();
-        let end = Event::record()?;
+        let end = Event::record(self.stream)?;
         // SAFETY: an event that was recorded.
         unsafe { result::event::synchronize(end.0) }.map_err(failed("cuEventSynchronize"))?;
         // SAFETY: both were recorded, and the later one has come.
@@ -170,8 +215,7 @@ impl Gpu for Driver {
     unsafe fn launch(&self, kernel: &str, grid: u32, block: u32, args: &mut [*mut c_void]) {
         let function = self.function(kernel);
         // SAFETY: the caller vouches for the arguments.
-        let launched =
-            unsafe { result::launch_kernel(function, (grid, 1, 1), (block, 1, 1), 0, result::stream::null(), args) };
+        let launched = unsafe { result::launch_kernel(function, (grid, 1, 1), (block, 1, 1), 0, self.stream, args) };
         if let Err(error) = launched {
             panic!("{kernel} does not start: {}", text(&error));
         }
@@ -179,6 +223,29 @@ impl Gpu for Driver {
 
     fn multiprocessors(&self) -> u32 {
         self.multiprocessors
+    }
+
+    fn allocate(&self, bytes: usize) -> NonNull<u8> {
+        // SAFETY: nothing is assumed of what it holds; it is never freed.
+        let start = match unsafe { result::malloc_sync(bytes.max(1)) } {
+            Ok(start) => start,
+            Err(error) => panic!("CUDA out of memory: {bytes} bytes that the plan asks for ({})", text(&error)),
+        };
+        // SAFETY: as many bytes as were allocated.
+        if let Err(error) = unsafe { result::memset_d8_async(start, 0, bytes, self.stream) } {
+            panic!("cuMemsetD8Async failed: {}", text(&error));
+        }
+        self.allocated.set(self.allocated.get() + bytes as u64);
+        NonNull::new(ptr::with_exposed_provenance_mut(start as usize)).expect("the driver gives no null")
+    }
+
+    fn has_same_bits(&self) -> bool {
+        self.has_same_bits
+    }
+
+    fn peak_bytes(&self) -> u64 {
+        let (_, of_torch) = torch::allocated_bytes(self.ordinal).unwrap_or_else(|error| panic!("{error}"));
+        self.allocated.get() + of_torch
     }
 }
 
@@ -223,10 +290,10 @@ impl Drop for DeviceMemory<'_> {
 struct Event(CUevent);
 
 impl Event {
-    fn record() -> Result<Self, GpuError> {
+    fn record(stream: CUstream) -> Result<Self, GpuError> {
         let event = Self(result::event::create(sys::CUevent_flags::CU_EVENT_DEFAULT).map_err(failed("cuEventCreate"))?);
         // SAFETY: an event that is there.
-        unsafe { result::event::record(event.0, result::stream::null()) }.map_err(failed("cuEventRecord"))?;
+        unsafe { result::event::record(event.0, stream) }.map_err(failed("cuEventRecord"))?;
         Ok(event)
     }
 }

@@ -4,8 +4,10 @@
 
 use std::cell::OnceCell;
 use std::ffi::c_void;
-use std::ptr;
+use std::ptr::{self, NonNull};
+use std::time::Duration;
 
+use comm::SoloWorld;
 use tch::{Kind, Tensor};
 
 /// Runs kernels.
@@ -19,6 +21,16 @@ pub trait Gpu {
 
     /// Where its memory is, as tensors name it. An emulated one's is the host's.
     fn memory(&self) -> tch::Device;
+
+    /// Allocates memory that stays until the process ends, zero once all that was started before is done. It begins at a multiple of
+    /// 256 bytes. Where there is not enough it panics, as libtorch does, with "out of memory" in its words.
+    fn allocate(&self, bytes: usize) -> NonNull<u8>;
+
+    /// Bytes that it has allocated, and those that libtorch's allocator has held beside at most.
+    fn peak_bytes(&self) -> u64;
+
+    /// Whether every run is to have the same bits, where that is slower.
+    fn has_same_bits(&self) -> bool;
 
     /// How many blocks run at a time, about: as many as it has multiprocessors.
     fn multiprocessors(&self) -> u32;
@@ -37,9 +49,35 @@ pub fn install(gpu: Box<dyn Gpu>) {
     GPU.with(|installed| assert!(installed.set(gpu).is_ok(), "a rank has one GPU"));
 }
 
+/// Where the memory of this thread's GPU is, if there is one.
+pub fn memory() -> Option<tch::Device> {
+    GPU.with(|installed| installed.get().map(|gpu| gpu.memory()))
+}
+
 /// Whether tensors on `device` are in the memory of this thread's GPU.
 pub fn holds(device: tch::Device) -> bool {
-    GPU.with(|installed| installed.get().is_some_and(|gpu| gpu.memory() == device))
+    memory() == Some(device)
+}
+
+/// See [`Gpu::allocate`].
+pub fn allocate(bytes: usize) -> NonNull<u8> {
+    with(|gpu| gpu.allocate(bytes))
+}
+
+/// See [`Gpu::has_same_bits`].
+pub fn has_same_bits() -> bool {
+    with(|gpu| gpu.has_same_bits())
+}
+
+/// The world of a job of one rank, whose arena is memory of this thread's GPU.
+pub fn solo_world(arena_bytes: usize, timeout: Duration) -> SoloWorld {
+    // SAFETY: allocated for it, zero and never freed.
+    unsafe { SoloWorld::new(allocate(arena_bytes), arena_bytes, timeout) }
+}
+
+/// See [`Gpu::peak_bytes`]; 0 without a GPU.
+pub fn peak_bytes() -> u64 {
+    GPU.with(|installed| installed.get().map_or(0, |gpu| gpu.peak_bytes()))
 }
 
 fn with<T>(work: impl FnOnce(&dyn Gpu) -> T) -> T {

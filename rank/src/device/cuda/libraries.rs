@@ -9,24 +9,35 @@ use std::path::{Path, PathBuf};
 
 /// A library cannot be loaded.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{name} cannot be loaded ({reason}); it belongs to torch's CUDA packages, in {}", listed(.folders))]
+#[error("{name} cannot be loaded ({reason}); it belongs to {owner}{}", listed(.folders))]
 pub struct LibraryError {
     /// The file's name, without its version.
     pub name: String,
     /// What the loader says.
     pub reason: String,
+    /// What brings it.
+    pub owner: &'static str,
     /// The folders that were looked into before the system's.
     pub folders: Vec<PathBuf>,
 }
 
 fn listed(folders: &[PathBuf]) -> String {
     let folders: Vec<String> = folders.iter().map(|folder| folder.display().to_string()).collect();
-    if folders.is_empty() { "no folder beside libtorch".to_owned() } else { folders.join(", ") }
+    if folders.is_empty() { String::new() } else { format!(", looked for in {}", folders.join(", ")) }
 }
 
-/// Loads a library (`libnvrtc.so`), whatever its version, for whoever looks for it by name afterwards. It stays loaded.
+/// Loads a library of torch's CUDA packages (`libnvrtc.so`), whatever its version, for whoever looks for it by name afterwards. It
+/// stays loaded.
 pub(super) fn load(name: &str) -> Result<(), LibraryError> {
-    let folders = folders();
+    load_from(folders(), name, "torch's CUDA packages (pip install torch)")
+}
+
+/// As [`load`], a library of the driver's (`libcuda.so.1`).
+pub(super) fn load_of_driver(name: &str) -> Result<(), LibraryError> {
+    load_from(vec![], name, "NVIDIA's driver")
+}
+
+fn load_from(folders: Vec<PathBuf>, name: &str, owner: &'static str) -> Result<(), LibraryError> {
     let found = folders.iter().find_map(|folder| versions(folder, name).into_iter().next_back());
     let path = found.unwrap_or_else(|| PathBuf::from(name));
     let text = CString::new(path.as_os_str().as_bytes()).expect("a path has no zero byte");
@@ -37,16 +48,17 @@ pub(super) fn load(name: &str) -> Result<(), LibraryError> {
     }
     // SAFETY: the call before has failed, so there is a message; it is copied at once.
     let reason = unsafe { CStr::from_ptr(libc::dlerror()) }.to_string_lossy().into_owned();
-    Err(LibraryError { name: name.to_owned(), reason, folders })
+    Err(LibraryError { name: name.to_owned(), reason, owner, folders })
 }
 
-/// Where pip puts CUDA's libraries: `nvidia/*/lib` beside the folder of torch, whose libtorch this process has.
+/// The folder of this process's libtorch, and where pip puts CUDA's libraries: `nvidia/*/lib` beside the folder of torch.
 fn folders() -> Vec<PathBuf> {
     let Some(libtorch) = mapped("libtorch_cpu.so") else { return vec![] };
     let packages = libtorch.ancestors().nth(3).unwrap_or(Path::new("/"));
     let entries = fs::read_dir(packages.join("nvidia")).into_iter().flatten().flatten();
     let mut folders: Vec<PathBuf> = entries.map(|entry| entry.path().join("lib")).filter(|lib| lib.is_dir()).collect();
     folders.sort();
+    folders.extend(libtorch.parent().map(Path::to_owned));
     folders
 }
 
@@ -98,6 +110,8 @@ mod tests {
 
     #[test]
     fn a_library_that_is_not_there_is_named() {
+        let error = load_of_driver("libnowhere.so").unwrap_err().to_string();
+        assert!(error.ends_with("; it belongs to NVIDIA's driver"), "{error}");
         let error = load("libnowhere.so").unwrap_err().to_string();
         assert!(
             error.starts_with("libnowhere.so cannot be loaded (libnowhere.so: cannot open shared object file"),

@@ -1,10 +1,11 @@
-//! What a GPU needs beside kernels: the libraries of CUDA, which are loaded at run time where they are, and the compiler of
-//! kernels. Nothing here is linked: the same program starts on machines without any of it.
+//! What a GPU needs beside kernels: the libraries of CUDA, which are loaded at run time where they are, the compiler of kernels,
+//! and libtorch's half for GPUs. Nothing of it is linked: the same program starts on machines without any.
 
 pub mod cache;
 pub mod driver;
 pub mod gpu;
 mod libraries;
 pub mod nvrtc;
+pub mod torch;
 
 pub use libraries::LibraryError;

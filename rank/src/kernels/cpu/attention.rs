@@ -32,6 +32,9 @@ pub fn attend_backward(shape: &AttentionShape, pass: AttendGrad) -> Tensor {
     let logsumexp = match saved {
         AttendSaved::Dense(logsumexp) => std::slice::from_ref(logsumexp),
         AttendSaved::Runs(logsumexp) => logsumexp,
+        AttendSaved::Cudnn(_) | AttendSaved::Flash(_) | AttendSaved::Plain(_) => {
+            panic!("saved by a GPU's attention: {saved:?}")
+        }
     };
     for (run, logsumexp) in samples.runs().into_iter().zip(logsumexp) {
         let [q, k, v] = split(shape, qkv, run);

@@ -29,8 +29,9 @@ impl Constants {
 
 /// See [`crate::kernels::clip_factor`].
 pub fn clip_factor(max_grad_norm: f64, loss: &DeviceSum, square: &DeviceSum) -> ClipFactor {
-    let (loss, square) = (loss.tensor(), square.tensor());
-    let factor = Tensor::empty([0i64; 0], (Kind::Float, square.device()));
+    let device = square.device();
+    let (loss, square) = (loss.tensor_on(device), square.tensor_on(device));
+    let factor = Tensor::empty([0i64; 0], (Kind::Float, device));
     let launch = Launch::new("clip_factor", 1, 1).tensor(&loss).tensor(&square).tensor(&factor);
     // SAFETY: as adamw.cu says; each is one number.
     unsafe { launch.value(max_grad_norm).start() };

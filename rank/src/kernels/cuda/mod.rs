@@ -7,6 +7,7 @@ pub(super) mod adamw;
 pub(super) mod attention;
 pub(super) mod cross_entropy;
 pub(super) mod norm;
+mod plain_attention;
 pub(super) mod rope;
 pub(super) mod round;
 pub(super) mod sums;

@@ -37,6 +37,13 @@ pub(super) struct AttentionSaved {
     core: AttendSaved,
 }
 
+impl AttentionSaved {
+    /// Drops what is computed again without a product.
+    pub fn drop_pointwise(&mut self) {
+        self.projected.normed.drop_output();
+    }
+}
+
 /// The operands of attention itself.
 #[derive(Debug)]
 struct Projected {
@@ -110,7 +117,8 @@ impl Attention<'_> {
         let mut dqkv = attend_backward(&self.shape, core);
         self.rotation.apply_backward(&mut dqkv, self.rotated_heads());
         let dqkv = dqkv.view([self.samples.num_tokens(), self.shape.num_qkv_heads() * self.shape.head_dim]);
-        let dnormed = column_backward(self.tp, pass.of(|weights| &weights.qkv), &normed.y, &dqkv)?;
+        let y = normed.y_again(&pass.weights.norm, x, self.norm_eps);
+        let dnormed = column_backward(self.tp, pass.of(|weights| &weights.qkv), &y, &dqkv)?;
         let grads = NormGrads { x, dy: &dnormed, residual: Some(dy) };
         Ok(norm_backward(pass.of(|weights| &weights.norm), normed, grads))
     }
@@ -118,7 +126,7 @@ impl Attention<'_> {
     fn project(&self, weights: &AttentionWeights, x: &Tensor) -> Result<Projected, CommError> {
         let tokens = self.samples.num_tokens();
         let normed = norm_forward(&weights.norm, x, self.norm_eps);
-        let mut qkv = column_forward(self.tp, &weights.qkv, &normed.y, tokens)?.view([
+        let mut qkv = column_forward(self.tp, &weights.qkv, normed.y(), tokens)?.view([
             tokens,
             self.shape.num_qkv_heads(),
             self.shape.head_dim,

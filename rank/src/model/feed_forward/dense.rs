@@ -22,8 +22,25 @@ pub struct DenseWeights {
 pub(super) struct DenseSaved {
     /// `[T, 2F/tp]`
     gate_up: Tensor,
-    /// `silu(gate) * up`: `[T, F/tp]`
-    pub activation: Tensor,
+    /// `silu(gate) * up`: `[T, F/tp]`; `None` once it was dropped.
+    activation: Option<Tensor>,
+}
+
+impl DenseSaved {
+    /// The activation, which was not dropped.
+    pub fn activation(&self) -> &Tensor {
+        self.activation.as_ref().expect("an activation was dropped")
+    }
+
+    /// The activation, and nothing else is kept.
+    pub fn into_activation(self) -> Tensor {
+        self.activation.expect("an activation was dropped")
+    }
+
+    /// Drops the activation: the backward pass computes it again.
+    pub fn drop_activation(&mut self) {
+        self.activation = None;
+    }
 }
 
 impl DenseWeights {
@@ -31,7 +48,7 @@ impl DenseWeights {
     pub(super) fn up(&self, tp: &TensorParallel, x: &Tensor, tokens: i64) -> Result<DenseSaved, CommError> {
         let gate_up = column_forward(tp, &self.gate_up, x, tokens)?;
         let activation = swiglu(&gate_up);
-        Ok(DenseSaved { gate_up, activation })
+        Ok(DenseSaved { gate_up, activation: Some(activation) })
     }
 
     /// Returns `residual` plus the down projection of `activation`: `[S, D]`.
@@ -46,20 +63,21 @@ impl DenseWeights {
 }
 
 impl GradPass<'_, DenseWeights> {
-    /// `x`: the normed stream of the forward pass, `[S, D]`; `dy`: `[S, D]`, the gradient of the stream after the
-    /// feed-forward. Returns that of the normed stream, `[S, D]`. Frees `saved`.
+    /// `x`: gives the normed stream of the forward pass, `[S, D]`, when it is needed; `dy`: `[S, D]`, the gradient of the stream
+    /// after the feed-forward. Returns that of the normed stream, `[S, D]`. Frees `saved`.
     pub(super) fn backward<'a>(
         self,
         tp: &'a TensorParallel,
         saved: DenseSaved,
-        x: &Tensor,
+        x: impl FnOnce() -> Tensor,
         dy: &Tensor,
     ) -> Result<Exchanged<'a>, CommError> {
         let DenseSaved { mut gate_up, activation } = saved;
+        let activation = activation.unwrap_or_else(|| swiglu(&gate_up));
         let dactivation = row_backward(tp, self.of(|weights| &weights.down), &activation, dy)?;
         drop(activation);
         swiglu_backward(&mut gate_up, &dactivation);
         drop(dactivation);
-        column_backward(tp, self.of(|weights| &weights.gate_up), x, &gate_up)
+        column_backward(tp, self.of(|weights| &weights.gate_up), &x(), &gate_up)
     }
 }

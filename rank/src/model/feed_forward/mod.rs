@@ -37,6 +37,15 @@ pub(super) struct FeedForwardSaved {
     mixing: MixingSaved,
 }
 
+impl FeedForwardSaved {
+    /// Drops what is computed again without a product.
+    pub fn drop_pointwise(&mut self) {
+        self.normed.drop_output();
+        let MixingSaved::Dense(mixing) = &mut self.mixing;
+        mixing.drop_activation();
+    }
+}
+
 #[derive(Debug)]
 enum MixingSaved {
     Dense(DenseSaved),
@@ -57,22 +66,22 @@ impl FeedForward<'_> {
     pub fn forward(&self, weights: &FeedForwardWeights, x: &Tensor) -> Result<(Tensor, FeedForwardSaved), CommError> {
         let saved = self.up(weights, x)?;
         let (MixingWeights::Dense(dense), MixingSaved::Dense(mixing)) = (&weights.mixing, &saved.mixing);
-        let y = dense.down(self.tp, &mixing.activation, x)?;
+        let y = dense.down(self.tp, mixing.activation(), x)?;
         Ok((y, saved))
     }
 
     /// As [`FeedForward::forward`], without a backward pass: each intermediate result is freed after its last use.
     pub fn evaluate(&self, weights: &FeedForwardWeights, x: &Tensor) -> Result<Tensor, CommError> {
         let FeedForwardSaved { mixing: MixingSaved::Dense(mixing), .. } = self.up(weights, x)?;
-        let (MixingWeights::Dense(dense), DenseSaved { activation, .. }) = (&weights.mixing, mixing);
-        dense.down(self.tp, &activation, x)
+        let MixingWeights::Dense(dense) = &weights.mixing;
+        dense.down(self.tp, &mixing.into_activation(), x)
     }
 
     /// Computes the values that the backward pass reads, without the rest of the forward pass.
     pub fn up(&self, weights: &FeedForwardWeights, x: &Tensor) -> Result<FeedForwardSaved, CommError> {
         let normed = norm_forward(&weights.norm, x, self.norm_eps);
         let MixingWeights::Dense(dense) = &weights.mixing;
-        let mixing = MixingSaved::Dense(dense.up(self.tp, &normed.y, self.tokens)?);
+        let mixing = MixingSaved::Dense(dense.up(self.tp, normed.y(), self.tokens)?);
         Ok(FeedForwardSaved { normed, mixing })
     }
 
@@ -90,7 +99,8 @@ impl FeedForward<'_> {
             let MixingWeights::Dense(dense) = &weights.mixing;
             dense
         });
-        let dnormed = dense.backward(self.tp, mixing, &normed.y, dy)?;
+        let y = || normed.y_again(&pass.weights.norm, x, self.norm_eps);
+        let dnormed = dense.backward(self.tp, mixing, y, dy)?;
         let grads = NormGrads { x, dy: &dnormed, residual: Some(dy) };
         Ok(norm_backward(pass.of(|weights| &weights.norm), &normed, grads))
     }

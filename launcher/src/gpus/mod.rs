@@ -1,12 +1,20 @@
-//! Reads the NVIDIA GPUs from their driver's management library. The library is loaded at run time, if it is there.
+//! The NVIDIA GPUs of this machine, read from their driver's management library. The library is loaded at run time, if it is there.
+
+pub mod judge;
+pub mod sample;
+mod visible;
+pub mod watch;
 
 use std::ffi::OsStr;
+use std::fs;
 use std::path::Path;
 
 use nvml_wrapper::enum_wrappers::device::TopologyLevel;
 use nvml_wrapper::error::NvmlError;
 use nvml_wrapper::{Device, Nvml};
 use serde::Serialize;
+
+pub use visible::{Unfit, Visible};
 
 /// The kernel module shows itself here.
 const DRIVER: &str = "/proc/driver/nvidia/version";
@@ -35,10 +43,12 @@ pub enum Gpus {
 }
 
 /// One GPU.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize)]
 pub struct Gpu {
     /// Its name.
     pub name: String,
+    /// What names it on every machine.
+    pub uuid: Option<String>,
     /// Bytes of memory.
     pub memory: u64,
     /// Of these, free now.
@@ -85,12 +95,11 @@ pub enum Distance {
 impl Gpus {
     /// Asks the driver.
     pub fn look() -> Self {
-        if !Path::new(DRIVER).exists() {
-            return Gpus::NoDriver;
+        match library().and_then(|nvml| found(&nvml)) {
+            Ok(gpus) => gpus,
+            Err(NvmlError::LibloadingError(_)) if !Path::new(DRIVER).exists() => Gpus::NoDriver,
+            Err(error) => Gpus::Unusable(error.to_string()),
         }
-        // The name without a number comes with development packages only.
-        let nvml = Nvml::builder().lib_path(OsStr::new("libnvidia-ml.so.1")).init();
-        nvml.and_then(|nvml| found(&nvml)).unwrap_or_else(|error| Gpus::Unusable(error.to_string()))
     }
 
     /// The number that can be used.
@@ -100,6 +109,16 @@ impl Gpus {
             Gpus::NoDriver | Gpus::Unusable(_) => 0,
         }
     }
+}
+
+/// The GPUs of this machine, as their kernel module lists them: without a look at any of them.
+pub fn listed() -> usize {
+    fs::read_dir("/proc/driver/nvidia/gpus").map_or(0, Iterator::count)
+}
+
+fn library() -> Result<Nvml, NvmlError> {
+    // The name without a number comes with development packages only.
+    Nvml::builder().lib_path(OsStr::new("libnvidia-ml.so.1")).init()
 }
 
 fn found(nvml: &Nvml) -> Result<Gpus, NvmlError> {
@@ -126,6 +145,7 @@ fn gpu(device: &Device<'_>) -> Result<Gpu, NvmlError> {
     let processes = device.running_compute_processes().unwrap_or_default();
     Ok(Gpu {
         name: device.name()?,
+        uuid: device.uuid().ok(),
         memory: memory.total,
         memory_free: memory.free,
         compute: device.cuda_compute_capability().ok().map(|compute| (compute.major, compute.minor)),

@@ -1,0 +1,236 @@
+#!/usr/bin/env python3
+"""DeepSeek-LLM-7B's shape on one GPU: dslaunch beside transformers with Liger kernels and compiled layers, and beside the bound that the same
+card has at the same moment.
+
+Random weights are drawn on the GPU and written to a folder in memory, from which dslaunch reads them as it reads a model; rows are of 4,096
+tokens, eight micro-batches a step. dslaunch trains in bf16 with masters, moments and gradients in fp32; the peer's AdamW has its states in
+bf16, because nothing else of it fits. TFLOP/s count 6 operations for each parameter but the embedding's and the causal half of attention's
+12 L D S, for each token. The bound: a step's matrix products at the rate measured for each shape, attention at cuDNN's measured rate, and
+the optimizer's 34 bytes a parameter at the rate of a copy.
+
+  gpu_bench.py dslaunch    one sample a row; then packed, and deterministic
+  gpu_bench.py peer        transformers, and the bound
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from gpu_run import ROOT, Failed, Run, card, write
+
+CONFIG = ROOT / "examples/deepseek-llm-7b/model/config.json"
+SEQ, MICRO_BATCHES, STEPS = 4096, 8, 6
+SHM = Path("/dev/shm/dslaunch-bench")
+
+
+def flops_per_token(config: dict[str, Any]) -> float:
+    hidden, ffn, layers, vocab = (config[key] for key in ["hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size"])
+    products = layers * (4 * hidden * hidden + 3 * hidden * ffn) + vocab * hidden
+    return 6 * products + 6 * layers * hidden * SEQ
+
+
+def make_model(config: dict[str, Any]) -> Path:
+    """A folder that transformers would read: random weights in bf16, one file for the ends and one for each block."""
+    import torch
+    from safetensors.torch import save_file
+
+    folder = SHM / "model"
+    if (folder / "model.safetensors.index.json").exists():
+        return folder
+    folder.mkdir(parents=True)
+    hidden, ffn, layers, vocab = (config[key] for key in ["hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size"])
+    draw = lambda *shape: (torch.randn(*shape, device="cuda") * 0.02).bfloat16().cpu()  # noqa: E731
+    ones = lambda: torch.ones(hidden, dtype=torch.bfloat16)  # noqa: E731
+    index: dict[str, str] = {}
+
+    def save(name: str, tensors: dict[str, torch.Tensor]) -> None:
+        save_file(tensors, folder / name)
+        index.update(dict.fromkeys(tensors, name))
+
+    save("ends.safetensors", {"model.embed_tokens.weight": draw(vocab, hidden), "model.norm.weight": ones(), "lm_head.weight": draw(vocab, hidden)})
+    for layer in range(layers):
+        shapes = {"self_attn.q_proj": (hidden, hidden), "self_attn.k_proj": (hidden, hidden), "self_attn.v_proj": (hidden, hidden)}
+        shapes |= {"self_attn.o_proj": (hidden, hidden), "mlp.gate_proj": (ffn, hidden), "mlp.up_proj": (ffn, hidden), "mlp.down_proj": (hidden, ffn)}
+        tensors = {f"model.layers.{layer}.{name}.weight": draw(*shape) for name, shape in shapes.items()}
+        tensors |= {f"model.layers.{layer}.{name}.weight": ones() for name in ["input_layernorm", "post_attention_layernorm"]}
+        save(f"block-{layer}.safetensors", tensors)
+    shutil.copy(CONFIG, folder)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+    return folder
+
+
+def rows(packed: bool, vocab: int) -> Path:
+    rng, path = random.Random(1), SHM / ("packed.jsonl" if packed else "whole.jsonl")
+    with path.open("w") as file:
+        for _ in range(MICRO_BATCHES * (STEPS + 2)):
+            lens = [SEQ]
+            if packed:
+                cuts = sorted(rng.sample(range(64, SEQ, 64), 4))
+                lens = [b - a for a, b in zip([0, *cuts], [*cuts, SEQ])]
+            for length in lens:
+                file.write(json.dumps({"input_ids": [rng.randrange(vocab) for _ in range(length)]}) + "\n")
+    return path
+
+
+def bench_dslaunch() -> dict[str, Any]:
+    config = json.loads(CONFIG.read_text())
+    began = time.monotonic()
+    model = make_model(config)
+    print(f"weights made in {time.monotonic() - began:.0f} s", flush=True)
+    results = {}
+    for name, packed, deterministic in [("one sample a row", False, False), ("packed", True, False), ("deterministic", False, True)]:
+        data = rows(packed, config["vocab_size"])
+        toml = f"""
+[model]
+path = {json.dumps(str(model))}
+device = "cuda"
+[data]
+train = {json.dumps(str(data))}
+seq_len = {SEQ}
+packing = {str(packed).lower()}
+shuffle = false
+[train]
+steps = 100000
+micro_batch_size = 1
+global_batch_size = {MICRO_BATCHES}
+deterministic = {str(deterministic).lower()}
+[optimizer]
+learning_rate = 1e-5
+[checkpoint]
+every_steps = 1000000
+[restart]
+max_restarts = 0
+snapshot_every_steps = 0
+[log]
+every_steps = 1
+"""
+        shutil.rmtree(SHM / "run", ignore_errors=True)
+        try:
+            run = Run(SHM / "run", toml)
+            run.stop_when(lambda: len(run.rows()) > STEPS, 150)
+        except Failed as error:
+            results[name] = {"failed": str(error)[-3000:]}
+            print(f"FAIL  {name}: {str(error)[-3000:]}", flush=True)
+            break
+        found = run.rows()
+        seconds = sorted(row["step_seconds"] for row in found[2:])[len(found[2:]) // 2]
+        tokens = SEQ * MICRO_BATCHES / seconds
+        first = next(event for event in run.events() if event["event"] == "started")
+        results[name] = {
+            "tokens_per_second": tokens,
+            "tflops": tokens * flops_per_token(config) / 1e12,
+            "first_losses": [row["loss"] for row in found[:3]],
+            "seconds_until_training": first.get("t"),
+            "gpus": found[-1].get("gpus"),
+            "recomputed": run.plan().get("activation_checkpointing"),
+        }
+        print(f"  {name:20} {tokens:8.0f} tokens/s  {results[name]['tflops']:6.0f} TFLOP/s  losses {results[name]['first_losses']}", flush=True)
+    return results
+
+
+def bench_peer() -> dict[str, Any]:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = json.loads(CONFIG.read_text())
+    results: dict[str, Any] = {"bound": bound(config)}
+    torch.cuda.empty_cache()
+    try:
+        from liger_kernel.transformers import apply_liger_kernel_to_llama
+
+        apply_liger_kernel_to_llama(rope=True, rms_norm=True, swiglu=True, fused_linear_cross_entropy=True)
+        results["liger"] = True
+    except ImportError:
+        results["liger"] = False
+    torch.set_default_dtype(torch.bfloat16)
+    with torch.device("cuda"):
+        model = LlamaForCausalLM(LlamaConfig(**{**config, "use_cache": False, "attn_implementation": "sdpa"})).train()
+    for layer in model.model.layers:
+        layer.compile()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+    generator = torch.Generator(device="cuda").manual_seed(1)
+
+    def step(micro: int, accumulated: int) -> None:
+        for _ in range(accumulated):
+            tokens = torch.randint(0, config["vocab_size"], (micro, SEQ), device="cuda", generator=generator)
+            (model(input_ids=tokens, labels=tokens).loss / accumulated).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=False)
+
+    for micro in [1, 4]:
+        times = []
+        for _ in range(5):
+            torch.cuda.synchronize()
+            began = time.monotonic()
+            step(micro, MICRO_BATCHES // micro)
+            torch.cuda.synchronize()
+            times.append(time.monotonic() - began)
+        tokens = SEQ * MICRO_BATCHES / sorted(times[2:])[1]
+        peak = torch.cuda.max_memory_allocated() / 2**30
+        results[f"micro-batch {micro}"] = {"tokens_per_second": tokens, "tflops": tokens * flops_per_token(config) / 1e12, "peak_gib": peak}
+        print(f"  transformers, micro-batch {micro}: {tokens:8.0f} tokens/s, {peak:.1f} GiB", flush=True)
+    return results
+
+
+def bound(config: dict[str, Any]) -> dict[str, float]:
+    """Tokens/s if nothing but products, attention and the optimizer took time."""
+    import torch
+    import torch.nn.functional as F
+
+    def rate(work: Any) -> float:
+        """Seconds of one call, of many in a row: the card's power limit counts."""
+        for _ in range(3):
+            work()
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        for _ in range(20):
+            work()
+        end.record()
+        torch.cuda.synchronize()
+        return start.elapsed_time(end) / 20e3
+
+    hidden, ffn, layers, vocab = (config[key] for key in ["hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size"])
+    tensor = lambda *shape: torch.randn(*shape, device="cuda", dtype=torch.bfloat16)  # noqa: E731
+    seconds = 0.0
+    for rows_, columns, times in [(3 * hidden, hidden, layers), (hidden, hidden, layers), (2 * ffn, hidden, layers), (hidden, ffn, layers), (vocab, hidden, 1)]:
+        x, w, y = tensor(SEQ, columns), tensor(rows_, columns), tensor(SEQ, rows_)
+        seconds += times * (rate(lambda: x @ w.T) + rate(lambda: y @ w) + rate(lambda: y.T @ x))
+    heads = config["num_attention_heads"]
+    q, k, v = (tensor(1, heads, SEQ, hidden // heads).requires_grad_() for _ in range(3))
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.CUDNN_ATTENTION):
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        dout = torch.randn_like(out)
+        forward = rate(lambda: F.scaled_dot_product_attention(q, k, v, is_causal=True))
+        backward = rate(lambda: out.backward(dout, retain_graph=True))
+    seconds += layers * (forward + backward)
+    big = torch.empty(1 << 30, device="cuda", dtype=torch.uint8)
+    copy = 2 * (1 << 30) / rate(lambda: big.clone())
+    parameters = layers * (4 * hidden * hidden + 3 * hidden * ffn + 2 * hidden) + 2 * vocab * hidden + hidden
+    step = MICRO_BATCHES * seconds + 34 * parameters / copy
+    tokens = SEQ * MICRO_BATCHES / step
+    print(f"  bound: {tokens:8.0f} tokens/s (products and attention {seconds * 1e3:.1f} ms a micro-batch, copy {copy / 1e12:.2f} TB/s)", flush=True)
+    return {"tokens_per_second": tokens, "micro_batch_seconds": seconds, "copy_bytes_per_second": copy}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("what", choices=["dslaunch", "peer"])
+    what = parser.parse_args().what
+    SHM.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    results = bench_dslaunch() if what == "dslaunch" else bench_peer()
+    write(f"bench-7b-{what}", {"card": card(), "results": results})
+    return 1 if any("failed" in result for result in results.values() if isinstance(result, dict)) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
