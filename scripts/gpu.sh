@@ -3,7 +3,8 @@
 #   scripts/gpu.sh pack       on a machine with Rust: builds and strips what the other commands need, into gpu-pack/
 #   scripts/gpu.sh kernels    on the GPU: bits of the kernels that have to be fast beside the emulation's, and their speed beside a copy's
 #   scripts/gpu.sh smoke      tiny models beside transformers, a rank that is killed, deterministic runs
-#   scripts/gpu.sh bench-7b   DeepSeek-LLM-7B's shape: tokens/s, TFLOP/s, memory. Fits a GPU of 141 GB
+#   scripts/gpu.sh bench-7b [packed|deterministic]   DeepSeek-LLM-7B's shape: tokens/s, TFLOP/s, memory. Needs a GPU of 141 GB
+#   scripts/gpu.sh profile    where the time of one of its steps goes, by phase and kind of unit
 #   scripts/gpu.sh peer-7b    the same by transformers, and the bound that this card has; liger-kernel is used where it is installed
 #   scripts/gpu.sh all        kernels, smoke, bench-7b, peer-7b: ten minutes
 # Carry the repository there with gpu-pack/, which git ignores. Each command but pack and all ends within four minutes, prints its
@@ -54,8 +55,9 @@ case "${1:-}" in
     pack) pack ;;
     kernels) on_gpu gpu-pack/kernels-on-gpu ;;
     smoke) on_gpu python3 scripts/peers/gpu_smoke.py ;;
-    bench-7b) on_gpu python3 scripts/peers/gpu_bench.py dslaunch ;;
+    profile) on_gpu python3 scripts/peers/gpu_bench.py profile ;;
+    bench-7b) on_gpu python3 scripts/peers/gpu_bench.py "${2:-dslaunch}" ;;
     peer-7b) on_gpu python3 scripts/peers/gpu_bench.py peer ;;
     all) all ;;
-    *) echo "usage: scripts/gpu.sh pack|kernels|smoke|bench-7b|peer-7b|all" >&2; exit 2 ;;
+    *) echo "usage: scripts/gpu.sh pack|kernels|smoke|bench-7b|profile|peer-7b|all" >&2; exit 2 ;;
 esac

@@ -75,6 +75,8 @@ pub struct WorkerEnv {
     pub beginning: Beginning,
     /// Seed of random delays that must change nothing (`DSLAUNCH_SHAKE`): for tests. `None`: no delays.
     pub shake: Option<u64>,
+    /// The step that is profiled (`DSLAUNCH_PROFILE`), for whoever tunes ranks. `None`: none is.
+    pub profile: Option<u64>,
     /// Faults that ranks are to suffer (`DSLAUNCH_FAULT`), as [`crate::fault`] has them: for tests, and for whoever wants to
     /// see what becomes of a job.
     pub fault: Option<String>,
@@ -157,6 +159,9 @@ impl WorkerEnv {
         if let Some(seed) = self.shake {
             vars.push(("DSLAUNCH_SHAKE", seed.to_string().into()));
         }
+        if let Some(step) = self.profile {
+            vars.push(("DSLAUNCH_PROFILE", step.to_string().into()));
+        }
         if let Some(fault) = &self.fault {
             vars.push(("DSLAUNCH_FAULT", fault.into()));
         }
@@ -189,6 +194,7 @@ impl WorkerEnv {
             snapshot_fd: vars.optional_number("DSLAUNCH_SNAPSHOT_FD")?,
             beginning: vars.beginning()?,
             shake: vars.optional_number("DSLAUNCH_SHAKE")?,
+            profile: vars.optional_number("DSLAUNCH_PROFILE")?,
             fault: (vars.lookup)("DSLAUNCH_FAULT").map(|_| vars.text("DSLAUNCH_FAULT")).transpose()?,
         })
     }
@@ -254,13 +260,21 @@ mod tests {
             snapshot_fd: Some(6),
             beginning: Beginning::Checkpoint("/runs/sft/checkpoints/step-00000010".into()),
             shake: Some(7),
+            profile: Some(4),
             fault: Some("kill rank=1".into()),
         }
     }
 
     #[test]
     fn what_the_launcher_writes_is_what_the_rank_reads() {
-        let start = WorkerEnv { beginning: Beginning::Start, snapshot_fd: None, shake: None, fault: None, ..example() };
+        let start = WorkerEnv {
+            beginning: Beginning::Start,
+            snapshot_fd: None,
+            shake: None,
+            profile: None,
+            fault: None,
+            ..example()
+        };
         for env in [example(), start, WorkerEnv { beginning: Beginning::Snapshot(12), ..example() }] {
             let vars: HashMap<_, _> = env.to_vars().into_iter().collect();
             assert_eq!(WorkerEnv::read(|name| vars.get(name).cloned()), Ok(env));

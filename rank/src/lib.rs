@@ -5,7 +5,7 @@
 //! [`kernels`] (the list of operations that they are made of), [`device`] (where these run, and memory there), [`data`]
 //! (rows as micro-batches), [`checkpoint`] (Hugging Face folders in and out, resume), [`snapshot`] (state in the launcher's
 //! memory), [`ranks`] (this rank among the others), [`control`] (the launcher's ear), [`progress`] (what the launcher can
-//! see), [`fault`] (faults on purpose) and [`process`] (what a rank process sets for itself).
+//! see), [`profile`] (where a step's time goes), [`fault`] (faults on purpose) and [`process`] (what a rank process sets for itself).
 
 mod agreed;
 pub mod checkpoint;
@@ -19,6 +19,7 @@ pub mod kernels;
 pub mod model;
 pub mod observed;
 pub mod process;
+pub mod profile;
 pub mod progress;
 pub mod ranks;
 pub mod shake;

@@ -3,7 +3,7 @@
 
 #![allow(unsafe_code, reason = "words of memory that the launcher reads")]
 
-use std::cell::Cell;
+use std::cell::{Cell, OnceCell};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::rc::Rc;
@@ -17,6 +17,7 @@ use proto::progress::{
 };
 
 use crate::fault::Faults;
+use crate::profile::Profile;
 
 /// This rank's line. Clones write the same line; the main thread alone does.
 #[derive(Clone)]
@@ -30,6 +31,8 @@ pub struct ProgressLine {
     /// When the line last changed.
     counted_until: Rc<Cell<u64>>,
     faults: Rc<Faults>,
+    /// Marks each place, if a step is profiled.
+    profile: Rc<OnceCell<Profile>>,
 }
 
 impl ProgressLine {
@@ -48,7 +51,16 @@ impl ProgressLine {
             call: Rc::new(Cell::new(Call::from_word(0))),
             counted_until: Rc::new(Cell::new(now())),
             faults,
+            profile: Rc::default(),
         })
+    }
+
+    /// From now on `profile` marks where the rank is.
+    ///
+    /// # Panics
+    /// If there is one already.
+    pub fn profile(&self, profile: Profile) {
+        assert!(self.profile.set(profile).is_ok(), "a rank has one profile");
     }
 
     /// Works on `step` from now on.
@@ -120,6 +132,9 @@ impl ProgressLine {
         self.place.set(place);
         self.own_word(PLACE).store(place.to_word(), Relaxed);
         self.own_word(PLACE_SINCE).store(now, Relaxed);
+        if let Some(profile) = self.profile.get() {
+            profile.mark(place);
+        }
         self.faults.strike(place);
     }
 

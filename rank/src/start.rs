@@ -22,6 +22,7 @@ use crate::device::cuda::gpu;
 use crate::fault::Faults;
 use crate::kernels::cuda::{HEADER, SOURCES};
 use crate::process;
+use crate::profile::Profile;
 use crate::progress::ProgressLine;
 use crate::ranks::Ranks;
 use crate::shake::Shake;
@@ -99,6 +100,9 @@ fn train(
     take_gpu(&plan, env)?;
     let world = join(&plan, env)?;
     progress.enter(Phase::Load);
+    if let Some(step) = env.profile {
+        progress.profile(Profile::new(step, &plan, plan.mesh.coord(env.rank)));
+    }
     let ranks = Ranks::enter(&plan, world, progress, Shake::new(env.shake, env.rank))?;
     let mut trainer = Trainer::new(plan, env, ranks)?;
     let outcome = trainer.run(control);

@@ -8,8 +8,11 @@ bf16, because nothing else of it fits. TFLOP/s count 6 operations for each param
 12 L D S, for each token. The bound: a step's matrix products at the rate measured for each shape, attention at cuDNN's measured rate, and
 the optimizer's 34 bytes a parameter at the rate of a copy.
 
-  gpu_bench.py dslaunch    one sample a row; then packed, and deterministic
+  gpu_bench.py dslaunch    dslaunch, one sample a row
+  gpu_bench.py packed      five samples a row
+  gpu_bench.py deterministic   one sample a row, every run with the same bits
   gpu_bench.py peer        transformers, and the bound
+  gpu_bench.py profile     where the time of one step goes, by phase and kind of unit
 """
 
 from __future__ import annotations
@@ -80,15 +83,9 @@ def rows(packed: bool, vocab: int) -> Path:
     return path
 
 
-def bench_dslaunch() -> dict[str, Any]:
-    config = json.loads(CONFIG.read_text())
-    began = time.monotonic()
-    model = make_model(config)
-    print(f"weights made in {time.monotonic() - began:.0f} s", flush=True)
-    results = {}
-    for name, packed, deterministic in [("one sample a row", False, False), ("packed", True, False), ("deterministic", False, True)]:
-        data = rows(packed, config["vocab_size"])
-        toml = f"""
+def job(config: dict[str, Any], packed: bool, deterministic: bool) -> str:
+    model, data = make_model(config), rows(packed, config["vocab_size"])
+    return f"""
 [model]
 path = {json.dumps(str(model))}
 device = "cuda"
@@ -112,28 +109,44 @@ snapshot_every_steps = 0
 [log]
 every_steps = 1
 """
-        shutil.rmtree(SHM / "run", ignore_errors=True)
-        try:
-            run = Run(SHM / "run", toml)
-            run.stop_when(lambda: len(run.rows()) > STEPS, 150)
-        except Failed as error:
-            results[name] = {"failed": str(error)[-3000:]}
-            print(f"FAIL  {name}: {str(error)[-3000:]}", flush=True)
-            break
-        found = run.rows()
-        seconds = sorted(row["step_seconds"] for row in found[2:])[len(found[2:]) // 2]
-        tokens = SEQ * MICRO_BATCHES / seconds
-        first = next(event for event in run.events() if event["event"] == "started")
-        results[name] = {
-            "tokens_per_second": tokens,
-            "tflops": tokens * flops_per_token(config) / 1e12,
-            "first_losses": [row["loss"] for row in found[:3]],
-            "seconds_until_training": first.get("t"),
-            "gpus": found[-1].get("gpus"),
-            "recomputed": run.plan().get("activation_checkpointing"),
-        }
-        print(f"  {name:20} {tokens:8.0f} tokens/s  {results[name]['tflops']:6.0f} TFLOP/s  losses {results[name]['first_losses']}", flush=True)
-    return results
+
+
+def profile() -> dict[str, Any]:
+    shutil.rmtree(SHM / "run", ignore_errors=True)
+    os.environ["DSLAUNCH_PROFILE"] = str(STEPS - 1)
+    run = Run(SHM / "run", job(json.loads(CONFIG.read_text()), False, False))
+    run.stop_when(lambda: len(run.rows()) > STEPS, 150)
+    text = (run.run_dir / "logs/attempt-0/rank-0.err").read_text()
+    lines = [line for line in text.splitlines() if line.startswith("profile")]
+    print("\n".join(lines))
+    return {"profile": lines}
+
+
+def bench_dslaunch(name: str, packed: bool = False, deterministic: bool = False) -> dict[str, Any]:
+    config = json.loads(CONFIG.read_text())
+    began = time.monotonic()
+    make_model(config)
+    print(f"weights made in {time.monotonic() - began:.0f} s", flush=True)
+    shutil.rmtree(SHM / "run", ignore_errors=True)
+    try:
+        run = Run(SHM / "run", job(config, packed, deterministic))
+        run.stop_when(lambda: len(run.rows()) > STEPS, 180)
+    except Failed as error:
+        print(f"FAIL  {name}: {str(error)[-3000:]}", flush=True)
+        return {"failed": str(error)[-3000:]}
+    found = run.rows()
+    seconds = sorted(row["step_seconds"] for row in found[2:])[len(found[2:]) // 2]
+    tokens = SEQ * MICRO_BATCHES / seconds
+    tflops, losses = tokens * flops_per_token(config) / 1e12, [row["loss"] for row in found[:3]]
+    print(f"  {name}: {tokens:8.0f} tokens/s  {tflops:6.0f} TFLOP/s  losses {losses}", flush=True)
+    return {
+        "tokens_per_second": tokens,
+        "tflops": tflops,
+        "first_losses": losses,
+        "seconds_until_first_step": next(event["ms"] for event in run.events() if event["event"] == "started") / 1e3,
+        "gpus": found[-1].get("gpus"),
+        "recomputed": run.plan()["activation_checkpointing"],
+    }
 
 
 def bench_peer() -> dict[str, Any]:
@@ -221,15 +234,24 @@ def bound(config: dict[str, Any]) -> dict[str, float]:
     return {"tokens_per_second": tokens, "micro_batch_seconds": seconds, "copy_bytes_per_second": copy}
 
 
+WHAT = {
+    "dslaunch": lambda: bench_dslaunch("one sample a row"),
+    "packed": lambda: bench_dslaunch("packed", packed=True),
+    "deterministic": lambda: bench_dslaunch("deterministic", deterministic=True),
+    "peer": bench_peer,
+    "profile": profile,
+}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("what", choices=["dslaunch", "peer"])
+    parser.add_argument("what", choices=list(WHAT))
     what = parser.parse_args().what
     SHM.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    results = bench_dslaunch() if what == "dslaunch" else bench_peer()
+    results = WHAT[what]()
     write(f"bench-7b-{what}", {"card": card(), "results": results})
-    return 1 if any("failed" in result for result in results.values() if isinstance(result, dict)) else 0
+    return 1 if "failed" in results else 0
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from typing import Any
 from gpu_run import Failed, Run, card, write
 
 PEERS = Path(__file__).resolve().parent
-STEPS = 20
+STEPS, LEARNING_RATE = 20, 5e-4
 TOLERANCES = {"float32": 1e-4, "bfloat16": 2e-3}
 DTYPES = {"float32": "fp32", "bfloat16": "bf16"}
 MODELS = ["mha", "gqa", "tied", "biased"]
@@ -43,7 +43,7 @@ steps = {STEPS}
 micro_batch_size = 2
 global_batch_size = 4
 [optimizer]
-learning_rate = 1e-3
+learning_rate = {LEARNING_RATE}
 weight_decay = 0.1
 [schedule]
 warmup_steps = 2
@@ -94,7 +94,7 @@ def main() -> int:
                 python("make_tokens.py", data, "--rows", "22", "--vocab", str(vocab), "--seq-len", "64", *more)
                 for dtype in DTYPES:
                     out = folder / f"{name}-{kind}-{dtype}-reference"
-                    jobs.append({"model": str(folder / name), "data": data, "out": str(out), "steps": STEPS, "rows_per_step": 4, "dtype": dtype, "threads": 8})
+                    jobs.append({"model": str(folder / name), "data": data, "out": str(out), "steps": STEPS, "lr": LEARNING_RATE, "rows_per_step": 4, "dtype": dtype, "threads": 8})
         (folder / "jobs.json").write_text(json.dumps(jobs))
         python("hf_reference.py", "--jobs", str(folder / "jobs.json"))
 

@@ -15,8 +15,9 @@ const TOLERANCE: f64 = 0.05;
 const MIB: f64 = (1 << 20) as f64;
 
 /// Ranks, and sections of train.toml that differ from those of the first.
-const LAYOUTS: [(usize, &str); 16] = [
+const LAYOUTS: [(usize, &str); 17] = [
     (1, ""),
+    (1, "train.activation_checkpointing=pointwise"),
     (1, "train.activation_checkpointing=ffn"),
     (1, "train.activation_checkpointing=full"),
     (1, "train.micro_batch_size=2"),

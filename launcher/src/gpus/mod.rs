@@ -9,12 +9,12 @@ use std::ffi::OsStr;
 use std::fs;
 use std::path::Path;
 
-use nvml_wrapper::enum_wrappers::device::TopologyLevel;
+use nvml_wrapper::enum_wrappers::device::{P2pCapabilitiesIndex, P2pStatus, TopologyLevel};
 use nvml_wrapper::error::NvmlError;
 use nvml_wrapper::{Device, Nvml};
 use serde::Serialize;
 
-pub use visible::{Unfit, Visible};
+pub use visible::{LEAST_COMPUTE, Unfit, Visible};
 
 /// The kernel module shows itself here.
 const DRIVER: &str = "/proc/driver/nvidia/version";
@@ -59,6 +59,8 @@ pub struct Gpu {
     pub pci: Option<String>,
     /// PCIe generation and lanes that are possible.
     pub pcie: Option<(u32, u32)>,
+    /// PCIe generation and lanes that are used now: a GPU without work uses an older generation, never fewer lanes.
+    pub pcie_now: Option<(u32, u32)>,
     /// NVLinks that are up.
     pub nvlinks: u32,
     /// Process ids of those who compute on it now.
@@ -72,6 +74,8 @@ pub struct Link {
     pub gpus: (usize, usize),
     /// The distance between them on the PCI bus.
     pub distance: Distance,
+    /// Whether each reads the other's memory without the host, if the driver says.
+    pub is_direct: Option<bool>,
 }
 
 /// The distance of two GPUs on the PCI bus: the farthest thing that lies between them, nearest first.
@@ -130,7 +134,9 @@ fn found(nvml: &Nvml) -> Result<Gpus, NvmlError> {
         for (a, device) in devices.iter().enumerate().take(b) {
             // A virtual machine may hide how they are connected.
             let level = device.topology_common_ancestor(nvml.device_by_index(b as u32)?).ok();
-            links.extend(level.map(|level| Link { gpus: (a, b), distance: distance(level) }));
+            let p2p = device.p2p_status(&devices[b], P2pCapabilitiesIndex::Read).ok();
+            let is_direct = p2p.map(|status| status == P2pStatus::Ok);
+            links.extend(level.map(|level| Link { gpus: (a, b), distance: distance(level), is_direct }));
         }
     }
     let cuda = nvml.sys_cuda_driver_version().ok();
@@ -151,6 +157,7 @@ fn gpu(device: &Device<'_>) -> Result<Gpu, NvmlError> {
         compute: device.cuda_compute_capability().ok().map(|compute| (compute.major, compute.minor)),
         pci: device.pci_info().ok().map(|pci| pci.bus_id),
         pcie: device.max_pcie_link_gen().ok().zip(device.max_pcie_link_width().ok()),
+        pcie_now: device.current_pcie_link_gen().ok().zip(device.current_pcie_link_width().ok()),
         nvlinks: (0..MOST_LINKS).filter(is_up).count() as u32,
         processes: processes.iter().map(|process| process.pid).collect(),
     })

@@ -8,7 +8,7 @@ use std::fmt;
 use super::{Gpu, Gpus};
 
 /// The oldest compute capability that ranks train on: an A100's, the first with bf16.
-const LEAST_COMPUTE: (i32, i32) = (8, 0);
+pub const LEAST_COMPUTE: (i32, i32) = (8, 0);
 
 /// The GPUs of a machine that a job sees, by their indices in [`Gpus::Found`]: rank r has the r-th.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

@@ -213,6 +213,7 @@ impl Workers<'_> {
             beginning: self.beginning.clone(),
             // Ranks inherit these with the rest of our environment.
             shake: None,
+            profile: None,
             fault: None,
         }
     }

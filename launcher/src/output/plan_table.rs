@@ -169,7 +169,7 @@ fn memory(plan: &Plan, room: Room) -> Vec<(&'static str, String)> {
     let recomputed = plan.activation_checkpointing;
     let Need { rank, peak, .. } = device;
     let of = needed_of(device, room);
-    let device = format!("{of} (ZeRO {zero}, {recomputed} recomputed); rank {rank}: {peak}{snapshots}");
+    let device = format!("{of} (ZeRO {zero}, computed again: {recomputed}); rank {rank}: {peak}{snapshots}");
     let mut rows = vec![("memory", device)];
     rows.extend(host.map(|need| ("host", beside_gpus(need, room))));
     rows

@@ -102,6 +102,11 @@ impl PeakBytes {
         }
     }
 
+    /// By how much more a rank may need: 5 % of what is predicted rather than allocated by a plan.
+    pub fn uncertain(&self) -> u64 {
+        (self.activations + self.workspace + self.runtime) / 20
+    }
+
     fn offloaded_optimizer(&self, plan: &Plan) -> u64 {
         if plan.zero.offload_optimizer { self.optimizer } else { 0 }
     }
@@ -132,6 +137,11 @@ pub fn needs(plan: &Plan) -> Vec<Need> {
             vec![gpu, on_host(peaks.into_iter().map(|peak| peak.beside_gpu(plan)).collect())]
         }
     }
+}
+
+/// The need of the memory that ranks compute in.
+pub fn device_need(plan: &Plan) -> Need {
+    needs(plan).swap_remove(0)
 }
 
 /// The rank that needs the most; the first of those that need equally much.

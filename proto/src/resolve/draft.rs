@@ -188,11 +188,14 @@ impl Draft {
         }
     }
 
-    /// Whether the memory that ranks compute in is large enough for a plan, or not known.
+    /// Whether the memory that ranks compute in is large enough for a plan with some to spare, or not known.
     fn fits_device(&self, plan: &Plan) -> bool {
-        let side = if plan.device == Device::Cuda { Side::Gpu } else { Side::Host };
-        let shortages = self.check_memory(plan).err().unwrap_or_default();
-        shortages.iter().all(|shortage| shortage.need.side != side)
+        let need = memory::device_need(plan);
+        let room = match need.side {
+            Side::Gpu => self.world.room.gpu,
+            Side::Host => self.world.room.host,
+        };
+        room.is_none_or(|room| need.bytes + need.peak.uncertain() <= room)
     }
 
     /// A plan for data that nobody has looked at: as if there were one epoch of one step of rows as long as they may be.

@@ -7,11 +7,12 @@ use std::alloc::{Layout, alloc_zeroed};
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::ffi::c_void;
+use std::io;
 use std::process::ExitCode;
 use std::ptr::NonNull;
 
 use emulation::{Dim, Kernel};
-use rank::device::cuda::gpu::{self, Gpu};
+use rank::device::cuda::gpu::{self, Copier, Gpu};
 
 /// Runs kernels on this thread, to their end.
 struct Emulated {
@@ -42,6 +43,10 @@ impl Gpu for Emulated {
         self.allocated.get()
     }
 
+    fn copier(&self, bytes: usize) -> io::Result<Box<dyn Copier>> {
+        Ok(Box::new(EmulatedCopier(vec![0; bytes])))
+    }
+
     fn has_same_bits(&self) -> bool {
         true
     }
@@ -49,6 +54,22 @@ impl Gpu for Emulated {
     fn multiprocessors(&self) -> u32 {
         // A few, so that kernels with several blocks have several.
         3
+    }
+}
+
+/// Copies in the host's memory, where all is done that was started.
+struct EmulatedCopier(Vec<u8>);
+
+impl Copier for EmulatedCopier {
+    fn follow(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+
+    unsafe fn copy(&mut self, from: *const c_void, bytes: usize) -> io::Result<&[u8]> {
+        let to = &mut self.0[..bytes];
+        // SAFETY: the caller vouches for as many bytes.
+        unsafe { from.cast::<u8>().copy_to_nonoverlapping(to.as_mut_ptr(), bytes) };
+        Ok(to)
     }
 }
 

@@ -6,6 +6,7 @@
 mod buffer;
 pub mod cuda;
 pub(crate) mod host;
+mod moment;
 mod readback;
 
 use proto::plan::Dtype;
@@ -13,6 +14,7 @@ use tch::{Kind, Tensor};
 
 pub use buffer::{Buffer, Section};
 use cuda::gpu;
+pub use moment::Moment;
 pub use readback::Readback;
 
 /// Where a rank's parameters, gradients, activations and, unless they are offloaded, optimizer state are.

@@ -38,12 +38,12 @@ use crate::snapshot::Snapshots;
 pub struct Trainer {
     plan: Rc<Plan>,
     ranks: Ranks,
+    /// The snapshots, if the launcher has memory for them. Dropped before the engine: what is copied meanwhile is the engine's.
+    snapshots: Option<Snapshots>,
     engine: Engine,
     train: TrainData,
     validation: Option<ValidationData>,
     saver: Saver,
-    /// The snapshots, if the launcher has memory for them.
-    snapshots: Option<Snapshots>,
     /// This attempt goes on from a snapshot.
     from_snapshot: bool,
     progress: Progress,
@@ -119,7 +119,7 @@ impl Trainer {
             self.ranks.line.begin_step(step);
             control.check()?;
             control.heartbeat(step, "train");
-            let StepEnd { under_way, checkpoint_is_settled, is_asked_to_stop } = self.train_step(step)?;
+            let StepEnd { under_way, checkpoint_is_settled, is_asked_to_stop } = self.train_step(step, control)?;
             if checkpoint_is_settled {
                 self.ranks.line.enter(Phase::Checkpoint);
                 self.publish(control)?;
@@ -151,6 +151,7 @@ impl Trainer {
             }
         }
         control.heartbeat(self.progress.step, "save");
+        self.finish_snapshot(control)?;
         self.ranks.line.enter(Phase::Save);
         self.publish(control)?;
         self.saver.save_final(self.engine.memory_mut())?;
@@ -221,7 +222,7 @@ impl Trainer {
     }
 
     /// One optimizer step. `step` counts from 1. Where loss or gradient norm is not finite, nothing is updated.
-    fn train_step(&mut self, step: u64) -> Result<StepEnd, TrainError> {
+    fn train_step(&mut self, step: u64, control: &Control) -> Result<StepEnd, TrainError> {
         let num_labels = self.train.num_labels(step - 1);
         let scale = 1.0 / num_labels.max(1) as f64;
         let micro_batch = |idx| self.train.micro_batch(step - 1, idx).on(self.ranks.device);
@@ -240,6 +241,8 @@ impl Trainer {
         let checkpoint_is_settled = settled == all.size() as f64;
         let pipeline_bubble = self.pipeline_bubble(busy_seconds, passes.seconds)?;
         self.engine.reduce_gradients()?;
+        // SNP-2: before the ranks meet, so that none begins its next while another has not sealed this one.
+        self.finish_snapshot(control)?;
         let sums = self.engine.step_sums(passes.loss)?;
         let learning_rate = self.plan.schedule.at(step - 1);
         self.engine.optimizer_step(step, learning_rate, &sums)?;
@@ -300,18 +303,28 @@ impl Trainer {
         Ok(())
     }
 
-    /// Keeps the state in the launcher's memory. It counts once the launcher has heard of all that this step did: an
-    /// attempt that goes on from here does not report that again.
+    /// Begins to keep the state in the launcher's memory; finishes, unless that is done while the next step computes.
     fn keep_snapshot(&mut self, control: &Control) -> Result<(), TrainError> {
-        let Some(snapshots) = &self.snapshots else { return Ok(()) };
+        let Some(snapshots) = &mut self.snapshots else { return Ok(()) };
         let began = Instant::now();
-        let copied = snapshots.copy(self.engine.memory(), self.progress)?;
+        snapshots.begin(self.engine.memory(), self.progress)?;
+        let is_beside_steps = snapshots.are_beside_steps();
+        self.pace.taken(self.progress.step);
+        self.snapshot_cost = began.elapsed().as_secs_f64() / self.step_seconds;
+        if is_beside_steps { Ok(()) } else { self.finish_snapshot(control) }
+    }
+
+    /// Finishes the snapshot that was begun, if there is one, before anything that it is made of changes. It counts once the launcher
+    /// has heard of all that its step did: an attempt that goes on from there does not report that again.
+    fn finish_snapshot(&mut self, control: &Control) -> Result<(), TrainError> {
+        let Some(snapshots) = &mut self.snapshots else { return Ok(()) };
+        let began = Instant::now();
+        let Some(copied) = snapshots.finish()? else { return Ok(()) };
         if self.is_first {
             self.ranks.line.call_launcher(|| control.flush())?;
         }
         copied.seal()?;
-        self.pace.taken(self.progress.step);
-        self.snapshot_cost = began.elapsed().as_secs_f64() / self.step_seconds;
+        self.snapshot_cost += began.elapsed().as_secs_f64() / self.step_seconds;
         Ok(())
     }
 

@@ -28,6 +28,19 @@ pub struct Libraries {
     pub worker: Result<Worker, String>,
     /// NCCL, or why there is none.
     pub nccl: Result<Nccl, String>,
+    /// What ranks load to compute on GPUs.
+    pub cuda: Cuda,
+}
+
+/// The libraries of CUDA that lie beside libtorch: each in words, if it is there.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Cuda {
+    /// libtorch's half for GPUs.
+    pub torch: Option<String>,
+    /// The compiler of kernels.
+    pub nvrtc: Option<String>,
+    /// cuDNN.
+    pub cudnn: Option<String>,
 }
 
 /// The worker and what the dynamic loader finds for it.
@@ -58,8 +71,44 @@ impl Libraries {
         let worker = look_at_worker();
         let libtorch = worker.as_ref().ok().and_then(|worker| worker.libtorch.as_deref());
         let nccl = nccl::load(&nccl_names(libtorch));
-        Self { worker, nccl }
+        Self { nccl, cuda: libtorch.map_or_else(Cuda::default, Cuda::beside), worker }
     }
+}
+
+impl Cuda {
+    /// Beside a libtorch as pip lays it out, or as PyTorch's own archive does. Loads nothing.
+    fn beside(libtorch: &Path) -> Self {
+        let libtorch = libtorch.canonicalize().unwrap_or_else(|_| libtorch.to_owned());
+        let own = libtorch.parent().unwrap_or(Path::new("/")).to_owned();
+        let packages = libtorch.ancestors().nth(3).unwrap_or(Path::new("/"));
+        let of_pip = entries(&packages.join("nvidia")).into_iter().map(|package| package.join("lib"));
+        let folders: Vec<PathBuf> = std::iter::once(own).chain(of_pip).collect();
+        let found = |name: &str| {
+            let files = folders.iter().flat_map(|folder| entries(folder));
+            let names = files.filter_map(|file| Some(file.file_name()?.to_str()?.to_owned()));
+            names
+                .into_iter()
+                .find(|file| file.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('.')))
+        };
+        let cudnn = entries(packages).into_iter().find_map(|package| {
+            let name = package.file_name()?.to_str()?.to_owned();
+            let version = name.strip_prefix("nvidia_cudnn_")?.strip_suffix(".dist-info")?.split_once('-')?.1.to_owned();
+            Some(format!("cuDNN {version}"))
+        });
+        Self {
+            torch: found("libtorch_cuda.so"),
+            nvrtc: found("libnvrtc.so"),
+            cudnn: found("libcudnn.so").map(|file| cudnn.unwrap_or(file)),
+        }
+    }
+}
+
+/// What is in a folder, sorted; nothing if it is not there.
+fn entries(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let mut paths: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();
+    paths.sort();
+    paths
 }
 
 fn look_at_worker() -> Result<Worker, String> {
@@ -158,6 +207,30 @@ mod tests {
         let this = std::env::current_exe().unwrap();
         let trace = loader_trace(&this).unwrap();
         assert!(trace.contains("libc.so.6 => "), "{trace}");
+    }
+
+    #[test]
+    fn cudas_libraries_lie_beside_libtorch() {
+        let dir = tempfile::tempdir().unwrap();
+        let put = |path: &str| {
+            let path = dir.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(&path, "").unwrap();
+            path
+        };
+        let libtorch = put("torch/lib/libtorch_cpu.so");
+        assert_eq!(Cuda::beside(&libtorch), Cuda::default());
+        put("torch/lib/libtorch_cuda.so");
+        put("torch/lib/libtorch_cuda_linalg.so");
+        put("nvidia/cu13/lib/libnvrtc-builtins.so.13.0");
+        assert_eq!(Cuda::beside(&libtorch).nvrtc, None, "its parts are not the compiler");
+        put("nvidia/cu13/lib/libnvrtc.so.13");
+        put("nvidia/cudnn/lib/libcudnn.so.9");
+        put("nvidia_cudnn_cu13-9.19.0.56.dist-info/RECORD");
+        let text = |text: &str| Some(text.to_owned());
+        let expected =
+            Cuda { torch: text("libtorch_cuda.so"), nvrtc: text("libnvrtc.so.13"), cudnn: text("cuDNN 9.19.0.56") };
+        assert_eq!(Cuda::beside(&libtorch), expected);
     }
 
     #[test]

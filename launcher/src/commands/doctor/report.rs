@@ -6,8 +6,8 @@ use serde_json::json;
 use super::Facts;
 use super::disk::DiskSpeed;
 use super::host::{Cgroup, Host, Slurm};
-use super::libraries::{Libraries, Nccl, Worker};
-use crate::gpus::{Distance, Gpu, Gpus, Link};
+use super::libraries::{Cuda, Libraries, Nccl, Worker};
+use crate::gpus::{Distance, Gpu, Gpus, LEAST_COMPUTE, Link};
 use crate::output::units::{self, bytes, plural, printable};
 
 /// Training data needs a disk with this many bytes per second.
@@ -127,8 +127,8 @@ impl Report {
         let cuda = cuda.as_ref().map_or(String::new(), |cuda| format!(", CUDA up to {cuda}"));
         self.add("driver", Verdict::Ok, format!("NVIDIA {driver}{cuda}, {}", plural(gpus.len() as u64, "GPU")));
         for (index, gpu) in gpus.iter().enumerate() {
-            let verdict = if gpu.processes.is_empty() { Verdict::Ok } else { Verdict::Poor };
-            self.add("gpu", verdict, format!("{index}: {}", describe(gpu)));
+            let (verdict, text) = judge(gpu);
+            self.add("gpu", verdict, format!("{index}: {text}"));
         }
         if gpus.len() > 1 {
             self.add("topology", Verdict::Ok, topology(gpus, links));
@@ -139,6 +139,9 @@ impl Report {
         match &libraries.worker {
             Err(why) => self.add("worker", Verdict::Missing, why.clone()),
             Ok(worker) => self.libtorch(worker),
+        }
+        if gpus > 0 {
+            self.cuda(&libraries.cuda);
         }
         match &libraries.nccl {
             Ok(Nccl { path, version }) => {
@@ -177,6 +180,21 @@ impl Report {
             }
         };
         self.add("libtorch", verdict, text);
+    }
+
+    /// What ranks load to compute on GPUs.
+    fn cuda(&mut self, cuda: &Cuda) {
+        let Cuda { torch, nvrtc, cudnn } = cuda;
+        let needed = [("libtorch_cuda", torch), ("NVRTC", nvrtc), ("cuDNN", cudnn)];
+        let missing: Vec<&str> = needed.iter().filter(|(_, found)| found.is_none()).map(|(name, _)| *name).collect();
+        let (verdict, text) = if missing.is_empty() {
+            let found: Vec<String> = needed.into_iter().filter_map(|(_, found)| found.clone()).collect();
+            (Verdict::Ok, found.join(", "))
+        } else {
+            let how = "scripts/setup.sh installs torch with them on a machine with a driver (pip install torch)";
+            (Verdict::Missing, format!("{} not found beside libtorch: {how}", missing.join(", ")))
+        };
+        self.add("cuda", verdict, text);
     }
 
     fn memory_files(&mut self, host: &Host, gpus: usize) {
@@ -250,6 +268,28 @@ impl Report {
     }
 }
 
+/// A GPU in words, with what is wrong with it.
+fn judge(gpu: &Gpu) -> (Verdict, String) {
+    let (mut verdict, mut text) = (Verdict::Ok, describe(gpu));
+    let mut wrong = |what: String| {
+        verdict = Verdict::Poor;
+        text += &format!("; {what}");
+    };
+    if gpu.compute.is_some_and(|compute| compute < LEAST_COMPUTE) {
+        wrong(format!("too old: ranks need compute {}.{}", LEAST_COMPUTE.0, LEAST_COMPUTE.1));
+    }
+    if let (Some((_, lanes)), Some((_, now))) = (gpu.pcie, gpu.pcie_now)
+        && now < lanes
+    {
+        wrong(format!("only {now} of {lanes} PCIe lanes are used: look after its slot"));
+    }
+    if !gpu.processes.is_empty() {
+        let pids: Vec<_> = gpu.processes.iter().map(u32::to_string).collect();
+        wrong(format!("in use by processes {}", pids.join(", ")));
+    }
+    (verdict, text)
+}
+
 fn describe(gpu: &Gpu) -> String {
     let mut text = format!("{}, {}, {} free", gpu.name, bytes(gpu.memory), bytes(gpu.memory_free));
     if let Some((major, minor)) = gpu.compute {
@@ -261,11 +301,10 @@ fn describe(gpu: &Gpu) -> String {
     if let Some((generation, lanes)) = gpu.pcie {
         text += &format!(", PCIe {generation} x{lanes}");
     }
-    text += &format!(", {}", plural(gpu.nvlinks.into(), "NVLink"));
-    if !gpu.processes.is_empty() {
-        let pids: Vec<_> = gpu.processes.iter().map(u32::to_string).collect();
-        text += &format!("; in use by processes {}", pids.join(", "));
+    if let Some((generation, lanes)) = gpu.pcie_now.filter(|now| Some(*now) != gpu.pcie) {
+        text += &format!(" ({generation} x{lanes} now)");
     }
+    text += &format!(", {}", plural(gpu.nvlinks.into(), "NVLink"));
     text
 }
 
@@ -284,8 +323,13 @@ fn topology(gpus: &[Gpu], links: &[Link]) -> String {
         Distance::Node => "same NUMA node",
         Distance::System => "across processors",
     };
-    let pairs: Vec<_> =
-        links.iter().map(|link| format!("{}-{} {}", link.gpus.0, link.gpus.1, words(link.distance))).collect();
+    let direct = |link: &Link| match link.is_direct {
+        Some(true) => ", direct",
+        Some(false) => ", by way of the host",
+        None => "",
+    };
+    let pair = |link: &Link| format!("{}-{} {}{}", link.gpus.0, link.gpus.1, words(link.distance), direct(link));
+    let pairs: Vec<_> = links.iter().map(pair).collect();
     if pairs.is_empty() { nvlink } else { format!("{nvlink}; PCI: {}", pairs.join(", ")) }
 }
 
@@ -323,6 +367,7 @@ mod tests {
                     missing: vec![],
                 }),
                 nccl: Err("no such file".into()),
+                cuda: Cuda::default(),
             },
             disk: Ok(DiskSpeed { folder: "/data".into(), write: 1e9, read: 2.5e9 }),
         }
@@ -337,14 +382,20 @@ mod tests {
             compute: Some((9, 0)),
             pci: Some("0000:01:00.0".into()),
             pcie: Some((5, 16)),
+            pcie_now: Some((5, 16)),
             nvlinks: 18,
             processes: vec![],
         }
     }
 
     fn with_gpus(gpus: Vec<Gpu>) -> Facts {
-        let links = vec![Link { gpus: (0, 1), distance: Distance::System }];
-        Facts { gpus: Gpus::Found { driver: "580".into(), cuda: Some("13.0".into()), gpus, links }, ..good() }
+        let links = vec![Link { gpus: (0, 1), distance: Distance::System, is_direct: Some(false) }];
+        let text = |text: &str| Some(text.to_owned());
+        let cuda =
+            Cuda { torch: text("libtorch_cuda.so"), nvrtc: text("libnvrtc.so.13"), cudnn: text("cuDNN 9.19.0.56") };
+        let libraries = Libraries { cuda, ..good().libraries };
+        let gpus = Gpus::Found { driver: "580".into(), cuda: Some("13.0".into()), gpus, links };
+        Facts { gpus, libraries, ..good() }
     }
 
     /// The exit code, and what is not ok.
@@ -408,8 +459,25 @@ mod tests {
         facts.host.shm = Some(64 << 20);
         check(&facts, 0, &[("gpu", Verdict::Poor), ("/dev/shm", Verdict::Poor)]);
         let table = Report::of(&facts).table();
-        assert!(table.contains("NVLink on all; PCI: 0-1 across processors"), "{table}");
+        assert!(table.contains("NVLink on all; PCI: 0-1 across processors, by way of the host"), "{table}");
         assert!(table.contains("1: GPU, 80.00 GiB, 79.00 GiB free, compute 9.0, PCI 0000:01:00.0, PCIe 5 x16, 18 NVLinks; in use by processes 7"), "{table}");
+        facts.libraries.cuda = Cuda::default();
+        check(&facts, 1, &[("gpu", Verdict::Poor), ("cuda", Verdict::Missing), ("/dev/shm", Verdict::Poor)]);
+        assert!(Report::of(&facts).table().contains("libtorch_cuda, NVRTC, cuDNN not found beside libtorch"));
+    }
+
+    #[test]
+    fn a_gpu_that_is_too_old_or_badly_seated_is_told_of() {
+        let mut facts = with_gpus(vec![Gpu { compute: Some((7, 5)), pcie_now: Some((1, 8)), ..gpu() }]);
+        facts.host.shm = Some(1 << 30);
+        check(&facts, 0, &[("gpu", Verdict::Poor)]);
+        let table = Report::of(&facts).table();
+        assert!(
+            table.contains(
+                "PCIe 5 x16 (1 x8 now), 18 NVLinks; too old: ranks need compute 8.0; only 8 of 16 PCIe lanes"
+            ),
+            "{table}"
+        );
     }
 
     #[test]

@@ -5,14 +5,19 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::ffi::{CString, c_int, c_uint, c_void};
+use std::io;
 use std::marker::PhantomData;
 use std::ptr::{self, NonNull};
 
+use cudarc::driver::result::stream::StreamKind;
 use cudarc::driver::result::{self, DriverError};
-use cudarc::driver::sys::{self, CUdevice, CUdevice_attribute, CUdeviceptr, CUevent, CUfunction, CUmodule, CUstream};
+use cudarc::driver::sys::{
+    self, CUcontext, CUdevice, CUdevice_attribute, CUdeviceptr, CUevent, CUevent_wait_flags, CUfunction, CUmodule,
+    CUstream,
+};
 
 use super::cache::Cache;
-use super::gpu::Gpu;
+use super::gpu::{Copier, Gpu};
 use super::libraries::{self, LibraryError};
 use super::nvrtc::{Capability, Nvrtc, NvrtcError, Source};
 use super::torch::{self, TorchError};
@@ -79,6 +84,7 @@ pub struct Driver {
     name: String,
     capability: Capability,
     multiprocessors: u32,
+    context: CUcontext,
     stream: CUstream,
     /// Bytes of [`Gpu::allocate`].
     allocated: Cell<u64>,
@@ -110,13 +116,14 @@ impl Driver {
         }
         // SAFETY: a device that the driver has given; its context stays for the life of the process. A thread that waits for the
         // GPU sleeps, and leaves its core to others.
-        unsafe {
+        let context = unsafe {
             sys::cuDevicePrimaryCtxSetFlags_v2(device, sys::CUctx_flags_enum::CU_CTX_SCHED_BLOCKING_SYNC as c_uint)
                 .result()
                 .map_err(failed("cuDevicePrimaryCtxSetFlags"))?;
             let context = result::primary_ctx::retain(device).map_err(failed("cuDevicePrimaryCtxRetain"))?;
             result::ctx::set_current(context).map_err(failed("cuCtxSetCurrent"))?;
-        }
+            context
+        };
         let modules = sources.iter().map(|source| {
             let cubin = cache.cubin(source, header, capability, Nvrtc::load)?;
             // SAFETY: machine code as the compiler has made it; the driver copies it.
@@ -125,6 +132,7 @@ impl Driver {
         Ok(Self {
             ordinal,
             name,
+            context,
             stream: result::stream::null(),
             allocated: Cell::new(0),
             has_same_bits: false,
@@ -239,6 +247,11 @@ impl Gpu for Driver {
         NonNull::new(ptr::with_exposed_provenance_mut(start as usize)).expect("the driver gives no null")
     }
 
+    fn copier(&self, bytes: usize) -> io::Result<Box<dyn Copier>> {
+        let copier = DriverCopier::new(self.context, self.stream, bytes).map_err(io::Error::other)?;
+        Ok(Box::new(copier))
+    }
+
     fn has_same_bits(&self) -> bool {
         self.has_same_bits
     }
@@ -283,6 +296,68 @@ impl Drop for DeviceMemory<'_> {
     fn drop(&mut self) {
         // SAFETY: nobody has it any more; the driver waits for kernels that do. An error here has been one before.
         let _ = unsafe { result::free_sync(self.start) };
+    }
+}
+
+/// Copies on a stream of its own, into pinned memory.
+struct DriverCopier {
+    context: CUcontext,
+    /// That of the thread which computes.
+    computing: CUstream,
+    stream: CUstream,
+    started: Event,
+    pinned: *mut c_void,
+    bytes: usize,
+}
+
+// SAFETY: one thread has it at a time, and the driver's handles belong to the process.
+unsafe impl Send for DriverCopier {}
+
+impl DriverCopier {
+    fn new(context: CUcontext, computing: CUstream, bytes: usize) -> Result<Self, GpuError> {
+        let stream = result::stream::create(StreamKind::NonBlocking).map_err(failed("cuStreamCreate"))?;
+        // SAFETY: memory of the host, freed when this is dropped.
+        let pinned = unsafe { result::malloc_host(bytes, 0) }.map_err(failed("cuMemHostAlloc"))?;
+        Ok(Self { context, computing, stream, started: Event::record(computing)?, pinned, bytes })
+    }
+
+    fn fetch(&mut self, from: *const c_void, bytes: usize) -> Result<(), GpuError> {
+        // SAFETY: the context stays for the life of the process; the caller vouches for the memory, and there is as much pinned.
+        unsafe {
+            result::ctx::set_current(self.context).map_err(failed("cuCtxSetCurrent"))?;
+            let to = std::slice::from_raw_parts_mut(self.pinned.cast::<u8>(), bytes);
+            result::memcpy_dtoh_async(to, from as CUdeviceptr, self.stream).map_err(failed("cuMemcpyDtoHAsync"))?;
+            result::stream::synchronize(self.stream).map_err(failed("cuStreamSynchronize"))
+        }
+    }
+}
+
+impl Copier for DriverCopier {
+    fn follow(&mut self) -> io::Result<()> {
+        // SAFETY: an event and streams that are there.
+        let followed = unsafe {
+            result::event::record(self.started.0, self.computing).and_then(|()| {
+                result::stream::wait_event(self.stream, self.started.0, CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT)
+            })
+        };
+        followed.map_err(failed("cuStreamWaitEvent")).map_err(io::Error::other)
+    }
+
+    unsafe fn copy(&mut self, from: *const c_void, bytes: usize) -> io::Result<&[u8]> {
+        assert!(bytes <= self.bytes, "{bytes} bytes at a time");
+        self.fetch(from, bytes).map_err(io::Error::other)?;
+        // SAFETY: as many have just been copied there.
+        Ok(unsafe { std::slice::from_raw_parts(self.pinned.cast::<u8>(), bytes) })
+    }
+}
+
+impl Drop for DriverCopier {
+    fn drop(&mut self) {
+        // SAFETY: no copy is under way; an error here has been one before.
+        unsafe {
+            let _ = result::free_host(self.pinned);
+            let _ = result::stream::destroy(self.stream);
+        }
     }
 }
 

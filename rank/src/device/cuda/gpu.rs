@@ -4,6 +4,7 @@
 
 use std::cell::OnceCell;
 use std::ffi::c_void;
+use std::io;
 use std::ptr::{self, NonNull};
 use std::time::Duration;
 
@@ -26,6 +27,9 @@ pub trait Gpu {
     /// 256 bytes. Where there is not enough it panics, as libtorch does, with "out of memory" in its words.
     fn allocate(&self, bytes: usize) -> NonNull<u8>;
 
+    /// Something that copies from its memory on another thread, at most `bytes` at a time.
+    fn copier(&self, bytes: usize) -> io::Result<Box<dyn Copier>>;
+
     /// Bytes that it has allocated, and those that libtorch's allocator has held beside at most.
     fn peak_bytes(&self) -> u64;
 
@@ -34,6 +38,18 @@ pub trait Gpu {
 
     /// How many blocks run at a time, about: as many as it has multiprocessors.
     fn multiprocessors(&self) -> u32;
+}
+
+/// Copies from the GPU's memory to the host on a thread of its own, beside what the GPU computes.
+pub trait Copier: Send {
+    /// What it copies from now on is what all that the GPU's thread has started so far leaves there. Called by that thread.
+    fn follow(&mut self) -> io::Result<()>;
+
+    /// Copies, and waits for it. The bytes stay until the next call.
+    ///
+    /// # Safety
+    /// There are as many bytes of the GPU's memory from `from` on, and nobody writes them meanwhile.
+    unsafe fn copy(&mut self, from: *const c_void, bytes: usize) -> io::Result<&[u8]>;
 }
 
 thread_local! {
@@ -73,6 +89,11 @@ pub fn has_same_bits() -> bool {
 pub fn solo_world(arena_bytes: usize, timeout: Duration) -> SoloWorld {
     // SAFETY: allocated for it, zero and never freed.
     unsafe { SoloWorld::new(allocate(arena_bytes), arena_bytes, timeout) }
+}
+
+/// See [`Gpu::copier`].
+pub fn copier(bytes: usize) -> io::Result<Box<dyn Copier>> {
+    with(|gpu| gpu.copier(bytes))
 }
 
 /// See [`Gpu::peak_bytes`]; 0 without a GPU.

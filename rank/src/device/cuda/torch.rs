@@ -14,7 +14,8 @@ unsafe extern "C" {
     fn dslaunch_has_kernel(name: *const c_char, overload: *const c_char, has: *mut c_int) -> *mut c_char;
     fn dslaunch_use_own_stream(ordinal: c_int, handle: *mut *mut c_void) -> *mut c_char;
     fn dslaunch_sum_products_in_fp32() -> *mut c_char;
-    fn dslaunch_event_record(ordinal: c_int, event: *mut *mut c_void) -> *mut c_char;
+    fn dslaunch_event_record(ordinal: c_int, is_timed: c_int, event: *mut *mut c_void) -> *mut c_char;
+    fn dslaunch_event_elapsed(earlier: *const c_void, later: *const c_void, milliseconds: *mut f64) -> *mut c_char;
     fn dslaunch_event_wait(event: *const c_void) -> *mut c_char;
     fn dslaunch_event_free(event: *mut c_void);
     fn dslaunch_allocated_bytes(ordinal: c_int, now: *mut i64, peak: *mut i64) -> *mut c_char;
@@ -122,10 +123,27 @@ pub struct Event(*mut c_void);
 impl Event {
     /// Now.
     pub fn record(ordinal: usize) -> Result<Self, TorchError> {
+        Self::of_kind(ordinal, false)
+    }
+
+    /// Now, to measure by.
+    pub fn record_timed(ordinal: usize) -> Result<Self, TorchError> {
+        Self::of_kind(ordinal, true)
+    }
+
+    fn of_kind(ordinal: usize, is_timed: bool) -> Result<Self, TorchError> {
         let mut event = ptr::null_mut();
         // SAFETY: a pointer to be set.
-        checked(unsafe { dslaunch_event_record(ordinal as c_int, &raw mut event) })?;
+        checked(unsafe { dslaunch_event_record(ordinal as c_int, c_int::from(is_timed), &raw mut event) })?;
         Ok(Self(event))
+    }
+
+    /// Milliseconds since an earlier one; both are to measure by. Waits until this one has come.
+    pub fn milliseconds_since(&self, earlier: &Self) -> Result<f64, TorchError> {
+        let mut milliseconds = 0.0;
+        // SAFETY: two events that were recorded, and a number to be set.
+        checked(unsafe { dslaunch_event_elapsed(earlier.0, self.0, &raw mut milliseconds) })?;
+        Ok(milliseconds)
     }
 
     /// Waits until it has come.

@@ -1,15 +1,22 @@
 //! Writes snapshots after steps into memory that the launcher owns, and reads one when an attempt goes on from it.
 //!
+//! A snapshot is begun after a step and finished before the next update changes what it is made of: at once where the device is the
+//! CPU, and from a GPU while the next step computes ([`copying`]).
+//!
 //! The memory is a file without a name. It is written and read with system calls, not mapped: so it is not in this
 //! process's resident set, and neither side can harm the other.
+
+mod copying;
+mod tiles;
 
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 
 use bytemuck::{cast_slice, cast_slice_mut};
-use proto::layout::{Piece, overlaps};
+use proto::layout::overlaps;
 use proto::manifest::Progress;
 use proto::plan::Plan;
 use proto::progress::Phase;
@@ -19,6 +26,8 @@ use xxhash_rust::xxh3::Xxh3;
 use crate::engine::Memory;
 use crate::progress::ProgressLine;
 use crate::ranks::Ranks;
+use copying::{Copiers, Copying};
+use tiles::{Checksum, Tile, tiles};
 
 /// Elements that are hashed and copied at a time, so that the second finds them in the cache.
 const CHUNK_NUMEL: usize = 1 << 15;
@@ -54,10 +63,30 @@ pub enum SnapshotError {
 
 /// This rank's part of the snapshot memory, and where the others' are.
 pub struct Snapshots {
-    memory: File,
+    memory: Arc<File>,
     layout: SnapshotLayout,
     rank: usize,
     line: ProgressLine,
+    /// Whether snapshots are copied while the next step computes.
+    is_beside_steps: bool,
+    /// Threads of this rank, which may copy meanwhile.
+    threads: usize,
+    copiers: Copiers,
+    begun: Option<Begun>,
+}
+
+/// A snapshot that is not whole yet, or not known to be.
+struct Begun {
+    slot: usize,
+    progress: Progress,
+    copied: Copied,
+}
+
+enum Copied {
+    /// It is, with this checksum.
+    Whole(u64),
+    /// It is on its way.
+    UnderWay(Copying),
 }
 
 /// A snapshot that is whole and does not count yet.
@@ -80,37 +109,77 @@ impl Unsealed<'_> {
 impl Snapshots {
     /// `memory`: what the launcher made for a job that follows `plan`.
     pub fn new(memory: OwnedFd, plan: &Plan, ranks: &Ranks) -> Self {
-        let (rank, line) = (ranks.world.rank(), ranks.line.clone());
-        Self { memory: File::from(memory), layout: SnapshotLayout::of(plan), rank, line }
+        Self {
+            memory: Arc::new(File::from(memory)),
+            layout: SnapshotLayout::of(plan),
+            rank: ranks.world.rank(),
+            line: ranks.line.clone(),
+            is_beside_steps: ranks.device.is_asynchronous(),
+            threads: plan.threads_per_rank,
+            copiers: Copiers::default(),
+            begun: None,
+        }
     }
 
-    /// Copies this rank's part of the state after `progress.step`, in place of the older of the two snapshots it has. It counts
-    /// once it is sealed.
-    pub fn copy(&self, memory: &Memory, progress: Progress) -> Result<Unsealed<'_>, SnapshotError> {
-        let region = self.own();
-        let copied = || {
-            let slot = self.older_slot()?;
+    /// Whether a snapshot is finished while the next step computes, rather than at once.
+    pub fn are_beside_steps(&self) -> bool {
+        self.is_beside_steps
+    }
+
+    /// Begins to copy this rank's part of the state after `progress.step`, in place of the older of the two snapshots it has. The
+    /// state must stay as it is until [`finish`](Self::finish). The one before has been finished.
+    pub fn begin(&mut self, memory: &Memory, progress: Progress) -> Result<(), SnapshotError> {
+        assert!(self.begun.is_none(), "two snapshots at a time");
+        let mut copied = || {
+            let (region, slot) = (self.own(), self.older_slot()?);
             // SNP-1.
             self.memory.write_all_at(&Header::ERASED, region.header(slot))?;
-            let mut hash = Xxh3::new();
-            for (unit, pieces) in saved(memory) {
-                self.line.enter_unit(Phase::Snapshot, unit);
-                for part in 0..PARTS {
-                    let mut at = region.part(slot, &memory.layout(unit).name, part);
-                    for Piece { local, whole } in &pieces {
-                        memory.state(unit, *local..local + whole.len())[part].read(CHUNK_NUMEL, |values| {
-                            let bytes: &[u8] = cast_slice(values);
-                            hash.update(bytes);
-                            self.memory.write_all_at(bytes, at)?;
-                            at += bytes.len() as u64;
-                            Ok::<(), io::Error>(())
-                        })?;
-                    }
-                }
-            }
-            Ok(Unsealed { snapshots: self, slot, header: Header { progress, checksum: hash.digest() } })
+            let tiles = tiles(memory, region, slot);
+            let copied = if self.is_beside_steps {
+                self.line.enter(Phase::Snapshot);
+                Copied::UnderWay(self.copiers.start(memory, tiles, &self.memory, self.threads)?)
+            } else {
+                Copied::Whole(self.copy(memory, &tiles)?)
+            };
+            Ok(Begun { slot, progress, copied })
         };
-        copied().map_err(|source| SnapshotError::Io { step: progress.step, what: "written", source })
+        let begun = copied().map_err(|source| SnapshotError::Io { step: progress.step, what: "written", source })?;
+        self.begun = Some(begun);
+        Ok(())
+    }
+
+    /// Waits until the snapshot that was begun, if there is one, is whole. It counts once it is sealed.
+    pub fn finish(&mut self) -> Result<Option<Unsealed<'_>>, SnapshotError> {
+        let Some(Begun { slot, progress, copied }) = self.begun.take() else { return Ok(None) };
+        let checksum = match copied {
+            Copied::Whole(checksum) => Ok(checksum),
+            Copied::UnderWay(copying) => {
+                self.line.enter(Phase::Snapshot);
+                self.copiers.finish(copying)
+            }
+        };
+        match checksum {
+            Ok(checksum) => Ok(Some(Unsealed { snapshots: self, slot, header: Header { progress, checksum } })),
+            Err(source) => Err(SnapshotError::Io { step: progress.step, what: "written", source }),
+        }
+    }
+
+    /// Copies tiles, hashing what is in the cache anyway. Returns the checksum.
+    fn copy(&self, memory: &Memory, tiles: &[Tile]) -> io::Result<u64> {
+        let mut checksum = Checksum::default();
+        for Tile { unit, part, range, at } in tiles {
+            self.line.enter_unit(Phase::Snapshot, *unit);
+            let (mut hash, mut at) = (Xxh3::new(), *at);
+            memory.state(*unit, range.clone())[*part].read(CHUNK_NUMEL, |values| {
+                let bytes: &[u8] = cast_slice(values);
+                hash.update(bytes);
+                self.memory.write_all_at(bytes, at)?;
+                at += bytes.len() as u64;
+                Ok::<(), io::Error>(())
+            })?;
+            checksum.add(hash.digest());
+        }
+        Ok(checksum.finish())
     }
 
     /// This rank's part of the snapshot of `step` holds what was written: where the run stood. A damaged one is taken out
@@ -119,15 +188,13 @@ impl Snapshots {
         let region = self.own();
         let checked = || {
             let (slot, header) = self.find(region, step)?;
-            let (mut hash, mut buffer) = (Xxh3::new(), vec![0f32; CHUNK_NUMEL]);
-            for (unit, pieces) in saved(memory) {
-                let numel = pieces.iter().map(|piece| piece.whole.len()).sum();
-                for part in 0..PARTS {
-                    let at = region.part(slot, &memory.layout(unit).name, part);
-                    self.read(at, numel, &mut buffer, |_, values| hash.update(cast_slice(values)))?;
-                }
+            let (mut checksum, mut buffer) = (Checksum::default(), vec![0f32; CHUNK_NUMEL]);
+            for tile in tiles(memory, region, slot) {
+                let mut hash = Xxh3::new();
+                self.read(tile.at, tile.numel(), &mut buffer, |_, values| hash.update(cast_slice(values)))?;
+                checksum.add(hash.digest());
             }
-            if hash.digest() == header.checksum {
+            if checksum.finish() == header.checksum {
                 return Ok(Some(header.progress));
             }
             self.memory.write_all_at(&Header::ERASED, region.header(slot))?;
@@ -230,10 +297,4 @@ impl Snapshots {
         }
         Ok(headers)
     }
-}
-
-/// Lists the pieces that only this rank saves, by unit.
-fn saved(memory: &Memory) -> impl Iterator<Item = (usize, Vec<Piece>)> + '_ {
-    let units = (0..memory.num_units()).map(|unit| (unit, memory.saved(unit)));
-    units.filter(|(_, pieces)| !pieces.is_empty())
 }
