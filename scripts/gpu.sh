@@ -39,15 +39,15 @@ PYTHON
 
 on_gpu() {
     [ -d gpu-pack ] || { echo "gpu.sh: gpu-pack/ is missing: run scripts/gpu.sh pack on a machine with Rust" >&2; exit 2; }
-    LD_LIBRARY_PATH=$(library_folders) timeout 240 "$@"
+    LD_LIBRARY_PATH=$(library_folders) timeout "${LIMIT:-240}" "$@"
 }
 
 all() {
     local failed=0
-    for command in kernels smoke bench-7b peer-7b; do
+    while read -r limit command; do
         echo "== $command"
-        "$0" "$command" || failed=1
-    done
+        LIMIT=$limit "$0" "$command" </dev/null || failed=1
+    done <<< $'60 kernels\n150 smoke\n200 bench-7b\n180 peer-7b'
     return $failed
 }
 

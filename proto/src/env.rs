@@ -23,6 +23,17 @@ pub fn variable(name: &str) -> Option<OsString> {
     std::env::var_os(name)
 }
 
+/// The user's folder for what can be made again (the XDG base directories), if one is known.
+pub fn cache_folder() -> Option<PathBuf> {
+    cache_folder_in(variable)
+}
+
+fn cache_folder_in(lookup: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
+    let absolute = |path: OsString| Some(PathBuf::from(path)).filter(|path| path.is_absolute());
+    let of_xdg = lookup("XDG_CACHE_HOME").and_then(absolute);
+    of_xdg.or_else(|| Some(lookup("HOME").and_then(absolute)?.join(".cache")))
+}
+
 /// Whether attempts have control groups of their own (`DSLAUNCH_CGROUP`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cgroups {
@@ -263,6 +274,18 @@ mod tests {
             profile: Some(4),
             fault: Some("kill rank=1".into()),
         }
+    }
+
+    #[test]
+    fn a_cache_is_where_xdg_has_it() {
+        let folder = |vars: &'static [(&str, &str)]| {
+            let lookup = move |name: &str| vars.iter().find(|var| var.0 == name).map(|var| OsString::from(var.1));
+            cache_folder_in(lookup)
+        };
+        assert_eq!(folder(&[("HOME", "/home/u"), ("XDG_CACHE_HOME", "/c")]), Some("/c".into()));
+        assert_eq!(folder(&[("HOME", "/home/u"), ("XDG_CACHE_HOME", "c")]), Some("/home/u/.cache".into()));
+        assert_eq!(folder(&[("HOME", "")]), None);
+        assert_eq!(folder(&[]), None);
     }
 
     #[test]

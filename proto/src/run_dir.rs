@@ -54,7 +54,7 @@ impl RunDir {
         self.root.join("data")
     }
 
-    /// Kernels, compiled for the GPUs that ranks have had; safe to delete between runs.
+    /// Kernels, compiled for the GPUs that ranks have had, where the user has no folder for them; safe to delete between runs.
     pub fn kernels(&self) -> PathBuf {
         self.root.join("kernels")
     }

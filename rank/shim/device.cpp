@@ -43,18 +43,19 @@ char *dslaunch_use_own_stream(int ordinal, void **handle) {
 // Sums of products in bf16 are made in fp32 to their end: parts of one are not rounded before they are added.
 char *dslaunch_sum_products_in_fp32() { OR_TEXT(at::globalContext().setAllowBF16ReductionCuBLAS(false, true)) }
 
-// A moment of this thread's stream: after all that was started on it. is_timed: whether time is to be measured by it.
-char *dslaunch_event_record(int ordinal, int is_timed, c10::Event **event) {
+// A copy of a tensor of the host's on a GPU, by way of pinned memory: in the order of this thread's stream.
+char *dslaunch_upload(at::Tensor **out, const at::Tensor *values, int ordinal) {
+    OR_TEXT(give(out, {values->pin_memory().to(gpu(ordinal), /*non_blocking=*/true)}))
+}
+
+// A moment of this thread's stream to measure by: after all that was started on it.
+char *dslaunch_event_record(int ordinal, c10::Event **event) {
     OR_TEXT({
-        auto flag = is_timed ? c10::EventFlag::BACKEND_DEFAULT : c10::EventFlag::PYTORCH_DEFAULT;
-        auto recorded = std::make_unique<c10::Event>(CUDA, flag);
+        auto recorded = std::make_unique<c10::Event>(CUDA, c10::EventFlag::BACKEND_DEFAULT);
         recorded->record(guard().getStream(gpu(ordinal)));
         *event = recorded.release();
     })
 }
-
-// Waits until it has come.
-char *dslaunch_event_wait(const c10::Event *event) { OR_TEXT(event->synchronize()) }
 
 // Milliseconds between two timed ones. Waits until the later one has come.
 char *dslaunch_event_elapsed(const c10::Event *earlier, const c10::Event *later, double *milliseconds) {

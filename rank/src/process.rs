@@ -32,7 +32,8 @@ fn tell_of_missing_memory() {
     panic::set_hook(Box::new(move |info| {
         let payload = info.payload();
         let text = payload.downcast_ref::<String>().map(String::as_str).or(payload.downcast_ref::<&str>().copied());
-        let is_of_memory = |text: &&str| text.contains("allocate memory") || text.contains("CUDA out of memory");
+        let is_of_memory =
+            |text: &&str| ["allocate memory", "out of memory", "ALLOC_FAILED"].iter().any(|sign| text.contains(sign));
         match text.filter(is_of_memory) {
             // Standard error is all there is to tell it to.
             Some(text) => drop(writeln!(stderr(), "dslaunch-rank: {text}")),

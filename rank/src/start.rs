@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use comm::{CommError, ShmOptions, ShmWorld, World};
-use proto::env::{Meeting, WorkerEnv};
+use proto::env::{Meeting, WorkerEnv, cache_folder};
 use proto::fault::Fault;
 use proto::memory::arena_bytes;
 use proto::plan::{self, Backend, Plan};
@@ -45,8 +45,10 @@ pub fn main(take_gpu: TakeGpu) -> ExitCode {
 /// Where the plan computes on GPUs, the one of this rank's number.
 pub fn take_gpu(plan: &Plan, env: &WorkerEnv) -> Result<(), GpuError> {
     if plan.device == plan::Device::Cuda {
-        let kernels = Cache::new(&RunDir::new(&plan.output_dir).kernels());
-        let mut driver = Driver::open(env.local_rank, &SOURCES, &HEADER, &kernels)?;
+        // Compiled once for all jobs of a user.
+        let kernels = cache_folder().map(|folder| folder.join("dslaunch/kernels"));
+        let kernels = kernels.unwrap_or_else(|| RunDir::new(&plan.output_dir).kernels());
+        let mut driver = Driver::open(env.local_rank, &SOURCES, &HEADER, &Cache::new(&kernels))?;
         driver.share_with_torch(plan.deterministic)?;
         gpu::install(Box::new(driver));
     }

@@ -60,7 +60,11 @@ class Run:
 
     def stop(self) -> None:
         self.process.send_signal(signal.SIGTERM)
-        self.process.wait(60)
+        try:
+            self.process.wait(60)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
 
     def output(self) -> str:
         tails = [self.log, *sorted(self.run_dir.glob("logs/attempt-*/rank-0.err"))]

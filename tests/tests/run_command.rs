@@ -318,14 +318,17 @@ fn signals_are_passed_on_and_ranks_have_time() {
 
 #[test]
 fn a_second_signal_kills_at_once() {
-    let mut run = Run::new("--nproc 2").shell("trap '' INT TERM; echo ready; while :; do sleep 1000; done");
-    let mut started = run.start();
-    assert_eq!(started.lines(2), ["ready", "ready"]);
-    started.signal(Signal::SIGTERM);
-    started.signal(Signal::SIGINT);
-    let (end, took) = started.end();
-    assert!(matches!(end.code, Some(130 | 143)), "{end:?}");
-    assert!(took < Duration::from_secs(10), "{took:?}");
+    // Neither is lost, whichever of the launcher's threads it comes to.
+    for _ in 0..20 {
+        let mut run = Run::new("--nproc 2").shell("trap '' INT TERM; echo ready; while :; do sleep 1000; done");
+        let mut started = run.start();
+        assert_eq!(started.lines(2), ["ready", "ready"]);
+        started.signal(Signal::SIGTERM);
+        started.signal(Signal::SIGINT);
+        let (end, took) = started.end();
+        assert!(matches!(end.code, Some(130 | 143)), "{end:?}");
+        assert!(took < Duration::from_secs(10), "{took:?}");
+    }
 }
 
 #[test]

@@ -8,6 +8,9 @@ pub mod watch;
 use std::ffi::OsStr;
 use std::fs;
 use std::path::Path;
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
 
 use nvml_wrapper::enum_wrappers::device::{P2pCapabilitiesIndex, P2pStatus, TopologyLevel};
 use nvml_wrapper::error::NvmlError;
@@ -18,6 +21,8 @@ pub use visible::{LEAST_COMPUTE, Unfit, Visible};
 
 /// The kernel module shows itself here.
 const DRIVER: &str = "/proc/driver/nvidia/version";
+/// A driver without persistence mode wakes each GPU up for seconds.
+const ANSWER_LIMIT: Duration = Duration::from_secs(60);
 /// More NVLinks than any GPU has.
 const MOST_LINKS: u32 = 18;
 
@@ -35,7 +40,7 @@ pub enum Gpus {
         driver: String,
         /// The newest CUDA that it can run.
         cuda: Option<String>,
-        /// By index.
+        /// Those that this process may use, in the driver's order: CUDA numbers them so.
         gpus: Vec<Gpu>,
         /// The connection of each pair `(a, b)` with `a < b`.
         links: Vec<Link>,
@@ -45,6 +50,8 @@ pub enum Gpus {
 /// One GPU.
 #[derive(Debug, Clone, PartialEq, Default, Serialize)]
 pub struct Gpu {
+    /// Its number to the driver's library.
+    pub index: usize,
     /// Its name.
     pub name: String,
     /// What names it on every machine.
@@ -70,7 +77,7 @@ pub struct Gpu {
 /// The connection of two GPUs, apart from NVLink.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Link {
-    /// Indices, ascending.
+    /// Their places in the list of GPUs, ascending.
     pub gpus: (usize, usize),
     /// The distance between them on the PCI bus.
     pub distance: Distance,
@@ -97,8 +104,21 @@ pub enum Distance {
 }
 
 impl Gpus {
-    /// Asks the driver.
+    /// Asks the driver, which may take seconds to wake up, and hang.
     pub fn look() -> Self {
+        let (sender, answer) = mpsc::channel();
+        let asked = thread::Builder::new().name("gpus".into()).spawn(move || {
+            // Nobody waits for it any more: it was late.
+            let _ = sender.send(Self::ask());
+        });
+        let late = || Gpus::Unusable(format!("no answer within {} s", ANSWER_LIMIT.as_secs()));
+        match asked {
+            Ok(_) => answer.recv_timeout(ANSWER_LIMIT).unwrap_or_else(|_| late()),
+            Err(error) => Gpus::Unusable(error.to_string()),
+        }
+    }
+
+    fn ask() -> Self {
         match library().and_then(|nvml| found(&nvml)) {
             Ok(gpus) => gpus,
             Err(NvmlError::LibloadingError(_)) if !Path::new(DRIVER).exists() => Gpus::NoDriver,
@@ -126,14 +146,19 @@ fn library() -> Result<Nvml, NvmlError> {
 }
 
 fn found(nvml: &Nvml) -> Result<Gpus, NvmlError> {
-    let devices: Vec<Device<'_>> =
-        (0..nvml.device_count()?).map(|index| nvml.device_by_index(index)).collect::<Result<_, _>>()?;
-    let gpus: Vec<Gpu> = devices.iter().map(gpu).collect::<Result<_, _>>()?;
+    // Some may be another's, in a container or a job of Slurm's, or lost: CUDA does not count them either.
+    let usable = |index| Some((index as usize, nvml.device_by_index(index).ok()?));
+    let found: Vec<(Gpu, Device<'_>)> = (0..nvml.device_count()?)
+        .filter_map(usable)
+        .filter_map(|(index, device)| Some((gpu(index, &device).ok()?, device)))
+        .collect();
+    let (gpus, devices): (Vec<Gpu>, Vec<Device<'_>>) = found.into_iter().unzip();
     let mut links = vec![];
     for b in 0..devices.len() {
         for (a, device) in devices.iter().enumerate().take(b) {
             // A virtual machine may hide how they are connected.
-            let level = device.topology_common_ancestor(nvml.device_by_index(b as u32)?).ok();
+            let level =
+                nvml.device_by_index(gpus[b].index as u32).and_then(|b| device.topology_common_ancestor(b)).ok();
             let p2p = device.p2p_status(&devices[b], P2pCapabilitiesIndex::Read).ok();
             let is_direct = p2p.map(|status| status == P2pStatus::Ok);
             links.extend(level.map(|level| Link { gpus: (a, b), distance: distance(level), is_direct }));
@@ -145,11 +170,12 @@ fn found(nvml: &Nvml) -> Result<Gpus, NvmlError> {
 }
 
 /// Name and memory are what there has to be; the rest depends on the kind of GPU and on what a container may see.
-fn gpu(device: &Device<'_>) -> Result<Gpu, NvmlError> {
+fn gpu(index: usize, device: &Device<'_>) -> Result<Gpu, NvmlError> {
     let memory = device.memory_info()?;
     let is_up = |link: &u32| device.link_wrapper_for(*link).is_active().unwrap_or(false);
     let processes = device.running_compute_processes().unwrap_or_default();
     Ok(Gpu {
+        index,
         name: device.name()?,
         uuid: device.uuid().ok(),
         memory: memory.total,

@@ -10,7 +10,7 @@ use super::{Gpu, Gpus};
 /// The oldest compute capability that ranks train on: an A100's, the first with bf16.
 pub const LEAST_COMPUTE: (i32, i32) = (8, 0);
 
-/// The GPUs of a machine that a job sees, by their indices in [`Gpus::Found`]: rank r has the r-th.
+/// The GPUs of a machine that a job sees, by their places in [`Gpus::Found`]: rank r has the r-th.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Visible(Vec<usize>);
 
@@ -25,6 +25,11 @@ pub enum Unfit {
         value: String,
         /// How many there are.
         gpus: usize,
+    },
+    /// `CUDA_VISIBLE_DEVICES` names a part of one (MIG).
+    Part {
+        /// The name.
+        name: String,
     },
     /// One that is seen is too old.
     TooOld {
@@ -48,6 +53,11 @@ impl Visible {
             Gpus::Unusable(why) => return Err(Unfit::Silent(why.clone())),
             Gpus::Found { gpus, .. } => gpus,
         };
+        if let Some(name) =
+            variable.and_then(|names| names.split(',').map(str::trim).find(|name| name.starts_with("MIG-")))
+        {
+            return Err(Unfit::Part { name: name.to_owned() });
+        }
         let seen = Self(variable.map_or_else(|| (0..all.len()).collect(), |names| named(all, names)));
         if let (Some(value), true) = (variable, seen.0.is_empty() && !all.is_empty()) {
             return Err(Unfit::Hidden { value: value.to_owned(), gpus: all.len() });
@@ -55,8 +65,8 @@ impl Visible {
         let too_old = |&&index: &&usize| all[index].compute.is_some_and(|compute| compute < LEAST_COMPUTE);
         match seen.0.iter().find(too_old) {
             Some(&index) => {
-                let Gpu { name, compute, .. } = &all[index];
-                Err(Unfit::TooOld { index, name: name.clone(), compute: compute.unwrap_or_default() })
+                let Gpu { index, name, compute, .. } = &all[index];
+                Err(Unfit::TooOld { index: *index, name: name.clone(), compute: compute.unwrap_or_default() })
             }
             None => Ok(seen),
         }
@@ -68,14 +78,14 @@ impl Visible {
     }
 
     /// The GPUs of the first `ranks` ranks, in their order.
-    pub fn of_ranks<'a>(&self, gpus: &'a Gpus, ranks: usize) -> Vec<(usize, &'a Gpu)> {
+    pub fn of_ranks<'a>(&self, gpus: &'a Gpus, ranks: usize) -> Vec<&'a Gpu> {
         let Gpus::Found { gpus, .. } = gpus else { return vec![] };
-        self.0.iter().take(ranks).map(|&index| (index, &gpus[index])).collect()
+        self.0.iter().take(ranks).map(|&place| &gpus[place]).collect()
     }
 }
 
-/// The GPUs that a list names, by index or by the beginning of a UUID. CUDA stops at the first name that is none, and at one that
-/// comes again.
+/// The GPUs that a list names, by number or by the beginning of a UUID. CUDA stops at the first name that is none, and sees none at
+/// all where a name comes again.
 fn named(gpus: &[Gpu], names: &str) -> Vec<usize> {
     let mut seen = Vec::new();
     for name in names.split(',').map(str::trim) {
@@ -85,8 +95,9 @@ fn named(gpus: &[Gpu], names: &str) -> Vec<usize> {
         };
         let by_index = name.parse().ok().filter(|&index: &usize| index < gpus.len());
         match by_index.or_else(by_uuid) {
-            Some(index) if !seen.contains(&index) => seen.push(index),
-            _ => break,
+            Some(index) if seen.contains(&index) => return vec![],
+            Some(index) => seen.push(index),
+            None => break,
         }
     }
     seen
@@ -97,6 +108,9 @@ impl fmt::Display for Unfit {
         match self {
             Self::Silent(why) => write!(f, "the NVIDIA driver does not answer: {why}"),
             Self::Hidden { value, gpus } => write!(f, "CUDA_VISIBLE_DEVICES={value:?} hides all {gpus}"),
+            Self::Part { name } => {
+                write!(f, "CUDA_VISIBLE_DEVICES names {name}, a part of a GPU, and ranks train on whole ones")
+            }
             Self::TooOld { index, name, compute: (major, minor) } => {
                 let (least, _) = LEAST_COMPUTE;
                 write!(
@@ -115,6 +129,7 @@ mod tests {
 
     fn machine(computes: &[(i32, i32)]) -> Gpus {
         let gpu = |(index, &compute): (usize, &(i32, i32))| Gpu {
+            index,
             name: format!("card {index}"),
             uuid: Some(format!("GPU-{index}f93")),
             compute: Some(compute),
@@ -138,14 +153,18 @@ mod tests {
 
     #[test]
     fn it_ends_at_the_first_name_that_is_none() {
-        for (variable, expected) in
-            [("0,-1,2", vec![0]), ("1,4,2", vec![1]), ("1,1,2", vec![1]), ("1,GPU-9,2", vec![1])]
-        {
+        for (variable, expected) in [("0,-1,2", vec![0]), ("1,4,2", vec![1]), ("1,GPU-9,2", vec![1])] {
             assert_eq!(seen(Some(variable)), Ok(expected), "{variable}");
         }
-        for nothing in ["", "-1", "none"] {
+        for nothing in ["", "-1", "none", "1,1,2"] {
             assert_eq!(seen(Some(nothing)), Err(Unfit::Hidden { value: nothing.into(), gpus: 4 }));
         }
+    }
+
+    #[test]
+    fn a_part_of_a_gpu_is_no_gpu() {
+        let told = Visible::of(&machine(&[(9, 0)]), Some("MIG-12ab")).unwrap_err().to_string();
+        assert!(told.starts_with("CUDA_VISIBLE_DEVICES names MIG-12ab, a part of a GPU"), "{told}");
     }
 
     #[test]
@@ -168,7 +187,7 @@ mod tests {
         let machine = machine(&[(9, 0); 3]);
         let visible = Visible::of(&machine, Some("2,0")).unwrap();
         let names = |ranks| -> Vec<&str> {
-            visible.of_ranks(&machine, ranks).into_iter().map(|(_, gpu)| gpu.name.as_str()).collect()
+            visible.of_ranks(&machine, ranks).into_iter().map(|gpu| gpu.name.as_str()).collect()
         };
         assert_eq!((names(1), names(2)), (vec!["card 2"], vec!["card 2", "card 0"]));
     }

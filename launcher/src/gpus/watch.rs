@@ -43,20 +43,26 @@ pub struct Looks {
 #[derive(Debug)]
 pub struct Watch {
     seen: Arc<Mutex<Looks>>,
-    _until_dropped: mpsc::Sender<()>,
+    /// Wants a look at once, and to be told when that is done.
+    wishes: mpsc::Sender<mpsc::Sender<()>>,
 }
 
 impl Watch {
     /// Looks at the GPUs of these indices from now on.
     pub fn start(gpus: Vec<usize>) -> std::io::Result<Self> {
-        let (until_dropped, dropped) = mpsc::channel();
+        let (wishes, wished) = mpsc::channel::<mpsc::Sender<()>>();
         let seen = Arc::new(Mutex::new(Looks::default()));
         let to = seen.clone();
         thread::Builder::new().name("gpus".into()).spawn(move || {
             // A driver that does not answer has been told of when the job was planned.
             let Ok(nvml) = library() else { return };
             let events = register(&nvml, &gpus);
-            while dropped.recv_timeout(INTERVAL) == Err(RecvTimeoutError::Timeout) {
+            loop {
+                let wish = match wished.recv_timeout(INTERVAL) {
+                    Ok(wish) => Some(wish),
+                    Err(RecvTimeoutError::Timeout) => None,
+                    Err(RecvTimeoutError::Disconnected) => return,
+                };
                 let samples: Vec<Sample> = gpus
                     .iter()
                     .filter_map(|&index| Some(look(index, &nvml.device_by_index(index as u32).ok()?)))
@@ -67,9 +73,23 @@ impl Watch {
                 let old = seen.samples.len().saturating_sub(KEPT * gpus.len());
                 seen.samples.drain(..old);
                 seen.xids.extend(xids);
+                drop(seen);
+                // Whoever has wished may have given up.
+                wish.map(|wish| wish.send(()));
             }
         })?;
-        Ok(Self { seen, _until_dropped: until_dropped })
+        Ok(Self { seen, wishes })
+    }
+
+    /// As [`take`](Self::take), after a look at once, for which it waits no longer than `limit`: an error that a rank has just died of
+    /// is among it.
+    pub fn take_now(&self, limit: Duration) -> Looks {
+        let (wish, done) = mpsc::channel();
+        if self.wishes.send(wish).is_ok() {
+            // A driver that does not answer now is not waited for.
+            let _ = done.recv_timeout(limit);
+        }
+        self.take()
     }
 
     /// What has been seen since the last call.

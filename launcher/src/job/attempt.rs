@@ -43,6 +43,9 @@ use crate::supervise::{Event, OnInterrupt, Outcome};
 /// each other more briefly, they do here too.
 const RENDEZVOUS_TIMEOUT: Duration = Duration::from_secs(300);
 
+/// A driver that does not answer after a failure is not waited for longer than this.
+const LAST_LOOK_LIMIT: Duration = Duration::from_millis(1500);
+
 /// Signals that mean something to the launcher and nothing to a rank: a scheduler sends them to every process of a job.
 const TO_THE_LAUNCHER: [Signal; 5] =
     [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGUSR2];
@@ -117,6 +120,10 @@ pub async fn run(
     }
     training.preempt(edge.signals);
     let outcome = attempt.supervise(&mut training, edge.signals).await;
+    if let (Outcome::Failed { .. }, Some(gpus)) = (&outcome, &training.gpus) {
+        let looks = gpus.take_now(LAST_LOOK_LIMIT);
+        training.output.gpus(looks, false);
+    }
     let (preempted_after, lines) = (training.preempted_after, training.progress.lines());
     for warning in attempt.clear().await.warnings() {
         edge.output.console().warn(&format!("warning: {warning}"));
@@ -364,9 +371,6 @@ impl AttemptKind for Training<'_> {
     }
 
     fn failing(&mut self, rank: usize, cause: &str) {
-        if let Some(gpus) = &self.gpus {
-            self.output.gpus(gpus.take(), false);
-        }
         let silent_ms = self.progress.silent(rank).as_secs_f64() * 1e3;
         self.output.event(Moment::FailureDetected { rank, cause, silent_ms });
     }

@@ -62,8 +62,8 @@ impl Setup {
         let count = visible.as_ref().map_or(0, Visible::count);
         let world_size = args.nproc.map_or_else(|| default_world_size(count), usize::from);
         let of_ranks = visible.as_ref().map_or_else(|_| vec![], |visible| visible.of_ranks(&gpus, world_size));
-        let gpu_free = of_ranks.iter().map(|(_, gpu)| gpu.memory_free).min();
-        let gpus_of_ranks = of_ranks.iter().map(|(index, _)| *index).collect();
+        let gpu_free = of_ranks.iter().map(|gpu| gpu.memory_free).min();
+        let gpus_of_ranks = of_ranks.iter().map(|gpu| gpu.index).collect();
         let room = imagined.unwrap_or_else(|| Room { gpu: gpu_free, host: host_memory::available() });
         let machine = match imagined {
             Some(_) => Machine::Imagined,

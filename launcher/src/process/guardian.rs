@@ -114,14 +114,16 @@ pub fn split(job_control: JobControl) -> io::Result<Side> {
                 JobControl::Background => drop(setsid()?),
             }
             set_child_subreaper(true)?;
-            // Ends of adopted processes are waited for by a thread; every other thread inherits the block.
-            before.add(Signal::SIGCHLD);
-            before.extend(HARMFUL);
-            sigprocmask(SigmaskHow::SIG_SETMASK, Some(&before), None)?;
+            // These threads have descriptors of their own, so a signal that one of them took would not get to whom it is meant for.
+            // They inherit the block of all.
             let (_, guardian) = GUARDIAN.get_or_init(|| (guardian_pid, guardian));
             thread::Builder::new().name("guardian".into()).spawn(move || outlive(guardian))?;
             thread::Builder::new().name("adopted".into()).spawn(reap_adopted)?;
             sweeper::start();
+            // Ends of adopted processes are waited for by a thread; every other thread inherits the block.
+            before.add(Signal::SIGCHLD);
+            before.extend(HARMFUL);
+            sigprocmask(SigmaskHow::SIG_SETMASK, Some(&before), None)?;
             Ok(Side::Launcher)
         }
     }

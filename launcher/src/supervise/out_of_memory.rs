@@ -7,9 +7,8 @@ use nix::sys::signal::Signal;
 
 use crate::supervise::Failure;
 
-/// The messages of allocators that have no memory: libtorch's, Rust's, the C library's, CUDA's.
-const SIGNS: [&str; 5] =
-    ["can't allocate memory", "memory allocation of", "Cannot allocate memory", "std::bad_alloc", SIGN_OF_GPU];
+/// The messages of allocators that have no memory: libtorch's, Rust's, the C library's.
+const SIGNS: [&str; 4] = ["can't allocate memory", "memory allocation of", "Cannot allocate memory", "std::bad_alloc"];
 
 /// How many processes the kernel has killed for lack of memory since it started; 0 where it does not say.
 pub fn kernel_kills() -> u64 {
@@ -29,13 +28,19 @@ pub enum OutOfMemory {
     Refused(String),
 }
 
-/// What CUDA and libtorch say of a GPU.
-const SIGN_OF_GPU: &str = "CUDA out of memory";
+/// What CUDA, its libraries and libtorch say of a GPU's.
+const SIGNS_OF_GPU: [&str; 5] = [
+    "CUDA out of memory",
+    "CUDA error: out of memory",
+    "CUDA_ERROR_OUT_OF_MEMORY",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+];
 
 impl OutOfMemory {
     /// Whether it was a GPU's memory, not the host's.
     pub fn is_of_gpu(&self) -> bool {
-        matches!(self, Self::Refused(words) if words.contains(SIGN_OF_GPU))
+        matches!(self, Self::Refused(words) if SIGNS_OF_GPU.iter().any(|sign| words.contains(sign)))
     }
 }
 
@@ -54,7 +59,7 @@ pub fn recognise(cause: &Failure, tail: &[String], kernel_kills: u64) -> Option<
 /// The sentence of `line` that speaks of memory: a panic's message quotes all of libtorch's, with addresses that differ
 /// from run to run.
 fn sentence_with_sign(line: &str) -> Option<&str> {
-    let sign = SIGNS.iter().find_map(|sign| line.find(sign))?;
+    let sign = SIGNS.iter().chain(&SIGNS_OF_GPU).find_map(|sign| line.find(sign))?;
     let start = [". ", "\""].iter().filter_map(|end| Some(line[..sign].rfind(end)? + end.len())).max().unwrap_or(0);
     let end = [". ", "\\n", "\""].iter().filter_map(|end| Some(sign + line[sign..].find(end)?)).min();
     Some(line[start..end.unwrap_or(line.len())].trim().trim_end_matches('.'))
@@ -113,6 +118,8 @@ mod tests {
         let line = "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 139.72 GiB";
         let words = "CUDA out of memory";
         check(Exit::Code(101), None, &[line], Some(words));
+        let line = "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`";
+        check(Exit::Code(101), None, &[line], Some(line));
         assert!(OutOfMemory::Refused(words.into()).is_of_gpu() && !OutOfMemory::Killed.is_of_gpu());
     }
 }

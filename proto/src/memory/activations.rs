@@ -54,6 +54,7 @@ impl BlockBytes {
         let in_feed_forward = tokens * ffn * element;
         let in_attention = tokens * (6 * query + query + 2 * key_value) * element;
         let product = if adds_in_products(plan) { 0 } else { ffn * config.hidden_size as u64 * 2 * element };
+        let in_attention = in_attention + attention_bytes(plan);
         Self { stream, saved, all, gradients: 4 * stream + in_feed_forward.max(in_attention) + product }
     }
 
@@ -66,6 +67,25 @@ impl BlockBytes {
             Ffn => self.saved[2],
             Full => self.saved[3],
         }
+    }
+}
+
+/// The bytes that attention on a GPU needs for itself in a backward pass, beside gradients.
+fn attention_bytes(plan: &Plan) -> u64 {
+    let (config, tokens) = (&plan.model.config, plan.max_micro_batch_tokens() as u64);
+    let is_plain =
+        plan.model.compute_dtype == Dtype::Fp32 || !config.head_dim.is_multiple_of(8) || config.head_dim > 192;
+    match plan.device {
+        Device::Cpu => 0,
+        // Scores of some heads of a sample, five times: as many as 64 Mi, or those of a key/value head's.
+        Device::Cuda if is_plain => {
+            let heads = (config.num_attention_heads / config.num_key_value_heads) as u64;
+            5 * 4 * (64 << 20).max(heads * plan.data.longest_row * plan.data.longest_row)
+        }
+        // Partial sums in fp32: one for each multiprocessor of an H100.
+        Device::Cuda if plan.deterministic => 132 * (tokens + 128) * config.head_dim as u64 * 4,
+        // Rows of 128 more for each sample, in fp32.
+        Device::Cuda => 128 * 64 * config.query_size() as u64 / plan.mesh.tp as u64 * 4,
     }
 }
 

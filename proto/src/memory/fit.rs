@@ -5,7 +5,8 @@ use std::fmt;
 use super::PeakBytes;
 use crate::checkpointing::Checkpointing;
 use crate::config::{ActivationCheckpointing, Device, Dtype, ZeroStage};
-use crate::plan::Plan;
+use crate::layout::{UnitLayout, tensor_layout};
+use crate::plan::{Init, Plan};
 use crate::snapshot::snapshot_bytes;
 
 /// The memory that the ranks of a job have, in bytes, where it is known.
@@ -97,7 +98,7 @@ impl PeakBytes {
             gradients,
             gradient_shards: gradients,
             optimizer: self.offloaded_optimizer(plan),
-            runtime: CUDA_HOST_BYTES + super::peak::library_bytes(plan),
+            runtime: CUDA_HOST_BYTES + super::peak::library_bytes(plan) + loading_bytes(plan),
             ..Self::default()
         }
     }
@@ -116,6 +117,14 @@ impl PeakBytes {
         let are_there = plan.zero.offload_optimizer && plan.zero.stage >= ZeroStage::Stage2;
         if are_there { self.gradient_shards } else { 0 }
     }
+}
+
+/// What a rank on a GPU has in the host's memory while weights are filled: the largest unit in fp32, and in the type of its parameters.
+fn loading_bytes(plan: &Plan) -> u64 {
+    let units = tensor_layout(plan, 0);
+    let largest = units.iter().map(UnitLayout::numel).max().unwrap_or(0);
+    let drawn = if plan.model.init == Init::Random { 4 } else { 0 };
+    (largest * (4 + super::element_bytes(plan.model.compute_dtype) + drawn)) as u64
 }
 
 /// The needs of a job, one for each memory that it uses: the GPUs' first.

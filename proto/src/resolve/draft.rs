@@ -167,7 +167,8 @@ impl Draft {
             AutoOr::Given(stage) => stage,
             AutoOr::Auto if !self.world.room.is_known(self.ground.device) => Stage1,
             AutoOr::Auto => {
-                let fits = |stage: &ZeroStage| self.check_memory(&self.plan(*stage, checkpointing, rows)).is_ok();
+                let plan = |stage| self.without_snapshots_that_do_not_fit(self.plan(stage, checkpointing, rows));
+                let fits = |stage: &ZeroStage| self.check_memory(&plan(*stage)).is_ok();
                 [Stage0, Stage1, Stage2].into_iter().find(fits).unwrap_or(Stage3)
             }
         }

@@ -12,7 +12,7 @@ use std::process::ExitCode;
 use std::ptr::NonNull;
 
 use emulation::{Dim, Kernel};
-use rank::device::cuda::gpu::{self, Copier, Gpu};
+use rank::device::cuda::gpu::{self, Copier, Gpu, Mark};
 
 /// Runs kernels on this thread, to their end.
 struct Emulated {
@@ -43,6 +43,10 @@ impl Gpu for Emulated {
         self.allocated.get()
     }
 
+    fn mark(&self) -> Box<dyn Mark> {
+        Box::new(Done)
+    }
+
     fn copier(&self, bytes: usize) -> io::Result<Box<dyn Copier>> {
         Ok(Box::new(EmulatedCopier(vec![0; bytes])))
     }
@@ -55,6 +59,14 @@ impl Gpu for Emulated {
         // A few, so that kernels with several blocks have several.
         3
     }
+}
+
+/// All is done that was started.
+#[derive(Debug)]
+struct Done;
+
+impl Mark for Done {
+    fn wait(&self) {}
 }
 
 /// Copies in the host's memory, where all is done that was started.

@@ -40,6 +40,10 @@ impl Buffer {
             _ => panic!("no buffers of {kind:?} in the arena"),
         };
         let operand = world.alloc(dtype, numel)?;
+        if numel == 0 {
+            // It has no memory: its address would be whatever comes next, or the arena's end.
+            return Ok(Self { whole: Tensor::zeros([0], (kind, device.of_tensors())), operand: Some(operand) });
+        }
         let start = world.as_ptr(operand);
         // SAFETY: the world vouches for `numel` elements of this type from `start` on, in memory of this device, aligned,
         // and there until the process ends, so that no view of the tensor outlives them.
@@ -49,7 +53,7 @@ impl Buffer {
 
     /// Allocates memory of this rank's own, which no collective reaches. A GPU's stays until the process ends.
     pub fn zeros(device: tch::Device, kind: Kind, numel: usize) -> Self {
-        let whole = if gpu::holds(device) {
+        let whole = if numel > 0 && gpu::holds(device) {
             let start = gpu::allocate(numel * kind.elt_size_in_bytes());
             // SAFETY: as many bytes of the GPU's memory, aligned, which nobody else has and nobody frees.
             unsafe { Tensor::from_blob(start.as_ptr(), &[numel as i64], &[1], kind, device) }

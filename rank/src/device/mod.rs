@@ -53,8 +53,8 @@ impl Device {
 /// started there.
 pub fn upload(values: Tensor, device: tch::Device) -> Tensor {
     match device {
-        HOST => values,
-        device => values.pin_memory(device).to_device_(device, values.kind(), true, false),
+        tch::Device::Cuda(ordinal) => cuda::torch::upload(&values, ordinal),
+        _ => values,
     }
 }
 

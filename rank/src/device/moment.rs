@@ -19,7 +19,7 @@ impl Moment {
     pub fn now() -> Self {
         match gpu::memory() {
             Some(tch::Device::Cuda(ordinal)) => {
-                Self::Gpu(Event::record_timed(ordinal).unwrap_or_else(|error| panic!("{error}")))
+                Self::Gpu(Event::record(ordinal).unwrap_or_else(|error| panic!("{error}")))
             }
             _ => Self::Host(Instant::now()),
         }

@@ -3,7 +3,7 @@
 use tch::Tensor;
 
 use super::HOST;
-use super::cuda::torch::Event;
+use super::cuda::gpu::{self, Mark};
 
 /// Some values that were asked for.
 #[derive(Debug)]
@@ -11,27 +11,24 @@ pub struct Readback {
     /// On the host.
     values: Tensor,
     /// When they are there; `None`: they are.
-    arrived: Option<Event>,
+    arrived: Option<Box<dyn Mark>>,
 }
 
 impl Readback {
     /// Asks for `values`, which may be on any device, as they are now. Does not wait for it.
     pub fn start(values: &Tensor) -> Self {
-        match values.device() {
-            tch::Device::Cuda(ordinal) => {
-                // Into pinned memory, as libtorch does where it is not to wait.
-                let values = values.to_device_(HOST, values.kind(), true, true);
-                let arrived = Event::record(ordinal).unwrap_or_else(|error| panic!("{error}"));
-                Self { values, arrived: Some(arrived) }
-            }
-            _ => Self { values: values.copy(), arrived: None },
+        if !gpu::holds(values.device()) {
+            return Self { values: values.copy(), arrived: None };
         }
+        // Into pinned memory, as libtorch does where it is not to wait.
+        let values = values.to_device_(HOST, values.kind(), true, true);
+        Self { values, arrived: Some(gpu::mark()) }
     }
 
     /// The values, on the host. Waits for them.
     pub fn wait(self) -> Tensor {
         if let Some(arrived) = &self.arrived {
-            arrived.wait().unwrap_or_else(|error| panic!("{error}"));
+            arrived.wait();
         }
         self.values
     }

@@ -53,6 +53,7 @@ mod tests {
         for step in 1..=steps {
             let grads: Vec<f32> = (0..numel).map(|idx| (idx as f32 * step as f32 * 0.7).cos()).collect();
             let stretch = Stretch {
+                rounded: None,
                 params: params.shallow_clone(),
                 grads: Tensor::from_slice(&grads),
                 exp_avg: exp_avg.shallow_clone(),
@@ -88,7 +89,7 @@ mod tests {
             let params = Tensor::from_slice(&[2f32]);
             let zero = || params.zeros_like();
             let (grads, exp_avg, exp_avg_sq) = (zero(), zero(), zero());
-            let stretch = Stretch { params: params.shallow_clone(), grads, exp_avg, exp_avg_sq, decays };
+            let stretch = Stretch { params: params.shallow_clone(), grads, exp_avg, exp_avg_sq, rounded: None, decays };
             adamw(&update(1, 0.5, 1.0), stretch);
             params.double_value(&[0]) as f32
         };
@@ -100,7 +101,10 @@ mod tests {
         let of = |value: f32| Tensor::from_slice(&[value]);
         let state = [of(2.0), of(0.5), of(0.25)];
         let [params, exp_avg, exp_avg_sq] = state.each_ref().map(Tensor::shallow_clone);
-        adamw(&update(1, 0.5, f32::NAN), Stretch { params, grads: of(f32::NAN), exp_avg, exp_avg_sq, decays: true });
+        adamw(
+            &update(1, 0.5, f32::NAN),
+            Stretch { params, grads: of(f32::NAN), exp_avg, exp_avg_sq, rounded: None, decays: true },
+        );
         assert_eq!(state.map(|value| value.double_value(&[0])), [2.0, 0.5, 0.25]);
     }
 }

@@ -11,7 +11,7 @@ use tch::{Kind, Tensor};
 
 use super::offload::Staging;
 use crate::device::{Buffer, Device, HOST, Section, compute_kind};
-use crate::kernels::{DeviceSum, Stretch, Update, adamw, round, sum_of_squares};
+use crate::kernels::{DeviceSum, Stretch, Update, adamw, round, sum_of_squares, updates_at_once};
 
 /// One unit's lasting state on this rank.
 pub(super) struct Unit {
@@ -207,9 +207,12 @@ impl Unit {
         grads: &mut Buffer,
     ) {
         let owned = self.owned();
+        let at_once = staging.is_none() && updates_at_once(self.exp_avg.device());
+        let rounds = !self.is_gathered() && self.master.is_some();
+        let rounds_at_once = at_once && rounds && params.kind() == Kind::BFloat16;
         let tiles: Box<dyn Iterator<Item = Range<usize>>> = match &staging {
             Some(staging) => Box::new(staging.tiles(&owned)),
-            None => Box::new(iter::once(owned)),
+            None => Box::new(iter::once(owned.clone())),
         };
         for tile in tiles {
             let mut reduced = self.reduced(grads, &tile);
@@ -217,8 +220,8 @@ impl Unit {
             if let (Some(staging), None) = (&mut staging, &self.grad_shard) {
                 reduced = staging.fetch(&reduced);
             }
-            self.apply_tile(update, &tile, params, &reduced);
-            if let Some(master) = self.master.as_ref().filter(|_| !self.is_gathered()) {
+            self.apply_tile(update, &tile, params, &reduced, rounds_at_once);
+            if let Some(master) = self.master.as_ref().filter(|_| rounds && !rounds_at_once) {
                 let masters = master.range(self.in_owned(&tile));
                 match &staging {
                     Some(staging) => staging.store(&masters, &mut params.range(tile)),
@@ -226,18 +229,23 @@ impl Unit {
                 }
             }
         }
-        self.zero_gradients(grads);
+        // Gradients of others' parts are not touched by the update, and padding is zero.
+        let touches_all = self.grad_shard.is_some() || owned.len() == self.parts.trained.len();
+        if !(at_once && touches_all) {
+            self.zero_gradients(grads);
+        }
     }
 
-    /// Updates masters and moments of `tile`. `grads`: its reduced gradients, where the masters are. Frozen parameters that
-    /// share the last shard with trained ones stay as they are.
-    fn apply_tile(&self, update: &Update, tile: &Range<usize>, params: &Buffer, grads: &Tensor) {
+    /// Updates masters and moments of `tile`, and the rounded parameters if `rounds`. `grads`: its reduced gradients, where the
+    /// masters are. Frozen parameters that share the last shard with trained ones stay as they are.
+    fn apply_tile(&self, update: &Update, tile: &Range<usize>, params: &Buffer, grads: &Tensor, rounds: bool) {
         for param in self.layout.params.iter().filter(|param| param.is_trained) {
             let range = intersection(tile, &param.range());
             let in_tile = relative(&range, tile.start);
+            let rounded = rounds.then(|| params.range(range.clone()));
             let [params, exp_avg, exp_avg_sq] = self.state(params, range).map(|section| section.tensor());
             let grads = grads.narrow(0, in_tile.start as i64, in_tile.len() as i64);
-            adamw(update, Stretch { params, grads, exp_avg, exp_avg_sq, decays: param.decays() });
+            adamw(update, Stretch { params, grads, exp_avg, exp_avg_sq, rounded, decays: param.decays() });
         }
     }
 

@@ -43,6 +43,8 @@ pub struct Stretch {
     pub exp_avg: Tensor,
     /// Second moment, updated in place.
     pub exp_avg_sq: Tensor,
+    /// The parameters in bf16, `[n]`, for a device that writes them at once ([`crate::kernels::updates_at_once`]).
+    pub rounded: Option<Tensor>,
     /// Whether weight decay applies.
     pub decays: bool,
 }

@@ -276,6 +276,15 @@ pub fn adamw(update: &Update, stretch: Stretch) {
     }
 }
 
+/// Whether [`adamw()`] on a device writes the rounded parameters of its stretch too, and zeroes its gradients: so that each is touched
+/// once.
+pub fn updates_at_once(device: tch::Device) -> bool {
+    match side_of(device) {
+        Side::Cpu => false,
+        Side::Cuda => true,
+    }
+}
+
 /// `sum(x^2)` in fp64, in an order that depends on the length of `x` alone. `x`: `[n]` fp32.
 pub fn sum_of_squares(x: &Tensor) -> DeviceSum {
     match side(x) {

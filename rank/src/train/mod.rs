@@ -22,7 +22,7 @@ use proto::run_dir::RunDir;
 
 pub use error::TrainError;
 use metrics::Metrics;
-use pace::SnapshotPace;
+use pace::{SnapshotPace, StepClock};
 use step::{StepOutcome, StepUnderWay};
 
 use crate::checkpoint::{self, Published, Saver};
@@ -57,8 +57,8 @@ pub struct Trainer {
     unproven_checkpoint: Option<u64>,
     is_first: bool,
     pace: SnapshotPace,
-    /// How long the newest step took that no snapshot followed, in seconds.
-    step_seconds: f64,
+    /// How long steps take.
+    clock: StepClock,
     /// How many times as long the newest snapshot took on this rank.
     snapshot_cost: f64,
     /// Resident memory before anything of the model was there.
@@ -89,7 +89,7 @@ impl Trainer {
             unproven_checkpoint: None,
             is_first: env.rank == 0,
             pace: SnapshotPace::new(plan.snapshots, progress.step),
-            step_seconds: f64::NAN,
+            clock: StepClock::default(),
             snapshot_cost: 0.0,
             baseline_memory_bytes,
             engine,
@@ -114,7 +114,7 @@ impl Trainer {
             self.save_checkpoint(control)?;
         }
         while self.progress.step < self.plan.steps {
-            let (step, began) = (self.progress.step + 1, Instant::now());
+            let step = self.progress.step + 1;
             self.current_step = step;
             self.ranks.line.begin_step(step);
             control.check()?;
@@ -138,15 +138,13 @@ impl Trainer {
             }
             if self.plan.validates_after(step) {
                 self.validate(step, control)?;
+                self.clock.pauses();
             }
             if self.plan.saves_after(step) && may_save {
                 self.save_checkpoint(control)?;
+                self.clock.pauses();
             }
-            let is_due = self.pace.is_due_after(step);
-            if !is_due || self.step_seconds.is_nan() {
-                self.step_seconds = began.elapsed().as_secs_f64();
-            }
-            if is_due && may_save {
+            if self.pace.is_due_after(step) && may_save {
                 self.keep_snapshot(control)?;
             }
         }
@@ -205,6 +203,7 @@ impl Trainer {
     ) -> Result<(), TrainError> {
         self.ranks.line.enter(Phase::Wait);
         let outcome = under_way.read();
+        self.clock.step_ends(Instant::now());
         if outcome.is_finite() {
             self.bad_steps = 0;
             self.prune(outcome.step)?;
@@ -310,7 +309,8 @@ impl Trainer {
         snapshots.begin(self.engine.memory(), self.progress)?;
         let is_beside_steps = snapshots.are_beside_steps();
         self.pace.taken(self.progress.step);
-        self.snapshot_cost = began.elapsed().as_secs_f64() / self.step_seconds;
+        self.clock.pauses();
+        self.snapshot_cost = began.elapsed().as_secs_f64() / self.clock.step_seconds();
         if is_beside_steps { Ok(()) } else { self.finish_snapshot(control) }
     }
 
@@ -324,7 +324,7 @@ impl Trainer {
             self.ranks.line.call_launcher(|| control.flush())?;
         }
         copied.seal()?;
-        self.snapshot_cost += began.elapsed().as_secs_f64() / self.step_seconds;
+        self.snapshot_cost += began.elapsed().as_secs_f64() / self.clock.step_seconds();
         Ok(())
     }
 

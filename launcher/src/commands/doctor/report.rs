@@ -126,9 +126,9 @@ impl Report {
         };
         let cuda = cuda.as_ref().map_or(String::new(), |cuda| format!(", CUDA up to {cuda}"));
         self.add("driver", Verdict::Ok, format!("NVIDIA {driver}{cuda}, {}", plural(gpus.len() as u64, "GPU")));
-        for (index, gpu) in gpus.iter().enumerate() {
+        for gpu in gpus {
             let (verdict, text) = judge(gpu);
-            self.add("gpu", verdict, format!("{index}: {text}"));
+            self.add("gpu", verdict, format!("{}: {text}", gpu.index));
         }
         if gpus.len() > 1 {
             self.add("topology", Verdict::Ok, topology(gpus, links));
@@ -375,6 +375,7 @@ mod tests {
 
     fn gpu() -> Gpu {
         Gpu {
+            index: 0,
             name: "GPU".into(),
             uuid: None,
             memory: 80 << 30,
@@ -454,7 +455,7 @@ mod tests {
     fn gpus_that_cannot_talk_to_each_other_are_said() {
         check(&with_gpus(vec![gpu()]), 0, &[]);
         check(&with_gpus(vec![gpu(), gpu()]), 0, &[("nccl", Verdict::Poor)]);
-        let mut facts = with_gpus(vec![gpu(), Gpu { processes: vec![7], ..gpu() }]);
+        let mut facts = with_gpus(vec![gpu(), Gpu { index: 1, processes: vec![7], ..gpu() }]);
         facts.libraries.nccl = Ok(Nccl { path: None, version: "2.29.7".into() });
         facts.host.shm = Some(64 << 20);
         check(&facts, 0, &[("gpu", Verdict::Poor), ("/dev/shm", Verdict::Poor)]);

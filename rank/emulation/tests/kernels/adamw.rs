@@ -58,6 +58,7 @@ fn updates_have_the_bits_of_the_cpu() {
         let expected = state(numel);
         let [params_of, exp_avg_of, exp_avg_sq_of] = expected.each_ref().map(Tensor::shallow_clone);
         let stretch = Stretch {
+            rounded: None,
             params: params_of,
             grads: drawn(2, &[numel], Kind::Float),
             exp_avg: exp_avg_of,

@@ -17,7 +17,7 @@ use cudarc::driver::sys::{
 };
 
 use super::cache::Cache;
-use super::gpu::{Copier, Gpu};
+use super::gpu::{Copier, Gpu, Mark};
 use super::libraries::{self, LibraryError};
 use super::nvrtc::{Capability, Nvrtc, NvrtcError, Source};
 use super::torch::{self, TorchError};
@@ -247,6 +247,13 @@ impl Gpu for Driver {
         NonNull::new(ptr::with_exposed_provenance_mut(start as usize)).expect("the driver gives no null")
     }
 
+    fn mark(&self) -> Box<dyn Mark> {
+        match Event::record_for_waiting(self.stream) {
+            Ok(event) => Box::new(event),
+            Err(error) => panic!("{error}"),
+        }
+    }
+
     fn copier(&self, bytes: usize) -> io::Result<Box<dyn Copier>> {
         let copier = DriverCopier::new(self.context, self.stream, bytes).map_err(io::Error::other)?;
         Ok(Box::new(copier))
@@ -362,11 +369,31 @@ impl Drop for DriverCopier {
 }
 
 /// A moment on the GPU.
+#[derive(Debug)]
 struct Event(CUevent);
 
+impl Mark for Event {
+    fn wait(&self) {
+        // SAFETY: an event that was recorded.
+        if let Err(error) = unsafe { result::event::synchronize(self.0) } {
+            panic!("cuEventSynchronize failed: {}", text(&error));
+        }
+    }
+}
+
 impl Event {
+    /// To measure by.
     fn record(stream: CUstream) -> Result<Self, GpuError> {
-        let event = Self(result::event::create(sys::CUevent_flags::CU_EVENT_DEFAULT).map_err(failed("cuEventCreate"))?);
+        Self::of_kind(sys::CUevent_flags::CU_EVENT_DEFAULT, stream)
+    }
+
+    /// To wait for: who does sleeps, which no flag of the context sees to.
+    fn record_for_waiting(stream: CUstream) -> Result<Self, GpuError> {
+        Self::of_kind(sys::CUevent_flags::CU_EVENT_BLOCKING_SYNC, stream)
+    }
+
+    fn of_kind(flags: sys::CUevent_flags, stream: CUstream) -> Result<Self, GpuError> {
+        let event = Self(result::event::create(flags).map_err(failed("cuEventCreate"))?);
         // SAFETY: an event that is there.
         unsafe { result::event::record(event.0, stream) }.map_err(failed("cuEventRecord"))?;
         Ok(event)

@@ -27,6 +27,9 @@ pub trait Gpu {
     /// 256 bytes. Where there is not enough it panics, as libtorch does, with "out of memory" in its words.
     fn allocate(&self, bytes: usize) -> NonNull<u8>;
 
+    /// A moment that the host can wait for: after all that was started so far.
+    fn mark(&self) -> Box<dyn Mark>;
+
     /// Something that copies from its memory on another thread, at most `bytes` at a time.
     fn copier(&self, bytes: usize) -> io::Result<Box<dyn Copier>>;
 
@@ -38,6 +41,12 @@ pub trait Gpu {
 
     /// How many blocks run at a time, about: as many as it has multiprocessors.
     fn multiprocessors(&self) -> u32;
+}
+
+/// A moment of what a GPU does.
+pub trait Mark: std::fmt::Debug {
+    /// Waits until it has come, asleep.
+    fn wait(&self);
 }
 
 /// Copies from the GPU's memory to the host on a thread of its own, beside what the GPU computes.
@@ -89,6 +98,11 @@ pub fn has_same_bits() -> bool {
 pub fn solo_world(arena_bytes: usize, timeout: Duration) -> SoloWorld {
     // SAFETY: allocated for it, zero and never freed.
     unsafe { SoloWorld::new(allocate(arena_bytes), arena_bytes, timeout) }
+}
+
+/// See [`Gpu::mark`].
+pub fn mark() -> Box<dyn Mark> {
+    with(|gpu| gpu.mark())
 }
 
 /// See [`Gpu::copier`].

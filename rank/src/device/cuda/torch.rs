@@ -14,10 +14,10 @@ unsafe extern "C" {
     fn dslaunch_has_kernel(name: *const c_char, overload: *const c_char, has: *mut c_int) -> *mut c_char;
     fn dslaunch_use_own_stream(ordinal: c_int, handle: *mut *mut c_void) -> *mut c_char;
     fn dslaunch_sum_products_in_fp32() -> *mut c_char;
-    fn dslaunch_event_record(ordinal: c_int, is_timed: c_int, event: *mut *mut c_void) -> *mut c_char;
+    fn dslaunch_event_record(ordinal: c_int, event: *mut *mut c_void) -> *mut c_char;
     fn dslaunch_event_elapsed(earlier: *const c_void, later: *const c_void, milliseconds: *mut f64) -> *mut c_char;
-    fn dslaunch_event_wait(event: *const c_void) -> *mut c_char;
     fn dslaunch_event_free(event: *mut c_void);
+    fn dslaunch_upload(out: *mut *mut C_tensor, values: *const C_tensor, ordinal: c_int) -> *mut c_char;
     fn dslaunch_allocated_bytes(ordinal: c_int, now: *mut i64, peak: *mut i64) -> *mut c_char;
     fn dslaunch_cudnn_forward(
         out: *mut *mut C_tensor,
@@ -116,40 +116,25 @@ pub(super) fn allocated_bytes(ordinal: usize) -> Result<(u64, u64), TorchError> 
     Ok((now as u64, peak as u64))
 }
 
-/// A moment of this thread's stream on a GPU: after all that was started before it.
+/// A moment of this thread's stream on a GPU, to measure by: after all that was started before it.
 #[derive(Debug)]
 pub struct Event(*mut c_void);
 
 impl Event {
     /// Now.
     pub fn record(ordinal: usize) -> Result<Self, TorchError> {
-        Self::of_kind(ordinal, false)
-    }
-
-    /// Now, to measure by.
-    pub fn record_timed(ordinal: usize) -> Result<Self, TorchError> {
-        Self::of_kind(ordinal, true)
-    }
-
-    fn of_kind(ordinal: usize, is_timed: bool) -> Result<Self, TorchError> {
         let mut event = ptr::null_mut();
         // SAFETY: a pointer to be set.
-        checked(unsafe { dslaunch_event_record(ordinal as c_int, c_int::from(is_timed), &raw mut event) })?;
+        checked(unsafe { dslaunch_event_record(ordinal as c_int, &raw mut event) })?;
         Ok(Self(event))
     }
 
-    /// Milliseconds since an earlier one; both are to measure by. Waits until this one has come.
+    /// Milliseconds since an earlier one. Waits until this one has come.
     pub fn milliseconds_since(&self, earlier: &Self) -> Result<f64, TorchError> {
         let mut milliseconds = 0.0;
         // SAFETY: two events that were recorded, and a number to be set.
         checked(unsafe { dslaunch_event_elapsed(earlier.0, self.0, &raw mut milliseconds) })?;
         Ok(milliseconds)
-    }
-
-    /// Waits until it has come.
-    pub fn wait(&self) -> Result<(), TorchError> {
-        // SAFETY: an event that was recorded.
-        checked(unsafe { dslaunch_event_wait(self.0) })
     }
 }
 
@@ -158,6 +143,14 @@ impl Drop for Event {
         // SAFETY: nobody has it any more.
         unsafe { dslaunch_event_free(self.0) };
     }
+}
+
+/// `values`, which are on the host, on a GPU. Does not wait for it: they go by way of pinned memory, in the order of what else is
+/// started there.
+pub fn upload(values: &Tensor, ordinal: usize) -> Tensor {
+    // SAFETY: a tensor that is there until the call returns.
+    let [uploaded] = made(|out| unsafe { dslaunch_upload(out, values.as_ptr(), ordinal as c_int) });
+    uploaded
 }
 
 /// What a forward pass of attention gives: the heads' output, its log-sum-exp, and two that only the backward pass knows.

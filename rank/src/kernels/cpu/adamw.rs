@@ -20,7 +20,7 @@ fn on_threads(update: &Update, stretch: Stretch, threads: usize) {
     if clip.is_nan() {
         return;
     }
-    let Stretch { mut params, grads, mut exp_avg, mut exp_avg_sq, decays } = stretch;
+    let Stretch { mut params, grads, mut exp_avg, mut exp_avg_sq, decays, .. } = stretch;
     let (params, grads) = (slice_mut::<f32>(&mut params), slice::<f32>(&grads));
     let (exp_avg, exp_avg_sq) = (slice_mut::<f32>(&mut exp_avg), slice_mut::<f32>(&mut exp_avg_sq));
     let numel = params.len();
@@ -94,6 +94,7 @@ mod tests {
             let exp_avg_sq = exp_avg.square();
             let of = Tensor::shallow_clone;
             let stretch = Stretch {
+                rounded: None,
                 params: of(&params),
                 grads,
                 exp_avg: of(&exp_avg),

@@ -1,6 +1,8 @@
 //! Attention on a GPU: by cuDNN where all samples have one length, which is the fastest; by flash attention where they have not, where
 //! key/value heads are shared, or where every run is to have the same bits; else plainly.
 
+use std::cell::RefCell;
+
 use tch::{Device, Kind, Tensor};
 
 use super::super::Samples;
@@ -11,8 +13,10 @@ use crate::device::cuda::torch::{self, Starts};
 
 /// The largest head that cuDNN takes in a backward pass.
 const CUDNN_HEAD_DIM_MAX: i64 = 128;
-/// The largest head that flash attention takes.
-const FLASH_HEAD_DIM_MAX: i64 = 256;
+/// The largest head that flash attention takes in a backward pass on every GPU.
+const FLASH_HEAD_DIM_MAX: i64 = 192;
+/// cuDNN compiles a graph for each shape and keeps it: after so many shapes, others are flash attention's.
+const CUDNN_SHAPES_MAX: usize = 8;
 
 /// What computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,19 +31,39 @@ enum Core {
 struct Traits {
     device: Device,
     kind: Kind,
-    has_one_length: bool,
+    /// Tokens of the longest sample.
+    longest: i64,
+    /// Whether all samples are so long, and cuDNN has a graph for their shape or may have one more.
+    is_cudnns: bool,
     has_same_bits: bool,
+}
+
+thread_local! {
+    /// Shapes that cuDNN has graphs for: heads, head dim, samples, tokens of each.
+    static CUDNN_SHAPES: RefCell<Vec<[i64; 4]>> = const { RefCell::new(vec![]) };
+}
+
+/// Whether cuDNN has a graph for a shape, or has one from now on.
+fn cudnn_has(shape: [i64; 4]) -> bool {
+    CUDNN_SHAPES.with_borrow_mut(|shapes| {
+        let has = shapes.contains(&shape);
+        if !has && shapes.len() < CUDNN_SHAPES_MAX {
+            shapes.push(shape);
+            return true;
+        }
+        has
+    })
 }
 
 impl Core {
     fn of(shape: &AttentionShape, traits: Traits) -> Self {
         let &AttentionShape { num_heads, num_key_value_heads, head_dim } = shape;
-        let Traits { device, kind, has_one_length, has_same_bits } = traits;
+        let Traits { device, kind, longest, is_cudnns, has_same_bits } = traits;
         let is_fast = matches!(device, Device::Cuda(_)) && kind == Kind::BFloat16 && head_dim % 8 == 0;
-        if !is_fast || head_dim > FLASH_HEAD_DIM_MAX {
+        // Neither takes samples of one token as it takes others.
+        if !is_fast || head_dim > FLASH_HEAD_DIM_MAX || longest == 1 {
             Self::Plain
-        } else if has_one_length && !has_same_bits && num_heads == num_key_value_heads && head_dim <= CUDNN_HEAD_DIM_MAX
-        {
+        } else if is_cudnns && !has_same_bits && num_heads == num_key_value_heads && head_dim <= CUDNN_HEAD_DIM_MAX {
             Self::Cudnn
         } else {
             Self::Flash
@@ -49,12 +73,10 @@ impl Core {
 
 /// See [`crate::kernels::attend`].
 pub fn attend(shape: &AttentionShape, qkv: &Tensor, samples: &Samples) -> (Tensor, AttendSaved) {
-    let traits = Traits {
-        device: qkv.device(),
-        kind: qkv.kind(),
-        has_one_length: samples.runs().len() == 1,
-        has_same_bits: gpu::has_same_bits(),
-    };
+    let (longest, has_same_bits) = (samples.longest(), gpu::has_same_bits());
+    let shape_of = [shape.num_heads, shape.head_dim, samples.spans().len() as i64, longest];
+    let is_cudnns = !has_same_bits && samples.runs().len() == 1 && cudnn_has(shape_of);
+    let traits = Traits { device: qkv.device(), kind: qkv.kind(), longest, is_cudnns, has_same_bits };
     let width = shape.num_heads * shape.head_dim;
     match Core::of(shape, traits) {
         Core::Cudnn => {
@@ -137,20 +159,34 @@ mod tests {
 
     #[test]
     fn the_core_is_the_fastest_that_takes_it() {
-        let dense =
-            Traits { device: Device::Cuda(0), kind: Kind::BFloat16, has_one_length: true, has_same_bits: false };
+        let dense = Traits {
+            device: Device::Cuda(0),
+            kind: Kind::BFloat16,
+            longest: 4096,
+            is_cudnns: true,
+            has_same_bits: false,
+        };
         let shape = AttentionShape { num_heads: 32, num_key_value_heads: 32, head_dim: 128 };
         let core = |shape: AttentionShape, traits: Traits| Core::of(&shape, traits);
         assert_eq!(core(shape, dense), Core::Cudnn);
-        assert_eq!(core(shape, Traits { has_one_length: false, ..dense }), Core::Flash);
+        assert_eq!(core(shape, Traits { is_cudnns: false, ..dense }), Core::Flash);
         assert_eq!(core(shape, Traits { has_same_bits: true, ..dense }), Core::Flash);
         assert_eq!(core(AttentionShape { num_key_value_heads: 8, ..shape }, dense), Core::Flash);
-        assert_eq!(core(AttentionShape { head_dim: 256, ..shape }, dense), Core::Flash);
-        for head_dim in [20, 264] {
+        assert_eq!(core(AttentionShape { head_dim: 192, ..shape }, dense), Core::Flash);
+        assert_eq!(core(shape, Traits { longest: 1, ..dense }), Core::Plain);
+        for head_dim in [20, 200] {
             assert_eq!(core(AttentionShape { head_dim, ..shape }, dense), Core::Plain);
         }
         assert_eq!(core(shape, Traits { kind: Kind::Float, ..dense }), Core::Plain);
         assert_eq!(core(shape, Traits { device: Device::Cpu, ..dense }), Core::Plain);
+    }
+
+    #[test]
+    fn cudnn_has_graphs_for_the_first_shapes_only() {
+        let shape = |len| [32, 128, 1, len];
+        assert!((0..CUDNN_SHAPES_MAX as i64).all(|len| cudnn_has(shape(len))));
+        assert!(!cudnn_has(shape(1000)));
+        assert!(cudnn_has(shape(0)));
     }
 
     #[test]
