@@ -1,7 +1,7 @@
 //! Which samples of GPUs a user has to hear of, and what they come to. Pure.
 //!
-//! - GPU-1 A GPU is warned of once for each reason in a job: hotter than [`HOT_CELSIUS`], slowed down by heat or by its hardware, less
-//!   busy than [`BUSY_PERCENT`] over [`WINDOW`] samples of training, errors of its memory that were not corrected.
+//! - GPU-1 A GPU is warned of once for each reason in a job: hotter than 85 C, slowed down by heat or by its hardware, less
+//!   busy than 85 % over a minute of training, errors of its memory that were not corrected.
 //! - GPU-2 What a GPU does not tell is never judged.
 
 use std::collections::{BTreeMap, HashSet, VecDeque};

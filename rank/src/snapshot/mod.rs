@@ -1,7 +1,7 @@
 //! Writes snapshots after steps into memory that the launcher owns, and reads one when an attempt goes on from it.
 //!
 //! A snapshot is begun after a step and finished before the next update changes what it is made of: at once where the device is the
-//! CPU, and from a GPU while the next step computes ([`copying`]).
+//! CPU, and from a GPU while the next step computes (`copying.rs`).
 //!
 //! The memory is a file without a name. It is written and read with system calls, not mapped: so it is not in this
 //! process's resident set, and neither side can harm the other.
