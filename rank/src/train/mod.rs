@@ -28,6 +28,7 @@ use step::{StepOutcome, StepUnderWay};
 use crate::checkpoint::{self, Published, Saver};
 use crate::control::Control;
 use crate::data::{TrainData, ValidationData};
+use crate::device::Moment;
 use crate::device::cuda::gpu;
 use crate::engine::Engine;
 use crate::process;
@@ -59,8 +60,10 @@ pub struct Trainer {
     pace: SnapshotPace,
     /// How long steps take.
     clock: StepClock,
-    /// How many times as long the newest snapshot took on this rank.
+    /// How many times as long the newest snapshot took on this rank, as far as nothing was computed meanwhile.
     snapshot_cost: f64,
+    /// The wait of the update for the newest snapshot, until it has been added to that.
+    snapshot_wait: Option<[Moment; 2]>,
     /// Resident memory before anything of the model was there.
     baseline_memory_bytes: u64,
 }
@@ -91,6 +94,7 @@ impl Trainer {
             pace: SnapshotPace::new(plan.snapshots, progress.step),
             clock: StepClock::default(),
             snapshot_cost: 0.0,
+            snapshot_wait: None,
             baseline_memory_bytes,
             engine,
             progress,
@@ -204,6 +208,9 @@ impl Trainer {
         self.ranks.line.enter(Phase::Wait);
         let outcome = under_way.read();
         self.clock.step_ends(Instant::now());
+        if let Some([passes_end, goes_on]) = self.snapshot_wait.take() {
+            self.snapshot_cost += goes_on.milliseconds_since(&passes_end) / 1e3 / self.clock.step_seconds();
+        }
         if outcome.is_finite() {
             self.bad_steps = 0;
             self.prune(outcome.step)?;
@@ -318,14 +325,14 @@ impl Trainer {
     /// has heard of all that its step did: an attempt that goes on from there does not report that again.
     fn finish_snapshot(&mut self, control: &Control) -> Result<(), TrainError> {
         let Some(snapshots) = &mut self.snapshots else { return Ok(()) };
-        let began = Instant::now();
+        // The device may still compute while this thread waits: it lacks work from the end of that to the end of the wait.
+        let passes_end = Moment::now();
         let Some(copied) = snapshots.finish()? else { return Ok(()) };
+        self.snapshot_wait = Some([passes_end, Moment::now()]);
         if self.is_first {
             self.ranks.line.call_launcher(|| control.flush())?;
         }
-        copied.seal()?;
-        self.snapshot_cost += began.elapsed().as_secs_f64() / self.clock.step_seconds();
-        Ok(())
+        Ok(copied.seal()?)
     }
 
     /// Whether the newest checkpoint that this launch should have made is not there, nor one made up for it: a failure came
