@@ -56,7 +56,7 @@ impl PeakBytes {
     pub fn of(plan: &Plan, coord: Coord) -> Self {
         let state = StateBytes::of(plan, coord);
         let block = BlockBytes::of(plan);
-        let activations = activations(plan, coord, &block);
+        let InFlight { peak: activations, one_micro_batch } = activations(plan, coord, &block);
         let stage_units = rank_layout(plan, coord);
         let has_head = stage_units.iter().any(|unit| unit.kind == UnitKind::Head);
         let has_blocks = stage_units.iter().any(|unit| unit.kind == UnitKind::Block);
@@ -75,8 +75,9 @@ impl PeakBytes {
             workspace,
             communication: exchange(plan, coord),
             peers: peers(plan, coord, &state) + collected(plan, coord),
-            // What is recomputed is freed in another order than it was allocated in: the heap has room for it twice.
-            runtime: library_bytes(plan) + ((activations + workspace) as f64 * HEAP_WASTE) as u64 + recomputed,
+            // What is recomputed is freed in another order than it was allocated in: the heap has room for it twice. Further
+            // micro-batches in flight fit exactly where others were.
+            runtime: library_bytes(plan) + ((one_micro_batch + workspace) as f64 * HEAP_WASTE) as u64 + recomputed,
         }
     }
 
@@ -102,8 +103,15 @@ pub(super) fn library_bytes(plan: &Plan) -> u64 {
     libraries + THREAD_BYTES * (plan.threads_per_rank as u64 - 1)
 }
 
-/// The most that a stage's schedule keeps alive.
-fn activations(plan: &Plan, coord: Coord, block: &BlockBytes) -> u64 {
+/// Activations that are kept for a backward pass, in bytes.
+struct InFlight {
+    /// The most that a stage's schedule keeps alive.
+    peak: u64,
+    /// Of that, what one micro-batch has at most.
+    one_micro_batch: u64,
+}
+
+fn activations(plan: &Plan, coord: Coord, block: &BlockBytes) -> InFlight {
     let mut blocks_before = 0;
     // Of each chunk: blocks, what they keep, and whether the head is there.
     let chunks: Vec<(u64, u64, bool)> = plan
@@ -131,7 +139,8 @@ fn activations(plan: &Plan, coord: Coord, block: &BlockBytes) -> u64 {
         }
         peak = peak.max(alive);
     }
-    peak
+    let of_chunk = |(_, saved, has_head): &(u64, u64, bool)| saved + if *has_head { block.stream } else { 0 };
+    InFlight { peak, one_micro_batch: peak.min(chunks.iter().map(of_chunk).sum()) }
 }
 
 /// Exchange buffers that this rank fills.
