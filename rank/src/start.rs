@@ -29,7 +29,7 @@ use crate::shake::Shake;
 use crate::train::{TrainError, Trainer};
 
 /// Installs the GPU that this rank computes on ([`gpu::install`]), if it computes on one.
-pub type TakeGpu = fn(&Plan, &WorkerEnv) -> Result<(), GpuError>;
+pub type TakeGpu = fn(&Plan, &WorkerEnv, &ProgressLine) -> Result<(), GpuError>;
 
 /// Runs the rank that the environment describes.
 pub fn main(take_gpu: TakeGpu) -> ExitCode {
@@ -43,14 +43,17 @@ pub fn main(take_gpu: TakeGpu) -> ExitCode {
 }
 
 /// Where the plan computes on GPUs, the one of this rank's number.
-pub fn take_gpu(plan: &Plan, env: &WorkerEnv) -> Result<(), GpuError> {
+pub fn take_gpu(plan: &Plan, env: &WorkerEnv, progress: &ProgressLine) -> Result<(), GpuError> {
     if plan.device == plan::Device::Cuda {
+        // libtorch's half for GPUs is loaded, and kernels are compiled the first time: seconds.
+        progress.enter(Phase::Load);
         // Compiled once for all jobs of a user.
         let kernels = cache_folder().map(|folder| folder.join("dslaunch/kernels"));
         let kernels = kernels.unwrap_or_else(|| RunDir::new(&plan.output_dir).kernels());
         let mut driver = Driver::open(env.local_rank, &SOURCES, &HEADER, &Cache::new(&kernels))?;
         driver.share_with_torch(plan.deterministic)?;
         gpu::install(Box::new(driver));
+        progress.enter(Phase::Rendezvous);
     }
     Ok(())
 }
@@ -99,7 +102,7 @@ fn train(
     progress: &ProgressLine,
     step: &mut u64,
 ) -> Result<(), TrainError> {
-    take_gpu(&plan, env)?;
+    take_gpu(&plan, env, progress)?;
     let world = join(&plan, env)?;
     progress.enter(Phase::Load);
     if let Some(step) = env.profile {

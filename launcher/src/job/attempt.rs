@@ -325,6 +325,7 @@ impl<'a> Training<'a> {
                 }
                 return Some(event);
             }
+            Notice::Receipt(receipt) => receipt.acknowledge(),
             Notice::Assembled => output.event(Moment::Rendezvous),
             Notice::Started(started) => output.event(Moment::Started { resumed_step: started.resumed_step }),
             Notice::Step(step) => output.step(&step),

@@ -1,6 +1,7 @@
 //! Notices: what a training job hears of its ranks, in the order in which it happened.
 
 use proto::control;
+use tokio::sync::mpsc;
 
 use crate::supervise::Event;
 
@@ -9,6 +10,8 @@ use crate::supervise::Event;
 pub enum Notice {
     /// For the supervisor.
     Supervise(Event),
+    /// Somebody waits until what came before is written down.
+    Receipt(Receipt),
     /// All ranks have registered.
     Assembled,
     /// The model is loaded; the first step comes next.
@@ -28,4 +31,39 @@ pub enum Notice {
         /// Its last report.
         report: control::Finished,
     },
+}
+
+/// Acknowledges the notices before it: who sent them must not go on as if they were written down before they are.
+#[derive(Debug, Clone)]
+pub struct Receipt(mpsc::Sender<()>);
+
+/// Waits for a [`Receipt`].
+#[derive(Debug)]
+pub struct Acknowledgement(mpsc::Receiver<()>);
+
+impl Receipt {
+    /// A receipt, and what waits for it.
+    pub fn new() -> (Self, Acknowledgement) {
+        let (sender, receiver) = mpsc::channel(1);
+        (Self(sender), Acknowledgement(receiver))
+    }
+
+    /// What came before it is written down.
+    pub fn acknowledge(self) {
+        // Whoever waited may have given up.
+        let _ = self.0.try_send(());
+    }
+}
+
+impl PartialEq for Receipt {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.same_channel(&other.0)
+    }
+}
+
+impl Acknowledgement {
+    /// Whether it came; if not, it will never come, for the attempt is over.
+    pub async fn came(mut self) -> bool {
+        self.0.recv().await.is_some()
+    }
 }

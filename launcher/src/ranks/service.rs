@@ -17,7 +17,7 @@ use tokio::task::JoinHandle;
 use tonic::{Code, Request, Response, Status};
 
 use crate::ranks::hatch;
-use crate::ranks::notice::Notice;
+use crate::ranks::notice::{Notice, Receipt};
 use crate::ranks::rendezvous::{Answer, Call, Caller, Refusal, Rendezvous, Replies, Reply, Ticket};
 use crate::supervise::{Event, Kind};
 
@@ -214,10 +214,7 @@ impl Control for Service {
     async fn report(&self, request: Request<control::ReportRequest>) -> Result<Response<control::ReportReply>, Status> {
         let control::ReportRequest { caller, event, number } = request.into_inner();
         let rank = self.rank(caller)?;
-        if !lock(&self.waiting_calls).is_new(rank, number) {
-            return Ok(Response::new(control::ReportReply {}));
-        }
-        self.tell(match event {
+        let notice = match event {
             Some(report_request::Event::Started(started)) => Notice::Started(started),
             Some(report_request::Event::Step(step)) => Notice::Step(step),
             Some(report_request::Event::Skipped(skipped)) => Notice::Skipped(skipped),
@@ -225,8 +222,18 @@ impl Control for Service {
             Some(report_request::Event::Checkpoint(checkpoint)) => Notice::Checkpoint(checkpoint),
             Some(report_request::Event::Finished(report)) => Notice::Finished { rank, report },
             None => return Err(Status::invalid_argument("the report is empty")),
-        });
-        Ok(Response::new(control::ReportReply {}))
+        };
+        if lock(&self.waiting_calls).is_new(rank, number) {
+            self.tell(notice);
+        }
+        // A checkpoint or snapshot after it may outlive this launcher, and the steps before it are not reported again.
+        let (receipt, acknowledgement) = Receipt::new();
+        self.tell(Notice::Receipt(receipt));
+        if acknowledgement.came().await {
+            Ok(Response::new(control::ReportReply {}))
+        } else {
+            Err(Status::aborted("the attempt is over"))
+        }
     }
 
     async fn failed(&self, request: Request<control::FailedRequest>) -> Result<Response<control::FailedReply>, Status> {
@@ -273,9 +280,18 @@ mod tests {
     }
 
     fn job(world_size: usize, timeout: Duration) -> Job {
-        let (sender, notices) = mpsc::unbounded_channel();
+        let (sender, mut all) = mpsc::unbounded_channel();
         let rendezvous = Rendezvous::new(2, world_size, timeout, Instant::now());
         let (server, outside) = Server::start(rendezvous, sender).unwrap();
+        let (written, notices) = mpsc::unbounded_channel();
+        tokio::spawn(async move {
+            while let Some(notice) = all.recv().await {
+                match notice {
+                    Notice::Receipt(receipt) => receipt.acknowledge(),
+                    other => drop(written.send(other)),
+                }
+            }
+        });
         Job { server, outside, notices }
     }
 
@@ -379,6 +395,27 @@ mod tests {
         let barrier = control::BarrierRequest { caller: caller(2, 0), name: "a".into(), timeout_ms: 1 };
         let status = job.rank().await.barrier(barrier).await.unwrap_err();
         assert_eq!(status.message(), "barrier \"a\": 1/3 after 0.001s, missing ranks 1, 2");
+    }
+
+    #[tokio::test]
+    async fn a_report_is_taken_once_it_is_written_down_again_or_not() {
+        let (sender, mut notices) = mpsc::unbounded_channel();
+        let rendezvous = Rendezvous::new(2, 1, Duration::from_secs(60), Instant::now());
+        let (_server, outside) = Server::start(rendezvous, sender).unwrap();
+        let event = Some(report_request::Event::Step(control::StepMetrics { step: 1, ..Default::default() }));
+        let report = control::ReportRequest { caller: caller(2, 0), event, number: 1 };
+        let mut client = ControlClient::new(dial::channel(outside.as_raw_fd()).await.unwrap());
+        let (mut again, repeated) = (client.clone(), report.clone());
+        let first = tokio::spawn(async move { client.report(report).await.is_ok() });
+        let Some(Notice::Step(_)) = notices.recv().await else { panic!("a step") };
+        let Some(Notice::Receipt(receipt)) = notices.recv().await else { panic!("a receipt") };
+        let second = tokio::spawn(async move { again.report(repeated).await });
+        let Some(Notice::Receipt(unwritten)) = notices.recv().await else { panic!("a receipt and no step") };
+        assert!(!first.is_finished() && !second.is_finished(), "not written yet");
+        receipt.acknowledge();
+        assert!(first.await.unwrap());
+        drop(unwritten);
+        assert_eq!(second.await.unwrap().unwrap_err().code(), Code::Aborted, "the attempt is over");
     }
 
     #[tokio::test]

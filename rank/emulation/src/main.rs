@@ -86,7 +86,7 @@ impl Copier for EmulatedCopier {
 }
 
 fn main() -> ExitCode {
-    rank::start::main(|_, _| {
+    rank::start::main(|_, _, _| {
         let kernels = emulation::all().map(|kernel| (kernel.name(), kernel)).collect();
         gpu::install(Box::new(Emulated { kernels, allocated: Cell::new(0) }));
         Ok(())

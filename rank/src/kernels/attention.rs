@@ -17,6 +17,11 @@ pub struct AttentionShape {
 }
 
 impl AttentionShape {
+    /// Heads of q and k: `H + G`. They are rotated, those of v are not.
+    pub fn num_rotated_heads(&self) -> i64 {
+        self.num_heads + self.num_key_value_heads
+    }
+
     /// Heads of q, k and v together: `H + 2G`.
     pub fn num_qkv_heads(&self) -> i64 {
         self.num_heads + 2 * self.num_key_value_heads
@@ -50,6 +55,10 @@ pub struct AttendGrad<'a> {
     pub saved: &'a AttendSaved,
     /// Gradient of `heads`: `[T, H K]`
     pub dheads: &'a Tensor,
+    /// Cosines of the angles that the gradients of q and k are turned by, the opposite of the rotation's: `[T, K/2]`
+    pub cos: &'a Tensor,
+    /// Their sines: `[T, K/2]`
+    pub sin: &'a Tensor,
 }
 
 /// Keys (rotated) and values of one sequence's tokens in one layer, as far as they are this rank's heads.

@@ -64,6 +64,14 @@ pub fn rms_norm(weight: &Tensor, x: &Tensor, eps: f64) -> (Tensor, Tensor) {
     }
 }
 
+/// Adds `residual` to `x`, `[T, D]` each, and returns [`rms_norm`] of the sum.
+pub fn add_rms_norm(weight: &Tensor, x: &mut Tensor, residual: &Tensor, eps: f64) -> (Tensor, Tensor) {
+    match side(x) {
+        Side::Cpu => cpu::norm::add_rms_norm(weight, x, residual, eps),
+        Side::Cuda => cuda::norm::add_rms_norm(weight, x, residual, eps),
+    }
+}
+
 /// Operands of [`rms_norm_backward`].
 pub struct RmsNormGrad<'a> {
     /// `[D]`
@@ -111,7 +119,8 @@ pub fn attend(shape: &AttentionShape, qkv: &Tensor, samples: &Samples) -> (Tenso
     }
 }
 
-/// The backward pass of [`attend`]. Returns the gradient of `qkv`: `[T, H + 2G, K]`.
+/// The backward pass of [`attend`] and of the rotation before it. Returns the gradient of `qkv` as it was before q and k were
+/// rotated: `[T, H + 2G, K]`.
 pub fn attend_backward(shape: &AttentionShape, pass: AttendGrad) -> Tensor {
     match side(pass.qkv) {
         Side::Cpu => cpu::attention::attend_backward(shape, pass),
@@ -152,6 +161,14 @@ pub fn swiglu_backward(gate_up: &mut Tensor, dy: &Tensor) {
     match side(gate_up) {
         Side::Cpu => cpu::swiglu::swiglu_backward(gate_up, dy),
         Side::Cuda => cuda::swiglu::swiglu_backward(gate_up, dy),
+    }
+}
+
+/// As [`swiglu_backward`]. Returns what [`swiglu`] made of `gate_up` before: `[T, F]`.
+pub fn swiglu_backward_again(gate_up: &mut Tensor, dy: &Tensor) -> Tensor {
+    match side(gate_up) {
+        Side::Cpu => cpu::swiglu::swiglu_backward_again(gate_up, dy),
+        Side::Cuda => cuda::swiglu::swiglu_backward_again(gate_up, dy),
     }
 }
 

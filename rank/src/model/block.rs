@@ -80,11 +80,13 @@ impl Block {
         x: Tensor,
         checkpointing: ActivationCheckpointing,
     ) -> Result<(Tensor, BlockSaved), CommError> {
-        let (middle, mut attention) = self.attention(tp).forward(&weights.attention, &x)?;
+        let (attention, feed_forward) = (self.attention(tp), self.feed_forward(tp));
+        let norm = feed_forward.norm(&weights.feed_forward);
+        let (middle, normed, mut attention) = attention.forward(&weights.attention, &x, norm)?;
         if checkpointing == ActivationCheckpointing::Pointwise {
             attention.drop_pointwise();
         }
-        let (y, mut feed_forward) = self.feed_forward(tp).forward(&weights.feed_forward, &middle)?;
+        let (y, mut feed_forward) = feed_forward.forward(&weights.feed_forward, &middle, normed)?;
         let saved = match checkpointing {
             ActivationCheckpointing::None => {
                 BlockSaved { x, attention: Some((middle, attention)), feed_forward: Some(feed_forward) }
@@ -102,9 +104,11 @@ impl Block {
     /// As [`Block::forward`], to the bit, for a pass that has no backward: saves nothing, and frees each intermediate
     /// result after its last use.
     pub fn evaluate(&self, tp: &TensorParallel, weights: &BlockWeights, x: Tensor) -> Result<Tensor, CommError> {
-        let middle = self.attention(tp).evaluate(&weights.attention, &x)?;
+        let (attention, feed_forward) = (self.attention(tp), self.feed_forward(tp));
+        let norm = feed_forward.norm(&weights.feed_forward);
+        let (middle, normed) = attention.evaluate(&weights.attention, &x, norm)?;
         drop(x);
-        self.feed_forward(tp).evaluate(&weights.feed_forward, &middle)
+        feed_forward.evaluate(&weights.feed_forward, &middle, normed)
     }
 
     /// As [`Block::evaluate`], for new tokens of sequences whose earlier keys and values `caches` hold, one for each of the
@@ -117,9 +121,11 @@ impl Block {
         x: Tensor,
         caches: &mut [&mut KeyValueCache],
     ) -> Result<Tensor, CommError> {
-        let middle = self.attention(tp).extend(&weights.attention, &x, caches)?;
+        let (attention, feed_forward) = (self.attention(tp), self.feed_forward(tp));
+        let norm = feed_forward.norm(&weights.feed_forward);
+        let (middle, normed) = attention.extend(&weights.attention, &x, norm, caches)?;
         drop(x);
-        self.feed_forward(tp).evaluate(&weights.feed_forward, &middle)
+        feed_forward.evaluate(&weights.feed_forward, &middle, normed)
     }
 
     /// `dy`: `[S, D]`. Gives the gradients of the weights to the pass's sink, frees what was saved, and returns `dx`:
@@ -133,13 +139,20 @@ impl Block {
     ) -> Result<Tensor, CommError> {
         let BlockSaved { x, attention, feed_forward } = saved;
         let (attention_half, feed_forward_half) = (self.attention(tp), self.feed_forward(tp));
-        let (middle, attention) = match attention {
-            Some(saved) => saved,
-            None => attention_half.forward(&pass.weights.attention, &x)?,
+        let norm = feed_forward_half.norm(&pass.weights.feed_forward);
+        let (middle, attention, normed) = match attention {
+            Some((middle, saved)) => (middle, saved, None),
+            None => {
+                let (middle, normed, saved) = attention_half.forward(&pass.weights.attention, &x, norm)?;
+                (middle, saved, Some(normed))
+            }
         };
         let feed_forward = match feed_forward {
             Some(saved) => saved,
-            None => feed_forward_half.up(&pass.weights.feed_forward, &middle)?,
+            None => {
+                let normed = normed.unwrap_or_else(|| norm.of(&middle));
+                feed_forward_half.up(&pass.weights.feed_forward, normed)?
+            }
         };
         let dmiddle =
             feed_forward_half.backward(pass.of(|weights| &weights.feed_forward), feed_forward, &middle, &dy)?;

@@ -12,7 +12,7 @@ use tch::Tensor;
 
 use super::cross_entropy::CrossEntropy;
 use super::labels::Labels;
-use super::norm::{NormGrads, Normed, norm_backward, norm_forward};
+use super::norm::{Norm, NormGrads, Normed, norm_backward};
 use super::tensor_parallel::TensorParallel;
 use super::weight_grads::{GradPass, WeightGrads, is_trained};
 use crate::kernels::{DeviceSum, accumulate_product, logits_kind};
@@ -118,7 +118,7 @@ impl Head {
         x: &Tensor,
         labels: &Labels,
     ) -> Result<Labelled, CommError> {
-        let normed = norm_forward(&weights.norm, x, self.norm_eps);
+        let normed = Norm { weight: &weights.norm, eps: self.norm_eps }.of(x);
         let y = tp.gather(normed.y(), labels.num_tokens())?.index_select(0, &labels.places);
         Ok(Labelled { normed, y })
     }

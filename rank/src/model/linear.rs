@@ -8,6 +8,7 @@
 use comm::CommError;
 use tch::Tensor;
 
+use super::norm::{Norm, Normed};
 use super::tensor_parallel::{Exchanged, TensorParallel};
 use super::weight_grads::{GradPass, is_trained};
 
@@ -112,15 +113,52 @@ pub(super) fn row_forward(
     Ok(y)
 }
 
-/// `x`: `[T, in/tp]` of the forward pass, `dy`: the stream's gradient, `[S, out]`. Returns `dx`: `[T, in/tp]`.
-pub(super) fn row_backward(
+/// As [`row_forward`]. Returns also the norm of the stream that it returns.
+pub(super) fn row_forward_normed(
     tp: &TensorParallel,
-    pass: GradPass<LinearWeights>,
+    weights: &LinearWeights,
     x: &Tensor,
-    dy: &Tensor,
-) -> Result<Tensor, CommError> {
-    pass.add_bias_grad(dy);
-    let all = pass.lasting(tp.gather(dy, x.size()[0])?);
-    pass.add_weight_grad(&all, x);
-    Ok(pass.weights.input_grad(&all))
+    residual: &Tensor,
+    norm: Norm,
+) -> Result<(Tensor, Normed), CommError> {
+    let is_whole = matches!(tp, TensorParallel::Off);
+    if is_whole && weights.bias.is_none() {
+        let mut y = weights.apply(x);
+        let normed = norm.of_sum(&mut y, residual);
+        return Ok((y, normed));
+    }
+    let y = row_forward(tp, weights, x, residual)?;
+    let normed = norm.of(&y);
+    Ok((y, normed))
+}
+
+/// The backward pass of [`row_forward`], in two steps: whoever computes the input again does so between them.
+#[must_use = "the weight's gradient is missing"]
+pub(super) struct RowBackward<'a> {
+    pass: GradPass<'a, LinearWeights>,
+    /// `[T, out]`
+    dy: Exchanged<'a>,
+}
+
+impl<'a> RowBackward<'a> {
+    /// `dy`: the stream's gradient, `[S, out]`, of a micro-batch of so many tokens.
+    pub fn begin(
+        tp: &'a TensorParallel,
+        pass: GradPass<'a, LinearWeights>,
+        dy: &Tensor,
+        tokens: i64,
+    ) -> Result<Self, CommError> {
+        pass.add_bias_grad(dy);
+        Ok(Self { dy: pass.lasting(tp.gather(dy, tokens)?), pass })
+    }
+
+    /// `[T, in/tp]`
+    pub fn input_grad(&self) -> Tensor {
+        self.pass.weights.input_grad(&self.dy)
+    }
+
+    /// `x`: `[T, in/tp]` of the forward pass.
+    pub fn add_weight_grad(self, x: &Tensor) {
+        self.pass.add_weight_grad(&self.dy, x);
+    }
 }

@@ -3,7 +3,7 @@
 use tch::Tensor;
 
 use super::weight_grads::GradPass;
-use crate::kernels::{RmsNormGrad, rms_norm, rms_norm_backward};
+use crate::kernels::{RmsNormGrad, add_rms_norm, rms_norm, rms_norm_backward};
 
 /// A norm's output and what its backward pass reads.
 #[derive(Debug)]
@@ -20,9 +20,9 @@ impl Normed {
         self.y.as_ref().expect("a norm's output was dropped")
     }
 
-    /// The norm's output, `[S, D]`, computed again if it was dropped. `weight` and `x`: of the forward pass.
-    pub fn y_again(&self, weight: &Tensor, x: &Tensor, eps: f64) -> Tensor {
-        self.y.as_ref().map_or_else(|| rms_norm(weight, x, eps).0, Tensor::shallow_clone)
+    /// The norm's output, `[S, D]`, computed again if it was dropped. `norm` and `x`: of the forward pass.
+    pub fn y_again(&self, norm: Norm, x: &Tensor) -> Tensor {
+        self.y.as_ref().map_or_else(|| rms_norm(norm.weight, x, norm.eps).0, Tensor::shallow_clone)
     }
 
     /// Drops the output: whoever reads it computes it again.
@@ -42,10 +42,27 @@ pub(super) struct NormGrads<'a> {
     pub residual: Option<&'a Tensor>,
 }
 
-/// `x`: `[S, D]`, `weight`: `[D]`.
-pub(super) fn norm_forward(weight: &Tensor, x: &Tensor, eps: f64) -> Normed {
-    let (y, rstd) = rms_norm(weight, x, eps);
-    Normed { y: Some(y), rstd }
+/// A norm to be computed.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Norm<'a> {
+    /// `[D]`
+    pub weight: &'a Tensor,
+    /// What is added to the mean square.
+    pub eps: f64,
+}
+
+impl Norm<'_> {
+    /// `x`: `[S, D]`.
+    pub fn of(self, x: &Tensor) -> Normed {
+        let (y, rstd) = rms_norm(self.weight, x, self.eps);
+        Normed { y: Some(y), rstd }
+    }
+
+    /// Adds `residual` to `x`, `[S, D]` each. Returns the norm of the sum.
+    pub fn of_sum(self, x: &mut Tensor, residual: &Tensor) -> Normed {
+        let (y, rstd) = add_rms_norm(self.weight, x, residual, self.eps);
+        Normed { y: Some(y), rstd }
+    }
 }
 
 /// `pass`: of the weight, `[D]`. Returns the gradient of `x`, `[S, D]`: that through the norm plus the residual.

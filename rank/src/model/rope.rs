@@ -53,9 +53,9 @@ impl Rotation {
         rotate(x, heads as usize, &self.cos, &self.sin);
     }
 
-    /// The backward pass: turns by the opposite angle, in place.
-    pub(super) fn apply_backward(&self, dy: &mut Tensor, heads: i64) {
-        rotate(dy, heads as usize, &self.cos, &self.minus_sin);
+    /// Cosines and sines of the backward pass, which turns by the opposite angles.
+    pub(super) fn backward(&self) -> (&Tensor, &Tensor) {
+        (&self.cos, &self.minus_sin)
     }
 }
 
@@ -89,7 +89,8 @@ mod tests {
         let mut turned = x.copy();
         rotation.apply(&mut turned, 2);
         assert!((&turned - &x).abs().max().double_value(&[]) > 0.1);
-        rotation.apply_backward(&mut turned, 2);
+        let (cos, sin) = rotation.backward();
+        rotate(&mut turned, 2, cos, sin);
         assert!((turned - x).abs().max().double_value(&[]) < 1e-6, "cosines are fp32");
     }
 

@@ -39,6 +39,8 @@ struct Case {
 enum Arg {
     /// The buffer of this number.
     Buffer(usize),
+    /// Heads in a buffer, by how far a sample, a token and a head are from the next.
+    Heads { buffer: usize, strides: [u64; 3] },
     /// No memory.
     Nothing,
     /// A number or a struct, as its words.
@@ -105,6 +107,20 @@ fn cases(tokens: usize, model: Model) -> Vec<Case> {
             moved: 8 * stream,
         },
         Case {
+            kernel: "add_rms_norm_forward_bf16",
+            grid: rows,
+            block: threads(hidden, 512),
+            buffers: vec![
+                of.bf16(stream),
+                of.bf16(stream),
+                of.bf16(hidden),
+                vec![0xff; 2 * stream],
+                vec![0xff; 4 * tokens],
+            ],
+            args: (0..5).map(Buffer).chain([value(hidden as i32), value(1e-6f32)]).collect(),
+            moved: 8 * stream,
+        },
+        Case {
             kernel: "rotate_bf16",
             grid: rows,
             block: 256,
@@ -125,6 +141,28 @@ fn cases(tokens: usize, model: Model) -> Vec<Case> {
             moved: 8 * stream,
         },
         Case {
+            kernel: "join_rotated_bf16",
+            grid: rows,
+            block: 256,
+            // q and k as cuDNN leaves them, v head by head.
+            buffers: vec![
+                of.bf16(stream),
+                of.bf16(stream),
+                of.bf16(stream),
+                vec![0xff; 6 * stream],
+                of.bf16(tokens * hidden / heads / 2),
+                of.bf16(tokens * hidden / heads / 2),
+            ],
+            args: [(0, [tokens * hidden, hidden, hidden / heads]), (1, [tokens * hidden, hidden, hidden / heads])]
+                .into_iter()
+                .chain([(2, [tokens * hidden, hidden / heads, tokens * hidden / heads])])
+                .map(|(buffer, strides)| Arg::Heads { buffer, strides: strides.map(|stride| stride as u64) })
+                .chain((3..6).map(Buffer))
+                .chain([value([tokens as i32, heads as i32, heads as i32, (hidden / heads / 2) as i32])])
+                .collect(),
+            moved: 12 * stream,
+        },
+        Case {
             kernel: "swiglu_forward_bf16",
             grid: many,
             block: 256,
@@ -137,8 +175,16 @@ fn cases(tokens: usize, model: Model) -> Vec<Case> {
             grid: many,
             block: 256,
             buffers: vec![of.bf16(2 * tokens * ffn), of.bf16(tokens * ffn)],
-            args: vec![Buffer(0), Buffer(1), value(tokens as i32), value(ffn as i32)],
+            args: vec![Buffer(0), Buffer(1), Nothing, value(tokens as i32), value(ffn as i32)],
             moved: 10 * tokens * ffn,
+        },
+        Case {
+            kernel: "swiglu_backward_bf16",
+            grid: many,
+            block: 256,
+            buffers: vec![of.bf16(2 * tokens * ffn), of.bf16(tokens * ffn), vec![0xff; 2 * tokens * ffn]],
+            args: vec![Buffer(0), Buffer(1), Buffer(2), value(tokens as i32), value(ffn as i32)],
+            moved: 12 * tokens * ffn,
         },
         Case {
             kernel: "cross_entropy_bf16",
@@ -212,6 +258,7 @@ fn with_args(args: &[Arg], addresses: &[u64], launch: impl FnOnce(&mut [*mut c_v
         .iter()
         .map(|arg| match arg {
             Arg::Buffer(number) => words(addresses[*number]),
+            Arg::Heads { buffer, strides: [sample, token, head] } => [addresses[*buffer], *sample, *token, *head],
             Arg::Nothing => [0; 4],
             Arg::Value(words) => *words,
         })

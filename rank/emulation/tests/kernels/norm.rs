@@ -36,6 +36,28 @@ fn forward_is_that_of_the_cpu_in_fp64() {
 }
 
 #[test]
+fn the_norm_of_a_sum_has_the_bits_of_the_sum_and_its_norm() {
+    for ((name, kind), width) in TYPES.into_iter().flat_map(|of| WIDTHS.map(|width| (of, width))) {
+        let (x, past, w) = (drawn(1, &[ROWS, width], kind), drawn(4, &[ROWS, width], kind), weight(width, kind));
+        let results = || [unwritten(&[ROWS, width], kind), unwritten(&[ROWS], Kind::Float)];
+        let what = format!("{name} {width}");
+        let joined = in_all_orders(&what, |order| {
+            let (sum, [y, rstd]) = (x.copy(), results());
+            let args = [&sum, &past, &w, &y, &rstd].map(memory).into_iter();
+            let args = args.chain([value(width as i32), value(EPS)]).collect();
+            launch(&format!("add_rms_norm_forward_{name}"), ROWS as u32, block_of(width), order, args);
+            [sum, y, rstd]
+        });
+        let (sum, [y, rstd]) = (&x + &past, results());
+        let args = vec![memory(&sum), memory(&w), memory(&y), memory(&rstd), value(width as i32), value(EPS)];
+        launch(&format!("rms_norm_forward_{name}"), ROWS as u32, block_of(width), 0, args);
+        for (joined, apart) in joined.iter().zip([sum, y, rstd]) {
+            assert!(same_bits(joined, &apart), "{what}");
+        }
+    }
+}
+
+#[test]
 fn backward_is_that_of_the_cpu_in_fp64() {
     for ((name, kind), width) in TYPES.into_iter().flat_map(|of| WIDTHS.map(|width| (of, width))) {
         for (has_residual, blocks) in [(true, 3u32), (false, 1)] {

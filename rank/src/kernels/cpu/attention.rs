@@ -5,6 +5,7 @@ use tch::{Kind, Tensor};
 
 use super::super::attention::{AttendGrad, AttendSaved, AttentionShape, KeyValueCache};
 use super::super::samples::{Run, Samples};
+use super::rope::rotate;
 
 /// See [`crate::kernels::attend`].
 pub fn attend(shape: &AttentionShape, qkv: &Tensor, samples: &Samples) -> (Tensor, AttendSaved) {
@@ -27,8 +28,8 @@ fn attend_run(shape: &AttentionShape, qkv: &Tensor, run: Run) -> (Tensor, Tensor
 
 /// See [`crate::kernels::attend_backward`].
 pub fn attend_backward(shape: &AttentionShape, pass: AttendGrad) -> Tensor {
-    let AttendGrad { qkv, samples, heads, saved, dheads } = pass;
-    let dqkv = qkv.empty_like();
+    let AttendGrad { qkv, samples, heads, saved, dheads, cos, sin } = pass;
+    let mut dqkv = qkv.empty_like();
     let logsumexp = match saved {
         AttendSaved::Dense(logsumexp) => std::slice::from_ref(logsumexp),
         AttendSaved::Runs(logsumexp) => logsumexp,
@@ -52,6 +53,7 @@ pub fn attend_backward(shape: &AttentionShape, pass: AttendGrad) -> Tensor {
         );
         join(shape, &dqkv, run, [dq, dk, dv]);
     }
+    rotate(&mut dqkv, shape.num_rotated_heads() as usize, cos, sin);
     dqkv
 }
 

@@ -27,6 +27,12 @@ pub fn rms_norm(weight: &Tensor, x: &Tensor, eps: f64) -> (Tensor, Tensor) {
     (y, rstd)
 }
 
+/// See [`crate::kernels::add_rms_norm`].
+pub fn add_rms_norm(weight: &Tensor, x: &mut Tensor, residual: &Tensor, eps: f64) -> (Tensor, Tensor) {
+    let _ = x.g_add_(residual);
+    rms_norm(weight, x, eps)
+}
+
 #[multiversion(targets("x86_64+avx512f", "x86_64+avx2"), dispatcher = "direct")]
 fn forward<E: Element>(x: &[E], weight: &[E], eps: f64, y: &mut [E], rstd: &mut [E::Wide]) {
     let width = weight.len();

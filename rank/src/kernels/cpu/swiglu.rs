@@ -31,6 +31,13 @@ pub fn swiglu_backward(gate_up: &mut Tensor, dy: &Tensor) {
     });
 }
 
+/// See [`crate::kernels::swiglu_backward_again`].
+pub fn swiglu_backward_again(gate_up: &mut Tensor, dy: &Tensor) -> Tensor {
+    let y = swiglu(gate_up);
+    swiglu_backward(gate_up, dy);
+    y
+}
+
 #[inline(always)]
 fn sigmoid<W: Wide>(x: W) -> W {
     let one = W::from_f64(1.0);

@@ -8,6 +8,7 @@ use tch::{Device, Kind, Tensor};
 use super::super::Samples;
 use super::super::attention::{AttendGrad, AttendSaved, AttentionShape, KeyValueCache};
 use super::plain_attention::{self, Backward};
+use super::rope::join_rotated;
 use crate::device::cuda::gpu;
 use crate::device::cuda::torch::{self, Starts};
 
@@ -96,29 +97,30 @@ pub fn attend(shape: &AttentionShape, qkv: &Tensor, samples: &Samples) -> (Tenso
 
 /// See [`crate::kernels::attend_backward`].
 pub fn attend_backward(shape: &AttentionShape, pass: AttendGrad) -> Tensor {
-    let AttendGrad { qkv, samples, heads, saved, dheads } = pass;
-    match saved {
+    let AttendGrad { qkv, samples, heads, saved, dheads, cos, sin } = pass;
+    let grads = match saved {
         AttendSaved::Cudnn(saved) => {
             let dout = of_samples(&dheads.view([-1, shape.num_heads, shape.head_dim]), samples);
-            let grads = torch::cudnn_backward(&dout, per_sample(shape, qkv, samples).each_ref(), saved);
-            let dqkv = qkv.empty_like();
-            for (to, grad) in per_sample(shape, &dqkv, samples).iter_mut().zip(&grads) {
-                to.copy_(grad);
-            }
-            dqkv
+            torch::cudnn_backward(&dout, per_sample(shape, qkv, samples).each_ref(), saved)
         }
         AttendSaved::Flash(saved) => {
             let dout = dheads.view([-1, shape.num_heads, shape.head_dim]);
             let operands = per_token(shape, qkv);
             let starts = starts(samples, qkv);
-            let grads = torch::flash_backward(&dout, operands.each_ref(), saved, starts, gpu::has_same_bits());
-            Tensor::cat(&grads, 1)
+            torch::flash_backward(&dout, operands.each_ref(), saved, starts, gpu::has_same_bits()).map(as_one_sample)
         }
         AttendSaved::Plain(logsumexp) => {
-            plain_attention::backward(shape, qkv, samples, Backward { heads, logsumexp, dheads })
+            let pass = Backward { heads, logsumexp, dheads };
+            plain_attention::backward(shape, qkv, samples, pass).map(as_one_sample)
         }
         AttendSaved::Dense(_) | AttendSaved::Runs(_) => panic!("saved by a CPU's attention: {saved:?}"),
-    }
+    };
+    join_rotated(&grads, cos, sin)
+}
+
+/// `[T, heads, K]` as `[1, heads, T, K]`.
+fn as_one_sample(heads: Tensor) -> Tensor {
+    heads.transpose(0, 1).unsqueeze(0)
 }
 
 /// See [`crate::kernels::attend_cached`].

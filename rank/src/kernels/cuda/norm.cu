@@ -1,28 +1,43 @@
 // RMSNorm (Zhang and Sennrich, 2019) over rows of `width` elements, and its backward pass. w: [width].
 #include "device.cuh"
 
-// A block's row. Each thread has every blockDim.x-th group of eight.
-template <class T, bool WHOLE>
-__device__ __forceinline__ void normalise(const T* x, const T* w, T* y, float* rstd, int width, float eps, float* scratch) {
-  x += (uint64_t)blockIdx.x * width;
-  y += (uint64_t)blockIdx.x * width;
-  float sum = 0.0f;
-  for (int at = 8 * threadIdx.x; at < width; at += 8 * blockDim.x) {
+// What the forward pass reads and writes; see below.
+template <class T> struct NormRow {
+  const T *x, *residual, *w;
+  T *sum, *y;
+  float* rstd;
+  int width;
+  float eps;
+};
+
+// A block's row. Each thread has every blockDim.x-th group of eight. ADDS: there is a residual.
+template <class T, bool WHOLE, bool ADDS> __device__ __forceinline__ void normalise(NormRow<T> p, float* scratch) {
+  uint64_t start = (uint64_t)blockIdx.x * p.width;
+  float squares = 0.0f;
+  for (int at = 8 * threadIdx.x; at < p.width; at += 8 * blockDim.x) {
     float v[8];
-    load8<WHOLE>(x + at, width - at, v);
+    load8<WHOLE>(p.x + start + at, p.width - at, v);
+    if (ADDS) {
+      float past[8];
+      load8<WHOLE>(p.residual + start + at, p.width - at, past);
 #pragma unroll
-    for (int j = 0; j < 8; ++j) sum += v[j] * v[j];
+      for (int j = 0; j < 8; ++j) v[j] = rounded<T>(v[j] + past[j]);
+      store8<WHOLE>(p.sum + start + at, p.width - at, v);
+    }
+#pragma unroll
+    for (int j = 0; j < 8; ++j) squares += v[j] * v[j];
   }
-  float scale = 1.0f / sqrtf(block_sum(sum, scratch) * (1.0f / width) + eps);
-  if (threadIdx.x == 0) rstd[blockIdx.x] = scale;
-  for (int at = 8 * threadIdx.x; at < width; at += 8 * blockDim.x) {
+  float scale = 1.0f / sqrtf(block_sum(squares, scratch) * (1.0f / p.width) + p.eps);
+  if (threadIdx.x == 0) p.rstd[blockIdx.x] = scale;
+  const T* row = ADDS ? p.sum : p.x; // from the cache: the row was read or written above, by this thread
+  for (int at = 8 * threadIdx.x; at < p.width; at += 8 * blockDim.x) {
     float v[8], u[8];
-    load8<WHOLE>(x + at, width - at, v); // from the cache: the row was read above
-    load8<WHOLE>(w + at, width - at, u);
+    load8<WHOLE>(row + start + at, p.width - at, v);
+    load8<WHOLE>(p.w + at, p.width - at, u);
     // The normalised value is rounded first, as transformers does.
 #pragma unroll
     for (int j = 0; j < 8; ++j) v[j] = rounded<T>(v[j] * scale) * u[j];
-    store8<WHOLE>(y + at, width - at, v);
+    store8<WHOLE>(p.y + start + at, p.width - at, v);
   }
 }
 
@@ -31,12 +46,27 @@ __device__ __forceinline__ void normalise(const T* x, const T* w, T* y, float* r
   extern "C" __global__ void __launch_bounds__(512)                                                                         \
   name(const T* __restrict__ x, const T* __restrict__ w, T* __restrict__ y, float* __restrict__ rstd, int width, float eps) { \
     __shared__ float scratch[32];                                                                                           \
-    if (are_whole(width, x, w, y)) normalise<T, true>(x, w, y, rstd, width, eps, scratch);                                             \
-    else normalise<T, false>(x, w, y, rstd, width, eps, scratch);                                                           \
+    NormRow<T> row = {x, nullptr, w, nullptr, y, rstd, width, eps};                                                         \
+    if (are_whole(width, x, w, y)) normalise<T, true, false>(row, scratch);                                                 \
+    else normalise<T, false, false>(row, scratch);                                                                          \
   }                                                                                                                         \
   HOST_KERNEL(name)
 RMS_NORM_FORWARD(rms_norm_forward_bf16, bf16)
 RMS_NORM_FORWARD(rms_norm_forward_f32, float)
+
+// As above, of x + residual, which x holds afterwards: [rows, width] each. Written and read again: x is not restricted.
+#define ADD_RMS_NORM_FORWARD(name, T)                                                                                       \
+  extern "C" __global__ void __launch_bounds__(512)                                                                         \
+  name(T* x, const T* __restrict__ residual, const T* __restrict__ w, T* __restrict__ y, float* __restrict__ rstd, int width, \
+       float eps) {                                                                                                         \
+    __shared__ float scratch[32];                                                                                           \
+    NormRow<T> row = {x, residual, w, x, y, rstd, width, eps};                                                              \
+    if (are_whole(width, x, residual, w, y)) normalise<T, true, true>(row, scratch);                                        \
+    else normalise<T, false, true>(row, scratch);                                                                           \
+  }                                                                                                                         \
+  HOST_KERNEL(name)
+ADD_RMS_NORM_FORWARD(add_rms_norm_forward_bf16, bf16)
+ADD_RMS_NORM_FORWARD(add_rms_norm_forward_f32, float)
 
 // What the backward pass reads and writes; see below.
 template <class T> struct NormGrad {

@@ -26,6 +26,18 @@ pub fn rms_norm(weight: &Tensor, x: &Tensor, eps: f64) -> (Tensor, Tensor) {
     (y, rstd)
 }
 
+/// See [`crate::kernels::add_rms_norm`].
+pub fn add_rms_norm(weight: &Tensor, x: &mut Tensor, residual: &Tensor, eps: f64) -> (Tensor, Tensor) {
+    let (rows, width) = x.size2().expect("a stream is [T, D]");
+    let (y, rstd) = (x.empty_like(), Tensor::empty([rows], (Kind::Float, x.device())));
+    let kernel = of_kind(["add_rms_norm_forward_bf16", "add_rms_norm_forward_f32"], x.kind());
+    let launch = Launch::new(kernel, rows as u32, threads_for(width as usize, 512));
+    let launch = launch.tensor(x).tensor(residual).tensor(weight).tensor(&y).tensor(&rstd);
+    // SAFETY: as norm.cu says; the results are as large as x and its rows.
+    unsafe { launch.value(width as i32).value(eps as f32).start() };
+    (y, rstd)
+}
+
 /// See [`crate::kernels::rms_norm_backward`]. A part for each block.
 pub fn rms_norm_backward(pass: RmsNormGrad) -> (Tensor, Tensor) {
     let RmsNormGrad { weight, x, rstd, dy, residual } = pass;

@@ -39,24 +39,25 @@ pub struct Backward<'a> {
     pub dheads: &'a Tensor,
 }
 
-/// The gradient of `qkv`: `[T, H + 2G, K]`.
-pub fn backward(shape: &AttentionShape, qkv: &Tensor, samples: &Samples, pass: Backward) -> Tensor {
+/// The gradients of q, `[T, H, K]`, and of k and v, `[T, G, K]`.
+pub fn backward(shape: &AttentionShape, qkv: &Tensor, samples: &Samples, pass: Backward) -> [Tensor; 3] {
     let Backward { heads, logsumexp, dheads } = pass;
-    let dqkv = qkv.empty_like();
+    let &AttentionShape { num_heads, num_key_value_heads: groups, head_dim } = shape;
+    let [dq, dk, dv] = [num_heads, groups, groups]
+        .map(|heads| Tensor::empty([qkv.size()[0], heads, head_dim], (qkv.kind(), qkv.device())));
     for part in parts(shape, samples) {
         let [q, k, v] = part.operands(qkv);
         let [out, dout] =
             [heads, dheads].map(|heads| part.query_heads(&heads.view([-1, shape.num_heads, shape.head_dim])));
         let sums = part.of_heads(logsumexp).reshape([part.num_groups(), -1, 1]);
         let shares = (part.scores(&q, &k) - sums).exp_();
-        let dv = shares.transpose(1, 2).bmm(&dout);
+        part.put_key_values(&dv, &shares.transpose(1, 2).bmm(&dout));
         let own = (out * &dout).sum_dim_intlist([-1i64].as_slice(), true, None::<Kind>);
         let dscores = shares * (dout.bmm(&v.transpose(1, 2)) - own) * part.scale();
-        part.put_heads(&dqkv.narrow(1, 0, shape.num_heads), &dscores.bmm(&k));
-        part.put_key_values(&dqkv, shape.num_heads, &dscores.transpose(1, 2).bmm(&q));
-        part.put_key_values(&dqkv, shape.num_heads + shape.num_key_value_heads, &dv);
+        part.put_heads(&dq, &dscores.bmm(&k));
+        part.put_key_values(&dk, &dscores.transpose(1, 2).bmm(&q));
     }
-    dqkv
+    [dq, dk, dv]
 }
 
 /// See [`crate::kernels::attend_cached`].
@@ -136,7 +137,7 @@ impl Part<'_> {
     /// q, `[n, r L, K]`, and k and v, `[n, L, K]`, in the wide type. `qkv`: `[T, H + 2G, K]`
     fn operands(&self, qkv: &Tensor) -> [Tensor; 3] {
         let &AttentionShape { num_heads, num_key_value_heads: groups, .. } = self.shape;
-        let key_values = |first: i64| self.key_values(qkv, first).to_kind(wide_kind(qkv.kind()));
+        let key_values = |first: i64| self.key_values(&qkv.narrow(1, first, groups)).to_kind(wide_kind(qkv.kind()));
         [self.query_heads(&qkv.narrow(1, 0, num_heads)), key_values(num_heads), key_values(num_heads + groups)]
     }
 
@@ -151,10 +152,10 @@ impl Part<'_> {
         heads.narrow(0, self.span.start, self.span.len).narrow(1, self.first_query_head(), self.num_query_heads())
     }
 
-    /// A view of the part's key or value heads, of which the first of all is `first`: `[n, L, K]`.
-    fn key_values(&self, qkv: &Tensor, first: i64) -> Tensor {
-        let tokens = qkv.narrow(0, self.span.start, self.span.len);
-        tokens.narrow(1, first + self.groups.start, self.num_groups()).transpose(0, 1)
+    /// A view of the part's of key or value heads, `[T, G, K]`: `[n, L, K]`.
+    fn key_values(&self, heads: &Tensor) -> Tensor {
+        let tokens = heads.narrow(0, self.span.start, self.span.len);
+        tokens.narrow(1, self.groups.start, self.num_groups()).transpose(0, 1)
     }
 
     /// Puts `values`, `[n, r L, K]`, into their place among `heads`, `[T, H, K]`.
@@ -163,9 +164,9 @@ impl Part<'_> {
         self.own_heads(heads).copy_(&values.transpose(0, 1));
     }
 
-    /// Puts `values`, `[n, L, K]`, into their place in `qkv`.
-    fn put_key_values(&self, qkv: &Tensor, first: i64, values: &Tensor) {
-        self.key_values(qkv, first).copy_(values);
+    /// Puts `values`, `[n, L, K]`, into their place among key or value heads, `[T, G, K]`.
+    fn put_key_values(&self, heads: &Tensor, values: &Tensor) {
+        self.key_values(heads).copy_(values);
     }
 
     /// A view of the part's of `[H, T]`: `[n r, L]`.
@@ -214,9 +215,13 @@ mod tests {
                 let (expected, saved) = cpu::attention::attend(shape, &qkv, &samples);
                 close(&heads, &expected);
                 let pass = Backward { heads: &heads, logsumexp: &logsumexp, dheads: &dheads };
-                let dqkv = backward(shape, &qkv, &samples, pass);
+                let dqkv = Tensor::cat(&backward(shape, &qkv, &samples, pass), 1);
+                // No rotation.
+                let zeros = random(&[samples.num_tokens(), shape.head_dim / 2]).zeros_like();
+                let (cos, sin): (&Tensor, &Tensor) = (&zeros.ones_like(), &zeros);
                 let saved: &AttendSaved = &saved;
-                let pass = AttendGrad { qkv: &qkv, samples: &samples, heads: &expected, saved, dheads: &dheads };
+                let (qkv, samples) = (&qkv, &samples);
+                let pass = AttendGrad { qkv, samples, heads: &expected, saved, dheads: &dheads, cos, sin };
                 close(&dqkv, &cpu::attention::attend_backward(shape, pass));
             }
         }

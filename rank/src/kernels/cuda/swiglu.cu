@@ -23,7 +23,7 @@ template <class T, bool WHOLE> __device__ __forceinline__ void gate(const T* gat
   }
 }
 
-template <class T, bool WHOLE> __device__ __forceinline__ void gate_backward(T* gate_up, const T* dy, const Groups& of) {
+template <class T, bool WHOLE> __device__ __forceinline__ void gate_backward(T* gate_up, const T* dy, T* y, const Groups& of) {
   for (uint64_t i = first_of_grid(); i < of.count(); i += step_of_grid()) {
     uint64_t row = i / of.per_row();
     int at = (int)(i % of.per_row()) * 8, left = of.ffn - at;
@@ -34,10 +34,12 @@ template <class T, bool WHOLE> __device__ __forceinline__ void gate_backward(T* 
     load8<WHOLE>(dy + row * of.ffn + at, left, d);
 #pragma unroll
     for (int j = 0; j < 8; ++j) {
-      float s = sigmoid(g[j]), du = d[j] * g[j] * s;
-      g[j] = d[j] * u[j] * s * (1.0f + g[j] * (1.0f - s));
+      float s = sigmoid(g[j]), du = d[j] * g[j] * s, dg = d[j] * u[j] * s * (1.0f + g[j] * (1.0f - s));
+      d[j] = rounded<T>(g[j] * s) * u[j]; // the activation, as in the forward pass
+      g[j] = dg;
       u[j] = du;
     }
+    if (y) store8<WHOLE>(y + row * of.ffn + at, left, d);
     store8<WHOLE>(gates, left, g);
     store8<WHOLE>(gates + of.ffn, left, u);
   }
@@ -53,11 +55,12 @@ template <class T, bool WHOLE> __device__ __forceinline__ void gate_backward(T* 
 SWIGLU_FORWARD(swiglu_forward_bf16, bf16)
 SWIGLU_FORWARD(swiglu_forward_f32, float)
 
-// Turns gate_up into its own gradient. dy: [rows, ffn]. Grid: any.
+// Turns gate_up into its own gradient, and gives the activation again where y is not null. dy, y: [rows, ffn]. Grid: any.
 #define SWIGLU_BACKWARD(name, T)                                                                                    \
-  extern "C" __global__ void __launch_bounds__(256) name(T* __restrict__ gate_up, const T* __restrict__ dy, int rows, int ffn) { \
-    if (are_whole(ffn, gate_up, dy)) gate_backward<T, true>(gate_up, dy, {rows, ffn});                                             \
-    else gate_backward<T, false>(gate_up, dy, {rows, ffn});                                                         \
+  extern "C" __global__ void __launch_bounds__(256)                                                                 \
+  name(T* __restrict__ gate_up, const T* __restrict__ dy, T* __restrict__ y, int rows, int ffn) {                   \
+    if (are_whole(ffn, gate_up, dy, y)) gate_backward<T, true>(gate_up, dy, y, {rows, ffn});                        \
+    else gate_backward<T, false>(gate_up, dy, y, {rows, ffn});                                                      \
   }                                                                                                                 \
   HOST_KERNEL(name)
 SWIGLU_BACKWARD(swiglu_backward_bf16, bf16)

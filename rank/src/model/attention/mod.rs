@@ -8,8 +8,8 @@ use proto::layout::TensorSplit;
 use proto::model_config::ModelConfig;
 use tch::Tensor;
 
-use super::linear::{LinearWeights, column_backward, column_forward, row_backward, row_forward};
-use super::norm::{NormGrads, Normed, norm_backward, norm_forward};
+use super::linear::{LinearWeights, RowBackward, column_backward, column_forward, row_forward_normed};
+use super::norm::{Norm, NormGrads, Normed, norm_backward};
 use super::rope::Rotation;
 use super::tensor_parallel::TensorParallel;
 use super::weight_grads::GradPass;
@@ -74,20 +74,26 @@ pub(super) fn attention_shape(config: &ModelConfig, split: TensorSplit) -> Atten
 }
 
 impl Attention<'_> {
-    /// `x`: the stream, `[S, D]`. Returns the stream after the attention: `[S, D]`.
-    pub fn forward(&self, weights: &AttentionWeights, x: &Tensor) -> Result<(Tensor, AttentionSaved), CommError> {
+    /// `x`: the stream, `[S, D]`; `next`: the norm of what comes after. Returns the stream after the attention, `[S, D]`, and its
+    /// norm.
+    pub fn forward(
+        &self,
+        weights: &AttentionWeights,
+        x: &Tensor,
+        next: Norm,
+    ) -> Result<(Tensor, Normed, AttentionSaved), CommError> {
         let projected = self.project(weights, x)?;
         let (heads, core) = attend(&self.shape, &projected.qkv, self.samples);
-        let y = row_forward(self.tp, &weights.output, &heads, x)?;
-        Ok((y, AttentionSaved { projected, heads, core }))
+        let (y, normed) = row_forward_normed(self.tp, &weights.output, &heads, x, next)?;
+        Ok((y, normed, AttentionSaved { projected, heads, core }))
     }
 
     /// As [`Attention::forward`], without a backward pass: each intermediate result is freed after its last use.
-    pub fn evaluate(&self, weights: &AttentionWeights, x: &Tensor) -> Result<Tensor, CommError> {
+    pub fn evaluate(&self, weights: &AttentionWeights, x: &Tensor, next: Norm) -> Result<(Tensor, Normed), CommError> {
         let qkv = self.project(weights, x)?.qkv;
         let (heads, _) = attend(&self.shape, &qkv, self.samples);
         drop(qkv);
-        row_forward(self.tp, &weights.output, &heads, x)
+        row_forward_normed(self.tp, &weights.output, &heads, x, next)
     }
 
     /// As [`Attention::evaluate`], for new tokens that also attend to what `caches` hold. Appends them.
@@ -95,11 +101,12 @@ impl Attention<'_> {
         &self,
         weights: &AttentionWeights,
         x: &Tensor,
+        next: Norm,
         caches: &mut [&mut KeyValueCache],
-    ) -> Result<Tensor, CommError> {
+    ) -> Result<(Tensor, Normed), CommError> {
         let qkv = self.project(weights, x)?.qkv;
         let heads = attend_cached(&self.shape, &qkv, self.samples, caches);
-        row_forward(self.tp, &weights.output, &heads, x)
+        row_forward_normed(self.tp, &weights.output, &heads, x, next)
     }
 
     /// `x`: `[S, D]` of the forward pass; `dy`: `[S, D]`, the gradient of the stream after the attention. Returns that of
@@ -112,31 +119,32 @@ impl Attention<'_> {
         dy: &Tensor,
     ) -> Result<Tensor, CommError> {
         let AttentionSaved { projected: Projected { normed, qkv }, heads, core } = saved;
-        let dheads = row_backward(self.tp, pass.of(|weights| &weights.output), heads, dy)?;
-        let core = AttendGrad { qkv, samples: self.samples, heads, saved: core, dheads: &dheads };
-        let mut dqkv = attend_backward(&self.shape, core);
-        self.rotation.apply_backward(&mut dqkv, self.rotated_heads());
+        let output = RowBackward::begin(self.tp, pass.of(|weights| &weights.output), dy, heads.size()[0])?;
+        let dheads = output.input_grad();
+        output.add_weight_grad(heads);
+        let (cos, sin) = self.rotation.backward();
+        let core = AttendGrad { qkv, samples: self.samples, heads, saved: core, dheads: &dheads, cos, sin };
+        let dqkv = attend_backward(&self.shape, core);
         let dqkv = dqkv.view([self.samples.num_tokens(), self.shape.num_qkv_heads() * self.shape.head_dim]);
-        let y = normed.y_again(&pass.weights.norm, x, self.norm_eps);
+        let y = normed.y_again(self.norm(pass.weights), x);
         let dnormed = column_backward(self.tp, pass.of(|weights| &weights.qkv), &y, &dqkv)?;
         let grads = NormGrads { x, dy: &dnormed, residual: Some(dy) };
         Ok(norm_backward(pass.of(|weights| &weights.norm), normed, grads))
     }
 
+    fn norm<'a>(&self, weights: &'a AttentionWeights) -> Norm<'a> {
+        Norm { weight: &weights.norm, eps: self.norm_eps }
+    }
+
     fn project(&self, weights: &AttentionWeights, x: &Tensor) -> Result<Projected, CommError> {
         let tokens = self.samples.num_tokens();
-        let normed = norm_forward(&weights.norm, x, self.norm_eps);
+        let normed = self.norm(weights).of(x);
         let mut qkv = column_forward(self.tp, &weights.qkv, normed.y(), tokens)?.view([
             tokens,
             self.shape.num_qkv_heads(),
             self.shape.head_dim,
         ]);
-        self.rotation.apply(&mut qkv, self.rotated_heads());
+        self.rotation.apply(&mut qkv, self.shape.num_rotated_heads());
         Ok(Projected { normed, qkv })
-    }
-
-    /// q and k are rotated, v is not.
-    fn rotated_heads(&self) -> i64 {
-        self.shape.num_heads + self.shape.num_key_value_heads
     }
 }

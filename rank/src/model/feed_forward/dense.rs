@@ -3,8 +3,8 @@
 use comm::CommError;
 use tch::Tensor;
 
-use crate::kernels::{swiglu, swiglu_backward};
-use crate::model::linear::{LinearWeights, column_backward, column_forward, row_backward, row_forward};
+use crate::kernels::{swiglu, swiglu_backward, swiglu_backward_again};
+use crate::model::linear::{LinearWeights, RowBackward, column_backward, column_forward, row_forward};
 use crate::model::tensor_parallel::{Exchanged, TensorParallel};
 use crate::model::weight_grads::GradPass;
 
@@ -73,11 +73,18 @@ impl GradPass<'_, DenseWeights> {
         dy: &Tensor,
     ) -> Result<Exchanged<'a>, CommError> {
         let DenseSaved { mut gate_up, activation } = saved;
-        let activation = activation.unwrap_or_else(|| swiglu(&gate_up));
-        let dactivation = row_backward(tp, self.of(|weights| &weights.down), &activation, dy)?;
-        drop(activation);
-        swiglu_backward(&mut gate_up, &dactivation);
+        let down = RowBackward::begin(tp, self.of(|weights| &weights.down), dy, gate_up.size()[0])?;
+        let dactivation = down.input_grad();
+        let activation = match activation {
+            Some(activation) => {
+                swiglu_backward(&mut gate_up, &dactivation);
+                activation
+            }
+            None => swiglu_backward_again(&mut gate_up, &dactivation),
+        };
         drop(dactivation);
+        down.add_weight_grad(&activation);
+        drop(activation);
         column_backward(tp, self.of(|weights| &weights.gate_up), &x(), &gate_up)
     }
 }

@@ -8,7 +8,7 @@ mod dense;
 use comm::CommError;
 use tch::Tensor;
 
-use super::norm::{NormGrads, Normed, norm_backward, norm_forward};
+use super::norm::{Norm, NormGrads, Normed, norm_backward};
 use super::tensor_parallel::TensorParallel;
 use super::weight_grads::GradPass;
 use dense::DenseSaved;
@@ -62,24 +62,33 @@ pub(super) struct FeedForward<'a> {
 }
 
 impl FeedForward<'_> {
-    /// `x`: the stream, `[S, D]`. Returns the stream after the feed-forward: `[S, D]`.
-    pub fn forward(&self, weights: &FeedForwardWeights, x: &Tensor) -> Result<(Tensor, FeedForwardSaved), CommError> {
-        let saved = self.up(weights, x)?;
+    /// The norm of the stream before it.
+    pub fn norm<'a>(&self, weights: &'a FeedForwardWeights) -> Norm<'a> {
+        Norm { weight: &weights.norm, eps: self.norm_eps }
+    }
+
+    /// `x`: the stream, `[S, D]`; `normed`: its norm. Returns the stream after the feed-forward: `[S, D]`.
+    pub fn forward(
+        &self,
+        weights: &FeedForwardWeights,
+        x: &Tensor,
+        normed: Normed,
+    ) -> Result<(Tensor, FeedForwardSaved), CommError> {
+        let saved = self.up(weights, normed)?;
         let (MixingWeights::Dense(dense), MixingSaved::Dense(mixing)) = (&weights.mixing, &saved.mixing);
         let y = dense.down(self.tp, mixing.activation(), x)?;
         Ok((y, saved))
     }
 
     /// As [`FeedForward::forward`], without a backward pass: each intermediate result is freed after its last use.
-    pub fn evaluate(&self, weights: &FeedForwardWeights, x: &Tensor) -> Result<Tensor, CommError> {
-        let FeedForwardSaved { mixing: MixingSaved::Dense(mixing), .. } = self.up(weights, x)?;
+    pub fn evaluate(&self, weights: &FeedForwardWeights, x: &Tensor, normed: Normed) -> Result<Tensor, CommError> {
+        let FeedForwardSaved { mixing: MixingSaved::Dense(mixing), .. } = self.up(weights, normed)?;
         let MixingWeights::Dense(dense) = &weights.mixing;
         dense.down(self.tp, &mixing.into_activation(), x)
     }
 
     /// Computes the values that the backward pass reads, without the rest of the forward pass.
-    pub fn up(&self, weights: &FeedForwardWeights, x: &Tensor) -> Result<FeedForwardSaved, CommError> {
-        let normed = norm_forward(&weights.norm, x, self.norm_eps);
+    pub fn up(&self, weights: &FeedForwardWeights, normed: Normed) -> Result<FeedForwardSaved, CommError> {
         let MixingWeights::Dense(dense) = &weights.mixing;
         let mixing = MixingSaved::Dense(dense.up(self.tp, normed.y(), self.tokens)?);
         Ok(FeedForwardSaved { normed, mixing })
@@ -99,7 +108,7 @@ impl FeedForward<'_> {
             let MixingWeights::Dense(dense) = &weights.mixing;
             dense
         });
-        let y = || normed.y_again(&pass.weights.norm, x, self.norm_eps);
+        let y = || normed.y_again(self.norm(pass.weights), x);
         let dnormed = dense.backward(self.tp, mixing, y, dy)?;
         let grads = NormGrads { x, dy: &dnormed, residual: Some(dy) };
         Ok(norm_backward(pass.of(|weights| &weights.norm), &normed, grads))
