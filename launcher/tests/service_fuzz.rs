@@ -253,8 +253,18 @@ fn agent(address: SocketAddr, token: Option<&Token>) -> Client {
     Client { grpc: Grpc::new(channel), service: "dslaunch.agents.v1.Agents" }
 }
 
+/// A server of two ranks, and what a job hears of it, which acknowledges reports at once.
 fn server() -> (Server, OwnedFd, mpsc::UnboundedReceiver<Notice>) {
-    let (sender, notices) = mpsc::unbounded_channel();
+    let (sender, mut all) = mpsc::unbounded_channel();
+    let (heard, notices) = mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        while let Some(notice) = all.recv().await {
+            match notice {
+                Notice::Receipt(receipt) => receipt.acknowledge(),
+                other => drop(heard.send(other)),
+            }
+        }
+    });
     let rendezvous = Rendezvous::new(0, 2, Duration::from_millis(50), Instant::now());
     let (server, outside) = Server::start(rendezvous, sender).unwrap();
     (server, outside, notices)
