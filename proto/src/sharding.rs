@@ -66,9 +66,10 @@ impl Sharding {
         self.stage >= ZeroStage::Stage1
     }
 
-    /// Whether gradients are sharded (stage 2 and up): each micro-batch's are reduced as soon as a unit's are complete.
+    /// Whether gradients are sharded (stage 2 and up, over several ranks): each micro-batch's are reduced as soon as a unit's are
+    /// complete.
     pub fn shards_gradients(&self) -> bool {
-        self.stage >= ZeroStage::Stage2
+        self.stage >= ZeroStage::Stage2 && self.dp_size > 1
     }
 
     /// Whether a unit of `numel` elements has fp32 masters beside its parameters: where those are of another type, or are

@@ -24,6 +24,15 @@ impl Scratch {
         let data = token_rows(&folder.path().join("rows.jsonl"), rows, 24);
         Self { folder, model, data }
     }
+
+    /// From now on the model's head has the matrix of its embedding.
+    pub fn tie_embeddings(&self) {
+        let path = self.model.join("config.json");
+        let mut config: serde_json::Value =
+            serde_json::from_slice(&fs::read(&path).expect("a scratch file")).expect("it was written here");
+        config["tie_word_embeddings"] = json!(true);
+        fs::write(path, config.to_string()).expect("a scratch file");
+    }
 }
 
 /// The vocabulary of [`tiny_model`].

@@ -17,11 +17,30 @@ struct Bits {
     weights: BTreeMap<String, Vec<u32>>,
 }
 
-fn run(scratch: &Scratch, name: &str, layout: Layout, shake: Option<u64>) -> Bits {
+/// A way to run a job.
+#[derive(Debug, Clone, Copy)]
+struct Way {
+    layout: Layout,
+    /// The seed of random delays.
+    shake: Option<u64>,
+    /// `DSLAUNCH_FAULT`.
+    fault: Option<&'static str>,
+    /// `train.max_grad_norm`.
+    max_grad_norm: f64,
+}
+
+impl From<(Layout, Option<u64>)> for Way {
+    fn from((layout, shake): (Layout, Option<u64>)) -> Self {
+        Self { layout, shake, fault: None, max_grad_norm: 1.0 }
+    }
+}
+
+fn run(scratch: &Scratch, name: &str, way: Way) -> Bits {
+    let Way { layout, shake, fault, max_grad_norm } = way;
     let (model, data) = (&scratch.model, &scratch.data);
     let toml = format!(
         "[model]\npath = {model:?}\ninit = \"random\"\n[data]\ntrain = {data:?}\nseq_len = 32\n\
-         [train]\nsteps = {STEPS}\nglobal_batch_size = 8\n\
+         [train]\nsteps = {STEPS}\nglobal_batch_size = 8\nmax_grad_norm = {max_grad_norm:?}\n\
          [optimizer]\nlearning_rate = 1e-3\nweight_decay = 0.1\n[schedule]\nkind = \"constant\"\n\
          [comm]\ntimeout_seconds = 60\n[log]\nevery_steps = 1\n"
     );
@@ -31,7 +50,12 @@ fn run(scratch: &Scratch, name: &str, layout: Layout, shake: Option<u64>) -> Bit
         let snapshots = format!("restart.snapshot_every_steps={}", seed % 2);
         job = job.env("DSLAUNCH_SHAKE", &seed.to_string()).set(&snapshots);
     }
+    if let Some(fault) = fault {
+        job = job.env("DSLAUNCH_FAULT", fault);
+    }
     let run = job.succeed();
+    let has_restarted = run.events().iter().any(|event| event["event"] == "resumed_step");
+    assert_eq!(has_restarted, fault.is_some(), "{way:?}");
     let to_bits = |values: Vec<f32>| values.into_iter().map(f32::to_bits).collect();
     let weights = run.final_weights().into_iter().map(|(name, values)| (name, to_bits(values))).collect();
     Bits { steps: run.steps(), weights }
@@ -41,16 +65,18 @@ fn run(scratch: &Scratch, name: &str, layout: Layout, shake: Option<u64>) -> Bit
 type Ways = Vec<(Layout, Option<u64>)>;
 
 fn check(ways: Ways) {
-    let scratch = Scratch::new(20);
-    let runs =
-        ways.iter().enumerate().map(|(idx, &(layout, shake))| run(&scratch, &format!("run-{idx}"), layout, shake));
-    let mut runs = runs.zip(&ways);
+    check_on(&Scratch::new(20), ways.into_iter().map(Way::from));
+}
+
+/// All ways have the bits of the first.
+fn check_on(scratch: &Scratch, ways: impl Iterator<Item = Way>) {
+    let mut runs = ways.enumerate().map(|(idx, way)| (run(scratch, &format!("run-{idx}"), way), way));
     let (first, _) = runs.next().expect("a first one");
     assert_eq!(first.steps.len(), STEPS);
     for (run, way) in runs {
-        let (layout, shake) = way;
-        assert_eq!(run.steps, first.steps, "{layout} {shake:?}");
-        assert!(run == first, "{layout} {shake:?}: final weights differ in bits");
+        let what = format!("{} {way:?}", way.layout);
+        assert_eq!(run.steps, first.steps, "{what}");
+        assert!(run == first, "{what}: final weights differ in bits");
     }
 }
 
@@ -105,4 +131,37 @@ fn pipeline_parallel_ranks() {
         check(whole_gradients(Layout { nproc: 2, pipeline: 2, schedule, ..DATA }));
     }
     check(sharded_gradients(Layout { nproc: 4, pipeline: 2, schedule: "zero_bubble", ..DATA }));
+}
+
+/// An offloaded step goes unit by unit: each unit takes all micro-batches, four of them here, before the next one.
+#[test]
+fn an_offloaded_optimizer() {
+    let (one, bf16) = (Layout::ONE, Layout { dtype: "bf16", ..DATA });
+    let (tensor, both) = (Layout { tensor: 2, ..DATA }, Layout { nproc: 4, tensor: 2, ..DATA });
+    // Clipped to a norm that every step exceeds, and not at all.
+    let cases = [(one, 0.05), (one, 0.0), (DATA, 0.05), (bf16, 0.0), (tensor, 0.05), (both, 0.0)];
+    let cases = cases.into_iter().flat_map(|(ranks, norm)| [(ranks, norm, false), (ranks, norm, true)]);
+    for (ranks, max_grad_norm, is_tied) in cases {
+        let scratch = Scratch::new(20);
+        if is_tied {
+            scratch.tie_embeddings();
+        }
+        let micro_batch_size = 2 / (ranks.nproc / ranks.tensor);
+        let stage = |zero_stage| Layout { micro_batch_size, zero_stage, ..ranks };
+        let has_shards = ranks.nproc > ranks.tensor;
+        // One rank has nothing to shard: all stages have the same bits.
+        let groups: &[&[u8]] = if has_shards { &[&[0, 1], &[2, 3]] } else { &[&[0, 1, 2, 3]] };
+        for stages in groups {
+            let plain = |layout| Way { layout, shake: None, fault: None, max_grad_norm };
+            let offloads = |zero_stage| plain(Layout { offload: "cpu", ..stage(zero_stage) });
+            let first = stages[0];
+            let dies = Some("kill rank=0 phase=backward unit=1 step=2");
+            let others = [
+                Way { fault: dies, ..offloads(first) },
+                Way { shake: Some(7), ..offloads(*stages.last().expect("two at least")) },
+            ];
+            let ways = std::iter::once(plain(stage(first))).chain(stages.iter().map(|&stage| offloads(stage)));
+            check_on(&scratch, ways.chain(others));
+        }
+    }
 }

@@ -15,7 +15,7 @@ const TOLERANCE: f64 = 0.05;
 const MIB: f64 = (1 << 20) as f64;
 
 /// Ranks, and sections of train.toml that differ from those of the first.
-const LAYOUTS: [(usize, &str); 17] = [
+const LAYOUTS: [(usize, &str); 20] = [
     (1, ""),
     (1, "train.activation_checkpointing=pointwise"),
     (1, "train.activation_checkpointing=ffn"),
@@ -23,6 +23,9 @@ const LAYOUTS: [(usize, &str); 17] = [
     (1, "train.micro_batch_size=2"),
     (1, "model.dtype=bf16"),
     (1, "zero.offload_optimizer=cpu"),
+    (1, "zero.offload_optimizer=cpu train.activation_checkpointing=full"),
+    (1, "zero.offload_optimizer=cpu zero.offload_params=cpu zero.stage=3 model.dtype=bf16"),
+    (2, "zero.offload_optimizer=cpu zero.offload_params=cpu zero.stage=3 train.activation_checkpointing=full"),
     (2, "zero.stage=0"),
     (2, "zero.stage=1"),
     (2, "zero.stage=2"),

@@ -188,8 +188,12 @@ fn needed_of(need: Need, room: Room) -> String {
 /// What ranks on GPUs need of their host.
 fn beside_gpus(need: Need, room: Room) -> String {
     let Need { peak, snapshots, rank, .. } = need;
-    let parts =
-        [("offloaded gradients", peak.gradients), ("offloaded optimizer", peak.optimizer), ("runtime", peak.runtime)];
+    let parts = [
+        ("offloaded parameters", peak.parameters),
+        ("offloaded gradients", peak.gradients),
+        ("offloaded optimizer", peak.optimizer),
+        ("runtime", peak.runtime),
+    ];
     let parts: Vec<String> =
         parts.into_iter().filter(|part| part.1 > 0).map(|(name, size)| format!("{name} {}", bytes(size))).collect();
     let needed = needed_of(need, room);
@@ -303,7 +307,10 @@ mod tests {
         let offloads = "[zero]\nstage = 0\noffload_optimizer = \"cpu\"\n[restart]\nsnapshot_every_steps = 0\n";
         let (device, host, _) = row(1, offloads, None);
         assert_eq!(device, "device    cuda, one rank that talks to nobody");
-        assert!(host.ends_with("rank 0: offloaded optimizer 77.23 GiB, runtime 3.45 GiB"), "{host}");
+        assert!(
+            host.ends_with("rank 0: offloaded gradients 25.74 GiB, offloaded optimizer 77.23 GiB, runtime 3.45 GiB"),
+            "{host}"
+        );
     }
 
     #[test]

@@ -103,10 +103,11 @@ pub(super) fn head_bytes(plan: &Plan) -> u64 {
     let columns = config.vocab_size.div_ceil(plan.mesh.tp);
     let tokens = plan.max_micro_batch_tokens();
     let rows = (logits_at_a_time(plan.device) / columns).clamp(1, tokens.max(1));
-    // Logits turn into their own gradient; on a CPU they are copied from and to bf16.
-    let is_copied = plan.device == Device::Cpu && element == 2;
-    let logits = rows * columns * if is_copied { 4 + 2 * element } else { element };
     let product = if adds_in_products(plan) { 0 } else { columns * config.hidden_size * element };
+    // Logits turn into their own gradient; on a CPU they are in fp32 until that is copied to bf16.
+    let is_copied = plan.device == Device::Cpu && element == 2;
+    let copied = if is_copied { rows * columns * (4 + element) } else { 0 };
+    let logits = copied.max(rows * columns * element + product);
     let stream = tokens * config.hidden_size * element;
-    (logits + product + 5 * stream) as u64
+    (logits + 5 * stream) as u64
 }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::PeakBytes;
+use super::{Offloaded, PeakBytes};
 use crate::checkpointing::Checkpointing;
 use crate::config::{ActivationCheckpointing, Device, Dtype, ZeroStage};
 use crate::layout::{UnitLayout, tensor_layout};
@@ -82,22 +82,22 @@ impl Shortage {
 
 impl PeakBytes {
     /// Returns the part of it on a GPU: nothing that is offloaded, and no peer's pages, which only CPU ranks see.
-    pub fn on_gpu(mut self, plan: &Plan) -> Self {
-        self.optimizer -= self.offloaded_optimizer(plan);
-        let gradients = self.offloaded_gradients(plan);
+    pub fn on_gpu(mut self) -> Self {
+        let Offloaded { parameters, gradients, optimizer } = std::mem::take(&mut self.offloaded);
+        self.parameters -= parameters;
         self.gradients -= gradients;
-        self.gradient_shards -= gradients;
+        self.optimizer -= optimizer;
         let waste = ((self.activations + self.workspace) as f64 * ALLOCATOR_WASTE) as u64;
         Self { peers: 0, runtime: CUDA_BYTES + waste, ..self }
     }
 
     /// The part that a rank on a GPU has in the host's memory: what is offloaded, and libraries.
     pub fn beside_gpu(self, plan: &Plan) -> Self {
-        let gradients = self.offloaded_gradients(plan);
+        let Offloaded { parameters, gradients, optimizer } = self.offloaded;
         Self {
+            parameters,
             gradients,
-            gradient_shards: gradients,
-            optimizer: self.offloaded_optimizer(plan),
+            optimizer,
             runtime: CUDA_HOST_BYTES + super::peak::library_bytes(plan) + loading_bytes(plan),
             ..Self::default()
         }
@@ -106,16 +106,6 @@ impl PeakBytes {
     /// By how much more a rank may need: 5 % of what is predicted rather than allocated by a plan.
     pub fn uncertain(&self) -> u64 {
         (self.activations + self.workspace + self.runtime) / 20
-    }
-
-    fn offloaded_optimizer(&self, plan: &Plan) -> u64 {
-        if plan.zero.offload_optimizer { self.optimizer } else { 0 }
-    }
-
-    /// The host updates from what it has: shards of gradients go there with the optimizer's state.
-    fn offloaded_gradients(&self, plan: &Plan) -> u64 {
-        let are_there = plan.zero.offload_optimizer && plan.zero.stage >= ZeroStage::Stage2;
-        if are_there { self.gradient_shards } else { 0 }
     }
 }
 
@@ -141,7 +131,7 @@ pub fn needs(plan: &Plan) -> Vec<Need> {
     match plan.device {
         Device::Cpu => vec![on_host(peaks)],
         Device::Cuda => {
-            let (rank, peak) = largest(peaks.iter().map(|peak| peak.on_gpu(plan)).collect());
+            let (rank, peak) = largest(peaks.iter().map(|peak| peak.on_gpu()).collect());
             let gpu = Need { side: Side::Gpu, bytes: peak.total(), rank, peak, snapshots: 0 };
             vec![gpu, on_host(peaks.into_iter().map(|peak| peak.beside_gpu(plan)).collect())]
         }

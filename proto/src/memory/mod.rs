@@ -10,7 +10,7 @@ mod slots;
 pub use activations::logits_at_a_time;
 pub use exchange::Exchange;
 pub use fit::{CUDA_BYTES, Need, Room, Shortage, Side, check, device_need, helpful_keys, needs};
-pub use peak::PeakBytes;
+pub use peak::{Offloaded, PeakBytes};
 pub use slots::{Claim, assign, classes, grad_claims, param_claims};
 
 use crate::config::Dtype;
@@ -29,14 +29,18 @@ pub struct StateBytes {
     pub parameters: u64,
     /// Slots of whole gradients, in the arena.
     pub gradients: u64,
-    /// Shards of gradients.
-    pub gradient_shards: u64,
+    /// Gradients beside the slots, of what the rank updates: shards, or what has left the slots unit by unit.
+    pub kept_gradients: u64,
+    /// The sum over micro-batches of one unit's shard, where sharded gradients leave unit by unit.
+    pub gradient_sums: u64,
     /// fp32 masters beside the parameters.
     pub masters: u64,
     /// Both moments.
     pub moments: u64,
     /// Shards of frozen parameters, which have no masters, where they are whole only while they compute.
     pub frozen_shards: u64,
+    /// Trained parameters in the compute type that wait in the host's memory while they do not compute.
+    pub parked: u64,
 }
 
 impl StateBytes {
@@ -58,11 +62,18 @@ impl StateBytes {
             if plan.zero.offload_optimizer || sharding.has_masters(layout.numel(), plan.model.compute_dtype) {
                 bytes.masters += 4 * owned;
             }
-            if sharding.shards_gradients() {
-                bytes.gradient_shards += 4 * sharding.shard(parts.trained.len()).len() as u64;
+            if sharding.shards_gradients() || plan.goes_unit_by_unit() {
+                bytes.kept_gradients += 4 * owned;
+            }
+            if sharding.shards_gradients() && plan.goes_unit_by_unit() {
+                bytes.gradient_sums = bytes.gradient_sums.max(4 * owned);
             }
             if sharding.shards_parameters(layout.numel()) {
                 bytes.frozen_shards += (weight_bytes * sharding.shard_in(&parts.frozen).len()) as u64;
+                // Those of the masters' type are the masters.
+                if plan.zero.parks_parameters() && plan.model.compute_dtype != Dtype::Fp32 {
+                    bytes.parked += weight_bytes as u64 * owned;
+                }
             }
         }
         bytes
@@ -94,7 +105,13 @@ impl StateBytes {
 
     /// All of it.
     pub fn total(&self) -> u64 {
-        self.arena() + self.gradient_shards + self.masters + self.moments + self.frozen_shards
+        self.arena()
+            + self.kept_gradients
+            + self.gradient_sums
+            + self.masters
+            + self.moments
+            + self.frozen_shards
+            + self.parked
     }
 }
 

@@ -7,7 +7,7 @@ use super::activations::{BlockBytes, head_bytes};
 use super::{Exchange, StateBytes, element_bytes};
 use crate::checkpointing::Checkpointing;
 use crate::config::{Dtype, ZeroStage};
-use crate::layout::{ParamLayout, TensorSplit, UnitKind, model_layout, rank_layout, tensor_layout};
+use crate::layout::{EMBEDDING, ParamLayout, TensorSplit, UnitKind, model_layout, rank_layout, tensor_layout};
 use crate::mesh::Coord;
 use crate::pipeline::{Action, MESSAGES_UNDER_WAY};
 use crate::plan::Plan;
@@ -31,14 +31,14 @@ const HEAP_WASTE: f64 = 0.17;
 /// The peak memory of one rank, part by part, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 pub struct PeakBytes {
-    /// Whole parameters, and shards of frozen ones.
+    /// Whole parameters, shards of frozen ones, and those that wait while they do not compute.
     pub parameters: u64,
     /// Gradients, whole and sharded.
     pub gradients: u64,
-    /// Those of them that are sharded.
-    pub gradient_shards: u64,
     /// fp32 masters and both moments.
     pub optimizer: u64,
+    /// The part of these three that the plan offloads: on a GPU it is in the host's memory.
+    pub offloaded: Offloaded,
     /// The activations that micro-batches in flight keep for their backward pass.
     pub activations: u64,
     /// The further needs of one pass: gradients of activations, recomputed activations, logits.
@@ -49,6 +49,31 @@ pub struct PeakBytes {
     pub peers: u64,
     /// Waste of the allocator, and what libraries take.
     pub runtime: u64,
+}
+
+/// What a plan offloads, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+pub struct Offloaded {
+    /// Of the parameters.
+    pub parameters: u64,
+    /// Of the gradients.
+    pub gradients: u64,
+    /// Of masters and moments.
+    pub optimizer: u64,
+}
+
+impl Offloaded {
+    fn of(plan: &Plan, state: &StateBytes) -> Self {
+        if !plan.zero.offload_optimizer {
+            return Self::default();
+        }
+        Self {
+            parameters: if plan.zero.parks_parameters() { state.parked + state.frozen_shards } else { 0 },
+            // The host updates from what it has.
+            gradients: state.kept_gradients,
+            optimizer: state.masters + state.moments,
+        }
+    }
 }
 
 impl PeakBytes {
@@ -65,19 +90,23 @@ impl PeakBytes {
         let Checkpointing { less, more, .. } = plan.activation_checkpointing;
         let recomputed = if has_blocks { recomputed(less).max(recomputed(more)) } else { 0 };
         let of_block = if has_blocks { block.gradients + recomputed } else { 0 };
+        // It is freed in another order than it was allocated in: the heap has room for it twice, and once more where gradients of
+        // other micro-batches lie between.
+        let room_for_recomputed = recomputed * if plan.goes_unit_by_unit() { 2 } else { 1 };
         let workspace = of_block.max(if has_head { head_bytes(plan) } else { 0 });
         Self {
-            parameters: state.parameters + state.frozen_shards,
-            gradients: state.gradients + state.gradient_shards,
-            gradient_shards: state.gradient_shards,
+            parameters: state.parameters + state.frozen_shards + state.parked,
+            gradients: state.gradients + state.kept_gradients + state.gradient_sums,
             optimizer: state.masters + state.moments,
+            offloaded: Offloaded::of(plan, &state),
             activations,
             workspace,
             communication: exchange(plan, coord),
             peers: peers(plan, coord, &state) + collected(plan, coord),
-            // What is recomputed is freed in another order than it was allocated in: the heap has room for it twice. Further
-            // micro-batches in flight fit exactly where others were.
-            runtime: library_bytes(plan) + ((one_micro_batch + workspace) as f64 * HEAP_WASTE) as u64 + recomputed,
+            // Further micro-batches in flight fit exactly where others were.
+            runtime: library_bytes(plan)
+                + ((one_micro_batch + workspace) as f64 * HEAP_WASTE) as u64
+                + room_for_recomputed,
         }
     }
 
@@ -126,6 +155,15 @@ fn activations(plan: &Plan, coord: Coord, block: &BlockBytes) -> InFlight {
             (blocks.len() as u64, saved, units.end == last + 1)
         })
         .collect();
+    let of_chunk = |(_, saved, has_head): &(u64, u64, bool)| saved + if *has_head { block.stream } else { 0 };
+    let of_micro_batch: u64 = chunks.iter().map(of_chunk).sum();
+    if plan.goes_unit_by_unit() {
+        // All micro-batches are between their passes at a time. The head of a tied embedding reads its input again at the end, when
+        // the stream's gradient has taken that's place.
+        let reads_again = plan.model.config.tie_word_embeddings && plan.model.trained.includes(EMBEDDING);
+        let of_each = of_micro_batch + if reads_again { block.stream } else { 0 };
+        return InFlight { peak: plan.batch.num_micro_batches * of_each, one_micro_batch: of_each };
+    }
     let (mut alive, mut peak) = (0, 0);
     for action in &plan.stage_actions()[coord.pp] {
         let (blocks, saved, has_head) = chunks[action.pass().0];
@@ -139,8 +177,7 @@ fn activations(plan: &Plan, coord: Coord, block: &BlockBytes) -> InFlight {
         }
         peak = peak.max(alive);
     }
-    let of_chunk = |(_, saved, has_head): &(u64, u64, bool)| saved + if *has_head { block.stream } else { 0 };
-    InFlight { peak, one_micro_batch: peak.min(chunks.iter().map(of_chunk).sum()) }
+    InFlight { peak, one_micro_batch: peak.min(of_micro_batch) }
 }
 
 /// Exchange buffers that this rank fills.

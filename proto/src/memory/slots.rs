@@ -28,12 +28,12 @@ pub fn param_claims(plan: &Plan, layouts: &[UnitLayout]) -> Vec<Claim> {
     layouts.iter().map(claim).collect()
 }
 
-/// Whole gradients have a slot each, empty where all of a unit is frozen; sharded ones are whole only while a unit's
-/// backward pass runs.
+/// Whole gradients have a slot each, empty where all of a unit is frozen; sharded ones, and those that leave unit by unit, are whole
+/// only while a unit's backward pass runs.
 pub fn grad_claims(plan: &Plan, layouts: &[UnitLayout]) -> Vec<Claim> {
     let sharding = Sharding::new(plan.zero.stage, plan.mesh.dp, 0);
-    let claim = if sharding.shards_gradients() { Claim::Shared { count: 1 } } else { Claim::Own };
-    vec![claim; layouts.len()]
+    let leave = sharding.shards_gradients() || plan.goes_unit_by_unit();
+    vec![if leave { Claim::Shared { count: 1 } } else { Claim::Own }; layouts.len()]
 }
 
 /// The class of each unit: units of one class have every parameter in the same place, so that they can take turns in a

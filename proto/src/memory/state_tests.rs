@@ -77,7 +77,7 @@ fn what_is_frozen_has_no_gradients_and_no_state() {
         let frozen = training(&plan, &[]);
         for coord in (0..plan.mesh.world_size()).map(|rank| plan.mesh.coord(rank)) {
             let (all, none) = (StateBytes::of(&plan, coord), StateBytes::of(&frozen, coord));
-            assert_eq!((none.gradients, none.gradient_shards, none.masters, none.moments), (0, 0, 0, 0));
+            assert_eq!((none.gradients, none.kept_gradients, none.masters, none.moments), (0, 0, 0, 0));
             assert_eq!(none.parameters, all.parameters);
             assert_eq!(Exchange::of(&frozen, coord).tied_gradients, 0);
             let stage3 = plan.zero.stage == crate::config::ZeroStage::Stage3;
@@ -113,7 +113,7 @@ fn what_is_trained_is_sharded_evenly_however_little_it_is() {
         for dp in 0..4 {
             let state = StateBytes::of(&plan, Coord { pp: 0, dp, tp: 0 });
             assert_eq!((state.masters, state.moments), (4 * share, 8 * share), "stage {stage}");
-            assert_eq!(state.gradient_shards, if stage < 2 { 0 } else { norms });
+            assert_eq!(state.kept_gradients, if stage < 2 { 0 } else { norms });
             assert_eq!(state.gradients, if stage < 2 { 4 * norms } else { 4 * (2 + 1) * 4096 });
             let frozen = 6_910_365_696 - norms;
             assert_eq!(state.frozen_shards, if stage < 3 { 0 } else { 2 * frozen / 4 });

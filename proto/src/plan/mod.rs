@@ -106,6 +106,13 @@ impl Plan {
         schedule(kind, self.pipeline_shape())
     }
 
+    /// Whether a step goes unit by unit: each unit runs all micro-batches before the next one, so that its parameters come and its
+    /// gradients leave once a pass. So it is where the optimizer's state is in the host's memory, unless there is a pipeline,
+    /// whose schedule goes by micro-batches.
+    pub fn goes_unit_by_unit(&self) -> bool {
+        self.zero.offload_optimizer && self.mesh.pp == 1
+    }
+
     /// Whether a checkpoint is made after step `step` (from 1).
     pub fn saves_after(&self, step: u64) -> bool {
         step.is_multiple_of(self.checkpoint.every_steps)
@@ -216,10 +223,17 @@ pub struct ZeroPlan {
     pub stage: ZeroStage,
     /// Stage 3: units gathered ahead of the one computing.
     pub prefetch_units: usize,
-    /// Stage 3: parameter shards wait in the host's memory.
+    /// Stage 3 with an offloaded optimizer: parameters wait in the host's memory while they do not compute.
     pub offload_params: bool,
     /// Masters and moments are in the host's memory, and updated there.
     pub offload_optimizer: bool,
+}
+
+impl ZeroPlan {
+    /// Whether gathered parameters wait in the host's memory. Those of a rank that updates elsewhere follow from its masters.
+    pub fn parks_parameters(&self) -> bool {
+        self.stage == ZeroStage::Stage3 && self.offload_params && self.offload_optimizer
+    }
 }
 
 /// Saving.

@@ -89,7 +89,7 @@ impl Draft {
 
     /// Notes for the user to read before training starts.
     pub fn notes(&self) -> Vec<String> {
-        let mut notes = unsupported::notes(&self.config, self.ground.device);
+        let mut notes = unsupported::notes(&self.config);
         notes.extend(parallel::notes(&self.config, &self.pipeline, self.mesh));
         let longest = self.model.max_position_embeddings as u64;
         if self.config.data.seq_len > longest && self.config.origins.is_set("data.seq_len") {
@@ -165,6 +165,8 @@ impl Draft {
         };
         match self.config.zero.stage {
             AutoOr::Given(stage) => stage,
+            // Only there do parameters wait in the host's memory.
+            AutoOr::Auto if self.config.zero.offload_params == Offload::Cpu => Stage3,
             AutoOr::Auto if !self.world.room.is_known(self.ground.device) => Stage1,
             AutoOr::Auto => {
                 let plan = |stage| self.without_snapshots_that_do_not_fit(self.plan(stage, checkpointing, rows));

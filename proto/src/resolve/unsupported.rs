@@ -2,7 +2,7 @@
 //! is honoured, refused here, or (where its default has no effect yet) noted.
 
 use super::Machine;
-use crate::config::{AutoOr, Backend, Compression, Device, Offload, Problem, TrainConfig};
+use crate::config::{AutoOr, Backend, Compression, Offload, Problem, TrainConfig};
 
 pub(super) const NOT_YET: &str = "not supported yet";
 
@@ -27,14 +27,11 @@ pub(super) fn refused(config: &TrainConfig, machine: &Machine) -> Vec<Problem> {
 }
 
 /// Notes on values that have no effect yet.
-pub(super) fn notes(config: &TrainConfig, device: Device) -> Vec<String> {
+pub(super) fn notes(config: &TrainConfig) -> Vec<String> {
     let mut notes = Vec::new();
-    if config.zero.offload_params == Offload::Cpu {
+    if config.zero.offload_params == Offload::Cpu && config.zero.offload_optimizer == Offload::None {
         let place = config.origins.place("zero.offload_params");
-        let why = match device {
-            Device::Cpu => "has no effect on a CPU, whose shards are there already",
-            Device::Cuda => "has no effect: shards of parameters are the masters, which zero.offload_optimizer moves",
-        };
+        let why = "has no effect: what computes follows from the masters, which zero.offload_optimizer moves";
         notes.push(format!("{place}: zero.offload_params = \"cpu\" {why}"));
     }
     if config.zero.overlap_comm && config.origins.is_set("zero.overlap_comm") {

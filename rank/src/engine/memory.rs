@@ -8,10 +8,14 @@
 //! 3          gathered per use         reduce-scattered per micro-batch sharded
 //! ```
 //!
+//! With an offloaded optimizer and without a pipeline a step goes unit by unit ([`proto::plan::Plan::goes_unit_by_unit`]):
+//! reduced gradients leave their slot for the host once a unit has run all micro-batches.
+//!
 //! Of frozen parameters there are neither gradients nor optimizer state; stage 3 shards them as it does trained ones.
 //! Whole buffers lie in slots in the shared arena, where `comm` works on them in place; what a rank keeps to itself (its
 //! shards) lies in plain memory.
 
+use std::mem;
 use std::ops::Range;
 
 use comm::{CommError, ReduceOp, Work};
@@ -24,7 +28,7 @@ use super::offload::Staging;
 use super::slots::Slots;
 use super::tied::TiedGradients;
 use super::unit::Unit;
-use crate::device::{HOST, Section};
+use crate::device::{Buffer, HOST, Section};
 use crate::groups::Groups;
 use crate::kernels::{DeviceSum, Update};
 use crate::model::UnitViews;
@@ -42,9 +46,31 @@ pub struct Memory {
     tied: Option<TiedGradients>,
     /// The tiles for optimizer state in the host's memory, if it is there.
     staging: Option<Staging>,
+    /// Each micro-batch's gradients are reduced: a slot holds those of one.
+    shards_gradients: bool,
+    /// What leaves its slot, if a step goes unit by unit.
+    leaving: Option<Leaving>,
     /// Units gathered ahead of the one that computes.
     prefetch_units: usize,
     shake: Shake,
+}
+
+/// Gradients that leave their slots unit by unit.
+struct Leaving {
+    /// `[largest shard]` fp32: the sum over micro-batches of the unit that computes, where gradients are sharded.
+    sums: Option<Buffer>,
+    /// The squares of their norms, by unit. They are added up in the order of units, whichever leaves first.
+    squares: Vec<DeviceSum>,
+}
+
+impl Leaving {
+    fn new(ranks: &Ranks, layouts: &[UnitLayout], sharding: Sharding) -> Self {
+        let shard = |layout: &UnitLayout| sharding.shard(sharding.padded(layout.trained_numel())).len();
+        let largest = layouts.iter().map(shard).max().unwrap_or(0);
+        let sums = || Buffer::zeros(ranks.device.of_tensors(), Kind::Float, largest);
+        let squares = layouts.iter().map(|_| DeviceSum::default()).collect();
+        Self { sums: sharding.shards_gradients().then(sums), squares }
+    }
 }
 
 impl Memory {
@@ -57,6 +83,8 @@ impl Memory {
             params: Slots::of_parameters(plan, ranks, &layouts, sharding)?,
             grads: Slots::of_gradients(plan, ranks, &layouts, sharding)?,
             tied: TiedGradients::new(plan, ranks, &layouts)?,
+            shards_gradients: sharding.shards_gradients(),
+            leaving: plan.goes_unit_by_unit().then(|| Leaving::new(ranks, &layouts, sharding)),
             units: layouts.into_iter().map(|layout| Unit::new(layout, sharding, plan, ranks.device)).collect(),
             groups: groups.clone(),
             prefetch_units: plan.zero.prefetch_units,
@@ -129,23 +157,68 @@ impl Memory {
 
     /// Before a unit's backward pass in a micro-batch.
     pub(super) fn begin_gradients(&mut self, unit: usize) {
-        if !self.grads.has_its_own(unit) {
+        if self.shards_gradients {
             self.grads.get_mut(unit).flat_mut().zero();
         }
     }
 
     /// After a unit's backward pass in a micro-batch. Collective over dp where gradients are sharded.
     pub(super) fn end_gradients(&mut self, unit: usize) -> Result<(), CommError> {
-        if self.grads.has_its_own(unit) || !self.units[unit].is_trained() {
-            return Ok(()); // they stay whole until the step's end, or there are none
+        if !self.shards_gradients || !self.units[unit].is_trained() {
+            return Ok(()); // they stay whole until the last micro-batch, or there are none
         }
-        self.sum_replicas(unit)?;
-        self.shake.delay();
+        self.reduce(unit)?.wait()?;
         let slot = self.grads.get_mut(unit);
-        self.groups.dp.reduce_scatter(slot.flat().operand(), ReduceOp::Sum)?.wait()?;
-        self.units[unit].add_grad_shard(slot.flat());
+        match self.leaving.as_ref().and_then(|leaving| leaving.sums.as_ref()) {
+            Some(sums) => {
+                let shard = self.units[unit].shard();
+                let _ = sums.range(0..shard.len()).g_add_(&slot.flat().range(shard));
+            }
+            None => self.units[unit].add_grad_shard(slot.flat()),
+        }
         slot.release(&self.shake);
         Ok(())
+    }
+
+    /// Before a unit's backward passes, where a step goes unit by unit.
+    pub(super) fn begin_unit_gradients(&mut self, unit: usize) {
+        let sums = self.leaving.as_mut().and_then(|leaving| leaving.sums.as_mut());
+        sums.unwrap_or(self.grads.get_mut(unit).flat_mut()).zero();
+    }
+
+    /// After a unit's backward passes of all micro-batches, where a step goes unit by unit: its gradients leave their slot.
+    /// Collective over dp and tp where they are whole.
+    pub(super) fn end_unit_gradients(&mut self, unit: usize) -> Result<(), CommError> {
+        if !self.units[unit].is_trained() {
+            return Ok(());
+        }
+        if !self.shards_gradients {
+            self.reduce(unit)?.wait()?;
+        }
+        self.shake.delay();
+        let leaving = self.leaving.as_mut().expect("a step goes unit by unit");
+        let (state, slot) = (&mut self.units[unit], self.grads.get_mut(unit));
+        let owned = match &leaving.sums {
+            Some(sums) => sums.range(0..state.owned().len()),
+            None => slot.flat().range(state.owned()),
+        };
+        leaving.squares[unit] = state.square_norm_of(&owned);
+        state.keep_gradients(&owned);
+        slot.release(&self.shake);
+        Ok(())
+    }
+
+    /// Sums a unit's whole gradients over the ranks that share its parameters; then each holds the sums of at least what it
+    /// owns. Collective over dp, and over tp first.
+    fn reduce(&self, unit: usize) -> Result<Work, CommError> {
+        self.sum_replicas(unit)?;
+        self.shake.delay();
+        let (buffer, unit) = (self.grads.get(unit).flat().operand(), &self.units[unit]);
+        let owns_only_its_shard = unit.owned() == unit.shard();
+        match owns_only_its_shard {
+            true => self.groups.dp.reduce_scatter(buffer, ReduceOp::Sum),
+            false => self.groups.dp.all_reduce(buffer, ReduceOp::Sum),
+        }
     }
 
     /// Sums the gradients of parameters that several tensor-parallel ranks hold and each of which saw only a part.
@@ -161,23 +234,13 @@ impl Memory {
     /// After the last micro-batch: each rank holds the sums over all ranks of at least what it owns. Collective over dp,
     /// tp and, with a tied embedding, pp.
     pub(super) fn reduce_gradients(&mut self) -> Result<(), CommError> {
-        let mut pending: Vec<Work> = Vec::new();
-        // In the order in which the backward pass finishes them.
-        for (idx, unit) in self.units.iter().enumerate().rev() {
-            if !self.grads.has_its_own(idx) || !unit.is_trained() {
-                continue; // reduced already, or there are none
-            }
-            self.sum_replicas(idx)?;
-            self.shake.delay();
-            let buffer = self.grads.get(idx).flat().operand();
-            let owns_only_its_shard = unit.owned() == unit.shard();
-            pending.push(if owns_only_its_shard {
-                self.groups.dp.reduce_scatter(buffer, ReduceOp::Sum)?
-            } else {
-                self.groups.dp.all_reduce(buffer, ReduceOp::Sum)?
-            });
+        let are_reduced = self.shards_gradients || self.leaving.is_some();
+        if !are_reduced {
+            // In the order in which the backward pass finishes them.
+            let trained = (0..self.units.len()).rev().filter(|&unit| self.units[unit].is_trained());
+            let pending: Vec<Work> = trained.map(|unit| self.reduce(unit)).collect::<Result<_, _>>()?;
+            pending.into_iter().try_for_each(Work::wait)?;
         }
-        pending.into_iter().try_for_each(Work::wait)?;
         match &mut self.tied {
             Some(tied) => tied.sum(&mut self.units, &mut self.grads),
             None => Ok(()),
@@ -185,10 +248,14 @@ impl Memory {
     }
 
     /// This rank's part of the square of the reduced gradients' L2 norm. Does not wait for the device.
-    pub(super) fn square_norm(&self) -> DeviceSum {
+    pub(super) fn square_norm(&mut self) -> DeviceSum {
         let mut sum = DeviceSum::default();
-        for (idx, unit) in self.units.iter().enumerate() {
-            sum.add(unit.square_norm(self.grads.get(idx).flat()));
+        match &mut self.leaving {
+            Some(leaving) => leaving.squares.iter_mut().for_each(|square| sum.add(mem::take(square))),
+            None => {
+                let units = self.units.iter().enumerate();
+                units.for_each(|(idx, unit)| sum.add(unit.square_norm(self.grads.get(idx).flat())));
+            }
         }
         sum
     }

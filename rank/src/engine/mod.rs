@@ -5,7 +5,8 @@
 //!        -> reduce gradients -> grad norm, clip -> AdamW on what this rank owns -> publish parameters
 //! ```
 //!
-//! Here is the order of the computation, and `passes` is what one action does; [`Memory`] knows where parameters and
+//! Here is the order of the computation, and `passes` is what one action does; with an offloaded optimizer `by_unit` has another
+//! order; [`Memory`] knows where parameters and
 //! gradients are and when they move; `messages` carries activations between pipeline stages. The engine knows nothing of
 //! files, steps or the launcher.
 //!
@@ -13,6 +14,7 @@
 //! - `ENG-2` what only moves or recomputes data changes no bit.
 
 mod adamw;
+mod by_unit;
 mod contents;
 mod memory;
 mod messages;
@@ -133,11 +135,29 @@ impl Engine {
     /// loss with respect to one token's cross-entropy, `1 / label tokens of the step`. Every rank of the job calls it.
     pub fn forward_backward(
         &mut self,
-        mut micro_batch: impl FnMut(u64) -> MicroBatch,
+        micro_batch: impl FnMut(u64) -> MicroBatch,
         scale: f64,
     ) -> Result<PassesOutcome, CommError> {
         let _guard = tch::no_grad_guard();
         let started = Instant::now();
+        let loss = match self.plan.goes_unit_by_unit() {
+            true => self.pass_by_unit((0..self.plan.batch.num_micro_batches).map(micro_batch), scale)?,
+            false => self.pass_by_schedule(micro_batch, scale)?,
+        };
+        Ok(PassesOutcome {
+            // Every rank of a layer has the same loss.
+            loss: if self.tp.split().rank == 0 { loss } else { DeviceSum::default() },
+            seconds: started.elapsed().as_secs_f64(),
+            waited_seconds: self.messages.take_waited().as_secs_f64(),
+        })
+    }
+
+    /// The passes of a step in the order of the stage's schedule. Returns the sum of the cross-entropies.
+    fn pass_by_schedule(
+        &mut self,
+        mut micro_batch: impl FnMut(u64) -> MicroBatch,
+        scale: f64,
+    ) -> Result<DeviceSum, CommError> {
         let (mut in_flight, mut deferred) = (HashMap::new(), HashMap::new());
         let mut loss = DeviceSum::default();
         for &action in Rc::clone(&self.actions).iter() {
@@ -161,12 +181,7 @@ impl Engine {
                 }
             }
         }
-        Ok(PassesOutcome {
-            // Every rank of a layer has the same loss.
-            loss: if self.tp.split().rank == 0 { loss } else { DeviceSum::default() },
-            seconds: started.elapsed().as_secs_f64(),
-            waited_seconds: self.messages.take_waited().as_secs_f64(),
-        })
+        Ok(loss)
     }
 
     /// The sum of a micro-batch's cross-entropies, without gradients; over all ranks, each token counts once. Without a
@@ -205,8 +220,9 @@ impl Engine {
 
     /// The step's loss and the norm of its reduced gradients over all ranks; `loss`: this rank's part of it. Every rank of
     /// the job calls it.
-    pub fn step_sums(&self, loss: DeviceSum) -> Result<StepSums, CommError> {
-        StepSums::over_ranks(&*self.memory.groups().all, loss, self.memory.square_norm())
+    pub fn step_sums(&mut self, loss: DeviceSum) -> Result<StepSums, CommError> {
+        let square = self.memory.square_norm();
+        StepSums::over_ranks(&*self.memory.groups().all, loss, square)
     }
 
     /// One AdamW update of what this rank owns, by gradients that are clipped to the plan's norm; they are zero afterwards.

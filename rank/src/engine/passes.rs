@@ -6,7 +6,9 @@ use tch::Tensor;
 
 use super::{Engine, MicroBatch};
 use crate::kernels::DeviceSum;
-use crate::model::{Block, BlockSaved, BlockSpec, BlockWeights, GradPass, HeadPass, Labels, PendingGrad, WeightGrads};
+use crate::model::{
+    Block, BlockSaved, BlockSpec, BlockWeights, GradPass, HeadPass, HeadWeights, Labels, PendingGrad, WeightGrads,
+};
 
 /// A micro-batch between its forward and its backward pass of a chunk.
 pub(super) struct InFlight {
@@ -99,7 +101,7 @@ impl Engine {
     }
 
     /// The block unit of a micro-batch whose stream is `x`.
-    fn block(&self, batch: &MicroBatch, x: &Tensor) -> Block {
+    pub(super) fn block(&self, batch: &MicroBatch, x: &Tensor) -> Block {
         let spec = BlockSpec { config: &self.plan.model.config, rope: &self.rope, tp: &self.tp };
         Block::new(spec, &batch.samples, x.kind())
     }
@@ -179,7 +181,7 @@ impl Engine {
         Ok((dx, sink.into_pending()))
     }
 
-    fn block_pass<'a>(&'a self, unit: usize, sink: &'a WeightGrads) -> GradPass<'a, BlockWeights> {
+    pub(super) fn block_pass<'a>(&'a self, unit: usize, sink: &'a WeightGrads) -> GradPass<'a, BlockWeights> {
         GradPass { weights: self.memory.param_views(unit).block(), grads: self.memory.grad_views(unit).block(), sink }
     }
 
@@ -206,13 +208,11 @@ impl Engine {
             // The head adds to the embedding's gradient first; the embedding's own backward ends it, if it is here.
             self.memory.begin_gradients(tied);
         }
-        let tied = self.stage.tied.unwrap_or(head);
-        let weights = self.memory.param_views(head).head(self.memory.param_views(tied));
-        let grads = self.memory.grad_views(head).head(self.memory.grad_views(tied));
+        let (weights, grads) = (self.head_weights(head), self.head_grads(head));
         let pass = HeadPass { weights: &weights, grads: &grads, scale };
         let result = self.head.forward_backward(&self.tp, pass, x, labels)?;
         self.memory.end_gradients(head)?;
-        if self.stage.tied.is_some() && !self.stage.shares_embedding() {
+        if let Some(tied) = self.stage.tied.filter(|_| !self.stage.shares_embedding()) {
             self.memory.end_gradients(tied)?;
         }
         Ok(result)
@@ -222,9 +222,17 @@ impl Engine {
     pub(super) fn head_loss(&mut self, head: usize, x: &Tensor, labels: &Labels) -> Result<DeviceSum, CommError> {
         self.progress.enter_unit(Phase::Forward, head);
         self.gather_head(head)?;
-        let tied = self.stage.tied.unwrap_or(head);
-        let weights = self.memory.param_views(head).head(self.memory.param_views(tied));
-        self.head.loss(&self.tp, &weights, x, labels)
+        self.head.loss(&self.tp, &self.head_weights(head), x, labels)
+    }
+
+    /// The head's weights. They have been gathered.
+    pub(super) fn head_weights(&self, head: usize) -> HeadWeights {
+        self.memory.param_views(head).head(self.memory.param_views(self.stage.tied.unwrap_or(head)))
+    }
+
+    /// The views that the head's backward pass adds gradients to.
+    pub(super) fn head_grads(&self, head: usize) -> HeadWeights {
+        self.memory.grad_views(head).head(self.memory.grad_views(self.stage.tied.unwrap_or(head)))
     }
 
     /// Makes sure that the head's weights are whole.

@@ -110,8 +110,6 @@ pub(super) struct Slots {
     slots: Vec<Slot>,
     /// Slot of each unit.
     of_unit: Vec<usize>,
-    /// By unit.
-    claims: Vec<Claim>,
 }
 
 impl Slots {
@@ -123,7 +121,7 @@ impl Slots {
         sharding: Sharding,
     ) -> Result<Self, CommError> {
         let kind = compute_kind(plan.model.compute_dtype);
-        Self::new(layouts, param_claims(plan, layouts), |layout| {
+        Self::new(layouts, &param_claims(plan, layouts), |layout| {
             let flat = ranks.allocate(kind, sharding.padded(layout.numel()))?;
             Ok((UnitViews::weights(layout, |offset, shape| flat.view(offset, shape)), flat))
         })
@@ -136,7 +134,7 @@ impl Slots {
         layouts: &[UnitLayout],
         sharding: Sharding,
     ) -> Result<Self, CommError> {
-        Self::new(layouts, grad_claims(plan, layouts), |layout| {
+        Self::new(layouts, &grad_claims(plan, layouts), |layout| {
             let flat = ranks.allocate(Kind::Float, sharding.padded(layout.trained_numel()))?;
             Ok((UnitViews::gradients(layout, |offset, shape| flat.view(offset, shape)), flat))
         })
@@ -146,17 +144,17 @@ impl Slots {
     /// unit holds it from the start.
     fn new(
         layouts: &[UnitLayout],
-        claims: Vec<Claim>,
+        claims: &[Claim],
         allocate: impl Fn(&UnitLayout) -> Result<(UnitViews, Buffer), CommError>,
     ) -> Result<Self, CommError> {
-        let (of_unit, layout_of_slot) = assign(&classes(layouts), &claims);
+        let (of_unit, layout_of_slot) = assign(&classes(layouts), claims);
         let slot = |&unit: &usize| {
             let (views, flat) = allocate(&layouts[unit])?;
             let contents = if claims[unit] == Claim::Own { Contents::Unit(unit) } else { Contents::Nothing };
             Ok(Slot { flat, views, contents })
         };
         let slots = layout_of_slot.iter().map(slot).collect::<Result<_, CommError>>()?;
-        Ok(Self { slots, of_unit, claims })
+        Ok(Self { slots, of_unit })
     }
 
     /// The slot that a unit computes on.
@@ -167,10 +165,5 @@ impl Slots {
     /// The slot that a unit computes on, to change.
     pub fn get_mut(&mut self, unit: usize) -> &mut Slot {
         &mut self.slots[self.of_unit[unit]]
-    }
-
-    /// Whether the unit has a slot of its own, and does not take turns with others.
-    pub fn has_its_own(&self, unit: usize) -> bool {
-        self.claims[unit] == Claim::Own
     }
 }

@@ -22,12 +22,17 @@ pub(super) struct Unit {
     /// `[owned]` fp32. `None` where whole fp32 parameters stay in a slot of their own and nothing is offloaded: those are
     /// the masters.
     master: Option<Buffer>,
-    /// `[shard]` fp32, where gradients are sharded: the sum over micro-batches.
-    grad_shard: Option<Buffer>,
+    /// `[owned]` fp32, where the master is: reduced gradients that do not stay in their slot. Where they are sharded, the sum over
+    /// micro-batches.
+    kept_grads: Option<Buffer>,
+    /// They take the place of the step's before, all at once, rather than add to zeros.
+    leaves_at_once: bool,
     /// First moment: `[owned]` fp32, where the master is.
     exp_avg: Buffer,
     /// Second moment: `[owned]` fp32, where the master is.
     exp_avg_sq: Buffer,
+    /// `[owned]` in the compute type, where gathered parameters wait in the host's memory: the rounded masters.
+    parked: Option<Buffer>,
     /// `[frozen_shard]` in the compute type, where whole parameters are gathered: what this rank brings of the frozen ones.
     frozen: Option<Buffer>,
 }
@@ -38,20 +43,19 @@ impl Unit {
         let parts = sharding.parts(layout.trained_numel(), layout.numel());
         let owned = sharding.owned(parts.trained.len()).len();
         let has_masters = plan.zero.offload_optimizer || sharding.has_masters(layout.numel(), plan.model.compute_dtype);
-        let shard = sharding.shard(parts.trained.len()).len();
         let frozen_shard = sharding.shard_in(&parts.frozen).len();
-        let frozen_kind = compute_kind(plan.model.compute_dtype);
-        let state_device = if plan.zero.offload_optimizer { HOST } else { device.of_tensors() };
-        let state = || Buffer::zeros(state_device, Kind::Float, owned);
-        let sum = || Buffer::zeros(state_device, Kind::Float, shard);
+        let (is_gathered, parks) = (sharding.shards_parameters(layout.numel()), plan.zero.parks_parameters());
+        let kind = compute_kind(plan.model.compute_dtype);
+        let on = |is_offloaded| if is_offloaded { HOST } else { device.of_tensors() };
+        let state = || Buffer::zeros(on(plan.zero.offload_optimizer), Kind::Float, owned);
         Self {
             master: has_masters.then(state),
-            grad_shard: sharding.shards_gradients().then(sum),
+            kept_grads: (sharding.shards_gradients() || plan.goes_unit_by_unit()).then(state),
+            leaves_at_once: plan.goes_unit_by_unit(),
             exp_avg: state(),
             exp_avg_sq: state(),
-            frozen: sharding
-                .shards_parameters(layout.numel())
-                .then(|| Buffer::zeros(device.of_tensors(), frozen_kind, frozen_shard)),
+            parked: (is_gathered && parks && kind != Kind::Float).then(|| Buffer::zeros(HOST, kind, owned)),
+            frozen: is_gathered.then(|| Buffer::zeros(on(parks), kind, frozen_shard)),
             layout,
             parts,
             sharding,
@@ -119,6 +123,7 @@ impl Unit {
         if let Some(master) = &mut self.master {
             master.range(0..owned.len()).copy_(&part(&owned));
         }
+        self.park(0..owned.len());
         if let Some(frozen) = &mut self.frozen {
             frozen.range(0..frozen_shard.len()).copy_(&part(&frozen_shard));
         }
@@ -127,9 +132,13 @@ impl Unit {
     /// Writes what this rank keeps of the parameters into its place among the whole ones: before they are gathered.
     pub fn put_parameters(&self, params: &mut Buffer) {
         let owned = self.owned();
-        if let Some(master) = &self.master {
-            let masters = master.range(0..owned.len()).to_device(params.device());
-            round(&mut params.range(owned), &masters);
+        match (&self.parked, &self.master) {
+            (Some(parked), _) => params.range(owned).copy_(&parked.range(0..parked.numel())),
+            (None, Some(master)) => {
+                let masters = master.range(0..owned.len()).to_device(params.device());
+                round(&mut params.range(owned), &masters);
+            }
+            (None, None) => {}
         }
         if let Some(frozen) = &self.frozen {
             params.range(self.frozen_shard()).copy_(&frozen.range(0..frozen.numel()));
@@ -145,6 +154,9 @@ impl Unit {
         if let Some(master) = &mut self.master {
             write_overlap(master, owned.start, start, values);
         }
+        if let Some(parked) = &mut self.parked {
+            write_overlap(parked, owned.start, start, values);
+        }
         if let Some(frozen) = &mut self.frozen {
             write_overlap(frozen, frozen_shard.start, start, values);
         }
@@ -157,19 +169,24 @@ impl Unit {
         write_overlap(&mut self.exp_avg_sq, owned.start, start, exp_avg_sq);
     }
 
-    /// Adds this rank's shard of reduced gradients, where gradients are sharded.
+    /// Adds this rank's shard of a micro-batch's reduced gradients to the sum over micro-batches: where gradients are sharded.
     pub fn add_grad_shard(&mut self, grads: &Buffer) {
-        let shard = self.shard();
-        if let Some(sum) = &self.grad_shard {
-            let grads = grads.range(shard).to_device(sum.device());
+        if let Some(sum) = &self.kept_grads {
+            let grads = grads.range(self.shard()).to_device(sum.device());
             let _ = sum.range(0..grads.numel()).g_add_(&grads);
         }
     }
 
-    /// The reduced gradients of `range`, which lies in this rank's shard if gradients are sharded.
+    /// Keeps the step's reduced gradients of what it owns, `[owned]` fp32: where they leave their slot unit by unit.
+    pub fn keep_gradients(&mut self, owned: &Tensor) {
+        let kept = self.kept_grads.as_ref().expect("gradients leave their slot");
+        kept.range(0..kept.numel()).copy_(owned);
+    }
+
+    /// The reduced gradients of `range`, which lies in what this rank owns.
     fn reduced(&self, grads: &Buffer, range: &Range<usize>) -> Tensor {
-        match &self.grad_shard {
-            Some(sum) => sum.range(relative(range, self.shard().start)),
+        match &self.kept_grads {
+            Some(kept) => kept.range(self.in_owned(range)),
             None => grads.range(range.clone()),
         }
     }
@@ -177,9 +194,15 @@ impl Unit {
     /// Square of the L2 norm of what this rank counts of the step's reduced gradients: its shard, as far as no other rank
     /// holds the same. The same cut in every stage: the same bits. Does not wait for the device.
     pub fn square_norm(&self, grads: &Buffer) -> DeviceSum {
+        self.square_norm_of(&self.reduced(grads, &self.owned()))
+    }
+
+    /// As [`Unit::square_norm`], of reduced gradients of what it owns: `[owned]` fp32.
+    pub fn square_norm_of(&self, owned: &Tensor) -> DeviceSum {
         let mut sum = DeviceSum::default();
         for piece in self.layout.primary_pieces(self.shard()) {
-            sum.add(sum_of_squares(&self.reduced(grads, &(piece.local..piece.local + piece.whole.len()))));
+            let range = self.in_owned(&(piece.local..piece.local + piece.whole.len()));
+            sum.add(sum_of_squares(&owned.narrow(0, range.start as i64, range.len() as i64)));
         }
         sum
     }
@@ -187,7 +210,7 @@ impl Unit {
     /// Copies the reduced gradients of `range`, which lies in [`Unit::owned`], into their place in `grads`, if they are
     /// not there.
     pub fn put_gradients(&self, grads: &mut Buffer, range: Range<usize>) {
-        if self.grad_shard.is_some() {
+        if self.kept_grads.is_some() {
             grads.range(range.clone()).copy_(&self.reduced(grads, &range));
         }
     }
@@ -216,23 +239,31 @@ impl Unit {
         };
         for tile in tiles {
             let mut reduced = self.reduced(grads, &tile);
-            // Sums over micro-batches are in the host's memory already.
-            if let (Some(staging), None) = (&mut staging, &self.grad_shard) {
+            // What does not stay in its slot is in the host's memory already.
+            if let (Some(staging), None) = (&mut staging, &self.kept_grads) {
                 reduced = staging.fetch(&reduced);
             }
             self.apply_tile(update, &tile, params, &reduced, rounds_at_once);
             if let Some(master) = self.master.as_ref().filter(|_| rounds && !rounds_at_once) {
                 let masters = master.range(self.in_owned(&tile));
                 match &staging {
-                    Some(staging) => staging.store(&masters, &mut params.range(tile)),
-                    None => round(&mut params.range(tile), &masters),
+                    Some(staging) => staging.store(&masters, &mut params.range(tile.clone())),
+                    None => round(&mut params.range(tile.clone()), &masters),
                 }
             }
+            self.park(self.in_owned(&tile));
         }
         // Gradients of others' parts are not touched by the update, and padding is zero.
-        let touches_all = self.grad_shard.is_some() || owned.len() == self.parts.trained.len();
-        if !(at_once && touches_all) {
+        let touches_all = self.kept_grads.is_some() || owned.len() == self.parts.trained.len();
+        if !(at_once && touches_all || self.leaves_at_once) {
             self.zero_gradients(grads);
+        }
+    }
+
+    /// Rounds updated masters to the parameters that wait in the host's memory. `range`: of what this rank owns.
+    fn park(&self, range: Range<usize>) {
+        if let (Some(parked), Some(master)) = (&self.parked, &self.master) {
+            round(&mut parked.range(range.clone()), &master.range(range));
         }
     }
 
@@ -251,8 +282,8 @@ impl Unit {
 
     /// Zeroes the step's gradients.
     fn zero_gradients(&mut self, grads: &mut Buffer) {
-        match &mut self.grad_shard {
-            Some(sum) => sum.zero(),
+        match &mut self.kept_grads {
+            Some(kept) => kept.zero(),
             None => grads.zero(),
         }
     }

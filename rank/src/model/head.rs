@@ -94,14 +94,10 @@ impl Head {
         let mut loss = DeviceSum::default();
         for rows in self.chunks(labels.num_labels(), weights) {
             let y = part(&y, &rows);
-            let mut logits = self.logits(weights, &y);
-            self.cross_entropy(tp, &part(&labels.targets, &rows)).gradient(&mut logits, &mut loss)?;
+            let dlogits = self.dlogits(tp, weights, &y, &part(&labels.targets, &rows), &mut loss)?;
             // `scale` goes to the narrow side of both products: `[rows, D]`, not `[rows, V]`.
-            let dlogits = logits.to_kind(y.kind());
             let _ = dlogits.mm_out(&part(&dy, &rows), &self.own(&weights.lm_head));
-            if is_trained(&grads.lm_head) {
-                accumulate_product(&self.own(&grads.lm_head), &dlogits.tr(), &(y * scale));
-            }
+            self.add_matrix_gradient(grads, &dlogits, y * scale);
         }
         drop(y);
         let mut partial = tp.partial(labels.num_tokens(), x, x.size()[1]);
@@ -109,6 +105,48 @@ impl Head {
         let dnormed = tp.reduce(partial)?;
         let norm = GradPass { weights: &weights.norm, grads: &grads.norm, sink: &WeightGrads::Now };
         Ok((loss, norm_backward(norm, &normed, NormGrads { x, dy: &dnormed, residual: None })))
+    }
+
+    /// Adds the gradient of lm_head alone, as [`Head::forward_backward`] does, from logits that are computed once more: for an
+    /// embedding that is tied to it, which has to take turns with its own gradient. Collective over tp.
+    pub fn backward_matrix(
+        &self,
+        tp: &TensorParallel,
+        pass: HeadPass,
+        x: &Tensor,
+        labels: &Labels,
+    ) -> Result<(), CommError> {
+        let HeadPass { weights, grads, scale } = pass;
+        let Labelled { y, .. } = self.labelled(tp, weights, x, labels)?;
+        for rows in self.chunks(labels.num_labels(), weights) {
+            let y = part(&y, &rows);
+            let targets = part(&labels.targets, &rows);
+            let dlogits = self.dlogits(tp, weights, &y, &targets, &mut DeviceSum::default())?;
+            self.add_matrix_gradient(grads, &dlogits, y * scale);
+        }
+        Ok(())
+    }
+
+    /// The gradient of the cross-entropy of some rows, `[rows, V/tp]`, whose sum is added to `loss`. `y`: the rows of the final
+    /// norm, `[rows, D]`; `targets`: `[rows]` int64.
+    fn dlogits(
+        &self,
+        tp: &TensorParallel,
+        weights: &HeadWeights,
+        y: &Tensor,
+        targets: &Tensor,
+        loss: &mut DeviceSum,
+    ) -> Result<Tensor, CommError> {
+        let mut logits = self.logits(weights, y);
+        self.cross_entropy(tp, targets).gradient(&mut logits, loss)?;
+        Ok(logits.to_kind(y.kind()))
+    }
+
+    /// `scaled_y`: `[rows, D]`
+    fn add_matrix_gradient(&self, grads: &HeadWeights, dlogits: &Tensor, scaled_y: Tensor) {
+        if is_trained(&grads.lm_head) {
+            accumulate_product(&self.own(&grads.lm_head), &dlogits.tr(), &scaled_y);
+        }
     }
 
     fn labelled(

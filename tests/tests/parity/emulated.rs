@@ -110,7 +110,8 @@ fn on_emulated_gpus_too_what_only_moves_or_recomputes_changes_no_bit() {
         let stages = [(0, 1), (1, 1), (2, 1), (3, 0), (3, 2)];
         let stages = stages.map(|(zero_stage, prefetch_units)| Layout { zero_stage, prefetch_units, ..data });
         let recomputed = ["pointwise", "ffn", "full"].map(|checkpointing| Layout { checkpointing, ..data });
-        let layouts = stages.into_iter().chain(recomputed).chain([Layout { offload: "cpu", zero_stage: 3, ..data }]);
+        let offloaded = [1, 3].map(|zero_stage| Layout { offload: "cpu", zero_stage, ..data });
+        let layouts = stages.into_iter().chain(recomputed).chain(offloaded);
         let runs: Vec<(Layout, RunDir)> = layouts.map(|layout| (layout, train("gqa", layout))).collect();
         assert_same_bits("emulated gqa", &runs);
     }
