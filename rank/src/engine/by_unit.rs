@@ -2,6 +2,9 @@
 //! each pass, and its gradients leave once a step; in exchange all micro-batches are between their passes at a time.
 //!
 //! Each unit adds up the gradients of micro-batches in their order, as it does when micro-batches take turns: the same bits.
+//!
+//! The next unit's parameters are asked for before the last micro-batch: their update may still be under way, and on a GPU there is
+//! work until it is done.
 
 use comm::CommError;
 use proto::progress::Phase;
@@ -56,7 +59,7 @@ impl Engine {
     /// The embedding of all micro-batches.
     fn embed(&mut self, unit: usize, batches: impl Iterator<Item = MicroBatch>) -> Result<Vec<UnderWay>, CommError> {
         self.progress.enter_unit(Phase::Forward, unit);
-        self.memory.gather_ahead(unit..self.memory.num_units())?;
+        self.memory.gather(unit)?;
         let embed = |batch: MicroBatch| {
             self.progress.enter_unit(Phase::Forward, unit);
             let weights = self.memory.param_views(unit).embedding();
@@ -64,16 +67,22 @@ impl Engine {
             let block = self.block(&batch, &stream);
             Ok(UnderWay { batch, block, saved: vec![], stream, last: None })
         };
-        batches.map(embed).collect()
+        let under_way = batches.map(embed).collect::<Result<_, CommError>>()?;
+        self.memory.prefetch(unit + 1..self.memory.num_units())?;
+        Ok(under_way)
     }
 
     /// A block's forward passes.
     fn forward_unit(&mut self, unit: usize, under_way: &mut [UnderWay]) -> Result<(), CommError> {
         self.progress.enter_unit(Phase::Forward, unit);
-        self.memory.gather_ahead(unit..self.memory.num_units())?;
+        self.memory.gather(unit)?;
         let checkpointing = self.plan.activation_checkpointing.of_block(self.stage.block_of(unit));
-        for pass in under_way {
+        let last = under_way.len() - 1;
+        for (idx, pass) in under_way.iter_mut().enumerate() {
             self.progress.enter_unit(Phase::Forward, unit);
+            if idx == last {
+                self.memory.prefetch(unit + 1..self.memory.num_units())?;
+            }
             let weights = self.memory.param_views(unit).block();
             let x = pass.take_stream();
             let (y, saved) = pass.block.forward(&self.tp, weights, x, checkpointing)?;
@@ -113,10 +122,14 @@ impl Engine {
     /// A block's backward passes. `first`: the block that comes last.
     fn backward_unit(&mut self, unit: usize, first: usize, under_way: &mut [UnderWay]) -> Result<(), CommError> {
         self.progress.enter_unit(Phase::Backward, unit);
-        self.memory.gather_ahead((first..=unit).rev())?;
+        self.memory.gather(unit)?;
         self.memory.begin_unit_gradients(unit);
-        for pass in under_way {
+        let last = under_way.len() - 1;
+        for (idx, pass) in under_way.iter_mut().enumerate() {
             self.progress.enter_unit(Phase::Backward, unit);
+            if idx == last {
+                self.memory.prefetch((first..unit).rev())?;
+            }
             let saved = pass.saved.pop().expect("one for each block");
             let dy = pass.take_stream();
             self.memory.begin_gradients(unit);

@@ -28,6 +28,7 @@ use super::offload::Staging;
 use super::slots::Slots;
 use super::tied::TiedGradients;
 use super::unit::Unit;
+use super::updater::{Job, Updater};
 use crate::device::{Buffer, HOST, Section};
 use crate::groups::Groups;
 use crate::kernels::{DeviceSum, Update};
@@ -50,6 +51,8 @@ pub struct Memory {
     shards_gradients: bool,
     /// What leaves its slot, if a step goes unit by unit.
     leaving: Option<Leaving>,
+    /// The thread that updates units, if a step goes unit by unit.
+    updater: Option<Updater>,
     /// Units gathered ahead of the one that computes.
     prefetch_units: usize,
     shake: Shake,
@@ -79,12 +82,14 @@ impl Memory {
         let (groups, shake) = (&ranks.groups, &ranks.shake);
         let sharding = Sharding::new(plan.zero.stage, groups.dp.size(), groups.dp.rank());
         let layouts = rank_layout(plan, groups.coord);
+        let updater = plan.goes_unit_by_unit().then(|| Updater::new(layouts.len()));
         Ok(Self {
             params: Slots::of_parameters(plan, ranks, &layouts, sharding)?,
             grads: Slots::of_gradients(plan, ranks, &layouts, sharding)?,
             tied: TiedGradients::new(plan, ranks, &layouts)?,
             shards_gradients: sharding.shards_gradients(),
             leaving: plan.goes_unit_by_unit().then(|| Leaving::new(ranks, &layouts, sharding)),
+            updater: updater.transpose().unwrap_or_else(|error| panic!("no thread to update units: {error}")),
             units: layouts.into_iter().map(|layout| Unit::new(layout, sharding, plan, ranks.device)).collect(),
             groups: groups.clone(),
             prefetch_units: plan.zero.prefetch_units,
@@ -118,6 +123,7 @@ impl Memory {
     /// Starts to gather a unit's whole parameters, unless they are here or on their way. Waits only where its slot still waits
     /// for another unit.
     fn begin_gather(&mut self, unit: usize) -> Result<(), CommError> {
+        self.settle_unit(unit)?;
         let slot = self.params.get_mut(unit);
         if slot.is_for(unit) {
             return Ok(());
@@ -135,6 +141,37 @@ impl Memory {
         Ok(())
     }
 
+    /// Waits until a unit's newest update is done, if it is not yet; then its parameters are where they wait or stay. Collective over
+    /// dp where whole ones stay and their update is sharded.
+    fn settle_unit(&mut self, unit: usize) -> Result<(), CommError> {
+        let Some(state) = self.updater.as_mut().and_then(|updater| updater.finish(unit)) else { return Ok(()) };
+        let idx = unit;
+        let unit = &mut self.units[idx];
+        unit.take_back(state);
+        if unit.is_gathered() {
+            return Ok(());
+        }
+        let staging = self.staging.as_ref().expect("its state is in the host's memory");
+        unit.bring_parameters(staging, self.params.get_mut(idx).flat_mut());
+        self.publish(idx)?.map_or(Ok(()), Work::wait)
+    }
+
+    /// As [`Memory::settle_unit`], of all.
+    pub(super) fn settle(&mut self) -> Result<(), CommError> {
+        (0..self.units.len()).try_for_each(|unit| self.settle_unit(unit))
+    }
+
+    /// Gives all ranks what this one has updated of a unit whose whole parameters stay, if it has not updated all. Collective over
+    /// dp.
+    fn publish(&self, unit: usize) -> Result<Option<Work>, CommError> {
+        self.shake.delay();
+        let (trained, state) = (self.units[unit].parts().trained.len(), &self.units[unit]);
+        if state.is_gathered() || state.owned().len() == trained {
+            return Ok(None);
+        }
+        self.groups.dp.all_gather(self.params.get(unit).flat().operand().slice(0, trained)).map(Some)
+    }
+
     /// Gathers the first of `order`, and starts to gather some of the rest ahead of their use: they are under way while the
     /// first computes. Collective over dp.
     pub(super) fn gather_ahead(&mut self, order: impl Iterator<Item = usize>) -> Result<(), CommError> {
@@ -143,6 +180,12 @@ impl Memory {
         self.begin_gather(first)?;
         order.try_for_each(|unit| self.begin_gather(unit))?;
         self.params.get_mut(first).arrive()
+    }
+
+    /// Starts to gather some of `order` ahead of their use. Collective over dp.
+    pub(super) fn prefetch(&mut self, order: impl Iterator<Item = usize>) -> Result<(), CommError> {
+        let mut order = order.take(self.prefetch_units);
+        order.try_for_each(|unit| self.begin_gather(unit))
     }
 
     /// The views of a unit's whole parameters: what it computes with. The unit has been gathered.
@@ -262,22 +305,40 @@ impl Memory {
 
     /// Updates what this rank owns; then every rank gets what the others updated, at once or when it gathers: what is
     /// trained. Gradients are zero afterwards. Collective over dp.
-    pub(super) fn update(&mut self, update: &Update) -> Result<(), CommError> {
+    pub(super) fn update(&mut self, update: Update) -> Result<(), CommError> {
+        if self.updater.is_some() {
+            self.begin_update(update);
+            return Ok(());
+        }
         for (idx, unit) in self.units.iter_mut().enumerate() {
             let (params, grads) = (self.params.get_mut(idx).flat_mut(), self.grads.get_mut(idx).flat_mut());
-            unit.apply(update, self.staging.as_mut(), params, grads);
+            unit.apply(&update, self.staging.as_mut(), params, grads);
         }
         let mut pending: Vec<Work> = Vec::new();
-        for (idx, unit) in self.units.iter().enumerate() {
-            self.shake.delay();
-            if unit.is_gathered() {
+        for idx in 0..self.units.len() {
+            if self.units[idx].is_gathered() {
                 self.params.get_mut(idx).release(&self.shake);
-            } else if unit.owned().len() < unit.parts().trained.len() {
-                let trained = self.params.get(idx).flat().operand().slice(0, unit.parts().trained.len());
-                pending.push(self.groups.dp.all_gather(trained)?);
             }
+            pending.extend(self.publish(idx)?);
         }
         pending.into_iter().try_for_each(Work::wait)
+    }
+
+    /// As [`Memory::update`], on the thread that updates, in the order of the next forward pass, which waits for each unit. Waits for
+    /// the device: for the factor to clip by.
+    fn begin_update(&mut self, update: Update) {
+        let Update { clip, constants } = update;
+        let clip = clip.read();
+        if clip.is_nan() {
+            return; // the step is skipped
+        }
+        let updater = self.updater.as_mut().expect("a thread that updates");
+        for (idx, unit) in self.units.iter_mut().enumerate().filter(|(_, unit)| unit.is_trained()) {
+            if unit.is_gathered() {
+                self.params.get_mut(idx).release(&self.shake);
+            }
+            updater.start(Job { unit: idx, pieces: unit.pieces(), state: unit.lend(), clip, constants });
+        }
     }
 }
 

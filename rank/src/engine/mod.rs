@@ -19,12 +19,14 @@ mod contents;
 mod memory;
 mod messages;
 mod offload;
+mod optimizer_state;
 mod passes;
 mod slots;
 mod stage;
 mod step_sums;
 mod tied;
 mod unit;
+mod updater;
 
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -119,14 +121,11 @@ impl Engine {
         })
     }
 
-    /// Parameters, gradients and optimizer state, to load or to gather.
-    pub fn memory_mut(&mut self) -> &mut Memory {
-        &mut self.memory
-    }
-
-    /// As [`Engine::memory_mut`], to read.
-    pub fn memory(&self) -> &Memory {
-        &self.memory
+    /// Parameters, gradients and optimizer state, to load, to gather or to read, once all updates are done. Every rank of the
+    /// job calls it.
+    pub fn memory(&mut self) -> Result<&mut Memory, CommError> {
+        self.memory.settle()?;
+        Ok(&mut self.memory)
     }
 
     /// All forward and backward passes of a step: adds the gradients of every micro-batch to the gradient buffers.
@@ -232,6 +231,6 @@ impl Engine {
     pub fn optimizer_step(&mut self, step: u64, learning_rate: f64, sums: &StepSums) -> Result<(), CommError> {
         self.progress.enter(Phase::Update);
         let clip = clip_factor(self.plan.max_grad_norm, &sums.loss, &sums.square);
-        self.memory.update(&Update { clip, constants: self.adamw.at(step, learning_rate) })
+        self.memory.update(Update { clip, constants: self.adamw.at(step, learning_rate) })
     }
 }

@@ -4,12 +4,13 @@
 use std::iter;
 use std::ops::Range;
 
-use proto::layout::UnitLayout;
+use proto::layout::{ParamLayout, UnitLayout};
 use proto::plan::Plan;
 use proto::sharding::{Parts, Sharding};
 use tch::{Kind, Tensor};
 
 use super::offload::Staging;
+use super::optimizer_state::{OptimizerState, Piece};
 use crate::device::{Buffer, Device, HOST, Section, compute_kind};
 use crate::kernels::{DeviceSum, Stretch, Update, adamw, round, sum_of_squares, updates_at_once};
 
@@ -19,20 +20,8 @@ pub(super) struct Unit {
     /// Of its flat buffer.
     parts: Parts,
     sharding: Sharding,
-    /// `[owned]` fp32. `None` where whole fp32 parameters stay in a slot of their own and nothing is offloaded: those are
-    /// the masters.
-    master: Option<Buffer>,
-    /// `[owned]` fp32, where the master is: reduced gradients that do not stay in their slot. Where they are sharded, the sum over
-    /// micro-batches.
-    kept_grads: Option<Buffer>,
-    /// They take the place of the step's before, all at once, rather than add to zeros.
-    leaves_at_once: bool,
-    /// First moment: `[owned]` fp32, where the master is.
-    exp_avg: Buffer,
-    /// Second moment: `[owned]` fp32, where the master is.
-    exp_avg_sq: Buffer,
-    /// `[owned]` in the compute type, where gathered parameters wait in the host's memory: the rounded masters.
-    parked: Option<Buffer>,
+    /// `None` while it is away, to be updated.
+    optimizer: Option<OptimizerState>,
     /// `[frozen_shard]` in the compute type, where whole parameters are gathered: what this rank brings of the frozen ones.
     frozen: Option<Buffer>,
 }
@@ -48,18 +37,53 @@ impl Unit {
         let kind = compute_kind(plan.model.compute_dtype);
         let on = |is_offloaded| if is_offloaded { HOST } else { device.of_tensors() };
         let state = || Buffer::zeros(on(plan.zero.offload_optimizer), Kind::Float, owned);
-        Self {
+        let optimizer = OptimizerState {
             master: has_masters.then(state),
             kept_grads: (sharding.shards_gradients() || plan.goes_unit_by_unit()).then(state),
-            leaves_at_once: plan.goes_unit_by_unit(),
             exp_avg: state(),
             exp_avg_sq: state(),
             parked: (is_gathered && parks && kind != Kind::Float).then(|| Buffer::zeros(HOST, kind, owned)),
+        };
+        Self {
+            optimizer: Some(optimizer),
             frozen: is_gathered.then(|| Buffer::zeros(on(parks), kind, frozen_shard)),
             layout,
             parts,
             sharding,
         }
+    }
+
+    /// # Panics
+    /// While it is away.
+    fn optimizer(&self) -> &OptimizerState {
+        self.optimizer.as_ref().unwrap_or_else(|| panic!("{} is read while it is updated", self.layout.name))
+    }
+
+    /// As [`Unit::optimizer`], to change.
+    fn optimizer_mut(&mut self) -> &mut OptimizerState {
+        self.optimizer.as_mut().unwrap_or_else(|| panic!("{} changes while it is updated", self.layout.name))
+    }
+
+    /// Gives its optimizer's state away, to be updated.
+    pub fn lend(&mut self) -> OptimizerState {
+        self.optimizer.take().unwrap_or_else(|| panic!("{} is updated already", self.layout.name))
+    }
+
+    /// Takes its optimizer's state back.
+    pub fn take_back(&mut self, state: OptimizerState) {
+        assert!(self.optimizer.replace(state).is_none(), "{} was not away", self.layout.name);
+    }
+
+    /// What an update of what this rank owns is made of. Frozen parameters that share the last shard with trained ones stay as
+    /// they are.
+    pub fn pieces(&self) -> Vec<Piece> {
+        let owned = self.owned();
+        let trained = self.layout.params.iter().filter(|param| param.is_trained);
+        let piece = |param: &ParamLayout| Piece {
+            range: self.in_owned(&intersection(&owned, &param.range())),
+            decays: param.decays(),
+        };
+        trained.map(piece).filter(|piece| !piece.range.is_empty()).collect()
     }
 
     /// Whether its parameters are gathered before they compute.
@@ -108,11 +132,12 @@ impl Unit {
     /// Master parameters, first and second moment of `range`, which lies in what this rank owns.
     pub fn state<'a>(&'a self, params: &'a Buffer, range: Range<usize>) -> [Section<'a>; 3] {
         let local = self.in_owned(&range);
-        let master = match &self.master {
+        let OptimizerState { master, exp_avg, exp_avg_sq, .. } = self.optimizer();
+        let master = match master {
             Some(master) => master.section(local.clone()),
             None => params.section(range),
         };
-        [master, self.exp_avg.section(local.clone()), self.exp_avg_sq.section(local)]
+        [master, exp_avg.section(local.clone()), exp_avg_sq.section(local)]
     }
 
     /// Takes its part of the whole parameters (`[padded]` fp32) as masters and as its shard of frozen ones: after loading
@@ -120,7 +145,7 @@ impl Unit {
     pub fn take_parameters(&mut self, whole: &Tensor) {
         let (owned, frozen_shard) = (self.owned(), self.frozen_shard());
         let part = |range: &Range<usize>| whole.narrow(0, range.start as i64, range.len() as i64);
-        if let Some(master) = &mut self.master {
+        if let Some(master) = &self.optimizer().master {
             master.range(0..owned.len()).copy_(&part(&owned));
         }
         self.park(0..owned.len());
@@ -132,7 +157,8 @@ impl Unit {
     /// Writes what this rank keeps of the parameters into its place among the whole ones: before they are gathered.
     pub fn put_parameters(&self, params: &mut Buffer) {
         let owned = self.owned();
-        match (&self.parked, &self.master) {
+        let OptimizerState { parked, master, .. } = self.optimizer();
+        match (parked, master) {
             (Some(parked), _) => params.range(owned).copy_(&parked.range(0..parked.numel())),
             (None, Some(master)) => {
                 let masters = master.range(0..owned.len()).to_device(params.device());
@@ -151,11 +177,9 @@ impl Unit {
         if !self.is_gathered() {
             params.write(start, values);
         }
-        if let Some(master) = &mut self.master {
-            write_overlap(master, owned.start, start, values);
-        }
-        if let Some(parked) = &mut self.parked {
-            write_overlap(parked, owned.start, start, values);
+        let OptimizerState { master, parked, .. } = self.optimizer_mut();
+        for kept in [master, parked].into_iter().flatten() {
+            write_overlap(kept, owned.start, start, values);
         }
         if let Some(frozen) = &mut self.frozen {
             write_overlap(frozen, frozen_shard.start, start, values);
@@ -165,13 +189,14 @@ impl Unit {
     /// Sets what this rank owns of the moments of `start ..`.
     pub fn load_moments(&mut self, start: usize, exp_avg: &[f32], exp_avg_sq: &[f32]) {
         let owned = self.owned();
-        write_overlap(&mut self.exp_avg, owned.start, start, exp_avg);
-        write_overlap(&mut self.exp_avg_sq, owned.start, start, exp_avg_sq);
+        let state = self.optimizer_mut();
+        write_overlap(&mut state.exp_avg, owned.start, start, exp_avg);
+        write_overlap(&mut state.exp_avg_sq, owned.start, start, exp_avg_sq);
     }
 
     /// Adds this rank's shard of a micro-batch's reduced gradients to the sum over micro-batches: where gradients are sharded.
     pub fn add_grad_shard(&mut self, grads: &Buffer) {
-        if let Some(sum) = &self.kept_grads {
+        if let Some(sum) = &self.optimizer().kept_grads {
             let grads = grads.range(self.shard()).to_device(sum.device());
             let _ = sum.range(0..grads.numel()).g_add_(&grads);
         }
@@ -179,13 +204,13 @@ impl Unit {
 
     /// Keeps the step's reduced gradients of what it owns, `[owned]` fp32: where they leave their slot unit by unit.
     pub fn keep_gradients(&mut self, owned: &Tensor) {
-        let kept = self.kept_grads.as_ref().expect("gradients leave their slot");
+        let kept = self.optimizer().kept_grads.as_ref().expect("gradients leave their slot");
         kept.range(0..kept.numel()).copy_(owned);
     }
 
     /// The reduced gradients of `range`, which lies in what this rank owns.
     fn reduced(&self, grads: &Buffer, range: &Range<usize>) -> Tensor {
-        match &self.kept_grads {
+        match &self.optimizer().kept_grads {
             Some(kept) => kept.range(self.in_owned(range)),
             None => grads.range(range.clone()),
         }
@@ -210,7 +235,7 @@ impl Unit {
     /// Copies the reduced gradients of `range`, which lies in [`Unit::owned`], into their place in `grads`, if they are
     /// not there.
     pub fn put_gradients(&self, grads: &mut Buffer, range: Range<usize>) {
-        if self.kept_grads.is_some() {
+        if self.optimizer().kept_grads.is_some() {
             grads.range(range.clone()).copy_(&self.reduced(grads, &range));
         }
     }
@@ -230,8 +255,9 @@ impl Unit {
         grads: &mut Buffer,
     ) {
         let owned = self.owned();
-        let at_once = staging.is_none() && updates_at_once(self.exp_avg.device());
-        let rounds = !self.is_gathered() && self.master.is_some();
+        let at_once = staging.is_none() && updates_at_once(self.optimizer().exp_avg.device());
+        let rounds = !self.is_gathered() && self.optimizer().master.is_some();
+        let keeps_gradients = self.optimizer().kept_grads.is_some();
         let rounds_at_once = at_once && rounds && params.kind() == Kind::BFloat16;
         let tiles: Box<dyn Iterator<Item = Range<usize>>> = match &staging {
             Some(staging) => Box::new(staging.tiles(&owned)),
@@ -240,29 +266,42 @@ impl Unit {
         for tile in tiles {
             let mut reduced = self.reduced(grads, &tile);
             // What does not stay in its slot is in the host's memory already.
-            if let (Some(staging), None) = (&mut staging, &self.kept_grads) {
+            if let (Some(staging), false) = (&mut staging, keeps_gradients) {
                 reduced = staging.fetch(&reduced);
             }
             self.apply_tile(update, &tile, params, &reduced, rounds_at_once);
-            if let Some(master) = self.master.as_ref().filter(|_| rounds && !rounds_at_once) {
-                let masters = master.range(self.in_owned(&tile));
-                match &staging {
-                    Some(staging) => staging.store(&masters, &mut params.range(tile.clone())),
-                    None => round(&mut params.range(tile.clone()), &masters),
-                }
+            if rounds && !rounds_at_once {
+                self.round(staging.as_deref(), params, tile.clone());
             }
             self.park(self.in_owned(&tile));
         }
         // Gradients of others' parts are not touched by the update, and padding is zero.
-        let touches_all = self.kept_grads.is_some() || owned.len() == self.parts.trained.len();
-        if !(at_once && touches_all || self.leaves_at_once) {
+        let touches_all = keeps_gradients || owned.len() == self.parts.trained.len();
+        if !(at_once && touches_all) {
             self.zero_gradients(grads);
+        }
+    }
+
+    /// Rounds masters of `range` to their place among the parameters, by way of `staging` if they are in the host's memory.
+    fn round(&self, staging: Option<&Staging>, params: &mut Buffer, range: Range<usize>) {
+        let master = self.optimizer().master.as_ref().expect("parameters of another type have masters");
+        let masters = master.range(self.in_owned(&range));
+        match staging {
+            Some(staging) => staging.store(&masters, &mut params.range(range)),
+            None => round(&mut params.range(range), &masters),
+        }
+    }
+
+    /// Brings what this rank has updated elsewhere to its place among the parameters, which stay there, by way of `staging`.
+    pub fn bring_parameters(&self, staging: &Staging, params: &mut Buffer) {
+        for tile in staging.tiles(&self.owned()) {
+            self.round(Some(staging), params, tile);
         }
     }
 
     /// Rounds updated masters to the parameters that wait in the host's memory. `range`: of what this rank owns.
     fn park(&self, range: Range<usize>) {
-        if let (Some(parked), Some(master)) = (&self.parked, &self.master) {
+        if let OptimizerState { parked: Some(parked), master: Some(master), .. } = self.optimizer() {
             round(&mut parked.range(range.clone()), &master.range(range));
         }
     }
@@ -282,7 +321,7 @@ impl Unit {
 
     /// Zeroes the step's gradients.
     fn zero_gradients(&mut self, grads: &mut Buffer) {
-        match &mut self.kept_grads {
+        match &mut self.optimizer_mut().kept_grads {
             Some(kept) => kept.zero(),
             None => grads.zero(),
         }

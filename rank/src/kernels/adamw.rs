@@ -43,7 +43,7 @@ pub struct Stretch {
     pub exp_avg: Tensor,
     /// Second moment, updated in place.
     pub exp_avg_sq: Tensor,
-    /// The parameters in bf16, `[n]`, for a device that writes them at once ([`crate::kernels::updates_at_once`]).
+    /// The parameters in bf16, `[n]`, if they are to be written too.
     pub rounded: Option<Tensor>,
     /// Whether weight decay applies.
     pub decays: bool,

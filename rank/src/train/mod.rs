@@ -79,7 +79,7 @@ impl Trainer {
             Init::Random => plan.model.disk_dtype,
         };
         let snapshots = env.snapshot_fd.map(|fd| Snapshots::new(process::inherited_fd(fd), &plan, &ranks));
-        let progress = beginning::load(&env.beginning, &plan, snapshots.as_ref(), engine.memory_mut())?;
+        let progress = beginning::load(&env.beginning, &plan, snapshots.as_ref(), engine.memory()?)?;
         Ok(Self {
             train: TrainData::open(&plan, ranks.groups.coord.dp, progress)?,
             validation: ValidationData::open(&plan, ranks.groups.coord.dp)?,
@@ -156,7 +156,7 @@ impl Trainer {
         self.finish_snapshot(control)?;
         self.ranks.line.enter(Phase::Save);
         self.publish(control)?;
-        self.saver.save_final(self.engine.memory_mut())?;
+        self.saver.save_final(self.engine.memory()?)?;
         if self.bad_steps == 0 {
             self.prune(u64::MAX)?;
         }
@@ -305,7 +305,7 @@ impl Trainer {
         self.publish(control)?;
         // A run that goes on from this checkpoint does not report the steps before it again.
         control.flush()?;
-        self.saver.begin_checkpoint(self.engine.memory_mut(), self.progress)?;
+        self.saver.begin_checkpoint(self.engine.memory()?, self.progress)?;
         Ok(())
     }
 
@@ -313,7 +313,7 @@ impl Trainer {
     fn keep_snapshot(&mut self, control: &Control) -> Result<(), TrainError> {
         let Some(snapshots) = &mut self.snapshots else { return Ok(()) };
         let began = Instant::now();
-        snapshots.begin(self.engine.memory(), self.progress)?;
+        snapshots.begin(self.engine.memory()?, self.progress)?;
         let is_beside_steps = snapshots.are_beside_steps();
         self.pace.taken(self.progress.step);
         self.clock.pauses();

@@ -18,13 +18,16 @@ const NORM_TOLERANCE: f64 = 1e-4;
 /// Of weights after all steps: updates of AdamW divide by small numbers.
 const WEIGHT_TOLERANCE: f64 = 1e-4;
 
-const LAYOUTS: [Layout; 6] = [
+const LAYOUTS: [Layout; 9] = [
     Layout { ranks: 2, zero_stage: 3, ..Layout::PLAIN },
     Layout { ranks: 2, zero_stage: 3, prefetch_units: 0, ..Layout::PLAIN },
     Layout { ranks: 2, zero_stage: 1, ..Layout::PLAIN },
     Layout { ranks: 2, tensor: 2, ..Layout::PLAIN },
     Layout { ranks: 2, pipeline: 2, ..Layout::PLAIN },
     Layout { ranks: 4, tensor: 2, zero_stage: 3, prefetch_units: 2, ..Layout::PLAIN },
+    Layout { ranks: 2, zero_stage: 3, offloads: true, ..Layout::PLAIN },
+    Layout { ranks: 2, zero_stage: 1, offloads: true, ..Layout::PLAIN },
+    Layout { ranks: 4, tensor: 2, zero_stage: 2, offloads: true, ..Layout::PLAIN },
 ];
 
 fn assert_close(what: &str, outcome: &Outcome, expected: &Outcome) {

@@ -1,9 +1,11 @@
 //! AdamW over flat fp32 slices. The kernel is compiled for several instruction sets. It rounds the same on all of them:
 //! nothing is fused, nothing is summed across elements.
 
+use half::bf16;
 use multiversion::multiversion;
 
 use super::super::adamw::{AdamWConstants, Stretch, Update};
+use super::element::narrow_all;
 use crate::device::host::{slice, slice_mut};
 
 /// Below this many elements one thread is as fast as several.
@@ -20,24 +22,54 @@ fn on_threads(update: &Update, stretch: Stretch, threads: usize) {
     if clip.is_nan() {
         return;
     }
-    let Stretch { mut params, grads, mut exp_avg, mut exp_avg_sq, decays, .. } = stretch;
+    let Stretch { mut params, grads, mut exp_avg, mut exp_avg_sq, mut rounded, decays } = stretch;
+    let rounded = rounded.as_mut().map(slice_mut::<bf16>);
     let (params, grads) = (slice_mut::<f32>(&mut params), slice::<f32>(&grads));
     let (exp_avg, exp_avg_sq) = (slice_mut::<f32>(&mut exp_avg), slice_mut::<f32>(&mut exp_avg_sq));
     let numel = params.len();
     assert!(grads.len() == numel && exp_avg.len() == numel && exp_avg_sq.len() == numel);
+    assert!(rounded.as_ref().is_none_or(|rounded| rounded.len() == numel));
     let factors = Factors { clip, decay: if decays { constants.decay } else { 1.0 } };
     let threads = threads.min(numel / MIN_NUMEL_PER_THREAD).max(1);
     if threads == 1 {
-        return kernel(constants, factors, params, grads, exp_avg, exp_avg_sq);
+        return update_part(constants, factors, params, grads, exp_avg, exp_avg_sq, rounded);
     }
     let part = numel.div_ceil(threads);
     std::thread::scope(|scope| {
         let params = params.chunks_mut(part).zip(grads.chunks(part));
         let moments = exp_avg.chunks_mut(part).zip(exp_avg_sq.chunks_mut(part));
+        let mut rounded = rounded.map(|rounded| rounded.chunks_mut(part));
         for ((params, grads), (exp_avg, exp_avg_sq)) in params.zip(moments) {
-            scope.spawn(move || kernel(constants, factors, params, grads, exp_avg, exp_avg_sq));
+            let rounded = rounded.as_mut().and_then(Iterator::next);
+            scope.spawn(move || update_part(constants, factors, params, grads, exp_avg, exp_avg_sq, rounded));
         }
     });
+}
+
+/// Elements that are updated before they are rounded: they are still in the nearest cache then.
+const ROUNDED_AT_ONCE: usize = 1 << 12;
+
+/// Updates a part, and rounds it where there is room for that.
+fn update_part(
+    constants: &AdamWConstants,
+    factors: Factors,
+    params: &mut [f32],
+    grads: &[f32],
+    exp_avg: &mut [f32],
+    exp_avg_sq: &mut [f32],
+    rounded: Option<&mut [bf16]>,
+) {
+    let Some(rounded) = rounded else {
+        return kernel(constants, factors, params, grads, exp_avg, exp_avg_sq);
+    };
+    let params = params.chunks_mut(ROUNDED_AT_ONCE).zip(grads.chunks(ROUNDED_AT_ONCE));
+    let moments = exp_avg.chunks_mut(ROUNDED_AT_ONCE).zip(exp_avg_sq.chunks_mut(ROUNDED_AT_ONCE));
+    for (((params, grads), (exp_avg, exp_avg_sq)), rounded) in
+        params.zip(moments).zip(rounded.chunks_mut(ROUNDED_AT_ONCE))
+    {
+        kernel(constants, factors, params, grads, exp_avg, exp_avg_sq);
+        narrow_all(rounded, params);
+    }
 }
 
 /// What gradients and parameters are multiplied by first.
@@ -72,7 +104,8 @@ fn kernel(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tch::Tensor;
+    use crate::device::HOST;
+    use tch::{Kind, Tensor};
 
     #[test]
     fn threads_change_no_bit() {
@@ -87,14 +120,15 @@ mod tests {
         };
         let update = Update { clip: Tensor::from(0.5f32).into(), constants };
         let numel = 3 * MIN_NUMEL_PER_THREAD + 17;
-        let run = |threads| {
+        let run = |threads, rounds: bool| {
             let [params, grads, exp_avg] = [0.3, 0.7, 0.9]
                 .map(|factor: f32| -> Vec<f32> { (0..numel).map(|idx| (idx as f32 * factor).sin()).collect() })
                 .map(|values| Tensor::from_slice(&values));
             let exp_avg_sq = exp_avg.square();
             let of = Tensor::shallow_clone;
+            let rounded = Tensor::zeros([numel as i64], (Kind::BFloat16, HOST));
             let stretch = Stretch {
-                rounded: None,
+                rounded: rounds.then(|| of(&rounded)),
                 params: of(&params),
                 grads,
                 exp_avg: of(&exp_avg),
@@ -102,8 +136,12 @@ mod tests {
                 decays: true,
             };
             on_threads(&update, stretch, threads);
+            if rounds {
+                assert_eq!(rounded, params.to_kind(Kind::BFloat16));
+            }
             [params, exp_avg, exp_avg_sq].map(|updated| Vec::<f32>::try_from(updated).unwrap())
         };
-        assert_eq!(run(1), run(3));
+        let alone = run(1, false);
+        assert!(run(3, false) == alone && run(1, true) == alone && run(3, true) == alone);
     }
 }

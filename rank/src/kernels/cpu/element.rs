@@ -100,7 +100,7 @@ pub fn round(to: &mut Tensor, from: &Tensor) {
 
 /// `to = from`, rounded.
 #[multiversion(targets("x86_64+avx512f", "x86_64+avx2"), dispatcher = "direct")]
-fn narrow_all<E: Element>(to: &mut [E], from: &[E::Wide]) {
+pub(super) fn narrow_all<E: Element>(to: &mut [E], from: &[E::Wide]) {
     for (to, from) in to.iter_mut().zip(from) {
         *to = E::narrow(*from);
     }

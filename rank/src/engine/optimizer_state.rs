@@ -1,0 +1,48 @@
+//! What an update reads and writes of a unit: the part of its state that a rank owns. It may be away, with the thread that updates it.
+
+use std::ops::Range;
+
+use crate::device::Buffer;
+use crate::kernels::{Stretch, Update, adamw};
+
+/// The optimizer's state of one unit, `[owned]` each.
+pub(super) struct OptimizerState {
+    /// fp32. `None` where whole fp32 parameters stay in a slot of their own and nothing is offloaded: those are the masters.
+    pub master: Option<Buffer>,
+    /// fp32: reduced gradients that do not stay in their slot. Where they are sharded, the sum over micro-batches.
+    pub kept_grads: Option<Buffer>,
+    /// First moment: fp32, where the master is.
+    pub exp_avg: Buffer,
+    /// Second moment: fp32, where the master is.
+    pub exp_avg_sq: Buffer,
+    /// In the compute type, where gathered parameters wait in the host's memory: the rounded masters.
+    pub parked: Option<Buffer>,
+}
+
+/// Consecutive elements that are updated alike.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Piece {
+    /// Of what the rank owns.
+    pub range: Range<usize>,
+    /// Whether weight decay applies.
+    pub decays: bool,
+}
+
+impl OptimizerState {
+    /// Updates a piece by the gradients that are kept here, and rounds it to where it waits.
+    pub fn apply(&self, update: &Update, piece: &Piece) {
+        let of = |buffer: &Buffer| buffer.range(piece.range.clone());
+        let kept = |buffer: &Option<Buffer>| of(buffer.as_ref().expect("it is offloaded"));
+        adamw(
+            update,
+            Stretch {
+                params: kept(&self.master),
+                grads: kept(&self.kept_grads),
+                exp_avg: of(&self.exp_avg),
+                exp_avg_sq: of(&self.exp_avg_sq),
+                rounded: self.parked.as_ref().map(of),
+                decays: piece.decays,
+            },
+        );
+    }
+}
