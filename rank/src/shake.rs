@@ -24,6 +24,11 @@ impl Shake {
         self.0.is_some()
     }
 
+    /// Whether released buffers hold NaN.
+    pub fn poisons(&self) -> bool {
+        self.0.is_some()
+    }
+
     /// Before data moves.
     pub fn delay(&self) {
         let Some(state) = &self.0 else { return };

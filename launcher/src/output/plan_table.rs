@@ -308,7 +308,7 @@ mod tests {
         let (device, host, _) = row(1, offloads, None);
         assert_eq!(device, "device    cuda, one rank that talks to nobody");
         assert!(
-            host.ends_with("rank 0: offloaded gradients 25.74 GiB, offloaded optimizer 77.23 GiB, runtime 3.45 GiB"),
+            host.ends_with("rank 0: offloaded parameters 12.87 GiB, offloaded gradients 25.74 GiB, offloaded optimizer 77.23 GiB, runtime 3.45 GiB"),
             "{host}"
         );
     }

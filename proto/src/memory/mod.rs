@@ -39,8 +39,8 @@ pub struct StateBytes {
     pub moments: u64,
     /// Shards of frozen parameters, which have no masters, where they are whole only while they compute.
     pub frozen_shards: u64,
-    /// Trained parameters in the compute type that wait in the host's memory while they do not compute.
-    pub parked: u64,
+    /// Trained parameters in the compute type that the host keeps beside masters.
+    pub rounded: u64,
 }
 
 impl StateBytes {
@@ -70,10 +70,9 @@ impl StateBytes {
             }
             if sharding.shards_parameters(layout.numel()) {
                 bytes.frozen_shards += (weight_bytes * sharding.shard_in(&parts.frozen).len()) as u64;
-                // Those of the masters' type are the masters.
-                if plan.zero.parks_parameters() && plan.model.compute_dtype != Dtype::Fp32 {
-                    bytes.parked += weight_bytes as u64 * owned;
-                }
+            }
+            if plan.keeps_rounded(sharding.shards_parameters(layout.numel())) {
+                bytes.rounded += weight_bytes as u64 * owned;
             }
         }
         bytes
@@ -111,7 +110,7 @@ impl StateBytes {
             + self.masters
             + self.moments
             + self.frozen_shards
-            + self.parked
+            + self.rounded
     }
 }
 

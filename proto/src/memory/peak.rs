@@ -31,7 +31,7 @@ const HEAP_WASTE: f64 = 0.17;
 /// The peak memory of one rank, part by part, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 pub struct PeakBytes {
-    /// Whole parameters, shards of frozen ones, and those that wait while they do not compute.
+    /// Whole parameters, shards of frozen ones, and what the host keeps of them.
     pub parameters: u64,
     /// Gradients, whole and sharded.
     pub gradients: u64,
@@ -68,7 +68,7 @@ impl Offloaded {
             return Self::default();
         }
         Self {
-            parameters: if plan.zero.parks_parameters() { state.parked + state.frozen_shards } else { 0 },
+            parameters: state.rounded + if plan.zero.parks_parameters() { state.frozen_shards } else { 0 },
             // The host updates from what it has.
             gradients: state.kept_gradients,
             optimizer: state.masters + state.moments,
@@ -95,7 +95,7 @@ impl PeakBytes {
         let room_for_recomputed = recomputed * if plan.goes_unit_by_unit() { 2 } else { 1 };
         let workspace = of_block.max(if has_head { head_bytes(plan) } else { 0 });
         Self {
-            parameters: state.parameters + state.frozen_shards + state.parked,
+            parameters: state.parameters + state.frozen_shards + state.rounded,
             gradients: state.gradients + state.kept_gradients + state.gradient_sums,
             optimizer: state.masters + state.moments,
             offloaded: Offloaded::of(plan, &state),

@@ -32,8 +32,13 @@ pub fn param_claims(plan: &Plan, layouts: &[UnitLayout]) -> Vec<Claim> {
 /// only while a unit's backward pass runs.
 pub fn grad_claims(plan: &Plan, layouts: &[UnitLayout]) -> Vec<Claim> {
     let sharding = Sharding::new(plan.zero.stage, plan.mesh.dp, 0);
-    let leave = sharding.shards_gradients() || plan.goes_unit_by_unit();
-    vec![if leave { Claim::Shared { count: 1 } } else { Claim::Own }; layouts.len()]
+    let claim = |layout: &UnitLayout| match layout.kind {
+        // One unit's leave while another's come.
+        UnitKind::Block if plan.goes_unit_by_unit() => Claim::Shared { count: 2 },
+        _ if plan.goes_unit_by_unit() || sharding.shards_gradients() => Claim::Shared { count: 1 },
+        _ => Claim::Own,
+    };
+    layouts.iter().map(claim).collect()
 }
 
 /// The class of each unit: units of one class have every parameter in the same place, so that they can take turns in a

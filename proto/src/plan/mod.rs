@@ -113,6 +113,13 @@ impl Plan {
         self.zero.offload_optimizer && self.mesh.pp == 1
     }
 
+    /// Whether the host keeps a unit's masters rounded, to be copied to where they compute: those of units that are updated while others
+    /// compute, and of gathered ones that wait there. Masters of the compute type are that themselves.
+    pub fn keeps_rounded(&self, is_gathered: bool) -> bool {
+        let is_kept = self.goes_unit_by_unit() || is_gathered && self.zero.parks_parameters();
+        is_kept && self.model.compute_dtype != Dtype::Fp32
+    }
+
     /// Whether a checkpoint is made after step `step` (from 1).
     pub fn saves_after(&self, step: u64) -> bool {
         step.is_multiple_of(self.checkpoint.every_steps)
@@ -230,7 +237,7 @@ pub struct ZeroPlan {
 }
 
 impl ZeroPlan {
-    /// Whether gathered parameters wait in the host's memory. Those of a rank that updates elsewhere follow from its masters.
+    /// Whether gathered parameters wait in the host's memory. Where nothing is updated there, what computes follows from the masters.
     pub fn parks_parameters(&self) -> bool {
         self.stage == ZeroStage::Stage3 && self.offload_params && self.offload_optimizer
     }

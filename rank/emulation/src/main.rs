@@ -4,21 +4,23 @@
 #![allow(unsafe_code, reason = "kernels take pointers")]
 
 use std::alloc::{Layout, alloc_zeroed};
-use std::cell::Cell;
-use std::collections::HashMap;
+use std::cell::{Cell, RefCell};
+use std::collections::{HashMap, VecDeque};
 use std::ffi::c_void;
 use std::io;
 use std::process::ExitCode;
 use std::ptr::NonNull;
+use std::rc::Rc;
 
 use emulation::{Dim, Kernel};
-use rank::device::cuda::gpu::{self, Copier, Gpu, Mark};
+use rank::device::cuda::gpu::{self, Copier, CopyBeside, Gpu, Mark};
 
 /// Runs kernels on this thread, to their end.
 struct Emulated {
     kernels: HashMap<&'static str, Kernel>,
     /// Bytes of [`Gpu::allocate`].
     allocated: Cell<u64>,
+    late: Rc<RefCell<LateCopies>>,
 }
 
 impl Gpu for Emulated {
@@ -34,9 +36,7 @@ impl Gpu for Emulated {
 
     fn allocate(&self, bytes: usize) -> NonNull<u8> {
         self.allocated.set(self.allocated.get() + bytes as u64);
-        let layout = Layout::from_size_align(bytes.max(1), 256).expect("a size that there can be");
-        // SAFETY: it has a size. Nobody frees it.
-        NonNull::new(unsafe { alloc_zeroed(layout) }).unwrap_or_else(|| panic!("out of memory: {bytes} bytes"))
+        zeroed(bytes)
     }
 
     fn peak_bytes(&self) -> u64 {
@@ -45,6 +45,17 @@ impl Gpu for Emulated {
 
     fn mark(&self) -> Box<dyn Mark> {
         Box::new(Done)
+    }
+
+    fn pin(&self, bytes: usize) -> NonNull<u8> {
+        zeroed(bytes)
+    }
+
+    unsafe fn copy_beside(&self, copy: &CopyBeside, _after: &dyn Mark) -> Box<dyn Mark> {
+        let mut late = self.late.borrow_mut();
+        late.under_way.push_back(*copy);
+        late.started += 1;
+        Box::new(LateCopy { late: self.late.clone(), number: late.started })
     }
 
     fn copier(&self, bytes: usize) -> io::Result<Box<dyn Copier>> {
@@ -67,6 +78,50 @@ struct Done;
 
 impl Mark for Done {
     fn wait(&self) {}
+
+    fn precede(&self) {}
+}
+
+/// Memory that nobody frees.
+fn zeroed(bytes: usize) -> NonNull<u8> {
+    let layout = Layout::from_size_align(bytes.max(1), 256).expect("a size that there can be");
+    // SAFETY: it has a size.
+    NonNull::new(unsafe { alloc_zeroed(layout) }).unwrap_or_else(|| panic!("out of memory: {bytes} bytes"))
+}
+
+/// Copies beside what is computed: each is as late as it may be, so that whoever does not wait for it sees that.
+#[derive(Debug, Default)]
+struct LateCopies {
+    under_way: VecDeque<CopyBeside>,
+    started: usize,
+}
+
+impl LateCopies {
+    /// Makes all copies up to this number, from 1.
+    fn make(&mut self, number: usize) {
+        while self.started - self.under_way.len() < number {
+            let Some(CopyBeside { to, from, bytes, .. }) = self.under_way.pop_front() else { return };
+            // SAFETY: whoever started it vouches for both sides until it is done.
+            unsafe { from.cast::<u8>().copy_to_nonoverlapping(to.cast::<u8>(), bytes) };
+        }
+    }
+}
+
+/// The end of a copy.
+#[derive(Debug)]
+struct LateCopy {
+    late: Rc<RefCell<LateCopies>>,
+    number: usize,
+}
+
+impl Mark for LateCopy {
+    fn wait(&self) {
+        self.late.borrow_mut().make(self.number);
+    }
+
+    fn precede(&self) {
+        self.wait();
+    }
 }
 
 /// Copies in the host's memory, where all is done that was started.
@@ -88,7 +143,7 @@ impl Copier for EmulatedCopier {
 fn main() -> ExitCode {
     rank::start::main(|_, _, _| {
         let kernels = emulation::all().map(|kernel| (kernel.name(), kernel)).collect();
-        gpu::install(Box::new(Emulated { kernels, allocated: Cell::new(0) }));
+        gpu::install(Box::new(Emulated { kernels, allocated: Cell::new(0), late: Rc::default() }));
         Ok(())
     })
 }

@@ -63,6 +63,20 @@ impl Buffer {
         Self { whole, operand: None }
     }
 
+    /// Allocates memory of the host's that copies to and from a GPU reach at full speed, if there is one. It stays until the process
+    /// ends then.
+    pub fn pinned(kind: Kind, numel: usize) -> Self {
+        let whole = match gpu::memory() {
+            Some(_) if numel > 0 => {
+                let start = gpu::pin(numel * kind.elt_size_in_bytes());
+                // SAFETY: as many bytes of the host's memory, aligned, which nobody else has and nobody frees.
+                unsafe { Tensor::from_blob(start.as_ptr(), &[numel as i64], &[1], kind, super::HOST) }
+            }
+            _ => Tensor::zeros([numel as i64], (kind, super::HOST)),
+        };
+        Self { whole, operand: None }
+    }
+
     /// The operand of a collective. The buffer lies in the arena.
     pub fn operand(&self) -> comm::Buffer {
         self.operand.expect("a collective's operand lies in the arena")

@@ -5,6 +5,7 @@
 
 mod buffer;
 pub mod cuda;
+mod fence;
 pub(crate) mod host;
 mod moment;
 mod readback;
@@ -14,6 +15,7 @@ use tch::{Kind, Tensor};
 
 pub use buffer::{Buffer, Section};
 use cuda::gpu;
+pub use fence::{Fence, copy_beside};
 pub use moment::Moment;
 pub use readback::Readback;
 

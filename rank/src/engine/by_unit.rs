@@ -68,6 +68,7 @@ impl Engine {
             Ok(UnderWay { batch, block, saved: vec![], stream, last: None })
         };
         let under_way = batches.map(embed).collect::<Result<_, CommError>>()?;
+        self.memory.end_passes(unit);
         self.memory.prefetch(unit + 1..self.memory.num_units())?;
         Ok(under_way)
     }
@@ -89,6 +90,7 @@ impl Engine {
             pass.saved.push(saved);
             pass.stream = y;
         }
+        self.memory.end_passes(unit);
         Ok(())
     }
 
@@ -137,6 +139,7 @@ impl Engine {
             pass.stream = pass.block.backward(&self.tp, block_pass, saved, dy)?;
             self.memory.end_gradients(unit)?;
         }
+        self.memory.end_passes(unit);
         self.memory.end_unit_gradients(unit)
     }
 

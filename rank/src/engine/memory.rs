@@ -17,6 +17,7 @@
 
 use std::mem;
 use std::ops::Range;
+use std::rc::Rc;
 
 use comm::{CommError, ReduceOp, Work};
 use proto::layout::{ParamLayout, Piece, UnitLayout, rank_layout};
@@ -24,12 +25,12 @@ use proto::plan::Plan;
 use proto::sharding::{Parts, Sharding};
 use tch::{Kind, Tensor};
 
-use super::offload::Staging;
+use super::offload::{Copied, Staging};
 use super::slots::Slots;
 use super::tied::TiedGradients;
 use super::unit::Unit;
 use super::updater::{Job, Updater};
-use crate::device::{Buffer, HOST, Section};
+use crate::device::{Buffer, Fence, HOST, Section};
 use crate::groups::Groups;
 use crate::kernels::{DeviceSum, Update};
 use crate::model::UnitViews;
@@ -62,6 +63,10 @@ pub struct Memory {
 struct Leaving {
     /// `[largest shard]` fp32: the sum over micro-batches of the unit that computes, where gradients are sharded.
     sums: Option<Buffer>,
+    /// When the newest of them have left.
+    sums_left: Option<Rc<Fence>>,
+    /// When each unit's have left, of this step.
+    left: Vec<Option<Rc<Fence>>>,
     /// The squares of their norms, by unit. They are added up in the order of units, whichever leaves first.
     squares: Vec<DeviceSum>,
 }
@@ -72,7 +77,8 @@ impl Leaving {
         let largest = layouts.iter().map(shard).max().unwrap_or(0);
         let sums = || Buffer::zeros(ranks.device.of_tensors(), Kind::Float, largest);
         let squares = layouts.iter().map(|_| DeviceSum::default()).collect();
-        Self { sums: sharding.shards_gradients().then(sums), squares }
+        let left = layouts.iter().map(|_| None).collect();
+        Self { sums: sharding.shards_gradients().then(sums), sums_left: None, left, squares }
     }
 }
 
@@ -128,10 +134,15 @@ impl Memory {
         if slot.is_for(unit) {
             return Ok(());
         }
-        slot.vacate(&self.shake)?;
+        let free = slot.vacate(&self.shake)?;
         let state = &self.units[unit];
-        state.put_parameters(slot.flat_mut());
+        let copies = state.put_parameters(slot.flat_mut(), &free);
         self.shake.delay();
+        if self.groups.dp.size() == 1 {
+            slot.begin(unit, copies.into_iter().map(|copy| Work::pending(Copied(copy))).collect());
+            return Ok(());
+        }
+        copies.iter().for_each(Fence::precede);
         let Parts { trained, frozen } = state.parts();
         let parts = [trained, frozen].into_iter().filter(|part| !part.is_empty());
         let whole = slot.flat().operand();
@@ -151,8 +162,7 @@ impl Memory {
         if unit.is_gathered() {
             return Ok(());
         }
-        let staging = self.staging.as_ref().expect("its state is in the host's memory");
-        unit.bring_parameters(staging, self.params.get_mut(idx).flat_mut());
+        unit.copy_owned(self.params.get_mut(idx).flat_mut(), &Fence::now()).precede();
         self.publish(idx)?.map_or(Ok(()), Work::wait)
     }
 
@@ -186,6 +196,11 @@ impl Memory {
     pub(super) fn prefetch(&mut self, order: impl Iterator<Item = usize>) -> Result<(), CommError> {
         let mut order = order.take(self.prefetch_units);
         order.try_for_each(|unit| self.begin_gather(unit))
+    }
+
+    /// A unit's passes are over that read its parameters since they were gathered.
+    pub(super) fn end_passes(&mut self, unit: usize) {
+        self.params.get_mut(unit).leave();
     }
 
     /// The views of a unit's whole parameters: what it computes with. The unit has been gathered.
@@ -225,8 +240,16 @@ impl Memory {
 
     /// Before a unit's backward passes, where a step goes unit by unit.
     pub(super) fn begin_unit_gradients(&mut self, unit: usize) {
-        let sums = self.leaving.as_mut().and_then(|leaving| leaving.sums.as_mut());
-        sums.unwrap_or(self.grads.get_mut(unit).flat_mut()).zero();
+        let leaving = self.leaving.as_mut().expect("a step goes unit by unit");
+        match &mut leaving.sums {
+            Some(sums) => {
+                if let Some(left) = leaving.sums_left.take() {
+                    left.precede();
+                }
+                sums.zero();
+            }
+            None => self.grads.get_mut(unit).flat_to_reuse().zero(),
+        }
     }
 
     /// After a unit's backward passes of all micro-batches, where a step goes unit by unit: its gradients leave their slot.
@@ -246,8 +269,12 @@ impl Memory {
             None => slot.flat().range(state.owned()),
         };
         leaving.squares[unit] = state.square_norm_of(&owned);
-        state.keep_gradients(&owned);
-        slot.release(&self.shake);
+        let left = Rc::new(state.keep_gradients(&owned));
+        match leaving.sums {
+            Some(_) => leaving.sums_left = Some(left.clone()),
+            None => slot.is_read_until(left.clone()),
+        }
+        leaving.left[unit] = Some(left);
         Ok(())
     }
 
@@ -333,9 +360,13 @@ impl Memory {
             return; // the step is skipped
         }
         let updater = self.updater.as_mut().expect("a thread that updates");
+        let leaving = self.leaving.as_mut().expect("a step goes unit by unit");
         for (idx, unit) in self.units.iter_mut().enumerate().filter(|(_, unit)| unit.is_trained()) {
             if unit.is_gathered() {
                 self.params.get_mut(idx).release(&self.shake);
+            }
+            if let Some(left) = leaving.left[idx].take() {
+                left.wait();
             }
             updater.start(Job { unit: idx, pieces: unit.pieces(), state: unit.lend(), clip, constants });
         }

@@ -4,9 +4,10 @@
 
 use std::ops::Range;
 
+use comm::{CommError, Pending};
 use tch::{Kind, Tensor};
 
-use crate::device::{Buffer, HOST};
+use crate::device::{Buffer, Fence, HOST};
 use crate::kernels::round;
 use crate::shake::Shake;
 
@@ -44,5 +45,20 @@ impl Staging {
         self.shake.delay();
         let masters = masters.to_device(params.device());
         round(params, &masters);
+    }
+}
+
+/// A copy to the device: what computes comes after it, and the host does not wait.
+#[derive(Debug)]
+pub(super) struct Copied(pub Fence);
+
+impl Pending for Copied {
+    fn is_done(&self) -> bool {
+        true
+    }
+
+    fn wait(self: Box<Self>) -> Result<(), CommError> {
+        self.0.precede();
+        Ok(())
     }
 }

@@ -15,8 +15,8 @@ pub(super) struct OptimizerState {
     pub exp_avg: Buffer,
     /// Second moment: fp32, where the master is.
     pub exp_avg_sq: Buffer,
-    /// In the compute type, where gathered parameters wait in the host's memory: the rounded masters.
-    pub parked: Option<Buffer>,
+    /// The masters in the compute type, where the host keeps them to be copied to where they compute.
+    pub rounded: Option<Buffer>,
 }
 
 /// Consecutive elements that are updated alike.
@@ -29,7 +29,7 @@ pub(super) struct Piece {
 }
 
 impl OptimizerState {
-    /// Updates a piece by the gradients that are kept here, and rounds it to where it waits.
+    /// Updates a piece by the gradients that are kept here, and rounds it.
     pub fn apply(&self, update: &Update, piece: &Piece) {
         let of = |buffer: &Buffer| buffer.range(piece.range.clone());
         let kept = |buffer: &Option<Buffer>| of(buffer.as_ref().expect("it is offloaded"));
@@ -40,7 +40,7 @@ impl OptimizerState {
                 grads: kept(&self.kept_grads),
                 exp_avg: of(&self.exp_avg),
                 exp_avg_sq: of(&self.exp_avg_sq),
-                rounded: self.parked.as_ref().map(of),
+                rounded: self.rounded.as_ref().map(of),
                 decays: piece.decays,
             },
         );

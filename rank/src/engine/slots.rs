@@ -1,6 +1,8 @@
 //! Whole flat buffers that units compute on: one for each unit, or a few that units of a class take turns in. Allocated
 //! once; views never move.
 
+use std::rc::Rc;
+
 use comm::{CommError, Work};
 use proto::layout::UnitLayout;
 use proto::memory::{Claim, assign, classes, grad_claims, param_claims};
@@ -9,7 +11,7 @@ use proto::sharding::Sharding;
 use tch::Kind;
 
 use super::contents::Contents;
-use crate::device::{Buffer, compute_kind};
+use crate::device::{Buffer, Fence, compute_kind};
 use crate::model::UnitViews;
 use crate::ranks::Ranks;
 use crate::shake::Shake;
@@ -19,6 +21,10 @@ pub(super) struct Slot {
     flat: Buffer,
     views: UnitViews,
     contents: Contents,
+    /// When the last pass that read its values is over, if that is known.
+    free: Option<Fence>,
+    /// When a copy that reads its values is done, if there is one.
+    copied: Option<Rc<Fence>>,
 }
 
 impl Slot {
@@ -73,17 +79,38 @@ impl Slot {
     /// # Errors
     /// What arrived did not.
     pub fn arrive(&mut self) -> Result<(), CommError> {
+        self.free = None;
         self.contents.arrive()
     }
 
-    /// Nobody reads its values any more. What still arrives is waited for first.
+    /// Nobody reads its values any more. What still arrives is waited for first. Returns the point from which on others may
+    /// come.
     ///
     /// # Errors
     /// What arrived did not.
-    pub fn vacate(&mut self, shake: &Shake) -> Result<(), CommError> {
+    pub fn vacate(&mut self, shake: &Shake) -> Result<Fence, CommError> {
         self.contents.arrive()?;
+        let free = self.free.take().filter(|_| !shake.poisons());
         self.release(shake);
-        Ok(())
+        Ok(free.unwrap_or_else(Fence::now))
+    }
+
+    /// What was started so far is the last that reads its values, until they are asked for again.
+    pub fn leave(&mut self) {
+        self.free = Some(Fence::now());
+    }
+
+    /// A copy reads its values until `copied`.
+    pub fn is_read_until(&mut self, copied: Rc<Fence>) {
+        self.copied = Some(copied);
+    }
+
+    /// The buffer, to change once no copy reads its values any more. The host does not wait.
+    pub fn flat_to_reuse(&mut self) -> &mut Buffer {
+        if let Some(copied) = self.copied.take() {
+            copied.precede();
+        }
+        self.flat_mut()
     }
 
     /// Nobody reads its values any more.
@@ -92,6 +119,7 @@ impl Slot {
     /// While values arrive in it.
     pub fn release(&mut self, shake: &Shake) {
         self.forget();
+        self.free = None;
         shake.release(&mut self.flat);
     }
 
@@ -151,7 +179,7 @@ impl Slots {
         let slot = |&unit: &usize| {
             let (views, flat) = allocate(&layouts[unit])?;
             let contents = if claims[unit] == Claim::Own { Contents::Unit(unit) } else { Contents::Nothing };
-            Ok(Slot { flat, views, contents })
+            Ok(Slot { flat, views, contents, free: None, copied: None })
         };
         let slots = layout_of_slot.iter().map(slot).collect::<Result<_, CommError>>()?;
         Ok(Self { slots, of_unit })

@@ -11,7 +11,7 @@ use tch::{Kind, Tensor};
 
 use super::offload::Staging;
 use super::optimizer_state::{OptimizerState, Piece};
-use crate::device::{Buffer, Device, HOST, Section, compute_kind};
+use crate::device::{Buffer, Device, Fence, HOST, Section, compute_kind, copy_beside};
 use crate::kernels::{DeviceSum, Stretch, Update, adamw, round, sum_of_squares, updates_at_once};
 
 /// One unit's lasting state on this rank.
@@ -22,6 +22,8 @@ pub(super) struct Unit {
     sharding: Sharding,
     /// `None` while it is away, to be updated.
     optimizer: Option<OptimizerState>,
+    /// What computes is copied from the host's memory, where it waits or is updated.
+    is_copied: bool,
     /// `[frozen_shard]` in the compute type, where whole parameters are gathered: what this rank brings of the frozen ones.
     frozen: Option<Buffer>,
 }
@@ -37,16 +39,23 @@ impl Unit {
         let kind = compute_kind(plan.model.compute_dtype);
         let on = |is_offloaded| if is_offloaded { HOST } else { device.of_tensors() };
         let state = || Buffer::zeros(on(plan.zero.offload_optimizer), Kind::Float, owned);
+        let copied = || Buffer::pinned(Kind::Float, owned);
+        let leaves = plan.goes_unit_by_unit();
+        let is_copied = leaves || is_gathered && parks;
         let optimizer = OptimizerState {
-            master: has_masters.then(state),
-            kept_grads: (sharding.shards_gradients() || plan.goes_unit_by_unit()).then(state),
+            master: has_masters.then(|| if is_copied && kind == Kind::Float { copied() } else { state() }),
+            kept_grads: if leaves { Some(copied()) } else { sharding.shards_gradients().then(state) },
             exp_avg: state(),
             exp_avg_sq: state(),
-            parked: (is_gathered && parks && kind != Kind::Float).then(|| Buffer::zeros(HOST, kind, owned)),
+            rounded: plan.keeps_rounded(is_gathered).then(|| Buffer::pinned(kind, owned)),
         };
         Self {
             optimizer: Some(optimizer),
-            frozen: is_gathered.then(|| Buffer::zeros(on(parks), kind, frozen_shard)),
+            is_copied,
+            frozen: is_gathered.then(|| match parks {
+                true => Buffer::pinned(kind, frozen_shard),
+                false => Buffer::zeros(device.of_tensors(), kind, frozen_shard),
+            }),
             layout,
             parts,
             sharding,
@@ -148,27 +157,38 @@ impl Unit {
         if let Some(master) = &self.optimizer().master {
             master.range(0..owned.len()).copy_(&part(&owned));
         }
-        self.park(0..owned.len());
+        self.round_kept(0..owned.len());
         if let Some(frozen) = &mut self.frozen {
             frozen.range(0..frozen_shard.len()).copy_(&part(&frozen_shard));
         }
     }
 
-    /// Writes what this rank keeps of the parameters into its place among the whole ones: before they are gathered.
-    pub fn put_parameters(&self, params: &mut Buffer) {
+    /// Writes what this rank keeps of the parameters into its place among the whole ones: before they are gathered. What waits in the
+    /// host's memory is copied once the device has come to `free`. Returns when those copies are done.
+    pub fn put_parameters(&self, params: &mut Buffer, free: &Fence) -> Vec<Fence> {
+        let mut copies = Vec::new();
         let owned = self.owned();
-        let OptimizerState { parked, master, .. } = self.optimizer();
-        match (parked, master) {
-            (Some(parked), _) => params.range(owned).copy_(&parked.range(0..parked.numel())),
-            (None, Some(master)) => {
-                let masters = master.range(0..owned.len()).to_device(params.device());
-                round(&mut params.range(owned), &masters);
-            }
-            (None, None) => {}
+        if self.is_copied {
+            copies.push(self.copy_owned(params, free));
+        } else if let Some(master) = &self.optimizer().master {
+            let masters = master.range(0..owned.len()).to_device(params.device());
+            round(&mut params.range(owned), &masters);
         }
         if let Some(frozen) = &self.frozen {
-            params.range(self.frozen_shard()).copy_(&frozen.range(0..frozen.numel()));
+            let (to, from) = (params.range(self.frozen_shard()), frozen.range(0..frozen.numel()));
+            match self.is_copied && frozen.device() == HOST {
+                true => copies.push(copy_beside(&to, &from, free)),
+                false => to.shallow_clone().copy_(&from),
+            }
         }
+        copies
+    }
+
+    /// Copies what this rank has updated in the host's memory to its place among the parameters, once the device has come to `free`.
+    pub fn copy_owned(&self, params: &mut Buffer, free: &Fence) -> Fence {
+        let OptimizerState { rounded, master, .. } = self.optimizer();
+        let kept = rounded.as_ref().or(master.as_ref()).expect("it is updated in the host's memory");
+        copy_beside(&params.range(self.owned()), &kept.range(0..kept.numel()), free)
     }
 
     /// Sets master parameters of `start ..`: all of them where whole parameters stay, else what this rank keeps.
@@ -177,8 +197,8 @@ impl Unit {
         if !self.is_gathered() {
             params.write(start, values);
         }
-        let OptimizerState { master, parked, .. } = self.optimizer_mut();
-        for kept in [master, parked].into_iter().flatten() {
+        let OptimizerState { master, rounded, .. } = self.optimizer_mut();
+        for kept in [master, rounded].into_iter().flatten() {
             write_overlap(kept, owned.start, start, values);
         }
         if let Some(frozen) = &mut self.frozen {
@@ -202,10 +222,11 @@ impl Unit {
         }
     }
 
-    /// Keeps the step's reduced gradients of what it owns, `[owned]` fp32: where they leave their slot unit by unit.
-    pub fn keep_gradients(&mut self, owned: &Tensor) {
+    /// Keeps the step's reduced gradients of what it owns, `[owned]` fp32: where they leave their slot unit by unit. Returns when
+    /// they have.
+    pub fn keep_gradients(&mut self, owned: &Tensor) -> Fence {
         let kept = self.optimizer().kept_grads.as_ref().expect("gradients leave their slot");
-        kept.range(0..kept.numel()).copy_(owned);
+        copy_beside(&kept.range(0..kept.numel()), owned, &Fence::now())
     }
 
     /// The reduced gradients of `range`, which lies in what this rank owns.
@@ -273,7 +294,7 @@ impl Unit {
             if rounds && !rounds_at_once {
                 self.round(staging.as_deref(), params, tile.clone());
             }
-            self.park(self.in_owned(&tile));
+            self.round_kept(self.in_owned(&tile));
         }
         // Gradients of others' parts are not touched by the update, and padding is zero.
         let touches_all = keeps_gradients || owned.len() == self.parts.trained.len();
@@ -292,17 +313,10 @@ impl Unit {
         }
     }
 
-    /// Brings what this rank has updated elsewhere to its place among the parameters, which stay there, by way of `staging`.
-    pub fn bring_parameters(&self, staging: &Staging, params: &mut Buffer) {
-        for tile in staging.tiles(&self.owned()) {
-            self.round(Some(staging), params, tile);
-        }
-    }
-
-    /// Rounds updated masters to the parameters that wait in the host's memory. `range`: of what this rank owns.
-    fn park(&self, range: Range<usize>) {
-        if let OptimizerState { parked: Some(parked), master: Some(master), .. } = self.optimizer() {
-            round(&mut parked.range(range.clone()), &master.range(range));
+    /// Rounds masters to what the host keeps of the parameters. `range`: of what this rank owns.
+    fn round_kept(&self, range: Range<usize>) {
+        if let OptimizerState { rounded: Some(rounded), master: Some(master), .. } = self.optimizer() {
+            round(&mut rounded.range(range.clone()), &master.range(range));
         }
     }
 

@@ -130,7 +130,7 @@ mod tests {
             kept_grads: Some(buffer(Kind::Float, grad)),
             exp_avg: buffer(Kind::Float, 0.0),
             exp_avg_sq: buffer(Kind::Float, 0.0),
-            parked: Some(buffer(Kind::BFloat16, 1.0)),
+            rounded: Some(buffer(Kind::BFloat16, 1.0)),
         }
     }
 
@@ -148,7 +148,7 @@ mod tests {
         }
         for (unit, expected) in [(3, [0.25, 0.25, 0.75, 0.75, 0.75, 1.0]), (2, [0.75, 0.75, 1.25, 1.25, 1.25, 1.0])] {
             let updated = updater.finish(unit).expect("it is away");
-            for buffer in [updated.master, updated.parked].map(Option::unwrap) {
+            for buffer in [updated.master, updated.rounded].map(Option::unwrap) {
                 assert_eq!(Vec::<f32>::try_from(buffer.range(0..6).to_kind(Kind::Float)).unwrap(), expected);
             }
             assert!(updater.finish(unit).is_none(), "it is back");

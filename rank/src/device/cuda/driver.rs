@@ -9,15 +9,12 @@ use std::io;
 use std::marker::PhantomData;
 use std::ptr::{self, NonNull};
 
-use cudarc::driver::result::stream::StreamKind;
 use cudarc::driver::result::{self, DriverError};
-use cudarc::driver::sys::{
-    self, CUcontext, CUdevice, CUdevice_attribute, CUdeviceptr, CUevent, CUevent_wait_flags, CUfunction, CUmodule,
-    CUstream,
-};
+use cudarc::driver::sys::{self, CUcontext, CUdevice, CUdevice_attribute, CUdeviceptr, CUfunction, CUmodule, CUstream};
 
 use super::cache::Cache;
-use super::gpu::{Copier, Gpu, Mark};
+use super::copying::{self, CopyStreams, DriverCopier, Event};
+use super::gpu::{Copier, CopyBeside, Gpu, Mark};
 use super::libraries::{self, LibraryError};
 use super::nvrtc::{Capability, Nvrtc, NvrtcError, Source};
 use super::torch::{self, TorchError};
@@ -67,13 +64,13 @@ pub enum GpuError {
 /// The oldest compute capability: that of an A100, the first with bf16.
 const LEAST_MAJOR: u32 = 8;
 
-fn text(error: &DriverError) -> String {
+pub(super) fn text(error: &DriverError) -> String {
     let name = error.error_name().map_or_else(|_| format!("{error:?}"), |name| name.to_string_lossy().into_owned());
     error.error_string().map_or(name.clone(), |text| format!("{name}, {}", text.to_string_lossy()))
 }
 
 /// `map_err` for a call of the driver's.
-fn failed(call: &'static str) -> impl FnOnce(DriverError) -> GpuError {
+pub(super) fn failed(call: &'static str) -> impl FnOnce(DriverError) -> GpuError {
     move |error| GpuError::Failed { call, error }
 }
 
@@ -86,6 +83,7 @@ pub struct Driver {
     multiprocessors: u32,
     context: CUcontext,
     stream: CUstream,
+    copies: CopyStreams,
     /// Bytes of [`Gpu::allocate`].
     allocated: Cell<u64>,
     has_same_bits: bool,
@@ -134,6 +132,7 @@ impl Driver {
             name,
             context,
             stream: result::stream::null(),
+            copies: CopyStreams::new()?,
             allocated: Cell::new(0),
             has_same_bits: false,
             modules: modules.collect::<Result<_, GpuError>>()?,
@@ -188,11 +187,7 @@ impl Driver {
     pub fn milliseconds(&self, work: impl FnOnce()) -> Result<f32, GpuError> {
         let start = Event::record(self.stream)?;
         work();
-        let end = Event::record(self.stream)?;
-        // SAFETY: an event that was recorded.
-        unsafe { result::event::synchronize(end.0) }.map_err(failed("cuEventSynchronize"))?;
-        // SAFETY: both were recorded, and the later one has come.
-        unsafe { result::event::elapsed(start.0, end.0) }.map_err(failed("cuEventElapsedTime"))
+        Event::record(self.stream)?.milliseconds_since(&start)
     }
 
     /// The kernel of this name, in one of the modules.
@@ -248,10 +243,17 @@ impl Gpu for Driver {
     }
 
     fn mark(&self) -> Box<dyn Mark> {
-        match Event::record_for_waiting(self.stream) {
-            Ok(event) => Box::new(event),
-            Err(error) => panic!("{error}"),
-        }
+        Box::new(Event::record_for_waiting(self.stream, self.stream).unwrap_or_else(|error| panic!("{error}")))
+    }
+
+    fn pin(&self, bytes: usize) -> NonNull<u8> {
+        copying::pin(bytes).unwrap_or_else(|error| panic!("out of memory: {bytes} pinned bytes of the host ({error})"))
+    }
+
+    unsafe fn copy_beside(&self, copy: &CopyBeside, after: &dyn Mark) -> Box<dyn Mark> {
+        // SAFETY: the caller vouches for the memory.
+        let done = unsafe { self.copies.copy(copy, after, self.stream) };
+        Box::new(done.unwrap_or_else(|error| panic!("{error}")))
     }
 
     fn copier(&self, bytes: usize) -> io::Result<Box<dyn Copier>> {
@@ -303,107 +305,6 @@ impl Drop for DeviceMemory<'_> {
     fn drop(&mut self) {
         // SAFETY: nobody has it any more; the driver waits for kernels that do. An error here has been one before.
         let _ = unsafe { result::free_sync(self.start) };
-    }
-}
-
-/// Copies on a stream of its own, into pinned memory.
-struct DriverCopier {
-    context: CUcontext,
-    /// That of the thread which computes.
-    computing: CUstream,
-    stream: CUstream,
-    started: Event,
-    pinned: *mut c_void,
-    bytes: usize,
-}
-
-// SAFETY: one thread has it at a time, and the driver's handles belong to the process.
-unsafe impl Send for DriverCopier {}
-
-impl DriverCopier {
-    fn new(context: CUcontext, computing: CUstream, bytes: usize) -> Result<Self, GpuError> {
-        let stream = result::stream::create(StreamKind::NonBlocking).map_err(failed("cuStreamCreate"))?;
-        // SAFETY: memory of the host, freed when this is dropped.
-        let pinned = unsafe { result::malloc_host(bytes, 0) }.map_err(failed("cuMemHostAlloc"))?;
-        Ok(Self { context, computing, stream, started: Event::record(computing)?, pinned, bytes })
-    }
-
-    fn fetch(&mut self, from: *const c_void, bytes: usize) -> Result<(), GpuError> {
-        // SAFETY: the context stays for the life of the process; the caller vouches for the memory, and there is as much pinned.
-        unsafe {
-            result::ctx::set_current(self.context).map_err(failed("cuCtxSetCurrent"))?;
-            let to = std::slice::from_raw_parts_mut(self.pinned.cast::<u8>(), bytes);
-            result::memcpy_dtoh_async(to, from as CUdeviceptr, self.stream).map_err(failed("cuMemcpyDtoHAsync"))?;
-            result::stream::synchronize(self.stream).map_err(failed("cuStreamSynchronize"))
-        }
-    }
-}
-
-impl Copier for DriverCopier {
-    fn follow(&mut self) -> io::Result<()> {
-        // SAFETY: an event and streams that are there.
-        let followed = unsafe {
-            result::event::record(self.started.0, self.computing).and_then(|()| {
-                result::stream::wait_event(self.stream, self.started.0, CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT)
-            })
-        };
-        followed.map_err(failed("cuStreamWaitEvent")).map_err(io::Error::other)
-    }
-
-    unsafe fn copy(&mut self, from: *const c_void, bytes: usize) -> io::Result<&[u8]> {
-        assert!(bytes <= self.bytes, "{bytes} bytes at a time");
-        self.fetch(from, bytes).map_err(io::Error::other)?;
-        // SAFETY: as many have just been copied there.
-        Ok(unsafe { std::slice::from_raw_parts(self.pinned.cast::<u8>(), bytes) })
-    }
-}
-
-impl Drop for DriverCopier {
-    fn drop(&mut self) {
-        // SAFETY: no copy is under way; an error here has been one before.
-        unsafe {
-            let _ = result::free_host(self.pinned);
-            let _ = result::stream::destroy(self.stream);
-        }
-    }
-}
-
-/// A moment on the GPU.
-#[derive(Debug)]
-struct Event(CUevent);
-
-impl Mark for Event {
-    fn wait(&self) {
-        // SAFETY: an event that was recorded.
-        if let Err(error) = unsafe { result::event::synchronize(self.0) } {
-            panic!("cuEventSynchronize failed: {}", text(&error));
-        }
-    }
-}
-
-impl Event {
-    /// To measure by.
-    fn record(stream: CUstream) -> Result<Self, GpuError> {
-        Self::of_kind(sys::CUevent_flags::CU_EVENT_DEFAULT, stream)
-    }
-
-    /// To wait for: who does sleeps, which no flag of the context sees to.
-    fn record_for_waiting(stream: CUstream) -> Result<Self, GpuError> {
-        Self::of_kind(sys::CUevent_flags::CU_EVENT_BLOCKING_SYNC, stream)
-    }
-
-    fn of_kind(flags: sys::CUevent_flags, stream: CUstream) -> Result<Self, GpuError> {
-        let event = Self(result::event::create(flags).map_err(failed("cuEventCreate"))?);
-        // SAFETY: an event that is there.
-        unsafe { result::event::record(event.0, stream) }.map_err(failed("cuEventRecord"))?;
-        Ok(event)
-    }
-}
-
-impl Drop for Event {
-    fn drop(&mut self) {
-        // SAFETY: nobody waits for it any more.
-        let _ = unsafe { result::event::destroy(self.0) };
     }
 }
 

@@ -2,6 +2,7 @@
 
 #![allow(unsafe_code, reason = "kernels take pointers")]
 
+use std::any::Any;
 use std::cell::OnceCell;
 use std::ffi::c_void;
 use std::io;
@@ -30,6 +31,17 @@ pub trait Gpu {
     /// A moment that the host can wait for: after all that was started so far.
     fn mark(&self) -> Box<dyn Mark>;
 
+    /// Memory of the host that copies reach at full speed (pinned), zero, which stays until the process ends. Where there is not enough
+    /// it panics, with "out of memory" in its words.
+    fn pin(&self, bytes: usize) -> NonNull<u8>;
+
+    /// Starts to copy between its memory and pinned memory of the host once it has come to `after`, beside what it computes; copies in
+    /// one direction are done in order. Returns the moment at which it is done.
+    ///
+    /// # Safety
+    /// There are as many bytes on both sides; until it is done nobody writes what is copied or touches what is written.
+    unsafe fn copy_beside(&self, copy: &CopyBeside, after: &dyn Mark) -> Box<dyn Mark>;
+
     /// Something that copies from its memory on another thread, at most `bytes` at a time.
     fn copier(&self, bytes: usize) -> io::Result<Box<dyn Copier>>;
 
@@ -44,9 +56,25 @@ pub trait Gpu {
 }
 
 /// A moment of what a GPU does.
-pub trait Mark: std::fmt::Debug {
+pub trait Mark: Any + std::fmt::Debug {
     /// Waits until it has come, asleep.
     fn wait(&self);
+
+    /// What the GPU's thread starts from now on comes after it.
+    fn precede(&self);
+}
+
+/// A copy between the memory of a GPU and pinned memory of the host.
+#[derive(Debug, Clone, Copy)]
+pub struct CopyBeside {
+    /// Where it goes.
+    pub to: *mut c_void,
+    /// Where it comes from.
+    pub from: *const c_void,
+    /// How much it is.
+    pub bytes: usize,
+    /// Whether it goes to the host.
+    pub leaves_gpu: bool,
 }
 
 /// Copies from the GPU's memory to the host on a thread of its own, beside what the GPU computes.
@@ -103,6 +131,20 @@ pub fn solo_world(arena_bytes: usize, timeout: Duration) -> SoloWorld {
 /// See [`Gpu::mark`].
 pub fn mark() -> Box<dyn Mark> {
     with(|gpu| gpu.mark())
+}
+
+/// See [`Gpu::pin`].
+pub fn pin(bytes: usize) -> NonNull<u8> {
+    with(|gpu| gpu.pin(bytes))
+}
+
+/// See [`Gpu::copy_beside`].
+///
+/// # Safety
+/// The same.
+pub unsafe fn copy_beside(copy: &CopyBeside, after: &dyn Mark) -> Box<dyn Mark> {
+    // SAFETY: the caller vouches for it.
+    with(|gpu| unsafe { gpu.copy_beside(copy, after) })
 }
 
 /// See [`Gpu::copier`].

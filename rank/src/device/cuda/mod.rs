@@ -2,6 +2,7 @@
 //! and libtorch's half for GPUs. Nothing of it is linked: the same program starts on machines without any.
 
 pub mod cache;
+mod copying;
 pub mod driver;
 pub mod gpu;
 mod libraries;
