@@ -3,10 +3,14 @@
 
 #![allow(clippy::print_stdout, reason = "tests tell how they go")]
 
+use std::path::Path;
+use std::process::Command;
+
 use proto::memory::PeakBytes;
 use proto::plan::Plan;
 use tests::fixtures::{token_rows_of, write_model};
 use tests::job::Job;
+use tests::program;
 use tests::run::RunDir;
 
 /// Relative.
@@ -155,5 +159,30 @@ fn a_rank_that_runs_out_of_memory_names_unit_phase_and_keys() {
         "what would help: train.activation_checkpointing = \"full\", a smaller train.micro_batch_size",
     ] {
         assert!(finished.stderr.contains(text), "{text}: {}", finished.stderr);
+    }
+}
+
+/// `| \`file\` | GPUs | layout | predicted memory of a GPU | passes | predicted memory of the host |`
+#[test]
+fn the_examples_need_what_their_page_says() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the repository");
+    let folder = root.join("examples/deepseek-llm-7b");
+    let page = std::fs::read_to_string(folder.join("README.md")).expect("the page");
+    let rows = page.lines().filter_map(|line| line.strip_prefix("| `")).collect::<Vec<_>>();
+    assert_eq!(rows.len(), 7, "{rows:?}");
+    for row in rows {
+        let cells: Vec<&str> = row.split('|').map(|cell| cell.trim().trim_matches('`')).collect();
+        let [file, nproc, _, gpu, passes, host, _] = cells[..] else { panic!("{row}") };
+        let room = passes.split([',', '(']).next().expect("a size").trim().replace(' ', "");
+        let mut command = Command::new(program("dslaunch"));
+        command.current_dir(root).args(["plan", "--nproc", nproc, "--gpu-memory", &room]);
+        if file == "one-gpu-28gb.toml" {
+            command.args(["--host-memory", "128GiB"]);
+        }
+        let planned = command.arg(folder.join(file)).output().expect("it runs");
+        let text = String::from_utf8(planned.stdout).expect("UTF-8");
+        assert!(planned.status.success(), "{file}: {}", String::from_utf8_lossy(&planned.stderr));
+        let says = |start: &str, size: &str| text.lines().any(|line| line.starts_with(&format!("{start}{size} ")));
+        assert!(says("memory    ", gpu) && says("host      ", host), "{file}: not {gpu} and {host}: {text}");
     }
 }

@@ -63,10 +63,11 @@ fn on_an_emulated_gpu_recomputing_and_dying_change_no_bit() {
     for dtype in ["fp32", "bf16"] {
         let layouts =
             ["none", "pointwise", "ffn", "full"].map(|checkpointing| Layout { checkpointing, dtype, ..PLAIN });
-        let offload = Layout { offload: "cpu", dtype, ..PLAIN };
-        let layouts = layouts.into_iter().chain([offload]);
+        // Copies beside what it computes are as late as they may be.
+        let offloaded = [0, 3].map(|zero_stage| Layout { offload: "cpu", zero_stage, dtype, ..PLAIN });
+        let layouts = layouts.into_iter().chain(offloaded);
         let mut runs: Vec<(Layout, RunDir)> =
-            layouts.map(|layout| (layout, on_a_gpu("gqa", "gpu", layout).succeed())).collect();
+            layouts.map(|layout| (layout, on_a_gpu("gqa", "gpu-bits", layout).succeed())).collect();
         let layout = Layout { dtype, ..PLAIN };
         let died = on_a_gpu("gqa", "gpu-died", layout).env("DSLAUNCH_FAULT", "kill phase=backward step=4").succeed();
         assert!(died.events().iter().any(|event| event["event"] == "resumed_step"), "it did not die");

@@ -155,7 +155,7 @@ pub(super) const ROWS: &[Row] = &[
     row("zero_optimization.log_trace_cache_warnings", NoEffect("the order of units is fixed, nothing is traced")),
     row("zero_optimization.enable_sanity_checks", NoEffect("checks are always on")),
     row("zero_optimization.save_muon_momentum_buffer_in_memory", NoEffect("there is no Muon")),
-    row("zero_optimization.zenflow", Off("updates are never put off")),
+    row("zero_optimization.zenflow", Off("updates begin once the norm is known")),
     row("zero_optimization.offload_param.device", By(Group::Device("zero.offload_params"))),
     row("zero_optimization.offload_param.nvme_path", NoEffect(NVME)),
     row("zero_optimization.offload_param.buffer_count", NoEffect(NVME)),
