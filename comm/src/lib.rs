@@ -29,6 +29,7 @@ mod collective;
 mod cursor;
 mod error;
 mod flight;
+pub mod nccl;
 mod op;
 mod ranks;
 pub mod shm;

@@ -164,6 +164,7 @@ fn a_rank_that_runs_out_of_memory_names_unit_phase_and_keys() {
 
 /// `| \`file\` | GPUs | layout | predicted memory of a GPU | passes | predicted memory of the host |`
 #[test]
+#[allow(clippy::disallowed_methods, reason = "tests start dslaunch as a user does")]
 fn the_examples_need_what_their_page_says() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the repository");
     let folder = root.join("examples/deepseek-llm-7b");

@@ -5,10 +5,9 @@
 //!        -> reduce gradients -> grad norm, clip -> AdamW on what this rank owns -> publish parameters
 //! ```
 //!
-//! Here is the order of the computation, and `passes` is what one action does; with an offloaded optimizer `by_unit` has another
-//! order; [`Memory`] knows where parameters and
-//! gradients are and when they move; `messages` carries activations between pipeline stages. The engine knows nothing of
-//! files, steps or the launcher.
+//! Here is the order of the computation, and `passes` is what one action does; an offloaded step has another order, that of
+//! `by_unit`. [`Memory`] knows where parameters and gradients are and when they move; `messages` carries activations between
+//! pipeline stages. The engine knows nothing of files, steps or the launcher.
 //!
 //! - `ENG-1` the loss and gradients of any layout equal those of one process.
 //! - `ENG-2` what only moves or recomputes data changes no bit.
@@ -224,8 +223,9 @@ impl Engine {
         StepSums::over_ranks(&*self.memory.groups().all, loss, square)
     }
 
-    /// One AdamW update of what this rank owns, by gradients that are clipped to the plan's norm; they are zero afterwards.
-    /// Where the step's loss or norm is not finite, nothing is updated.
+    /// One AdamW update of what this rank owns, by gradients that are clipped to the plan's norm; the next step's begin at zero.
+    /// Where the step's loss or norm is not finite, nothing is updated. An offloaded update goes on after the call; who needs a
+    /// unit waits for it.
     ///
     /// `step` counts from 1 (bias correction). Collective over dp.
     pub fn optimizer_step(&mut self, step: u64, learning_rate: f64, sums: &StepSums) -> Result<(), CommError> {

@@ -1,0 +1,24 @@
+//! A thin binding of NCCL, NVIDIA's collectives between GPUs, loaded at run time: one program serves machines with and without it.
+//!
+//! ```text
+//! library       the functions, by name, from whatever version is there
+//! communicator  ranks that call together: made with a deadline, cut into smaller ones, aborted
+//! watchdog      a thread that aborts communicators once a peer is known to have failed
+//! error         what a call returned, and what NCCL last said
+//! ```
+//!
+//! Communicators are non-blocking: each call returns at once and is asked about until it is done or its deadline has passed, so that
+//! nobody hangs inside NCCL for a peer that is dead. NCCL wants no call under way in a communicator that is aborted: all calls of one
+//! take turns on a lock, which none holds for long.
+//!
+//! Sources: NCCL's documentation ("User Guide", sections on fault tolerance and on `ncclConfig_t`) and `nccl.h`, versions 2.18 to 2.29.
+
+mod communicator;
+mod error;
+mod library;
+mod watchdog;
+
+pub use communicator::{Communicator, Patience, Stream};
+pub use error::NcclError;
+pub use library::{LoadError, Nccl, UniqueId, Version};
+pub use watchdog::Watchdog;
