@@ -13,6 +13,7 @@ the optimizer's 34 bytes a parameter at the rate of a copy.
   gpu_bench.py deterministic   one sample a row, every run with the same bits
   gpu_bench.py peer        transformers, and the bound
   gpu_bench.py profile     where the time of one step goes, by phase and kind of unit
+  gpu_bench.py offload     22 of its layers, for the host's 128 GiB: in the GPU's memory, and all but what computes in the host's
 """
 
 from __future__ import annotations
@@ -33,6 +34,9 @@ from gpu_run import ROOT, Failed, Run, card, write
 CONFIG = ROOT / "examples/deepseek-llm-7b/model/config.json"
 SEQ, MICRO_BATCHES, STEPS = 4096, 8, 6
 SHM = Path("/dev/shm/dslaunch-bench")
+# Offloaded, 18 bytes a parameter are on the host, beside 2 of the model's files.
+OFFLOADED_LAYERS = 22
+OFFLOADED = ["zero.stage=3", 'zero.offload_params="cpu"', 'zero.offload_optimizer="cpu"']
 
 
 def flops_per_token(config: dict[str, Any]) -> float:
@@ -41,22 +45,29 @@ def flops_per_token(config: dict[str, Any]) -> float:
     return 6 * products + 6 * layers * hidden * SEQ
 
 
-def model() -> Path:
+def config_of(layers: int | None = None) -> dict[str, Any]:
+    config = json.loads(CONFIG.read_text())
+    return {**config, "num_hidden_layers": layers or config["num_hidden_layers"]}
+
+
+def model(config: dict[str, Any]) -> Path:
     """See draw_model. Drawn once, by another process: what it has had of the GPU's memory is free again."""
-    folder = SHM / "model"
-    if not (folder / "model.safetensors.index.json").exists():
+    folder, layers = SHM / "model", config["num_hidden_layers"]
+    found = folder / "config.json"
+    is_there = (folder / "model.safetensors.index.json").exists() and json.loads(found.read_text())["num_hidden_layers"] == layers
+    if not is_there:
         began = time.monotonic()
-        subprocess.run([sys.executable, __file__, "model"], check=True)
+        subprocess.run([sys.executable, __file__, "model", "--layers", str(layers)], check=True)
         print(f"weights made in {time.monotonic() - began:.0f} s", flush=True)
     return folder
 
 
-def draw_model() -> dict[str, Any]:
+def draw_model(layers: int | None) -> dict[str, Any]:
     """A folder that transformers would read: random weights in bf16, one file for the ends and one for each block."""
     import torch
     from safetensors.torch import save_file
 
-    config, folder = json.loads(CONFIG.read_text()), SHM / "model"
+    config, folder = config_of(layers), SHM / "model"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     hidden, ffn, layers, vocab = (config[key] for key in ["hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size"])
@@ -75,7 +86,7 @@ def draw_model() -> dict[str, Any]:
         tensors = {f"model.layers.{layer}.{name}.weight": draw(*shape) for name, shape in shapes.items()}
         tensors |= {f"model.layers.{layer}.{name}.weight": ones() for name in ["input_layernorm", "post_attention_layernorm"]}
         save(f"block-{layer}.safetensors", tensors)
-    shutil.copy(CONFIG, folder)
+    (folder / "config.json").write_text(json.dumps(config))
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
     return {}
 
@@ -97,7 +108,7 @@ def job(config: dict[str, Any], packed: bool, deterministic: bool) -> str:
     data = rows(packed, config["vocab_size"])
     return f"""
 [model]
-path = {json.dumps(str(model()))}
+path = {json.dumps(str(model(config)))}
 device = "cuda"
 [data]
 train = {json.dumps(str(data))}
@@ -124,7 +135,7 @@ every_steps = 1
 def profile() -> dict[str, Any]:
     shutil.rmtree(SHM / "run", ignore_errors=True)
     os.environ["DSLAUNCH_PROFILE"] = str(STEPS - 1)
-    run = Run(SHM / "run", job(json.loads(CONFIG.read_text()), False, False))
+    run = Run(SHM / "run", job(config_of(), False, False))
     run.stop_when(lambda: len(run.rows()) > STEPS, 150)
     text = (run.run_dir / "logs/attempt-0/rank-0.err").read_text()
     lines = [line for line in text.splitlines() if line.startswith("profile")]
@@ -132,12 +143,14 @@ def profile() -> dict[str, Any]:
     return {"profile": lines}
 
 
-def bench_dslaunch(name: str, packed: bool = False, deterministic: bool = False) -> dict[str, Any]:
-    config = json.loads(CONFIG.read_text())
+def bench_dslaunch(
+    name: str, packed: bool = False, deterministic: bool = False, layers: int | None = None, sets: list[str] = (), limit: int = 180
+) -> dict[str, Any]:
+    config = config_of(layers)
     shutil.rmtree(SHM / "run", ignore_errors=True)
     try:
-        run = Run(SHM / "run", job(config, packed, deterministic))
-        run.stop_when(lambda: len(run.rows()) > STEPS, 180)
+        run = Run(SHM / "run", job(config, packed, deterministic), sets)
+        run.stop_when(lambda: len(run.rows()) > STEPS, limit)
     except Failed as error:
         print(f"FAIL  {name}: {str(error)[-3000:]}", flush=True)
         return {"failed": str(error)[-3000:]}
@@ -154,6 +167,19 @@ def bench_dslaunch(name: str, packed: bool = False, deterministic: bool = False)
         "gpus": found[-1].get("gpus"),
         "recomputed": run.plan()["activation_checkpointing"],
     }
+
+
+def bench_offload() -> dict[str, Any]:
+    """In memory and offloaded, in turn. Expected: at least half as fast where gradients are clipped."""
+    ways = {"in memory": [], "offloaded": OFFLOADED, "offloaded, not clipped": [*OFFLOADED, "train.max_grad_norm=0.0"]}
+    found = {name: bench_dslaunch(name, layers=OFFLOADED_LAYERS, sets=sets, limit=75) for name, sets in ways.items()}
+    if any("failed" in result for result in found.values()):
+        return {"failed": "a way did not get there", **found}
+    for name, result in found.items():
+        ratio = result["tokens_per_second"] / found["in memory"]["tokens_per_second"]
+        print(f"  {name}: {ratio:.2f} of the speed in memory; {result['gpus']}", flush=True)
+        result["of_in_memory"] = ratio
+    return found
 
 
 def bench_peer() -> dict[str, Any]:
@@ -255,19 +281,22 @@ WHAT = {
     "deterministic": lambda: bench_dslaunch("deterministic", deterministic=True),
     "peer": bench_peer,
     "profile": profile,
-    "model": draw_model,
+    "offload": bench_offload,
 }
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("what", choices=list(WHAT))
-    what = parser.parse_args().what
+    parser.add_argument("what", choices=[*WHAT, "model"])
+    parser.add_argument("--layers", type=int, help="of the model that is drawn")
+    arguments = parser.parse_args()
+    what = arguments.what
     SHM.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    results = WHAT[what]()
     if what == "model":
+        draw_model(arguments.layers)
         return 0
+    results = WHAT[what]()
     write(f"bench-7b-{what}", {"card": card(), "results": results})
     return 1 if "failed" in results else 0
 

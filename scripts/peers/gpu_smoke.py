@@ -113,14 +113,21 @@ def main() -> int:
                 for dtype in DTYPES:
                     table.add(f"{name}, {kind} rows, {DTYPES[dtype]}", lambda n=name, k=kind, d=dtype: like_transformers(n, k, d))
 
-        def again(what: str, deterministic: bool, fault: str = "") -> Run:
-            sets = ['model.dtype="bf16"', f"train.deterministic={str(deterministic).lower()}"]
+        def again(what: str, deterministic: bool, fault: str = "", more: list[str] = ()) -> Run:
+            sets = ['model.dtype="bf16"', f"train.deterministic={str(deterministic).lower()}", *more]
             return Run(folder / what, toml(folder / "gqa", folder / "gqa-uneven.jsonl", True), sets, fault).finish(60)
 
         def same_bits() -> tuple[str, bool]:
             first, second = again("first", True), again("second", True)
             same = losses(first) == losses(second) and weights(first) == weights(second)
             return "two deterministic runs have the same losses and weights" if same else "they differ", same
+
+        def offloaded() -> tuple[str, bool]:
+            optimizer = ['zero.offload_optimizer="cpu"']
+            everything = ["zero.stage=3", 'zero.offload_params="cpu"', *optimizer]
+            runs = [again("memory", True), again("optimizer", True, more=optimizer), again("everything", True, more=everything)]
+            same = all(losses(run) == losses(runs[0]) and weights(run) == weights(runs[0]) for run in runs)
+            return "an offloaded optimizer and offloaded parameters change no bit" if same else "they differ", same
 
         def recovered() -> tuple[str, bool]:
             died = again("died", True, "kill phase=backward step=7")
@@ -129,6 +136,7 @@ def main() -> int:
             return f"killed in step 7, went on from step {resumed[0]['resumed_step'] if resumed else '-'}, same losses: {same}", same
 
         table.add("deterministic", same_bits)
+        table.add("offloaded", offloaded)
         table.add("a rank that is killed", recovered)
     print()
     for row in table.rows:
