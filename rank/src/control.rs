@@ -23,8 +23,12 @@ use tonic::{Code, Request, Status};
 /// Longest wait for the launcher to take one message. It is on the same machine: it answers or it is gone.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// As [`CALL_TIMEOUT`], for a report, which is answered once it is written down: disks can stall.
+const REPORT_TIMEOUT: Duration = Duration::from_secs(60);
+
 /// Longest wait for all messages before this moment: longer than one takes with all its tries.
-const FLUSH_TIMEOUT: Duration = Duration::from_secs(60);
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(330);
+
 /// Between the tries to deliver a message over a connection that breaks.
 const RETRY_PAUSES: [Duration; 4] =
     [Duration::from_millis(1), Duration::from_millis(10), Duration::from_millis(100), Duration::from_millis(500)];
@@ -220,16 +224,19 @@ async fn forward(mut client: Client, mut messages: UnboundedReceiver<Message>, l
             }
             Message::Failed(request, taken) => {
                 let delivered =
-                    deliver(&mut client, request, async |client, request| client.failed(request).await).await;
+                    deliver(&mut client, request, CALL_TIMEOUT, async |client, request| client.failed(request).await)
+                        .await;
                 let _ = taken.send(());
                 delivered
             }
             _ if lost.get().is_some() => continue,
             Message::Heartbeat(request) => {
-                deliver(&mut client, request, async |client, request| client.heartbeat(request).await).await
+                deliver(&mut client, request, CALL_TIMEOUT, async |client, request| client.heartbeat(request).await)
+                    .await
             }
             Message::Report(request) => {
-                deliver(&mut client, request, async |client, request| client.report(request).await).await
+                deliver(&mut client, request, REPORT_TIMEOUT, async |client, request| client.report(request).await)
+                    .await
             }
         };
         if let Err(status) = delivered {
@@ -241,16 +248,17 @@ async fn forward(mut client: Client, mut messages: UnboundedReceiver<Message>, l
     }
 }
 
-/// Makes a call, again over a new connection if the old one breaks. The launcher knows by their numbers which reports it has
+/// Makes a call, which takes at most `limit`, again over a new connection if the old one breaks. The launcher knows by their numbers which reports it has
 /// got; other messages may come twice.
 async fn deliver<M: Clone, R>(
     client: &mut Client,
     message: M,
+    limit: Duration,
     call: impl AsyncFn(&mut Client, Request<M>) -> Result<R, Status>,
 ) -> Result<(), Status> {
     let mut pauses = RETRY_PAUSES.iter();
     loop {
-        let Err(status) = call(client, timed(message.clone())).await else { return Ok(()) };
+        let Err(status) = call(client, timed(message.clone(), limit)).await else { return Ok(()) };
         // The launcher's own refusals are final.
         let is_broken = matches!(status.code(), Code::Unavailable | Code::Unknown | Code::Cancelled | Code::Internal);
         match pauses.next() {
@@ -260,8 +268,8 @@ async fn deliver<M: Clone, R>(
     }
 }
 
-fn timed<T>(message: T) -> Request<T> {
+fn timed<T>(message: T, limit: Duration) -> Request<T> {
     let mut request = Request::new(message);
-    request.set_timeout(CALL_TIMEOUT);
+    request.set_timeout(limit);
     request
 }

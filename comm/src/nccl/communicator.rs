@@ -4,7 +4,7 @@
 
 use std::ffi::{c_int, c_void};
 use std::ptr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -23,6 +23,9 @@ pub struct Patience<'a> {
 
 /// The pause between two questions whether a call is done. NCCL has nothing to wait for.
 const POLL: Duration = Duration::from_micros(200);
+
+/// Longer than a call is inside NCCL before it returns, unless it hangs.
+const LONGEST_CALL: Duration = Duration::from_secs(1);
 
 impl Patience<'_> {
     /// Asks `is_done` until it is, or there is no reason to ask on.
@@ -93,7 +96,7 @@ impl Communicator {
     /// Waits for them.
     ///
     /// # Errors
-    /// As [`Communicator::enter`].
+    /// As [`Communicator::enter`]; this one is aborted then.
     pub fn split(
         &self,
         color: usize,
@@ -102,17 +105,20 @@ impl Communicator {
         patience: Patience,
     ) -> Result<Self, NcclError> {
         const CALL: &str = "ncclCommSplit";
-        let (mut comm, mut config) = (ptr::null_mut(), Config::non_blocking());
-        let code = {
-            let handle = self.lock(CALL)?;
-            // SAFETY: a communicator that was not aborted, one to be written, and a configuration that is read.
-            unsafe {
-                let split = self.nccl.functions.comm_split;
-                split(handle.0, color as c_int, key as c_int, &raw mut comm, &raw mut config)
-            }
+        let mut config = Config::non_blocking();
+        // A thread of NCCL's writes it once all members have come: it outlives this call if they do not.
+        let made = Box::into_raw(Box::new(ptr::null_mut()));
+        let handle = self.lock(CALL)?;
+        // SAFETY: a communicator that was not aborted, one to be written, and a configuration that is copied.
+        let code = unsafe {
+            let split = self.nccl.functions.comm_split;
+            split(handle.0, color as c_int, key as c_int, made, &raw mut config)
         };
-        // Both are under way: what has become of the parent is asked first.
-        self.settle(CALL, code, patience)?;
+        let settled = self.settle(CALL, code, handle.0, patience);
+        drop(handle);
+        settled.inspect_err(|_| _ = self.abort())?;
+        // SAFETY: the split is done: it is written, and nobody writes it any more.
+        let comm = *unsafe { Box::from_raw(made) };
         Self::made(self.nccl, CALL, Code::SUCCESS, comm, [rank, size], patience)
     }
 
@@ -128,7 +134,7 @@ impl Communicator {
             nccl.checked(call, code, comm)?;
         }
         let made = Self { nccl, handle: Arc::new(Mutex::new(Handle(comm))), rank, size };
-        made.settle(call, Code::IN_PROGRESS, patience).inspect_err(|_| made.abort())?;
+        made.call(call, patience, |_| Code::IN_PROGRESS).inspect_err(|_| _ = made.abort())?;
         Ok(made)
     }
 
@@ -147,34 +153,53 @@ impl Communicator {
         if handle.0.is_null() { Err(NcclError::Aborted { call }) } else { Ok(handle) }
     }
 
-    /// Whether what it was last asked for is done as far as the host is concerned: enqueued.
+    /// Whether what it was last asked for is done as far as the host is concerned: enqueued. Not while another thread makes a call,
+    /// which sees for itself. Does not block.
     ///
     /// # Errors
     /// It has failed, or a peer has: the communicator is to be aborted.
     pub fn is_settled(&self, call: &'static str) -> Result<bool, NcclError> {
-        let handle = self.lock(call)?;
+        match self.try_lock() {
+            None => Ok(false),
+            Some(handle) if handle.0.is_null() => Err(NcclError::Aborted { call }),
+            Some(handle) => self.state(call, handle.0),
+        }
+    }
+
+    fn try_lock(&self) -> Option<MutexGuard<'_, Handle>> {
+        match self.handle.try_lock() {
+            Ok(handle) => Some(handle),
+            Err(TryLockError::Poisoned(handle)) => Some(handle.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+
+    /// Whether `comm`, whose lock the caller holds, has nothing in progress.
+    fn state(&self, call: &'static str, comm: Comm) -> Result<bool, NcclError> {
         let mut state = Code::SUCCESS;
         // SAFETY: a communicator that was not aborted, and a code to be written.
-        let code = unsafe { (self.nccl.functions.comm_get_async_error)(handle.0, &raw mut state) };
-        self.nccl.checked("ncclCommGetAsyncError", code, handle.0)?;
+        let code = unsafe { (self.nccl.functions.comm_get_async_error)(comm, &raw mut state) };
+        self.nccl.checked("ncclCommGetAsyncError", code, comm)?;
         if state == Code::IN_PROGRESS {
             return Ok(false);
         }
-        self.nccl.checked(call, state, handle.0).map(|()| true)
+        self.nccl.checked(call, state, comm).map(|()| true)
     }
 
-    /// Waits until a call that returned `code` is enqueued.
-    fn settle(&self, call: &'static str, code: Code, patience: Patience) -> Result<(), NcclError> {
+    /// Waits until a call on `comm`, whose lock the caller holds, that returned `code` is enqueued.
+    fn settle(&self, call: &'static str, code: Code, comm: Comm, patience: Patience) -> Result<(), NcclError> {
         match code {
-            Code::IN_PROGRESS => patience.poll(call, || self.is_settled(call)),
-            code => self.nccl.checked(call, code, self.lock(call)?.0),
+            Code::IN_PROGRESS => patience.poll(call, || self.state(call, comm)),
+            code => self.nccl.checked(call, code, comm),
         }
     }
 
     /// Makes one call, and waits until it is enqueued: not until it is done.
     fn call(&self, name: &'static str, patience: Patience, call: impl FnOnce(Comm) -> Code) -> Result<(), NcclError> {
-        let code = call(self.lock(name)?.0);
-        self.settle(name, code, patience)
+        // Until it is enqueued: NCCL takes no other call before.
+        let handle = self.lock(name)?;
+        let code = call(handle.0);
+        self.settle(name, code, handle.0, patience)
     }
 
     /// Replaces `numel` elements from `buf` on by the sum or maximum over all members.
@@ -306,12 +331,25 @@ impl Communicator {
 
     /// Gives up what is under way, on this end: kernels that wait for a peer end. Every later call is refused. Does nothing the
     /// second time.
-    pub fn abort(&self) {
-        let mut handle = self.handle.lock().unwrap_or_else(PoisonError::into_inner);
-        let comm = std::mem::replace(&mut handle.0, ptr::null_mut());
-        if !comm.is_null() {
-            // SAFETY: it was not aborted, and nobody is inside a call. It frees the communicator whatever it returns.
-            let _ = unsafe { (self.nccl.functions.comm_abort)(comm) };
+    ///
+    /// Returns whether it is aborted. It is not if another thread is inside a call that does not come back, because NCCL frees what
+    /// that call works on: then only the end of the process helps.
+    #[must_use = "what is not aborted waits on"]
+    pub fn abort(&self) -> bool {
+        let started = Instant::now();
+        loop {
+            if let Some(mut handle) = self.try_lock() {
+                let comm = std::mem::replace(&mut handle.0, ptr::null_mut());
+                if !comm.is_null() {
+                    // SAFETY: it was not aborted, and nobody is inside a call. It frees the communicator whatever it returns.
+                    let _ = unsafe { (self.nccl.functions.comm_abort)(comm) };
+                }
+                return true;
+            }
+            if started.elapsed() >= LONGEST_CALL {
+                return false;
+            }
+            thread::sleep(POLL);
         }
     }
 
@@ -323,7 +361,7 @@ impl Communicator {
         const CALL: &str = "ncclCommFinalize";
         // SAFETY: a communicator that was not aborted.
         let finalized = self.call(CALL, patience, |comm| unsafe { (self.nccl.functions.comm_finalize)(comm) });
-        finalized.inspect_err(|_| self.abort())?;
+        finalized.inspect_err(|_| _ = self.abort())?;
         let mut handle = self.lock("ncclCommDestroy")?;
         let comm = std::mem::replace(&mut handle.0, ptr::null_mut());
         // SAFETY: it is finalized, and nobody has it any more.

@@ -56,7 +56,7 @@ impl fmt::Debug for UniqueId {
     }
 }
 
-/// `ncclConfig_t` of NCCL 2.17, which later versions read as far as it goes.
+/// `ncclConfig_t` up to `splitShare`, marked as of 2.17: each version reads as much of it as it knows of that mark.
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
 pub(super) struct Config {

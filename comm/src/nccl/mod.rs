@@ -8,8 +8,9 @@
 //! ```
 //!
 //! Communicators are non-blocking: each call returns at once and is asked about until it is done or its deadline has passed, so that
-//! nobody hangs inside NCCL for a peer that is dead. NCCL wants no call under way in a communicator that is aborted: all calls of one
-//! take turns on a lock, which none holds for long.
+//! nobody hangs inside NCCL for a peer that is dead. NCCL wants no call under way in a communicator that is aborted, and takes none
+//! before the one before it is enqueued: all calls of one take turns on a lock. A call that never returns keeps it from being
+//! aborted; then the rank has to end.
 //!
 //! Sources: NCCL's documentation ("User Guide", sections on fault tolerance and on `ncclConfig_t`) and `nccl.h`, versions 2.18 to 2.29.
 

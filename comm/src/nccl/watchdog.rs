@@ -48,11 +48,15 @@ impl Watchdog {
                         true
                     }
                 });
-                if let Some(cause) = fault().map(NcclError::from).or(broken) {
-                    let mut found = result.lock().unwrap_or_else(PoisonError::into_inner);
-                    found.get_or_insert(cause);
-                    drop(found);
-                    communicators.drain(..).for_each(|of| of.abort());
+                let mut found = result.lock().unwrap_or_else(PoisonError::into_inner);
+                if found.is_none() {
+                    *found = fault().map(NcclError::from).or(broken);
+                }
+                let is_over = found.is_some();
+                drop(found);
+                if is_over {
+                    // One whose lock a hanging call holds is tried again.
+                    communicators.retain(|of| !of.abort());
                 }
             }
         };

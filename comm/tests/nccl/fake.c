@@ -42,7 +42,7 @@ struct World {
     Id id;
     int size, entered, splitting;
     int colors[MAX_RANKS], keys[MAX_RANKS];
-    Comm *parts[MAX_RANKS];
+    Comm *parts[MAX_RANKS], *members[MAX_RANKS], **outs[MAX_RANKS];
     Call *calls;
     Message *messages;
     World *next;
@@ -50,7 +50,7 @@ struct World {
 
 struct Comm {
     World *world;
-    int rank, is_made, polls, is_finalized;
+    int rank, is_made, is_splitting, polls, is_finalized;
     unsigned long calls;
     char last[128];
 };
@@ -148,10 +148,13 @@ int ncclCommSplit(Comm *comm, int color, int key, Comm **out, Config *config) {
     pthread_mutex_lock(&lock);
     World *world = comm->world;
     Comm *part = calloc(1, sizeof *part);
-    *out = part;
+    *out = NULL;
+    comm->is_splitting = 1;
     world->colors[comm->rank] = color;
     world->keys[comm->rank] = key;
     world->parts[comm->rank] = part;
+    world->members[comm->rank] = comm;
+    world->outs[comm->rank] = out;
     if (++world->splitting == world->size) {
         world->splitting = 0;
         for (int i = 0; i < world->size; i++) {
@@ -167,7 +170,12 @@ int ncclCommSplit(Comm *comm, int color, int key, Comm **out, Config *config) {
                     world->parts[j]->rank += world->colors[k] == world->colors[j] && world->keys[k] < world->keys[j];
             }
         }
-        for (int i = 0; i < world->size; i++) world->parts[i]->is_made = 1;
+        /* Only now, and where the caller may be gone. */
+        for (int i = 0; i < world->size; i++) {
+            world->parts[i]->is_made = 1;
+            *world->outs[i] = world->parts[i];
+            world->members[i]->is_splitting = 0;
+        }
     }
     pthread_mutex_unlock(&lock);
     return IN_PROGRESS;
@@ -181,7 +189,7 @@ int ncclCommGetAsyncError(Comm *comm, int *state) {
         strcpy(comm->last, "a peer is gone");
     } else if (comm->is_made && (!comm->world || comm->world->entered < comm->world->size)) {
         *state = IN_PROGRESS;
-    } else if (!comm->is_made) {
+    } else if (!comm->is_made || comm->is_splitting) {
         *state = IN_PROGRESS;
     } else if (comm->polls > 0) {
         comm->polls--;

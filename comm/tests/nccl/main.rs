@@ -233,6 +233,17 @@ fn a_split_gives_each_color_a_communicator_of_its_own() {
 }
 
 #[test]
+fn a_split_to_which_a_member_does_not_come_is_given_up() {
+    let fake = Fake::new();
+    let communicators = fake.ranks(2, |of| of);
+    let patience = Patience { timeout: Duration::from_millis(50), fault: &no_fault };
+    let error = communicators[0].split(0, 0, [0, 2], patience).unwrap_err();
+    assert_eq!(error.to_string(), "ncclCommSplit was not done after 50ms");
+    assert_eq!(communicators[0].is_settled("a look"), Err(NcclError::Aborted { call: "a look" }));
+    assert_eq!(fake.get("aborted"), 1);
+}
+
+#[test]
 fn what_nccl_says_is_in_the_error() {
     let fake = Fake::new();
     fake.set("init_code", 1);

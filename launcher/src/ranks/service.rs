@@ -223,8 +223,12 @@ impl Control for Service {
             Some(report_request::Event::Finished(report)) => Notice::Finished { rank, report },
             None => return Err(Status::invalid_argument("the report is empty")),
         };
-        if lock(&self.waiting_calls).is_new(rank, number) {
-            self.tell(notice);
+        {
+            // Under the lock: the receipt of a repeat comes after the notice, whichever call comes first.
+            let mut calls = lock(&self.waiting_calls);
+            if calls.is_new(rank, number) {
+                self.tell(notice);
+            }
         }
         // A checkpoint or snapshot after it may outlive this launcher, and the steps before it are not reported again.
         let (receipt, acknowledgement) = Receipt::new();

@@ -6,7 +6,7 @@ use super::{Offloaded, PeakBytes};
 use crate::checkpointing::Checkpointing;
 use crate::config::{ActivationCheckpointing, Device, Dtype, ZeroStage};
 use crate::layout::{UnitLayout, tensor_layout};
-use crate::plan::{Init, Plan};
+use crate::plan::{Init, Plan, ZeroPlan};
 use crate::snapshot::snapshot_bytes;
 
 /// The memory that the ranks of a job have, in bytes, where it is known.
@@ -175,11 +175,18 @@ pub fn helpful_keys(plan: &Plan, side: Side, peak: &PeakBytes) -> Vec<&'static s
     // Where ranks compute: the rest is not what the host of GPUs is short of.
     if on_gpu || plan.device == Device::Cpu {
         let transient = peak.activations + peak.workspace;
-        add(on_gpu && !plan.zero.offload_optimizer, "zero.offload_optimizer = \"cpu\"");
+        let offloaded = Plan { zero: ZeroPlan { offload_optimizer: true, ..plan.zero }, ..plan.clone() };
+        let offload_helps = || device_need(&offloaded).bytes < device_need(plan).bytes;
+        add(on_gpu && !plan.zero.offload_optimizer && offload_helps(), "zero.offload_optimizer = \"cpu\"");
+        let by_unit = plan.goes_unit_by_unit();
         add(shards_more, "a higher zero.stage");
+        add(on_gpu && by_unit && !shards_more && plan.zero.stage != ZeroStage::Stage3, "zero.stage = 3");
         let recomputes = plan.activation_checkpointing == Checkpointing::of_all(ActivationCheckpointing::Full);
         add(!recomputes && transient * 10 > peak.total(), "train.activation_checkpointing = \"full\"");
-        add(plan.batch.micro_batch_size > 1 && transient * 10 > peak.total(), "a smaller train.micro_batch_size");
+        let is_large = transient * 10 > peak.total();
+        // Unit by unit, activations of all of a step's rows are kept.
+        add(by_unit && plan.batch.num_micro_batches > 1 && is_large, "fewer train.gradient_accumulation_steps");
+        add(!by_unit && plan.batch.micro_batch_size > 1 && is_large, "a smaller train.micro_batch_size");
         add(plan.model.compute_dtype == Dtype::Fp32, "model.dtype = \"bf16\"");
         add(on_gpu, "more ranks with parallel.tensor or parallel.pipeline");
         add(!on_gpu && plan.mesh.world_size() > 1, "fewer ranks");

@@ -33,9 +33,10 @@ pub fn param_claims(plan: &Plan, layouts: &[UnitLayout]) -> Vec<Claim> {
 pub fn grad_claims(plan: &Plan, layouts: &[UnitLayout]) -> Vec<Claim> {
     let sharding = Sharding::new(plan.zero.stage, plan.mesh.dp, 0);
     let claim = |layout: &UnitLayout| match layout.kind {
+        _ if sharding.shards_gradients() => Claim::Shared { count: 1 },
         // One unit's leave while another's come.
         UnitKind::Block if plan.goes_unit_by_unit() => Claim::Shared { count: 2 },
-        _ if plan.goes_unit_by_unit() || sharding.shards_gradients() => Claim::Shared { count: 1 },
+        _ if plan.goes_unit_by_unit() => Claim::Shared { count: 1 },
         _ => Claim::Own,
     };
     layouts.iter().map(claim).collect()

@@ -166,7 +166,7 @@ impl Draft {
         match self.config.zero.stage {
             AutoOr::Given(stage) => stage,
             // Only there do parameters wait in the host's memory.
-            AutoOr::Auto if self.config.zero.offload_params == Offload::Cpu => Stage3,
+            AutoOr::Auto if self.zero_plan(Stage3).parks_parameters() => Stage3,
             AutoOr::Auto if !self.world.room.is_known(self.ground.device) => Stage1,
             AutoOr::Auto => {
                 let plan = |stage| self.without_snapshots_that_do_not_fit(self.plan(stage, checkpointing, rows));

@@ -1,7 +1,7 @@
 //! A flat buffer, seen as tensors and, if it lies in the arena, as a collective's operand.
 //!
-//! Both are the same memory. What keeps them apart is the order of the step: the main thread is the only one that touches
-//! it, and a collective is waited for before anything else does.
+//! Both are the same memory. What keeps them apart is the order of the step: one thread at a time touches it, the main thread or
+//! the one that it is lent to, and a collective is waited for before anything else does.
 
 #![allow(unsafe_code, reason = "tensors over the arena's memory")]
 

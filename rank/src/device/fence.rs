@@ -37,7 +37,7 @@ impl Fence {
 /// done: until then nobody changes `from` or touches `to`.
 ///
 /// Both are dense, of one type and length; on a GPU one of them is pinned memory of the host ([`super::Buffer::pinned`]).
-pub fn copy_beside(to: &Tensor, from: &Tensor, after: &Fence) -> Fence {
+pub(crate) fn copy_beside(to: &Tensor, from: &Tensor, after: &Fence) -> Fence {
     assert!(to.kind() == from.kind() && to.numel() == from.numel() && to.is_contiguous() && from.is_contiguous());
     let Some(after) = &after.0 else {
         to.shallow_clone().copy_(from);

@@ -34,7 +34,8 @@ pub(crate) fn slice<E: Stored>(tensor: &Tensor) -> &[E] {
         return &[]; // an empty tensor may have no memory at all
     }
     // SAFETY: `check` made sure of type, device and density, so that `numel` elements of `E` lie from `data_ptr` on. The
-    // memory lives as long as the tensor that is borrowed, and the main thread, which is here, is the only writer.
+    // memory lives as long as the tensor that is borrowed, and one thread at a time has it, which is here: the main thread, or
+    // the one that it has lent a unit's optimizer state to.
     unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast(), tensor.numel()) }
 }
 

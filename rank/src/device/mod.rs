@@ -15,7 +15,8 @@ use tch::{Kind, Tensor};
 
 pub use buffer::{Buffer, Section};
 use cuda::gpu;
-pub use fence::{Fence, copy_beside};
+pub use fence::Fence;
+pub(crate) use fence::copy_beside;
 pub use moment::Moment;
 pub use readback::Readback;
 

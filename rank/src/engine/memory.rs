@@ -7,6 +7,7 @@
 //! 2          whole, all-gathered      reduce-scattered per micro-batch sharded
 //! 3          gathered per use         reduce-scattered per micro-batch sharded
 //! ```
+//! One data-parallel rank has no gradients to shard: they stay whole in every stage.
 //!
 //! With an offloaded optimizer and without a pipeline a step goes unit by unit ([`proto::plan::Plan::goes_unit_by_unit`]):
 //! reduced gradients leave their slot for the host once a unit has run all micro-batches.
@@ -154,7 +155,7 @@ impl Memory {
 
     /// Waits until a unit's newest update is done, if it is not yet; then its parameters are where they wait or stay. Collective over
     /// dp where whole ones stay and their update is sharded.
-    fn settle_unit(&mut self, unit: usize) -> Result<(), CommError> {
+    pub(super) fn settle_unit(&mut self, unit: usize) -> Result<(), CommError> {
         let Some(state) = self.updater.as_mut().and_then(|updater| updater.finish(unit)) else { return Ok(()) };
         let idx = unit;
         let unit = &mut self.units[idx];
@@ -166,9 +167,9 @@ impl Memory {
         self.publish(idx)?.map_or(Ok(()), Work::wait)
     }
 
-    /// As [`Memory::settle_unit`], of all.
-    pub(super) fn settle(&mut self) -> Result<(), CommError> {
-        (0..self.units.len()).try_for_each(|unit| self.settle_unit(unit))
+    /// Whether a unit's newest update has not been waited for.
+    pub(super) fn is_updating(&self, unit: usize) -> bool {
+        self.updater.as_ref().is_some_and(|updater| updater.is_away(unit))
     }
 
     /// Gives all ranks what this one has updated of a unit whose whole parameters stay, if it has not updated all. Collective over
@@ -331,7 +332,7 @@ impl Memory {
     }
 
     /// Updates what this rank owns; then every rank gets what the others updated, at once or when it gathers: what is
-    /// trained. Gradients are zero afterwards. Collective over dp.
+    /// trained. The next step's gradients begin at zero. Collective over dp.
     pub(super) fn update(&mut self, update: Update) -> Result<(), CommError> {
         if self.updater.is_some() {
             self.begin_update(update);

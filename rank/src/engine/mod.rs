@@ -82,7 +82,8 @@ pub struct PassesOutcome {
     pub waited_seconds: f64,
 }
 
-/// A model, its gradients and its optimizer state on one rank. `!Send`: the main thread alone touches tensors.
+/// A model, its gradients and its optimizer state on one rank. `!Send`: the main thread alone touches tensors, but
+/// for optimizer state that is away to be updated.
 pub struct Engine {
     memory: Memory,
     stage: Stage,
@@ -123,7 +124,12 @@ impl Engine {
     /// Parameters, gradients and optimizer state, to load, to gather or to read, once all updates are done. Every rank of the
     /// job calls it.
     pub fn memory(&mut self) -> Result<&mut Memory, CommError> {
-        self.memory.settle()?;
+        for unit in 0..self.memory.num_units() {
+            if self.memory.is_updating(unit) {
+                self.progress.enter_unit(Phase::Update, unit);
+            }
+            self.memory.settle_unit(unit)?;
+        }
         Ok(&mut self.memory)
     }
 

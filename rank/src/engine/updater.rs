@@ -69,6 +69,11 @@ impl Updater {
         })
     }
 
+    /// Whether a unit's state was given and not asked for.
+    pub fn is_away(&self, unit: usize) -> bool {
+        self.is_away[unit]
+    }
+
     /// Updates a unit after those that it was given before. Does not wait for it.
     pub fn start(&mut self, job: Job) {
         self.is_away[job.unit] = true;

@@ -247,7 +247,8 @@ impl Gpu for Driver {
     }
 
     fn pin(&self, bytes: usize) -> NonNull<u8> {
-        copying::pin(bytes).unwrap_or_else(|error| panic!("out of memory: {bytes} pinned bytes of the host ({error})"))
+        // Not in the driver's words, which say that the GPU is out of memory.
+        copying::pin(bytes).unwrap_or_else(|_| panic!("Cannot allocate memory: {bytes} pinned bytes of the host"))
     }
 
     unsafe fn copy_beside(&self, copy: &CopyBeside, after: &dyn Mark) -> Box<dyn Mark> {

@@ -32,7 +32,7 @@ pub trait Gpu {
     fn mark(&self) -> Box<dyn Mark>;
 
     /// Memory of the host that copies reach at full speed (pinned), zero, which stays until the process ends. Where there is not enough
-    /// it panics, with "out of memory" in its words.
+    /// it panics, with "Cannot allocate memory" in its words.
     fn pin(&self, bytes: usize) -> NonNull<u8>;
 
     /// Starts to copy between its memory and pinned memory of the host once it has come to `after`, beside what it computes; copies in
