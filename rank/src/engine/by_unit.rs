@@ -44,20 +44,24 @@ impl Engine {
         let (Some(embedding), Some(head)) = (chunk.embedding, chunk.head) else {
             panic!("a stage of a pipeline goes by its schedule");
         };
-        let mut under_way = self.embed(embedding, batches)?;
+        let mut under_way = self.embed_all(embedding, batches)?;
         for unit in chunk.blocks.clone() {
             self.forward_unit(unit, &mut under_way)?;
         }
-        let loss = self.turn(head, &mut under_way, scale)?;
+        let loss = self.pass_head(head, &mut under_way, scale)?;
         for unit in chunk.blocks.clone().rev() {
             self.backward_unit(unit, chunk.blocks.start, &mut under_way)?;
         }
-        self.end(embedding, head, under_way, scale)?;
+        self.backward_to_embedding(embedding, head, under_way, scale)?;
         Ok(loss)
     }
 
     /// The embedding of all micro-batches.
-    fn embed(&mut self, unit: usize, batches: impl Iterator<Item = MicroBatch>) -> Result<Vec<UnderWay>, CommError> {
+    fn embed_all(
+        &mut self,
+        unit: usize,
+        batches: impl Iterator<Item = MicroBatch>,
+    ) -> Result<Vec<UnderWay>, CommError> {
         self.progress.enter_unit(Phase::Forward, unit);
         self.memory.gather(unit)?;
         let embed = |batch: MicroBatch| {
@@ -95,7 +99,7 @@ impl Engine {
     }
 
     /// The head of all micro-batches, where the way back begins. Returns the sum of the cross-entropies.
-    fn turn(&mut self, head: usize, under_way: &mut [UnderWay], scale: f64) -> Result<DeviceSum, CommError> {
+    fn pass_head(&mut self, head: usize, under_way: &mut [UnderWay], scale: f64) -> Result<DeviceSum, CommError> {
         self.progress.enter_unit(Phase::Backward, head);
         self.gather_head(head)?;
         self.memory.begin_unit_gradients(head);
@@ -144,7 +148,13 @@ impl Engine {
     }
 
     /// The embedding's backward passes, where the way ends. A tied one takes the head's gradient and its own by turns.
-    fn end(&mut self, embedding: usize, head: usize, under_way: Vec<UnderWay>, scale: f64) -> Result<(), CommError> {
+    fn backward_to_embedding(
+        &mut self,
+        embedding: usize,
+        head: usize,
+        under_way: Vec<UnderWay>,
+        scale: f64,
+    ) -> Result<(), CommError> {
         self.progress.enter_unit(Phase::Backward, embedding);
         let is_tied = self.tied_gradient().is_some();
         if is_tied {

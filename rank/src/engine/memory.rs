@@ -16,9 +16,7 @@
 //! Whole buffers lie in slots in the shared arena, where `comm` works on them in place; what a rank keeps to itself (its
 //! shards) lies in plain memory.
 
-use std::mem;
 use std::ops::Range;
-use std::rc::Rc;
 
 use comm::{CommError, ReduceOp, Work};
 use proto::layout::{ParamLayout, Piece, UnitLayout, rank_layout};
@@ -26,12 +24,13 @@ use proto::plan::Plan;
 use proto::sharding::{Parts, Sharding};
 use tch::{Kind, Tensor};
 
+use super::leaving::Leaving;
 use super::offload::{Copied, Staging};
 use super::slots::Slots;
 use super::tied::TiedGradients;
 use super::unit::Unit;
 use super::updater::{Job, Updater};
-use crate::device::{Buffer, Fence, HOST, Section};
+use crate::device::{Fence, HOST, Section};
 use crate::groups::Groups;
 use crate::kernels::{DeviceSum, Update};
 use crate::model::UnitViews;
@@ -47,7 +46,7 @@ pub struct Memory {
     groups: Groups,
     /// The gradients of a tied embedding, if it and the head are on different stages.
     tied: Option<TiedGradients>,
-    /// The tiles for optimizer state in the host's memory, if it is there.
+    /// The tiles for optimizer state in the host's memory, if it is there and a step goes by micro-batches.
     staging: Option<Staging>,
     /// Each micro-batch's gradients are reduced: a slot holds those of one.
     shards_gradients: bool,
@@ -58,29 +57,6 @@ pub struct Memory {
     /// Units gathered ahead of the one that computes.
     prefetch_units: usize,
     shake: Shake,
-}
-
-/// Gradients that leave their slots unit by unit.
-struct Leaving {
-    /// `[largest shard]` fp32: the sum over micro-batches of the unit that computes, where gradients are sharded.
-    sums: Option<Buffer>,
-    /// When the newest of them have left.
-    sums_left: Option<Rc<Fence>>,
-    /// When each unit's have left, of this step.
-    left: Vec<Option<Rc<Fence>>>,
-    /// The squares of their norms, by unit. They are added up in the order of units, whichever leaves first.
-    squares: Vec<DeviceSum>,
-}
-
-impl Leaving {
-    fn new(ranks: &Ranks, layouts: &[UnitLayout], sharding: Sharding) -> Self {
-        let shard = |layout: &UnitLayout| sharding.shard(sharding.padded(layout.trained_numel())).len();
-        let largest = layouts.iter().map(shard).max().unwrap_or(0);
-        let sums = || Buffer::zeros(ranks.device.of_tensors(), Kind::Float, largest);
-        let squares = layouts.iter().map(|_| DeviceSum::default()).collect();
-        let left = layouts.iter().map(|_| None).collect();
-        Self { sums: sharding.shards_gradients().then(sums), sums_left: None, left, squares }
-    }
 }
 
 impl Memory {
@@ -100,7 +76,7 @@ impl Memory {
             units: layouts.into_iter().map(|layout| Unit::new(layout, sharding, plan, ranks.device)).collect(),
             groups: groups.clone(),
             prefetch_units: plan.zero.prefetch_units,
-            staging: plan.zero.offload_optimizer.then(|| Staging::new(shake.clone())),
+            staging: (plan.zero.offload_optimizer && !plan.goes_unit_by_unit()).then(|| Staging::new(shake.clone())),
             shake: shake.clone(),
         })
     }
@@ -228,11 +204,8 @@ impl Memory {
         }
         self.reduce(unit)?.wait()?;
         let slot = self.grads.get_mut(unit);
-        match self.leaving.as_ref().and_then(|leaving| leaving.sums.as_ref()) {
-            Some(sums) => {
-                let shard = self.units[unit].shard();
-                let _ = sums.range(0..shard.len()).g_add_(&slot.flat().range(shard));
-            }
+        match &mut self.leaving {
+            Some(leaving) => leaving.add(&slot.flat().range(self.units[unit].shard())),
             None => self.units[unit].add_grad_shard(slot.flat()),
         }
         slot.release(&self.shake);
@@ -241,16 +214,7 @@ impl Memory {
 
     /// Before a unit's backward passes, where a step goes unit by unit.
     pub(super) fn begin_unit_gradients(&mut self, unit: usize) {
-        let leaving = self.leaving.as_mut().expect("a step goes unit by unit");
-        match &mut leaving.sums {
-            Some(sums) => {
-                if let Some(left) = leaving.sums_left.take() {
-                    left.precede();
-                }
-                sums.zero();
-            }
-            None => self.grads.get_mut(unit).flat_to_reuse().zero(),
-        }
+        self.leaving.as_mut().expect("a step goes unit by unit").begin(self.grads.get_mut(unit));
     }
 
     /// After a unit's backward passes of all micro-batches, where a step goes unit by unit: its gradients leave their slot.
@@ -264,18 +228,7 @@ impl Memory {
         }
         self.shake.delay();
         let leaving = self.leaving.as_mut().expect("a step goes unit by unit");
-        let (state, slot) = (&mut self.units[unit], self.grads.get_mut(unit));
-        let owned = match &leaving.sums {
-            Some(sums) => sums.range(0..state.owned().len()),
-            None => slot.flat().range(state.owned()),
-        };
-        leaving.squares[unit] = state.square_norm_of(&owned);
-        let left = Rc::new(state.keep_gradients(&owned));
-        match leaving.sums {
-            Some(_) => leaving.sums_left = Some(left.clone()),
-            None => slot.is_read_until(left.clone()),
-        }
-        leaving.left[unit] = Some(left);
+        leaving.leave(unit, &mut self.units[unit], self.grads.get_mut(unit));
         Ok(())
     }
 
@@ -322,7 +275,7 @@ impl Memory {
     pub(super) fn square_norm(&mut self) -> DeviceSum {
         let mut sum = DeviceSum::default();
         match &mut self.leaving {
-            Some(leaving) => leaving.squares.iter_mut().for_each(|square| sum.add(mem::take(square))),
+            Some(leaving) => sum.add(leaving.take_square_norm()),
             None => {
                 let units = self.units.iter().enumerate();
                 units.for_each(|(idx, unit)| sum.add(unit.square_norm(self.grads.get(idx).flat())));
@@ -366,9 +319,7 @@ impl Memory {
             if unit.is_gathered() {
                 self.params.get_mut(idx).release(&self.shake);
             }
-            if let Some(left) = leaving.left[idx].take() {
-                left.wait();
-            }
+            leaving.wait(idx);
             updater.start(Job { unit: idx, pieces: unit.pieces(), state: unit.lend(), clip, constants });
         }
     }

@@ -165,8 +165,14 @@ mod tests {
 
     #[test]
     fn what_is_under_way_does_not_keep_it_from_ending() {
-        let mut updater = Updater::new(1000).unwrap();
-        (0..1000).for_each(|unit| updater.start(job(unit, 1.0)));
+        let mut updater = Updater::new(2).unwrap();
+        // A second's work at least.
+        let long = vec![Piece { range: 0..5, decays: false }; 1_000_000];
+        updater.start(Job { pieces: long, ..job(0, 1.0) });
+        let next = job(1, 3.0);
+        let master = next.state.master.as_ref().expect("it has one").range(0..6);
+        updater.start(next);
         drop(updater);
+        assert_eq!(Vec::<f32>::try_from(master).unwrap(), [1.0; 6], "what had not begun is left");
     }
 }

@@ -30,18 +30,14 @@ fn on_threads(update: &Update, stretch: Stretch, threads: usize) {
     assert!(grads.len() == numel && exp_avg.len() == numel && exp_avg_sq.len() == numel);
     assert!(rounded.as_ref().is_none_or(|rounded| rounded.len() == numel));
     let factors = Factors { clip, decay: if decays { constants.decay } else { 1.0 } };
+    let part = Part { params, grads, exp_avg, exp_avg_sq, rounded };
     let threads = threads.min(numel / MIN_NUMEL_PER_THREAD).max(1);
     if threads == 1 {
-        return update_part(constants, factors, params, grads, exp_avg, exp_avg_sq, rounded);
+        return part.update(constants, factors);
     }
-    let part = numel.div_ceil(threads);
     std::thread::scope(|scope| {
-        let params = params.chunks_mut(part).zip(grads.chunks(part));
-        let moments = exp_avg.chunks_mut(part).zip(exp_avg_sq.chunks_mut(part));
-        let mut rounded = rounded.map(|rounded| rounded.chunks_mut(part));
-        for ((params, grads), (exp_avg, exp_avg_sq)) in params.zip(moments) {
-            let rounded = rounded.as_mut().and_then(Iterator::next);
-            scope.spawn(move || update_part(constants, factors, params, grads, exp_avg, exp_avg_sq, rounded));
+        for part in part.split(numel.div_ceil(threads)) {
+            scope.spawn(move || part.update(constants, factors));
         }
     });
 }
@@ -49,26 +45,38 @@ fn on_threads(update: &Update, stretch: Stretch, threads: usize) {
 /// Elements that are updated before they are rounded: they are still in the nearest cache then.
 const ROUNDED_AT_ONCE: usize = 1 << 12;
 
-/// Updates a part, and rounds it where there is room for that.
-fn update_part(
-    constants: &AdamWConstants,
-    factors: Factors,
-    params: &mut [f32],
-    grads: &[f32],
-    exp_avg: &mut [f32],
-    exp_avg_sq: &mut [f32],
-    rounded: Option<&mut [bf16]>,
-) {
-    let Some(rounded) = rounded else {
-        return kernel(constants, factors, params, grads, exp_avg, exp_avg_sq);
-    };
-    let params = params.chunks_mut(ROUNDED_AT_ONCE).zip(grads.chunks(ROUNDED_AT_ONCE));
-    let moments = exp_avg.chunks_mut(ROUNDED_AT_ONCE).zip(exp_avg_sq.chunks_mut(ROUNDED_AT_ONCE));
-    for (((params, grads), (exp_avg, exp_avg_sq)), rounded) in
-        params.zip(moments).zip(rounded.chunks_mut(ROUNDED_AT_ONCE))
-    {
-        kernel(constants, factors, params, grads, exp_avg, exp_avg_sq);
-        narrow_all(rounded, params);
+/// Some consecutive elements: `[n]` each.
+struct Part<'a> {
+    params: &'a mut [f32],
+    grads: &'a [f32],
+    exp_avg: &'a mut [f32],
+    exp_avg_sq: &'a mut [f32],
+    rounded: Option<&'a mut [bf16]>,
+}
+
+impl<'a> Part<'a> {
+    /// Parts of `numel` elements, of which the last may have fewer.
+    fn split(self, numel: usize) -> impl Iterator<Item = Part<'a>> {
+        let params = self.params.chunks_mut(numel).zip(self.grads.chunks(numel));
+        let moments = self.exp_avg.chunks_mut(numel).zip(self.exp_avg_sq.chunks_mut(numel));
+        let mut rounded = self.rounded.map(|rounded| rounded.chunks_mut(numel));
+        params.zip(moments).map(move |((params, grads), (exp_avg, exp_avg_sq))| {
+            let rounded = rounded.as_mut().and_then(Iterator::next);
+            Part { params, grads, exp_avg, exp_avg_sq, rounded }
+        })
+    }
+
+    /// Updates them, and rounds them where there is room for that.
+    fn update(self, constants: &AdamWConstants, factors: Factors) {
+        if self.rounded.is_none() {
+            return kernel(constants, factors, self.params, self.grads, self.exp_avg, self.exp_avg_sq);
+        }
+        for Part { params, grads, exp_avg, exp_avg_sq, rounded } in self.split(ROUNDED_AT_ONCE) {
+            kernel(constants, factors, params, grads, exp_avg, exp_avg_sq);
+            if let Some(rounded) = rounded {
+                narrow_all(rounded, params);
+            }
+        }
     }
 }
 
