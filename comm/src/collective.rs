@@ -26,7 +26,7 @@ pub trait Collective {
 
     /// Replaces `buf`, any `numel`, by the sum or maximum over all members.
     ///
-    /// The result has the same bits on every member and in every run (COM-1); a bf16 sum is rounded once.
+    /// The result has the same bits on every member and in every run (COM-1); over shared memory a bf16 sum is rounded once.
     fn all_reduce(&self, buf: Buffer, op: ReduceOp) -> Result<Work>;
 
     /// Reduces `buf`, `[size * shard]`, and leaves slice `rank` of the result in this member's own slice `rank`.

@@ -137,6 +137,14 @@ pub enum CommError {
         /// The whole region of one rank.
         arena_bytes: usize,
     },
+    /// The backend has no such operation.
+    #[error("{op} is not supported over {backend}")]
+    Unsupported {
+        /// The operation.
+        op: Op,
+        /// The backend.
+        backend: &'static str,
+    },
     /// The operating system refused.
     #[error("{call} failed: {errno}")]
     System {

@@ -7,20 +7,18 @@
 //!
 //! Backends:
 //! - [`shm`]: the ranks of one machine over one memfd. All but `send` finish inside the call.
+//! - [`nccl`]: ranks on a GPU each. Calls enqueue, and [`Work::wait`] has the GPU wait rather than the host.
 //! - [`SoloWorld`]: one rank, over memory of whatever device it computes on.
 //! - [`SoloGroup`]: a group of one, where every operation is the identity.
 //!
 //! The traits leave room for what is not built here:
-//! - **NCCL**: calls enqueue on the communicator's stream and return a [`Work`] whose `wait` orders the compute stream
-//!   behind an event. The arena lies on the device; scalars, the barrier, flight records and the first fault stay in a small
-//!   [`ShmWorld`] that the NCCL world holds. Communicators are made non-blocking and polled, so initialisation has a deadline
-//!   too, and [`World::abort`] maps to `ncclCommAbort`, issued by the one thread that owns the communicator.
 //! - **TCP between hosts**: a group whose members are spread over hosts, as reduce-scatter inside the host, an exchange
 //!   of slices between hosts, all-gather inside the host; [`Work`] then waits for the transport's thread.
 //! - **Sub-groups** are groups: a backend numbers them (`slot` here, `ncclCommSplit` there), callers hold `dyn Collective`.
 //!
 //! Invariants:
-//! - COM-1: every rank sees the same bits from a reduction, in every run: sums are taken in rank order.
+//! - COM-1: every rank sees the same bits from a reduction, in every run: over shared memory sums are taken in rank order, and NCCL
+//!   has an order of its own that the machine's links, the number of ranks and the size decide.
 //! - COM-2: every wait ends: with data, with a [`CommError`] that names the rank to blame, or at its deadline.
 
 pub mod bf16;
@@ -46,4 +44,4 @@ pub use ranks::{MAX_RANKS, MAX_SLOTS};
 pub use shm::{ShmOptions, ShmWorld};
 pub use solo::{SoloGroup, SoloWorld};
 pub use work::{Pending, Work};
-pub use world::{ALIGN_BYTES, World};
+pub use world::{ALIGN_BYTES, UseOf, World};

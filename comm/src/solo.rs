@@ -11,7 +11,7 @@ use std::time::Duration;
 use crate::cursor::ArenaCursor;
 use crate::{
     ALIGN_BYTES, Buffer, Channel, Collective, CommError, DType, FlightEntry, FlightState, MAX_SCALARS, MAX_SLOTS, Op,
-    ReduceOp, Result, Work, World,
+    ReduceOp, Result, UseOf, Work, World,
 };
 
 /// A group whose only member is the caller: every operation is the identity and succeeds.
@@ -124,7 +124,7 @@ unsafe impl World for SoloWorld {
         Rc::new(SoloGroup)
     }
 
-    fn group(&self, slot: usize, ranks: &[usize]) -> Result<Rc<dyn Collective>> {
+    fn group(&self, slot: usize, ranks: &[usize], _use_of: UseOf) -> Result<Rc<dyn Collective>> {
         self.check()?;
         let rule = if !(1..MAX_SLOTS).contains(&slot) {
             "slots are 1 to 255"
@@ -194,9 +194,12 @@ mod tests {
     fn its_groups_have_one_rank() {
         let mut arena = Aligned([0; 16]);
         let world = world(&mut arena.0);
-        assert_eq!(world.group(3, &[0]).unwrap().size(), 1);
+        assert_eq!(world.group(3, &[0], UseOf::Collectives).unwrap().size(), 1);
         for (slot, ranks) in [(0, &[0][..]), (1, &[1]), (1, &[0, 1]), (1, &[])] {
-            assert!(matches!(world.group(slot, ranks), Err(CommError::InvalidGroup { .. })), "{slot} {ranks:?}");
+            assert!(
+                matches!(world.group(slot, ranks, UseOf::Collectives), Err(CommError::InvalidGroup { .. })),
+                "{slot} {ranks:?}"
+            );
         }
     }
 

@@ -1,8 +1,8 @@
 //! The trait of a rank's place among all ranks of a job: the memory they exchange, the groups they form, and how they end.
 //!
 //! A world is joined in the way of its backend ([`crate::ShmWorld::join`]); everything after that goes through this trait,
-//! so code that trains knows no backend. An NCCL world has its arena on the device and a small one of shared memory beside
-//! it for scalars and the barrier; a world of several hosts has its arena in memory that its transport may read.
+//! so code that trains knows no backend. A world over NCCL ([`crate::nccl::NcclWorld`]) has its arena on the device; a world of
+//! several hosts has its arena in memory that its transport may read.
 
 #![allow(unsafe_code, reason = "declares the trait whose pointers others build tensors on")]
 
@@ -14,6 +14,15 @@ use crate::{Buffer, Collective, DType, FlightEntry, Result};
 
 /// Every buffer starts at a multiple of this: a cache line.
 pub const ALIGN_BYTES: usize = 64;
+
+/// What a group is for: a backend may make different things for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UseOf {
+    /// Operations of all its members.
+    Collectives,
+    /// Messages between two of its members as well, on both channels.
+    Messages,
+}
 
 /// A rank's place in the world. Its methods belong to the one thread that joined, and none but
 /// [`group`](World::group) blocks.
@@ -54,19 +63,19 @@ pub unsafe trait World {
     fn world(&self) -> Rc<dyn Collective>;
 
     /// The group of `ranks`, which ascend and include this rank. Every member asks for it with the same slot, 1 to
-    /// `MAX_SLOTS - 1`, and the same list; asking again gives the same group. A slot keeps its list for the life of the
-    /// world.
+    /// `MAX_SLOTS - 1`, and the same list and use; asking again gives the same group, where nothing is made for it. A slot keeps
+    /// its list for the life of the world.
     ///
-    /// Over shared memory it does not block; a backend with communicators makes one together with the other members. So
-    /// every rank asks for the same kinds of groups in the same order.
+    /// Over shared memory it does not block; a backend with communicators makes some together with all other ranks of the world.
+    /// So every rank asks for the same kinds of groups in the same order.
     ///
     /// # Errors
     /// `InvalidGroup`; `GroupMismatch`, on every rank of the world, if the slot has another list; the first fault.
-    fn group(&self, slot: usize, ranks: &[usize]) -> Result<Rc<dyn Collective>>;
+    fn group(&self, slot: usize, ranks: &[usize], use_of: UseOf) -> Result<Rc<dyn Collective>>;
 
     /// Calls `arrived` each time that this rank has come to an operation: once, on the thread of the call, when its flight
-    /// record says so and before anything in the operation waits; where calls enqueue, when its part is enqueued. It replaces
-    /// the one before. If the others wait, whoever has not come is to blame.
+    /// record says so and before anything in the operation waits; where calls enqueue, before that, for it may wait for others
+    /// too. It replaces the one before. If the others wait, whoever has not come is to blame.
     fn on_arrival(&self, arrived: Box<dyn Fn()>);
 
     /// What `rank` does now. Costs nobody anything.

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use comm::{
     ALIGN_BYTES, Buffer, Collective, CommError, DType, FlightEntry, FlightState, Op, Pending, ReduceOp, Result,
-    SoloGroup, Work, World,
+    SoloGroup, UseOf, Work, World,
 };
 
 /// An operation that a thread completes once it is told to.
@@ -106,7 +106,7 @@ unsafe impl World for HeapWorld {
         Rc::new(SoloGroup)
     }
 
-    fn group(&self, _slot: usize, ranks: &[usize]) -> Result<Rc<dyn Collective>> {
+    fn group(&self, _slot: usize, ranks: &[usize], _use_of: UseOf) -> Result<Rc<dyn Collective>> {
         self.check()?;
         assert_eq!(ranks, [0]);
         self.num_groups.set(self.num_groups.get() + 1);
@@ -145,13 +145,13 @@ fn a_world_of_another_crate_serves_code_that_knows_no_backend() {
     let at = world.as_ptr(second.slice(1, 1)).cast::<f64>();
     // SAFETY: the world vouches for the address, and nobody else has it.
     unsafe { at.write(2.5) };
-    let group = world.group(1, &[0]).expect("a group of one");
+    let group = world.group(1, &[0], UseOf::Collectives).expect("a group of one");
     group.all_reduce(second, ReduceOp::Sum).and_then(Work::wait).expect("alone");
     // SAFETY: as above.
     assert_eq!(unsafe { at.read() }, 2.5);
     assert_eq!(world.flight(0).to_string(), "has joined and called nothing yet");
     world.abort("enough");
     assert_eq!(world.check(), Err(CommError::Aborted { rank: 0, reason: "enough".into() }));
-    assert!(world.group(2, &[0]).is_err());
+    assert!(world.group(2, &[0], UseOf::Collectives).is_err());
     assert_eq!(own.num_groups.get(), 1);
 }

@@ -2,7 +2,7 @@
 
 mod common;
 
-use comm::{Buffer, Channel, Collective, DType, MAX_SCALARS, ReduceOp, ShmWorld, SoloGroup, Work, World};
+use comm::{Buffer, Channel, Collective, DType, MAX_SCALARS, ReduceOp, ShmWorld, SoloGroup, UseOf, Work, World};
 use common::{PATIENT, input, read, reference, run_ranks, write};
 
 const DTYPES: [DType; 3] = [DType::F32, DType::BF16, DType::F64];
@@ -91,8 +91,8 @@ fn subgroups_work_side_by_side_with_the_world() {
         let rank = world.rank();
         let of_row = [rank / 2 * 2, rank / 2 * 2 + 1];
         let of_column = [rank % 2, rank % 2 + 2];
-        let row = world.group(1 + rank / 2, &of_row).expect("row");
-        let column = world.group(254 + rank % 2, &of_column).expect("column");
+        let row = world.group(1 + rank / 2, &of_row, UseOf::Collectives).expect("row");
+        let column = world.group(254 + rank % 2, &of_column, UseOf::Collectives).expect("column");
         let buf = world.alloc(DType::BF16, 5000).expect("alloc");
         for _ in 0..20 {
             check_group(world, &*row, &of_row, buf);

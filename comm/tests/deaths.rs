@@ -13,7 +13,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::process::{Child, ChildStderr, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use comm::{Channel, Collective, CommError, DType, FlightState, ReduceOp, ShmOptions, ShmWorld, Work, World};
+use comm::{Channel, Collective, CommError, DType, FlightState, ReduceOp, ShmOptions, ShmWorld, UseOf, Work, World};
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -213,7 +213,7 @@ fn leave(world: ShmWorld) {
             std::thread::yield_now();
         }
         assert_eq!(world.flight(1).state, FlightState::Left);
-        world.group(1, &[0]).and_then(|own| own.barrier()).expect("rank 1 is not needed");
+        world.group(1, &[0], UseOf::Collectives).and_then(|own| own.barrier()).expect("rank 1 is not needed");
         world.check().expect("rank 1 left in good order");
     }
     world.leave();

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use comm::{
     Buffer, CHANNEL_CAPACITY, Channel, Collective, CommError, DType, FlightState, MAX_SLOTS, Op, ReduceOp, ShmOptions,
-    ShmWorld, Work, World,
+    ShmWorld, UseOf, Work, World,
 };
 use common::{PATIENT, input, new_memfd, options, read, run_ranks, write};
 
@@ -19,7 +19,7 @@ fn check_poisoned(world: &ShmWorld, error: &CommError) {
     assert_eq!(group.barrier().as_ref(), Err(error));
     assert_eq!(group.all_reduce_scalars(&mut [1.0], ReduceOp::Sum).as_ref(), Err(error));
     assert_eq!(world.check().as_ref(), Err(error));
-    assert_eq!(world.group(9, &[world.rank()]).err().as_ref(), Some(error));
+    assert_eq!(world.group(9, &[world.rank()], UseOf::Collectives).err().as_ref(), Some(error));
 }
 
 fn all_equal(errors: &[CommError]) -> &CommError {
@@ -268,7 +268,7 @@ fn who_waits_in_an_exchange_is_seen_there_and_names_who_does_not_come() {
     let [given_up, looked] = [(), ()].map(|()| std::sync::Barrier::new(3));
     let errors = run_ranks(3, SHORT, |world| {
         let buf = world.alloc(DType::F32, 300).expect("alloc");
-        let group = world.group(7, &[0, 1, 2]).expect("group");
+        let group = world.group(7, &[0, 1, 2], UseOf::Collectives).expect("group");
         group.all_to_all(buf).and_then(Work::wait).expect("all come");
         if world.rank() == 1 {
             given_up.wait();
@@ -328,7 +328,7 @@ fn an_abort_reaches_ranks_in_other_groups() {
             }
             1 => everyone.recv(buf, 0, Channel::Forward).expect_err("aborted"),
             // Rank 0 may abort before the group is made.
-            _ => world.group(1, &[0, 2, 3]).and_then(|group| group.barrier()).expect_err("aborted"),
+            _ => world.group(1, &[0, 2, 3], UseOf::Collectives).and_then(|group| group.barrier()).expect_err("aborted"),
         }
     });
     let expected = CommError::Aborted { rank: 0, reason: "loss is NaN".into() };
@@ -350,7 +350,7 @@ fn a_rank_that_left_is_an_error_only_for_those_that_need_it() {
         scope.spawn(move || {
             let world = ShmWorld::join(one).expect("join");
             world.world().barrier().expect("barrier");
-            let pair = world.group(1, &[0, 1]).expect("group");
+            let pair = world.group(1, &[0, 1], UseOf::Collectives).expect("group");
             pair.barrier().expect("rank 2 is not needed");
             let error = world.world().barrier().expect_err("rank 2 is needed");
             assert_eq!(error, CommError::PeerLeft { rank: 2, op: Op::Barrier, seq: 2 });
@@ -359,7 +359,7 @@ fn a_rank_that_left_is_an_error_only_for_those_that_need_it() {
         world.world().barrier().expect("barrier");
         wait_for_left.recv().expect("rank 2 leaves");
         assert_eq!(world.flight(2).state, FlightState::Left);
-        let pair = world.group(1, &[0, 1]).expect("group");
+        let pair = world.group(1, &[0, 1], UseOf::Collectives).expect("group");
         pair.barrier().expect("rank 2 is not needed");
         let error = world.world().barrier().expect_err("rank 2 is needed");
         assert_eq!(error, CommError::PeerLeft { rank: 2, op: Op::Barrier, seq: 2 });
@@ -438,12 +438,12 @@ fn a_group_is_one_ascending_list_with_its_members_in_it() {
     for (slot, ranks) in
         [(0, vec![0]), (MAX_SLOTS, vec![0]), (1, vec![]), (1, vec![1]), (1, vec![0, 0]), (1, vec![0, 1])]
     {
-        let error = world.group(slot, &ranks).err().expect("invalid");
+        let error = world.group(slot, &ranks, UseOf::Collectives).err().expect("invalid");
         assert!(matches!(error, CommError::InvalidGroup { .. }), "{error}");
     }
     let errors = run_ranks(2, PATIENT, |world| {
         let ranks: &[usize] = if world.rank() == 0 { &[0] } else { &[0, 1] };
-        world.group(1, ranks).and_then(|_| world.world().barrier()).expect_err("two lists")
+        world.group(1, ranks, UseOf::Collectives).and_then(|_| world.world().barrier()).expect_err("two lists")
     });
     assert!(matches!(all_equal(&errors), CommError::GroupMismatch { slot: 1, .. }), "{errors:?}");
 }
@@ -455,7 +455,7 @@ fn a_world_takes_memory_only_for_what_it_touches() {
     let taken_bytes = move || nix::sys::stat::fstat(&fd).expect("fstat").st_blocks as usize * 512;
     let world = ShmWorld::join(options(0, 1, &fd_of_world, PATIENT)).expect("join");
     for slot in [1, 100, 255] {
-        world.group(slot, &[0]).and_then(|group| group.barrier()).expect("alone");
+        world.group(slot, &[0], UseOf::Collectives).and_then(|group| group.barrier()).expect("alone");
     }
     // The control page is about 20 MiB long, most of it members of slots. Some 36 KiB are touched here; the bound holds
     // even where the kernel gives huge pages, 2 MiB at each touch.

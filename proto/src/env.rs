@@ -58,6 +58,8 @@ pub struct WorkerEnv {
     pub rank: usize,
     /// Rank on this machine (`LOCAL_RANK`).
     pub local_rank: usize,
+    /// Number of its GPU among those that the job sees, where it computes on one (`DSLAUNCH_GPU`).
+    pub gpu: usize,
     /// Number of ranks (`WORLD_SIZE`).
     pub world_size: usize,
     /// Number of ranks on this machine (`LOCAL_WORLD_SIZE`).
@@ -144,6 +146,7 @@ impl WorkerEnv {
         let mut vars = vec![
             ("RANK", number(self.rank)),
             ("LOCAL_RANK", number(self.local_rank)),
+            ("DSLAUNCH_GPU", number(self.gpu)),
             ("WORLD_SIZE", number(self.world_size)),
             ("LOCAL_WORLD_SIZE", number(self.local_world_size)),
             ("TORCHELASTIC_RESTART_COUNT", number(self.attempt as usize)),
@@ -191,6 +194,7 @@ impl WorkerEnv {
         Ok(Self {
             rank: vars.number("RANK")?,
             local_rank: vars.number("LOCAL_RANK")?,
+            gpu: vars.number("DSLAUNCH_GPU")?,
             world_size: vars.number("WORLD_SIZE")?,
             local_world_size: vars.number("LOCAL_WORLD_SIZE")?,
             attempt: vars.number("DSLAUNCH_ATTEMPT")?,
@@ -257,6 +261,7 @@ mod tests {
         WorkerEnv {
             rank: 3,
             local_rank: 3,
+            gpu: 1,
             world_size: 4,
             local_world_size: 4,
             attempt: 2,

@@ -12,7 +12,9 @@ use std::time::Duration;
 
 use proto::control::control_client::ControlClient;
 use proto::control::report_request::Event;
-use proto::control::{Caller, FailedRequest, FailureKind, HeartbeatRequest, RegisterRequest, ReportRequest};
+use proto::control::{
+    Caller, FailedRequest, FailureKind, GetKeyRequest, HeartbeatRequest, PutKeyRequest, RegisterRequest, ReportRequest,
+};
 use proto::dial;
 use proto::env::WorkerEnv;
 use proto::say;
@@ -78,6 +80,10 @@ enum Message {
     Failed(FailedRequest, std::sync::mpsc::Sender<()>),
     /// Answered when the launcher has taken all before it.
     Flush(std::sync::mpsc::Sender<()>),
+    /// Answered with what the launcher says.
+    Put(PutKeyRequest, std::sync::mpsc::Sender<Result<(), Status>>),
+    /// Answered with the value.
+    Get(GetKeyRequest, std::sync::mpsc::Sender<Result<Vec<u8>, Status>>),
 }
 
 impl Control {
@@ -133,6 +139,33 @@ impl Control {
             return Err(ControlError::Lost { message: format!("no answer within {FLUSH_TIMEOUT:?}") });
         }
         self.check()
+    }
+
+    /// Gives all ranks of the attempt a value under a key, which is written once. Waits for the launcher.
+    pub fn put_key(&self, key: &str, value: &[u8]) -> Result<(), ControlError> {
+        let (answered, answer) = std::sync::mpsc::channel();
+        let request = PutKeyRequest { caller: Some(self.caller), key: key.into(), value: value.into() };
+        self.send(Message::Put(request, answered));
+        self.answer(&answer, FLUSH_TIMEOUT)
+    }
+
+    /// The value of a key. Waits until a rank has put it, but not for longer than `timeout`.
+    pub fn get_key(&self, key: &str, timeout: Duration) -> Result<Vec<u8>, ControlError> {
+        let (answered, answer) = std::sync::mpsc::channel();
+        let timeout_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
+        self.send(Message::Get(GetKeyRequest { caller: Some(self.caller), key: key.into(), timeout_ms }, answered));
+        self.answer(&answer, FLUSH_TIMEOUT + timeout)
+    }
+
+    fn answer<T>(
+        &self,
+        answer: &std::sync::mpsc::Receiver<Result<T, Status>>,
+        limit: Duration,
+    ) -> Result<T, ControlError> {
+        match answer.recv_timeout(limit) {
+            Ok(answer) => answer.map_err(|status| ControlError::Lost { message: status.message().to_owned() }),
+            Err(_) => Err(ControlError::Lost { message: format!("no answer within {limit:?}") }),
+        }
     }
 
     /// The last words of this rank; returns when the launcher has them, or cannot be reached.
@@ -227,16 +260,32 @@ async fn forward(mut client: Client, mut messages: UnboundedReceiver<Message>, l
                     deliver(&mut client, request, CALL_TIMEOUT, async |client, request| client.failed(request).await)
                         .await;
                 let _ = taken.send(());
-                delivered
+                delivered.map(|_| ())
+            }
+            // Whoever asked hears of it, and is the one to say so.
+            Message::Put(request, answered) => {
+                let put = async |client: &mut Client, request| client.put_key(request).await;
+                let answer = deliver(&mut client, request, CALL_TIMEOUT, put).await;
+                let _ = answered.send(answer.map(|_| ()));
+                continue;
+            }
+            Message::Get(request, answered) => {
+                let limit = Duration::from_millis(request.timeout_ms).saturating_add(CALL_TIMEOUT);
+                let get = async |client: &mut Client, request| client.get_key(request).await;
+                let answer = deliver(&mut client, request, limit, get).await;
+                let _ = answered.send(answer.map(|reply| reply.into_inner().value));
+                continue;
             }
             _ if lost.get().is_some() => continue,
             Message::Heartbeat(request) => {
                 deliver(&mut client, request, CALL_TIMEOUT, async |client, request| client.heartbeat(request).await)
                     .await
+                    .map(|_| ())
             }
             Message::Report(request) => {
                 deliver(&mut client, request, REPORT_TIMEOUT, async |client, request| client.report(request).await)
                     .await
+                    .map(|_| ())
             }
         };
         if let Err(status) = delivered {
@@ -255,10 +304,13 @@ async fn deliver<M: Clone, R>(
     message: M,
     limit: Duration,
     call: impl AsyncFn(&mut Client, Request<M>) -> Result<R, Status>,
-) -> Result<(), Status> {
+) -> Result<R, Status> {
     let mut pauses = RETRY_PAUSES.iter();
     loop {
-        let Err(status) = call(client, timed(message.clone(), limit)).await else { return Ok(()) };
+        let status = match call(client, timed(message.clone(), limit)).await {
+            Ok(reply) => return Ok(reply),
+            Err(status) => status,
+        };
         // The launcher's own refusals are final.
         let is_broken = matches!(status.code(), Code::Unavailable | Code::Unknown | Code::Cancelled | Code::Internal);
         match pauses.next() {

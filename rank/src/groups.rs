@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use comm::{Collective, CommError, SoloGroup, World};
+use comm::{Collective, CommError, SoloGroup, UseOf, World};
 use proto::layout::TensorSplit;
 use proto::mesh::{Axis, Coord, GroupKind, Mesh};
 use proto::plan::Plan;
@@ -47,7 +47,7 @@ impl Groups {
             let own = of_kind.find(|group| group.ranks.contains(&rank)).expect("a rank is in a group of each kind");
             match own.ranks.len() {
                 1 => Ok(Rc::new(SoloGroup)),
-                _ => Ok(Rc::new(Observed::new(world.group(own.slot, &own.ranks)?, line))),
+                _ => Ok(Rc::new(Observed::new(world.group(own.slot, &own.ranks, use_of(kind))?, line))),
             }
         };
         Ok(Self {
@@ -59,5 +59,13 @@ impl Groups {
             mesh,
             coord,
         })
+    }
+}
+
+/// Stages of a pipeline send each other messages.
+fn use_of(kind: GroupKind) -> UseOf {
+    match kind {
+        GroupKind::Along(Axis::Pp) => UseOf::Messages,
+        GroupKind::Along(_) | GroupKind::KeyValue => UseOf::Collectives,
     }
 }

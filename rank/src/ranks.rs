@@ -42,6 +42,18 @@ impl Ranks {
         self.device.is_asynchronous() || self.shake.reads_late()
     }
 
+    /// Waits for what the device computes, and for what its ranks have exchanged before: seen in the newest exchange. The result of
+    /// `wait` is good unless there is an error.
+    ///
+    /// # Errors
+    /// A fault of the world: an exchange may have been given up, and what came after it on the device is anything.
+    pub fn await_device<T>(&self, wait: impl FnOnce() -> T) -> Result<T, CommError> {
+        let is_shared = self.world.world_size() > 1 && self.device.is_asynchronous();
+        let result = if is_shared { self.line.wait_for(self.line.call(), wait) } else { wait() };
+        self.world.check()?;
+        Ok(result)
+    }
+
     /// Allocates `[numel]` in the arena. Every rank allocates the same buffers in the same order.
     ///
     /// # Errors

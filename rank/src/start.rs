@@ -6,7 +6,8 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
-use comm::{CommError, ShmOptions, ShmWorld, World};
+use comm::nccl::{Nccl, UniqueId};
+use comm::{ShmOptions, ShmWorld, World};
 use proto::env::{Meeting, WorkerEnv, cache_folder};
 use proto::fault::Fault;
 use proto::memory::arena_bytes;
@@ -18,7 +19,7 @@ use proto::{say, sealed};
 use crate::control::{Breaker, Control};
 use crate::device::cuda::cache::Cache;
 use crate::device::cuda::driver::{Driver, GpuError};
-use crate::device::cuda::gpu;
+use crate::device::cuda::{gpu, nccl_names};
 use crate::fault::Faults;
 use crate::kernels::cuda::{HEADER, SOURCES};
 use crate::process;
@@ -42,7 +43,7 @@ pub fn main(take_gpu: TakeGpu) -> ExitCode {
     }
 }
 
-/// Where the plan computes on GPUs, the one of this rank's number.
+/// Where the plan computes on GPUs, the one that the launcher has chosen.
 pub fn take_gpu(plan: &Plan, env: &WorkerEnv, progress: &ProgressLine) -> Result<(), GpuError> {
     if plan.device == plan::Device::Cuda {
         // libtorch's half for GPUs is loaded, and kernels are compiled the first time: seconds.
@@ -50,7 +51,7 @@ pub fn take_gpu(plan: &Plan, env: &WorkerEnv, progress: &ProgressLine) -> Result
         // Compiled once for all jobs of a user.
         let kernels = cache_folder().map(|folder| folder.join("dslaunch/kernels"));
         let kernels = kernels.unwrap_or_else(|| RunDir::new(&plan.output_dir).kernels());
-        let mut driver = Driver::open(env.local_rank, &SOURCES, &HEADER, &Cache::new(&kernels))?;
+        let mut driver = Driver::open(env.gpu, &SOURCES, &HEADER, &Cache::new(&kernels))?;
         driver.share_with_torch(plan.deterministic)?;
         gpu::install(Box::new(driver));
         progress.enter(Phase::Rendezvous);
@@ -77,7 +78,7 @@ fn run(take_gpu: TakeGpu) -> anyhow::Result<ExitCode> {
     match train(take_gpu, plan, &env, &control, &progress, &mut step) {
         Ok(()) => Ok(ExitCode::SUCCESS),
         Err(err) => {
-            let kind = err.kind();
+            let kind = err.kind(env.rank);
             let mut message = format!("{:#}", anyhow::Error::new(err));
             say::err(format_args!("dslaunch-rank: rank {} failed in step {step}: {message}", env.rank));
             if say::lost() > 0 {
@@ -103,7 +104,7 @@ fn train(
     step: &mut u64,
 ) -> Result<(), TrainError> {
     take_gpu(&plan, env, progress)?;
-    let world = join(&plan, env)?;
+    let world = join(&plan, env, control)?;
     progress.enter(Phase::Load);
     if let Some(step) = env.profile {
         progress.profile(Profile::new(step, &plan, plan.mesh.coord(env.rank)));
@@ -115,15 +116,35 @@ fn train(
     outcome
 }
 
-fn join(plan: &Plan, env: &WorkerEnv) -> Result<Rc<dyn World>, CommError> {
+fn join(plan: &Plan, env: &WorkerEnv, control: &Control) -> Result<Rc<dyn World>, TrainError> {
     let (arena_bytes, timeout) = (arena_bytes(plan) as usize, Duration::from_secs(plan.comm_timeout_seconds));
+    let ranks = || {
+        let Meeting::Shm { fd } = env.meeting;
+        let (rank, world_size, fd) = (env.rank, env.world_size, process::inherited_fd(fd));
+        ShmOptions { rank, world_size, fd, arena_bytes, timeout }
+    };
     Ok(match plan.backend {
         Backend::Solo => Rc::new(gpu::solo_world(arena_bytes, timeout)),
-        Backend::Shm => {
-            let Meeting::Shm { fd } = env.meeting;
-            let (rank, world_size, fd) = (env.rank, env.world_size, process::inherited_fd(fd));
-            Rc::new(ShmWorld::join(ShmOptions { rank, world_size, fd, arena_bytes, timeout })?)
+        Backend::Shm => Rc::new(ShmWorld::join(ranks())?),
+        Backend::Nccl => {
+            let nccl = Nccl::load(&nccl_names())?;
+            say::err(format_args!("dslaunch-rank: NCCL {} from {}", nccl.version(), nccl.path()));
+            Rc::new(gpu::nccl_world(ranks(), nccl, &|id| share_id(id, control, timeout))?)
         }
-        Backend::Nccl | Backend::Tcp => unreachable!("no plan that needs {:?} gets here yet", plan.backend),
+        Backend::Tcp => unreachable!("no plan that needs {:?} gets here yet", plan.backend),
     })
+}
+
+/// The key of NCCL's id: each attempt has keys of its own.
+const NCCL_ID: &str = "nccl/world";
+
+/// Gives all ranks the id of rank 0, by way of the launcher.
+fn share_id(id: Option<UniqueId>, control: &Control, timeout: Duration) -> Result<UniqueId, String> {
+    if let Some(id) = id {
+        return control.put_key(NCCL_ID, id.bytes()).map(|()| id).map_err(|error| error.to_string());
+    }
+    let bytes = control.get_key(NCCL_ID, timeout).map_err(|error| error.to_string())?;
+    let bytes: [u8; UniqueId::BYTES] =
+        bytes.try_into().map_err(|bytes: Vec<u8>| format!("{} bytes under {NCCL_ID}", bytes.len()))?;
+    Ok(bytes.into())
 }

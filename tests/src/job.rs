@@ -62,7 +62,8 @@ impl Job {
         self
     }
 
-    /// The machine has these GPUs, emulated: the driver's library lists them, and ranks compute on them. `gpus`: of each, the facts
+    /// The machine has these GPUs, emulated: the driver's library lists them, ranks compute on them and exchange over an NCCL between
+    /// them. `gpus`: of each, the facts
     /// that are not as usual (`emulated-nvml` has their names).
     pub fn on_gpus(self, gpus: &Value) -> Self {
         self.put_gpus(gpus);
@@ -70,6 +71,7 @@ impl Job {
         let (machine, libraries) = (job.gpus_file(), job.dslaunch.with_file_name("lib"));
         fs::create_dir_all(&libraries).expect("a folder beside the programs");
         link(&program("libemulated_nvml.so"), &libraries.join("libnvidia-ml.so.1"));
+        link(&program("libemulated_nccl.so"), &libraries.join("libnccl.so.2"));
         let text = |path: &Path| path.to_str().expect("UTF-8").to_owned();
         job.env("EMULATED_GPUS", &text(&machine)).env("LD_LIBRARY_PATH", &text(&libraries))
     }

@@ -54,6 +54,11 @@ impl Stream {
     pub unsafe fn new(stream: *mut c_void) -> Self {
         Self(stream)
     }
+
+    /// The stream, as CUDA has it.
+    pub fn as_ptr(self) -> *mut c_void {
+        self.0
+    }
 }
 
 /// This process's end of a communicator. Clones are the same one.

@@ -34,6 +34,20 @@ pub enum NcclError {
         /// The function.
         call: &'static str,
     },
+    /// Rank 0's id has not come.
+    #[error("there is no id to enter NCCL by: {reason}")]
+    NoId {
+        /// Why.
+        reason: String,
+    },
+    /// The system gives no thread.
+    #[error("no thread for {what}: {reason}")]
+    NoThread {
+        /// What it is for.
+        what: &'static str,
+        /// Why.
+        reason: String,
+    },
     /// A rank of the job has failed meanwhile.
     #[error(transparent)]
     Fault(#[from] CommError),

@@ -198,6 +198,7 @@ functions! {
 pub struct Nccl {
     pub(super) functions: Functions,
     version: Version,
+    path: String,
 }
 
 impl Nccl {
@@ -234,12 +235,17 @@ impl Nccl {
         if version < Version::OLDEST || version.major != Version::OLDEST.major {
             return Err(LoadError::Version { path, version });
         }
-        Ok(Box::leak(Box::new(Self { functions, version })))
+        Ok(Box::leak(Box::new(Self { functions, version, path })))
     }
 
     /// Its version.
     pub fn version(&self) -> Version {
         self.version
+    }
+
+    /// The name that it was found under.
+    pub fn path(&self) -> &str {
+        &self.path
     }
 
     /// A new id, for all ranks of a communicator to be. Needs neither a GPU nor a driver.

@@ -1,6 +1,9 @@
 //! A thin binding of NCCL, NVIDIA's collectives between GPUs, loaded at run time: one program serves machines with and without it.
 //!
 //! ```text
+//! world         a rank's place among ranks on a GPU each; `group` its operations, `lanes` which communicator carries which
+//! streams       the GPU's streams and points of them, which whoever computes there gives
+//! overseer      calls that are under way, and since when
 //! library       the functions, by name, from whatever version is there
 //! communicator  ranks that call together: made with a deadline, cut into smaller ones, aborted
 //! watchdog      a thread that aborts communicators once a peer is known to have failed
@@ -16,10 +19,17 @@
 
 mod communicator;
 mod error;
+mod group;
+mod lanes;
 mod library;
+mod overseer;
+mod streams;
 mod watchdog;
+mod world;
 
 pub use communicator::{Communicator, Patience, Stream};
 pub use error::NcclError;
 pub use library::{LoadError, Nccl, UniqueId, Version};
+pub use streams::{Point, Streams};
 pub use watchdog::Watchdog;
+pub use world::{NcclOptions, NcclWorld};

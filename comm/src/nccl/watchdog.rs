@@ -22,11 +22,15 @@ pub struct Watchdog {
 }
 
 impl Watchdog {
-    /// Starts the thread. `fault`: the first fault of the job, if a rank is known to have failed.
+    /// Starts the thread. `fault`: the first fault of the job, if a rank is known to have failed. `tell`: tells the job of an error
+    /// that NCCL has found, before anything is aborted.
     ///
     /// # Errors
     /// There is no thread to be had.
-    pub fn start(fault: impl Fn() -> Option<CommError> + Send + 'static) -> io::Result<Self> {
+    pub fn start(
+        fault: impl Fn() -> Option<CommError> + Send + 'static,
+        tell: impl Fn(&NcclError) + Send + 'static,
+    ) -> io::Result<Self> {
         let (watched, given) = mpsc::channel();
         let found = Arc::new(Mutex::new(None));
         let result = found.clone();
@@ -48,9 +52,12 @@ impl Watchdog {
                         true
                     }
                 });
+                if let Some(error) = &broken {
+                    tell(error);
+                }
                 let mut found = result.lock().unwrap_or_else(PoisonError::into_inner);
                 if found.is_none() {
-                    *found = fault().map(NcclError::from).or(broken);
+                    *found = broken.or_else(|| fault().map(NcclError::from));
                 }
                 let is_over = found.is_some();
                 drop(found);

@@ -119,6 +119,8 @@ pub(super) struct Member {
     pub seq: AtomicU64,
     /// Barriers arrived at: who is missing when one does not complete.
     pub arrived: AtomicU64,
+    /// Calls that it has given to its device, where devices make them.
+    pub enqueued: AtomicU64,
     /// By parity of `seq`: a member two calls ahead knows that all are done reading this one.
     pub posts: [Post; 2],
 }

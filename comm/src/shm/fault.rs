@@ -58,6 +58,7 @@ pub(super) fn encode(error: &CommError) -> Option<[u64; FAULT_WORDS]> {
         | CommError::InvalidWorld { .. }
         | CommError::RankTaken { .. }
         | CommError::ArenaExhausted { .. }
+        | CommError::Unsupported { .. }
         | CommError::System { .. } => return None,
     }
     Some(words)

@@ -53,7 +53,7 @@ impl ShmGroup {
         }
     }
 
-    fn member(&self, rank: usize) -> &Member {
+    pub(super) fn member(&self, rank: usize) -> &Member {
         &self.world.control().members[self.slot][rank]
     }
 
@@ -84,7 +84,7 @@ impl ShmGroup {
     }
 
     /// Posts the call, waits for all members, and compares.
-    fn meet(&self, desc: &mut OpDesc, put: impl FnOnce(&Post)) -> Result<()> {
+    pub(super) fn meet(&self, desc: &mut OpDesc, put: impl FnOnce(&Post)) -> Result<()> {
         self.world.check(desc.op)?;
         let me = self.member(self.world.rank());
         desc.seq = me.seq.load(Relaxed) + 1;

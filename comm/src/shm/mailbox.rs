@@ -134,8 +134,8 @@ impl fmt::Debug for SentMessage {
 /// How far this rank is with one peer on one channel: messages sent to it, and received from it. Never wraps.
 #[derive(Default)]
 pub(super) struct Progress {
-    sent: Cell<u64>,
-    received: Cell<u64>,
+    pub sent: Cell<u64>,
+    pub received: Cell<u64>,
 }
 
 /// Messages sent and not yet taken, from two counts of which either may have wrapped. Higher bits do not matter.

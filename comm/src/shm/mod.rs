@@ -7,9 +7,10 @@
 //!
 //! Files: `world` this rank's place, `membership` joining and leaving, `group` and `mailbox` the operations, `kernels` the
 //! arithmetic, `mapping` the memory, `control` its layout, `wait` and `futex` how to wait, `watcher` and `process` who is
-//! alive, `shared` and `fault` the first fault.
+//! alive, `shared` and `fault` the first fault. `enqueued` shows calls that devices make.
 
 mod control;
+mod enqueued;
 mod fault;
 mod futex;
 mod group;
@@ -23,4 +24,5 @@ mod wait;
 mod watcher;
 mod world;
 
+pub(crate) use enqueued::{Collectively, Come, EnqueuedCalls, Lookout};
 pub use world::{ShmOptions, ShmWorld};

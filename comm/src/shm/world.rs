@@ -12,7 +12,7 @@ use super::group::ShmGroup;
 use super::membership::Membership;
 use crate::cursor::ArenaCursor;
 use crate::ranks::RankSet;
-use crate::{Buffer, Collective, CommError, DType, FlightEntry, MAX_SLOTS, Result, World};
+use crate::{Buffer, Collective, CommError, DType, FlightEntry, MAX_SLOTS, Result, UseOf, World};
 
 /// How to join a world.
 #[derive(Debug)]
@@ -57,36 +57,17 @@ impl ShmWorld {
     pub fn solo(arena_bytes: usize) -> Result<ShmWorld> {
         ShmWorld::join(ShmOptions::solo(arena_bytes)?)
     }
-}
 
-// SAFETY: the arena is one mapping that is never taken back.
-// `Arena::at` checks that a buffer lies in this rank's region; `alloc` hands out disjoint ranges of it that start at a
-// multiple of `ALIGN_BYTES`, which is one of every element's size, and the region itself starts on a page.
-unsafe impl World for ShmWorld {
-    fn rank(&self) -> usize {
-        self.membership.rank()
-    }
-
-    fn world_size(&self) -> usize {
-        self.membership.world_size()
-    }
-
-    fn alloc(&self, dtype: DType, numel: usize) -> Result<Buffer> {
-        self.cursor.alloc(dtype, numel)
-    }
-
-    fn as_ptr(&self, buf: Buffer) -> NonNull<u8> {
-        self.membership.arena.at(self.rank(), buf)
-    }
-
-    fn world(&self) -> Rc<dyn Collective> {
+    /// The group of all ranks.
+    pub(super) fn whole(&self) -> ShmGroup {
         let members: RankSet = (0..self.world_size()).collect();
         // Every rank stores the same value, before it can wait in the slot.
         self.membership.control().slots[0].members.store(members.0, SeqCst);
-        Rc::new(ShmGroup { world: self.membership.clone(), slot: 0, members })
+        ShmGroup { world: self.membership.clone(), slot: 0, members }
     }
 
-    fn group(&self, slot: usize, ranks: &[usize]) -> Result<Rc<dyn Collective>> {
+    /// The group of some ranks: see [`World::group`].
+    pub(super) fn part(&self, slot: usize, ranks: &[usize]) -> Result<ShmGroup> {
         self.membership.shared.check()?;
         let rule = if !(1..MAX_SLOTS).contains(&slot) {
             Some("slots are 1 to 255")
@@ -112,8 +93,37 @@ unsafe impl World for ShmWorld {
                 theirs: ranks.to_vec(),
                 members: RankSet(first).to_vec(),
             })),
-            _ => Ok(Rc::new(ShmGroup { world: self.membership.clone(), slot, members })),
+            _ => Ok(ShmGroup { world: self.membership.clone(), slot, members }),
         }
+    }
+}
+
+// SAFETY: the arena is one mapping that is never taken back.
+// `Arena::at` checks that a buffer lies in this rank's region; `alloc` hands out disjoint ranges of it that start at a
+// multiple of `ALIGN_BYTES`, which is one of every element's size, and the region itself starts on a page.
+unsafe impl World for ShmWorld {
+    fn rank(&self) -> usize {
+        self.membership.rank()
+    }
+
+    fn world_size(&self) -> usize {
+        self.membership.world_size()
+    }
+
+    fn alloc(&self, dtype: DType, numel: usize) -> Result<Buffer> {
+        self.cursor.alloc(dtype, numel)
+    }
+
+    fn as_ptr(&self, buf: Buffer) -> NonNull<u8> {
+        self.membership.arena.at(self.rank(), buf)
+    }
+
+    fn world(&self) -> Rc<dyn Collective> {
+        Rc::new(self.whole())
+    }
+
+    fn group(&self, slot: usize, ranks: &[usize], _use_of: UseOf) -> Result<Rc<dyn Collective>> {
+        Ok(Rc::new(self.part(slot, ranks)?))
     }
 
     fn on_arrival(&self, arrived: Box<dyn Fn()>) {

@@ -280,7 +280,7 @@ fn a_watchdog_ends_what_waits_for_a_rank_that_has_died() {
     let fake = Fake::new();
     let fault = Arc::new(Mutex::new(None));
     let seen = fault.clone();
-    let watchdog = Watchdog::start(move || seen.lock().expect("nobody panics").clone()).expect("a thread");
+    let watchdog = Watchdog::start(move || seen.lock().expect("nobody panics").clone(), |_| ()).expect("a thread");
     let communicators = fake.ranks(2, |of| of);
     communicators.iter().for_each(|of| watchdog.watch(of));
     let (alive, counter, mut value) = (&communicators[0], Counter::new(), [1f32]);
@@ -302,7 +302,10 @@ fn a_watchdog_ends_what_waits_for_a_rank_that_has_died() {
 #[test]
 fn a_watchdog_sees_what_nccl_notices_and_not_what_was_left_in_good_order() {
     let fake = Fake::new();
-    let watchdog = Watchdog::start(no_fault).expect("a thread");
+    let told = Arc::new(Mutex::new(vec![]));
+    let of_thread = told.clone();
+    let tell = move |error: &NcclError| of_thread.lock().expect("nobody panics").push(error.to_string());
+    let watchdog = Watchdog::start(no_fault, tell).expect("a thread");
     let communicators = fake.ranks(2, |of| {
         watchdog.watch(&of);
         of
@@ -319,6 +322,7 @@ fn a_watchdog_sees_what_nccl_notices_and_not_what_was_left_in_good_order() {
     }
     let text = "a call under way: remote process exited or there was a network error (code 6): a peer is gone";
     assert_eq!(watchdog.found().map(|error| error.to_string()).as_deref(), Some(text));
+    assert_eq!(told.lock().expect("nobody panics").first().map(String::as_str), Some(text), "before it is aborted");
     assert_eq!(alive.is_settled("a look"), Err(NcclError::Aborted { call: "a look" }));
 }
 

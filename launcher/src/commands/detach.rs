@@ -79,6 +79,7 @@ mod tests {
         assert_eq!(parse("--detach --nproc 4 train.toml"), Ok(Task::Detach(JobArgs::example(Some(4), &[]))));
         for args in [
             JobArgs::example(None, &[]),
+            JobArgs { share_gpu: true, ..JobArgs::example(Some(2), &[]) },
             JobArgs::example(Some(4), &["train.steps=3", "job.name=a=b", "job.name=\"-x y\""]),
         ] {
             for train_toml in ["train.toml", "-x", "plan", "--detach"] {

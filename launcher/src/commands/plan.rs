@@ -103,7 +103,7 @@ impl PlanCommand {
         match (deepspeed, train_toml) {
             (Some(config), _) => Task::MapDeepspeed(DeepspeedArgs { config, nproc }),
             (None, Some(train_toml)) => {
-                Task::Plan(PlanArgs { json, imagined, job: JobArgs { nproc, sets, train_toml } })
+                Task::Plan(PlanArgs { json, imagined, job: JobArgs { nproc, share_gpu: false, sets, train_toml } })
             }
             (None, None) => unreachable!("clap asks for one of them"),
         }

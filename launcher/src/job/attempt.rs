@@ -4,6 +4,7 @@
 //! is found. Everything an attempt has is its own (shared memory, service, channel), so nothing of an earlier attempt
 //! reaches a later one.
 
+use std::ffi::OsString;
 use std::fs;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
@@ -12,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::signal::Signal;
-use proto::env::{Beginning, Meeting, ServiceEnv, WorkerEnv};
+use proto::env::{Beginning, Meeting, ServiceEnv, WorkerEnv, variable};
 use proto::plan::{Device, Plan};
 use proto::progress::Line;
 use proto::run_dir::RunDir;
@@ -67,7 +68,7 @@ pub struct TrainingJob {
     pub hang_limits: Option<HangLimits>,
     /// The memory for the newest steps of ranks, if they keep them.
     pub snapshots: Option<SnapshotMemory>,
-    /// Indices of the GPUs that its ranks train on.
+    /// Indices of the GPUs that its ranks train on: rank r on the r-th, and the next on the first again where there are fewer.
     pub gpus: Vec<usize>,
 }
 
@@ -186,6 +187,7 @@ impl Workers<'_> {
         if self.job.plan.device == Device::Cuda {
             // The driver numbers GPUs so for whoever asks it, the launcher among them.
             env.push(("CUDA_DEVICE_ORDER", Some("PCI_BUS_ID".into())));
+            env.extend(self.env_of_streams(rank));
         }
         Spec {
             program: self.job.worker.clone(),
@@ -199,12 +201,28 @@ impl Workers<'_> {
         }
     }
 
+    /// What CUDA and NCCL are to know of this rank's part in exchanges.
+    fn env_of_streams(&self, rank: usize) -> Vec<(&'static str, Option<OsString>)> {
+        const CONNECTIONS: &str = "CUDA_DEVICE_MAX_CONNECTIONS";
+        let mut env = vec![];
+        if variable(CONNECTIONS).is_none() {
+            // A stream that waits for another rank holds up whatever shares its way to the GPU: each has one of its own.
+            env.push((CONNECTIONS, Some("32".into())));
+        }
+        if self.job.gpus.len() < self.job.plan.mesh.world_size() {
+            // NCCL refuses two ranks on a GPU of one host.
+            env.push(("NCCL_HOSTID", Some(format!("{}-{rank}", self.job.run_id).into())));
+        }
+        env
+    }
+
     fn env(&self, rank: usize) -> WorkerEnv {
         let Self { job, inherited, .. } = self;
         let world_size = job.plan.mesh.world_size();
         WorkerEnv {
             rank,
             local_rank: rank,
+            gpu: rank.checked_rem(job.gpus.len()).unwrap_or(rank),
             world_size,
             local_world_size: world_size,
             attempt: self.number,

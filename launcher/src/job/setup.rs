@@ -41,7 +41,7 @@ pub struct Setup {
     /// The folder that relative paths start from.
     current_dir: PathBuf,
     cores: usize,
-    /// Indices of the GPUs that ranks would train on, in the ranks' order.
+    /// Indices of the GPUs that ranks would train on: theirs in turn, where there are fewer.
     gpus: Vec<usize>,
 }
 
@@ -62,12 +62,16 @@ impl Setup {
         let count = visible.as_ref().map_or(0, Visible::count);
         let world_size = args.nproc.map_or_else(|| default_world_size(count), usize::from);
         let of_ranks = visible.as_ref().map_or_else(|_| vec![], |visible| visible.of_ranks(&gpus, world_size));
-        let gpu_free = of_ranks.iter().map(|gpu| gpu.memory_free).min();
+        let ranks_of_gpu = if args.share_gpu { world_size.div_ceil(of_ranks.len().max(1)) } else { 1 };
+        let gpu_free = of_ranks.iter().map(|gpu| gpu.memory_free / ranks_of_gpu as u64).min();
         let gpus_of_ranks = of_ranks.iter().map(|gpu| gpu.index).collect();
         let room = imagined.unwrap_or_else(|| Room { gpu: gpu_free, host: host_memory::available() });
         let machine = match imagined {
             Some(_) => Machine::Imagined,
-            None => Machine::This { gpus: visible.map(|visible| visible.count()).map_err(|unfit| unfit.to_string()) },
+            None => {
+                let gpus = visible.map(|visible| visible.count() * ranks_of_gpu);
+                Machine::This { gpus: gpus.map_err(|unfit| unfit.to_string()) }
+            }
         };
         let world = World { world_size, cores, current_dir: current_dir.clone(), machine, room };
         let draft = Draft::new(&config, world, model.clone())?;
@@ -79,7 +83,7 @@ impl Setup {
         self.draft.notes_on(plan)
     }
 
-    /// Indices of the GPUs that ranks train on, if they do, in the ranks' order.
+    /// Indices of the GPUs that ranks train on, if they do: rank r on the r-th, and the next on the first again where there are fewer.
     pub fn gpus_of_ranks(&self) -> &[usize] {
         &self.gpus
     }
@@ -234,7 +238,8 @@ mod tests {
         let train_toml = dir.path().join("train.toml");
         let load = |toml: &str| {
             fs::write(&train_toml, toml).unwrap();
-            Setup::load(&JobArgs { nproc: Some(2), sets: vec![], train_toml: train_toml.clone() }, None).unwrap_err()
+            Setup::load(&JobArgs { train_toml: train_toml.clone(), ..JobArgs::example(Some(2), &[]) }, None)
+                .unwrap_err()
         };
         let no_model = format!("[model]\npath = {:?}\n[data]\ntrain = \"x.jsonl\"\n", dir.path());
         for (toml, key) in [("[train]\nstep = 3\n", "train.step"), (&no_model, "config.json")] {

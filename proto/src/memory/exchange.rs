@@ -1,6 +1,7 @@
 //! The buffers in the arena through which data passes between ranks.
 
 use super::{ARENA_ALIGN_BYTES, element_bytes};
+use crate::config::Device;
 use crate::layout::{EMBEDDING, rank_layout};
 use crate::mesh::Coord;
 use crate::pipeline::MESSAGES_UNDER_WAY;
@@ -24,6 +25,8 @@ pub struct Exchange {
     pub parameter: usize,
     /// Gradients of a tied embedding that arrive at a time, fp32.
     pub tied_gradients: usize,
+    /// Numbers of a step, fp64, that GPUs add up over all ranks.
+    pub sums: usize,
 }
 
 impl Exchange {
@@ -51,6 +54,9 @@ impl Exchange {
             let params = stages.flat_map(|unit| unit.params);
             sizes.parameter = params.map(|param| param.numel()).max().unwrap_or(0);
         }
+        if plan.device == Device::Cuda && plan.mesh.world_size() > 1 {
+            sizes.sums = 2;
+        }
         sizes
     }
 
@@ -63,5 +69,6 @@ impl Exchange {
             + self.messages as u64 * aligned(self.message * element)
             + aligned(self.parameter * element)
             + aligned(self.tied_gradients * 4)
+            + aligned(self.sums * 8)
     }
 }

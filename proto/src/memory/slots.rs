@@ -33,13 +33,21 @@ pub fn param_claims(plan: &Plan, layouts: &[UnitLayout]) -> Vec<Claim> {
 pub fn grad_claims(plan: &Plan, layouts: &[UnitLayout]) -> Vec<Claim> {
     let sharding = Sharding::new(plan.zero.stage, plan.mesh.dp, 0);
     let claim = |layout: &UnitLayout| match layout.kind {
-        _ if sharding.shards_gradients() => Claim::Shared { count: 1 },
         // One unit's leave while another's come.
-        UnitKind::Block if plan.goes_unit_by_unit() => Claim::Shared { count: 2 },
+        UnitKind::Block if leave_beside(plan, sharding) => Claim::Shared { count: 2 },
+        _ if sharding.shards_gradients() => Claim::Shared { count: 1 },
         _ if plan.goes_unit_by_unit() => Claim::Shared { count: 1 },
         _ => Claim::Own,
     };
     layouts.iter().map(claim).collect()
+}
+
+/// Whether a unit's gradients leave their slot while another's are computed.
+fn leave_beside(plan: &Plan, sharding: Sharding) -> bool {
+    match sharding.shards_gradients() {
+        true => plan.zero.overlap_comm && !plan.goes_unit_by_unit(),
+        false => plan.goes_unit_by_unit(),
+    }
 }
 
 /// The class of each unit: units of one class have every parameter in the same place, so that they can take turns in a

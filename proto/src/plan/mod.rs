@@ -230,6 +230,8 @@ pub struct ZeroPlan {
     pub stage: ZeroStage,
     /// Stage 3: units gathered ahead of the one computing.
     pub prefetch_units: usize,
+    /// Gradients leave for other ranks, and updated parameters come, while something else is computed.
+    pub overlap_comm: bool,
     /// Stage 3 with an offloaded optimizer: parameters wait in the host's memory while they do not compute.
     pub offload_params: bool,
     /// Masters and moments are in the host's memory, and updated there.

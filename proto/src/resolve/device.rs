@@ -1,6 +1,5 @@
 //! Chooses the device that ranks compute on, and what carries their collectives. Pure.
 
-use super::unsupported;
 use crate::config::{AutoOr, Backend as Asked, Device, Problem, TrainConfig};
 use crate::plan::Backend;
 
@@ -9,7 +8,7 @@ use crate::plan::Backend;
 pub enum Machine {
     /// This one: ranks are started here.
     This {
-        /// NVIDIA GPUs that ranks can compute on, or the reason why there are none.
+        /// How many ranks have an NVIDIA GPU to compute on, or the reason why none has.
         gpus: Result<usize, String>,
     },
     /// One with a GPU for each rank, which need not be there: the plan is looked at, and no rank is started.
@@ -47,9 +46,9 @@ pub(super) fn ground(
     }
 }
 
-/// How many ranks a job has that does not say: one for each GPU that ranks can use, as far as several can be used.
+/// How many ranks a job has that does not say: one for each GPU that ranks can use.
 pub fn default_world_size(gpus: usize) -> usize {
-    gpus.clamp(1, unsupported::GPUS_MAX)
+    gpus.max(1)
 }
 
 /// What ranks compute on: a machine's GPUs, if it has any.
@@ -77,9 +76,6 @@ fn check(device: Device, machine: &Machine, world_size: usize) -> Result<(), Mis
             let there = if *gpus == 1 { "1 GPU".to_owned() } else { format!("{gpus} GPUs") };
             mismatch(format!("each rank trains on a GPU of its own: {world_size} ranks, and {there}"), "cpu")
         }
-        (Device::Cuda, Machine::This { .. }) if world_size > unsupported::GPUS_MAX => {
-            mismatch(format!("{}: several GPUs; use --nproc 1", unsupported::NOT_YET), "cpu")
-        }
         (Device::Cuda, Machine::This { .. }) => Ok(()),
     }
 }
@@ -88,8 +84,7 @@ fn check(device: Device, machine: &Machine, world_size: usize) -> Result<(), Mis
 pub(super) fn idle_gpus(machine: &Machine, world_size: usize, device: Device) -> Option<String> {
     match machine {
         Machine::This { gpus: Ok(gpus) } if device == Device::Cuda && *gpus > world_size => {
-            let (idle, of) = (gpus - world_size, unsupported::GPUS_MAX);
-            Some(format!("{idle} of {gpus} GPUs stay idle: this version of dslaunch trains on {of}"))
+            Some(format!("{} of {gpus} GPUs stay idle: --nproc {gpus} trains on all", gpus - world_size))
         }
         Machine::This { gpus: Err(reason) } if device == Device::Cpu => Some(format!("trains on the CPU: {reason}")),
         _ => None,
@@ -153,6 +148,7 @@ mod tests {
         };
         assert_eq!(rule(Device::Cuda, with(1), 1), None);
         assert_eq!(rule(Device::Cuda, with(8), 1), None);
+        assert_eq!(rule(Device::Cuda, with(8), 8), None);
         assert_eq!(rule(Device::Cuda, Machine::Imagined, 64), None);
         assert_eq!(rule(Device::Cpu, with(1), 4), None);
         let told = |device, machine, world_size, text: &str| {
@@ -163,13 +159,12 @@ mod tests {
         told(Device::Cuda, with(0), 1, "no NVIDIA GPU here");
         told(Device::Cuda, with(1), 2, "2 ranks, and 1 GPU");
         told(Device::Cuda, with(4), 8, "8 ranks, and 4 GPUs");
-        told(Device::Cuda, with(4), 2, "not supported yet: several GPUs; use --nproc 1");
         told(Device::Cpu, Machine::Imagined, 1, "--gpu-memory");
     }
 
     #[test]
     fn a_job_has_a_rank_whatever_the_machine_has() {
-        assert_eq!([0, 1, 8].map(default_world_size), [1, 1, 1]);
+        assert_eq!([0, 1, 8].map(default_world_size), [1, 1, 8]);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use crate::memory::{self, Room, Shortage, Side};
 use crate::mesh::Mesh;
 use crate::model_config::{DiskDType, ModelConfig};
 use crate::plan::{
-    BatchPlan, CheckpointPlan, DataPlan, ModelPlan, OptimizerPlan, PipelinePlan, Plan, Snapshots, ZeroPlan,
+    Backend, BatchPlan, CheckpointPlan, DataPlan, ModelPlan, OptimizerPlan, PipelinePlan, Plan, Snapshots, ZeroPlan,
 };
 use crate::schedule::Schedule;
 use std::path::PathBuf;
@@ -288,11 +288,14 @@ impl Draft {
     fn zero_plan(&self, stage: ZeroStage) -> ZeroPlan {
         let asked = &self.config.zero;
         let prefetch_units = usize::try_from(asked.prefetch_units).unwrap_or(usize::MAX);
+        let prefetch_units = if asked.overlap_comm { prefetch_units } else { 0 };
         ZeroPlan {
             stage,
             offload_params: asked.offload_params == Offload::Cpu,
             offload_optimizer: asked.offload_optimizer == Offload::Cpu,
             prefetch_units: prefetch_units.min(self.model.num_hidden_layers),
+            // Over shared memory a call is done when it returns.
+            overlap_comm: asked.overlap_comm && self.ground.backend == Backend::Nccl,
         }
     }
 

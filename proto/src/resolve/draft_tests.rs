@@ -99,7 +99,7 @@ fn ranks_that_do_not_multiply_out_are_refused() {
 #[test]
 fn what_is_not_supported_yet_is_refused_all_at_once() {
     check_refused(
-        "[comm]\nbackend = \"nccl\"\n[validation]\nearly_stopping_patience = 7\n",
+        "[comm]\nbackend = \"tcp\"\n[validation]\nearly_stopping_patience = 7\n",
         2,
         &[
             "comm.backend: not supported yet: use \"auto\"",
@@ -113,28 +113,28 @@ fn what_is_not_supported_yet_is_refused_all_at_once() {
 }
 
 #[test]
-fn ranks_on_gpus_that_are_not_there_or_would_talk_are_refused() {
+fn ranks_on_gpus_that_are_not_there_are_refused() {
     let problems = |gpus: usize, sets: &[&str]| draft_for(Machine::This { gpus: Ok(gpus) }, "", sets, 2).unwrap_err();
-    let several = "model.device: not supported yet: several GPUs; use --nproc 1";
     let backend = "comm.backend: not supported yet: use \"auto\"";
-    assert_eq!(problems(8, &["model.device=cuda"]), [several]);
-    assert_eq!(problems(8, &[]), [several], "whoever has GPUs and asks for two ranks means them");
     assert_eq!(problems(1, &[]), ["model.device: each rank trains on a GPU of its own: 2 ranks, and 1 GPU"]);
-    assert_eq!(problems(8, &["model.device=cuda", "comm.backend=shm"]), [several]);
-    assert_eq!(problems(8, &["comm.backend=nccl"]), [several, backend]);
+    let for_cpus = "comm.backend: is for CPUs, and ranks compute on GPUs";
+    assert_eq!(problems(8, &["model.device=cuda", "comm.backend=shm"]), [for_cpus]);
     assert_eq!(problems(8, &["model.device=cpu", "comm.backend=tcp"]), [backend]);
     let none = draft_for(Machine::This { gpus: Err("no driver".into()) }, "", &["model.device=cuda"], 1).unwrap_err();
     assert_eq!(none, ["model.device: there is no GPU to train on here: no driver"]);
 }
 
 #[test]
-fn a_machine_with_gpus_trains_on_one_and_says_which_are_idle() {
-    let ground = |gpus: usize, sets: &[&str]| {
-        let draft = draft_for(Machine::This { gpus: Ok(gpus) }, "", sets, 1).unwrap();
+fn a_machine_with_gpus_trains_on_them_and_says_which_are_idle() {
+    let ground_of = |gpus: usize, sets: &[&str], world_size: usize| {
+        let draft = draft_for(Machine::This { gpus: Ok(gpus) }, "", sets, world_size).unwrap();
         let plan = draft.without_data().unwrap();
         (plan.device, plan.backend, plan.model.compute_dtype, draft.notes())
     };
-    let note = "7 of 8 GPUs stay idle: this version of dslaunch trains on 1".to_owned();
+    let ground = |gpus, sets: &[&str]| ground_of(gpus, sets, 1);
+    let note = "7 of 8 GPUs stay idle: --nproc 8 trains on all".to_owned();
+    assert_eq!(ground_of(8, &[], 8), (Device::Cuda, Backend::Nccl, Dtype::Bf16, vec![]));
+    assert_eq!(ground(1, &["comm.backend=nccl"]), (Device::Cuda, Backend::Nccl, Dtype::Bf16, vec![]));
     assert_eq!(ground(8, &[]), (Device::Cuda, Backend::Solo, Dtype::Bf16, vec![note]));
     assert_eq!(ground(1, &[]), (Device::Cuda, Backend::Solo, Dtype::Bf16, vec![]));
     assert_eq!(ground(8, &["model.device=cpu"]), (Device::Cpu, Backend::Shm, Dtype::Fp32, vec![]));
@@ -189,10 +189,20 @@ fn an_imagined_machine_is_planned_for_with_gpus_and_what_goes_with_them() {
 #[test]
 fn a_default_without_effect_is_noted_when_written_down() {
     assert_eq!(draft("", 1).unwrap().notes(), Vec::<String>::new());
-    assert_eq!(draft("[zero]\noverlap_comm = true\n", 1).unwrap().notes().len(), 1);
-    assert_eq!(draft("[zero]\noverlap_comm = false\n", 1).unwrap().notes(), Vec::<String>::new());
     let note = "train.toml:6: validation.min_delta has no effect, validation.early_stopping_patience is 0";
     assert_eq!(draft("[validation]\nmin_delta = 0.1\n", 1).unwrap().notes(), [note]);
+}
+
+#[test]
+fn what_overlaps_is_for_ranks_that_can_do_both_at_once() {
+    let zero = |machine, sets: &[&str]| {
+        let plan = draft_for(machine, "[zero]\nprefetch_units = 1\n", sets, 2).unwrap().without_data().unwrap();
+        (plan.zero.prefetch_units, plan.zero.overlap_comm)
+    };
+    let with_gpus = || Machine::This { gpus: Ok(2) };
+    assert_eq!(zero(with_gpus(), &[]), (1, true));
+    assert_eq!(zero(with_gpus(), &["zero.overlap_comm=false"]), (0, false));
+    assert_eq!(zero(Machine::This { gpus: Ok(0) }, &[]), (1, false));
 }
 
 #[test]

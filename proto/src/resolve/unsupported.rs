@@ -6,11 +6,7 @@ use crate::config::{AutoOr, Backend, Compression, Offload, Problem, TrainConfig}
 
 pub(super) const NOT_YET: &str = "not supported yet";
 
-/// Most GPUs of a job: ranks on several would talk over NCCL.
-pub(super) const GPUS_MAX: usize = 1;
-
-/// A problem for every key whose value needs work that is not done. An imagined machine's plan is never run, so it may
-/// compute on several GPUs.
+/// A problem for every key whose value needs work that is not done. An imagined machine's plan is never run.
 pub(super) fn refused(config: &TrainConfig, machine: &Machine) -> Vec<Problem> {
     let mut problems = Vec::new();
     let mut refuse = |refused: bool, key: &str, what: &str| {
@@ -19,8 +15,8 @@ pub(super) fn refused(config: &TrainConfig, machine: &Machine) -> Vec<Problem> {
         }
     };
     let runs = *machine != Machine::Imagined;
-    let backend_is_shm = matches!(config.comm.backend, AutoOr::Auto | AutoOr::Given(Backend::Shm));
-    refuse(runs && !backend_is_shm, "comm.backend", "use \"auto\"");
+    let backend_is_tcp = config.comm.backend == AutoOr::Given(Backend::Tcp);
+    refuse(runs && backend_is_tcp, "comm.backend", "use \"auto\"");
     refuse(config.comm.compression != Compression::None, "comm.compression", "use \"none\"");
     refuse(config.validation.early_stopping_patience > 0, "validation.early_stopping_patience", "use 0");
     problems
@@ -33,10 +29,6 @@ pub(super) fn notes(config: &TrainConfig) -> Vec<String> {
         let place = config.origins.place("zero.offload_params");
         let why = "has no effect: what computes follows from the masters, which zero.offload_optimizer moves";
         notes.push(format!("{place}: zero.offload_params = \"cpu\" {why}"));
-    }
-    if config.zero.overlap_comm && config.origins.is_set("zero.overlap_comm") {
-        let place = config.origins.place("zero.overlap_comm");
-        notes.push(format!("{place}: zero.overlap_comm = true has no effect yet, ranks compute or communicate"));
     }
     if config.validation.min_delta > 0.0 && config.validation.early_stopping_patience == 0 {
         let place = config.origins.place("validation.min_delta");

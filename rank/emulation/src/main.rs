@@ -3,6 +3,8 @@
 
 #![allow(unsafe_code, reason = "kernels take pointers")]
 
+mod streams;
+
 use std::alloc::{Layout, alloc_zeroed};
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
@@ -12,8 +14,10 @@ use std::process::ExitCode;
 use std::ptr::NonNull;
 use std::rc::Rc;
 
+use comm::nccl::Streams;
 use emulation::{Dim, Kernel};
 use rank::device::cuda::gpu::{self, Copier, CopyBeside, Gpu, Mark};
+use streams::EmulatedStreams;
 
 /// Runs kernels on this thread, to their end.
 struct Emulated {
@@ -56,6 +60,10 @@ impl Gpu for Emulated {
         late.under_way.push_back(*copy);
         late.started += 1;
         Box::new(LateCopy { late: self.late.clone(), number: late.started })
+    }
+
+    fn streams(&self) -> Rc<dyn Streams> {
+        Rc::new(EmulatedStreams)
     }
 
     fn copier(&self, bytes: usize) -> io::Result<Box<dyn Copier>> {

@@ -10,6 +10,7 @@ use comm::CommError;
 use proto::progress::Phase;
 use tch::Tensor;
 
+use super::memory::Turn;
 use super::{Engine, MicroBatch};
 use crate::kernels::DeviceSum;
 use crate::model::{Block, BlockSaved, HeadPass, WeightGrads};
@@ -107,7 +108,7 @@ impl Engine {
         let mut loss = DeviceSum::default();
         for pass in under_way {
             self.progress.enter_unit(Phase::Backward, head);
-            self.memory.begin_gradients(head);
+            self.memory.begin_gradients(head)?;
             let weights = self.head_weights(head);
             let mut grads = self.head_grads(head);
             if reads_again {
@@ -116,7 +117,7 @@ impl Engine {
             let x = pass.take_stream();
             let head_pass = HeadPass { weights: &weights, grads: &grads, scale };
             let (of_batch, dx) = self.head.forward_backward(&self.tp, head_pass, &x, &pass.batch.labels)?;
-            self.memory.end_gradients(head)?;
+            self.memory.end_gradients(head, Turn::Between)?;
             loss.add(of_batch);
             pass.stream = dx;
             pass.last = reads_again.then_some(x);
@@ -138,10 +139,10 @@ impl Engine {
             }
             let saved = pass.saved.pop().expect("one for each block");
             let dy = pass.take_stream();
-            self.memory.begin_gradients(unit);
+            self.memory.begin_gradients(unit)?;
             let block_pass = self.block_pass(unit, &WeightGrads::Now);
             pass.stream = pass.block.backward(&self.tp, block_pass, saved, dy)?;
-            self.memory.end_gradients(unit)?;
+            self.memory.end_gradients(unit, Turn::Between)?;
         }
         self.memory.end_passes(unit);
         self.memory.end_unit_gradients(unit)
@@ -163,14 +164,14 @@ impl Engine {
         self.memory.begin_unit_gradients(embedding);
         for UnderWay { batch, stream: dx, last, .. } in under_way {
             self.progress.enter_unit(Phase::Backward, embedding);
-            self.memory.begin_gradients(embedding);
+            self.memory.begin_gradients(embedding)?;
             if let Some(x) = last {
                 let (weights, grads) = (self.head_weights(head), self.head_grads(head));
                 let pass = HeadPass { weights: &weights, grads: &grads, scale };
                 self.head.backward_matrix(&self.tp, pass, &x, &batch.labels)?;
             }
             self.embedding.backward(&self.tp, &batch.tokens, &dx, self.memory.grad_views(embedding).embedding())?;
-            self.memory.end_gradients(embedding)?;
+            self.memory.end_gradients(embedding, Turn::Between)?;
         }
         self.memory.end_unit_gradients(embedding)
     }

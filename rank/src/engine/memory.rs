@@ -16,6 +16,7 @@
 //! Whole buffers lie in slots in the shared arena, where `comm` works on them in place; what a rank keeps to itself (its
 //! shards) lies in plain memory.
 
+use std::collections::VecDeque;
 use std::ops::Range;
 
 use comm::{CommError, ReduceOp, Work};
@@ -35,7 +36,21 @@ use crate::groups::Groups;
 use crate::kernels::{DeviceSum, Update};
 use crate::model::UnitViews;
 use crate::ranks::Ranks;
-use crate::shake::Shake;
+
+/// Whose turn it is to add to gradients.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Turn {
+    /// One of the step's micro-batches, and others come after it.
+    Between,
+    /// The step's last micro-batch: then its gradients are complete.
+    Last,
+}
+
+impl Turn {
+    pub fn of(is_last: bool) -> Self {
+        if is_last { Self::Last } else { Self::Between }
+    }
+}
 
 /// Parameters, gradients and optimizer state of all units on this rank. Its units are numbered in the order of the forward
 /// pass.
@@ -43,7 +58,7 @@ pub struct Memory {
     units: Vec<Unit>,
     params: Slots,
     grads: Slots,
-    groups: Groups,
+    ranks: Ranks,
     /// The gradients of a tied embedding, if it and the head are on different stages.
     tied: Option<TiedGradients>,
     /// The tiles for optimizer state in the host's memory, if it is there and a step goes by micro-batches.
@@ -56,7 +71,10 @@ pub struct Memory {
     updater: Option<Updater>,
     /// Units gathered ahead of the one that computes.
     prefetch_units: usize,
-    shake: Shake,
+    /// Gradients leave for other ranks while others are computed.
+    overlaps: bool,
+    /// Reductions of units' gradients under way, the oldest first.
+    reducing: VecDeque<(usize, Work)>,
 }
 
 impl Memory {
@@ -74,16 +92,17 @@ impl Memory {
             leaving: plan.goes_unit_by_unit().then(|| Leaving::new(ranks, &layouts, sharding)),
             updater: updater.transpose().unwrap_or_else(|error| panic!("no thread to update units: {error}")),
             units: layouts.into_iter().map(|layout| Unit::new(layout, sharding, plan, ranks.device)).collect(),
-            groups: groups.clone(),
+            ranks: ranks.clone(),
+            overlaps: plan.zero.overlap_comm && !plan.goes_unit_by_unit(),
+            reducing: VecDeque::new(),
             prefetch_units: plan.zero.prefetch_units,
             staging: (plan.zero.offload_optimizer && !plan.goes_unit_by_unit()).then(|| Staging::new(shake.clone())),
-            shake: shake.clone(),
         })
     }
 
     /// This rank's groups.
     pub fn groups(&self) -> &Groups {
-        &self.groups
+        &self.ranks.groups
     }
 
     /// Number of units.
@@ -111,11 +130,11 @@ impl Memory {
         if slot.is_for(unit) {
             return Ok(());
         }
-        let free = slot.vacate(&self.shake)?;
+        let free = slot.vacate(&self.ranks.shake)?;
         let state = &self.units[unit];
         let copies = state.put_parameters(slot.flat_mut(), &free);
-        self.shake.delay();
-        if self.groups.dp.size() == 1 {
+        self.ranks.shake.delay();
+        if self.ranks.groups.dp.size() == 1 {
             slot.begin(unit, copies.into_iter().map(|copy| Work::pending(Copied(copy))).collect());
             return Ok(());
         }
@@ -123,7 +142,7 @@ impl Memory {
         let Parts { trained, frozen } = state.parts();
         let parts = [trained, frozen].into_iter().filter(|part| !part.is_empty());
         let whole = slot.flat().operand();
-        let gathers = parts.map(|part| self.groups.dp.all_gather(whole.slice(part.start, part.len())));
+        let gathers = parts.map(|part| self.ranks.groups.dp.all_gather(whole.slice(part.start, part.len())));
         let gathers = gathers.collect::<Result<_, _>>()?;
         slot.begin(unit, gathers);
         Ok(())
@@ -151,12 +170,12 @@ impl Memory {
     /// Gives all ranks what this one has updated of a unit whose whole parameters stay, if it has not updated all. Collective over
     /// dp.
     fn publish(&self, unit: usize) -> Result<Option<Work>, CommError> {
-        self.shake.delay();
+        self.ranks.shake.delay();
         let (trained, state) = (self.units[unit].parts().trained.len(), &self.units[unit]);
         if state.is_gathered() || state.owned().len() == trained {
             return Ok(None);
         }
-        self.groups.dp.all_gather(self.params.get(unit).flat().operand().slice(0, trained)).map(Some)
+        self.ranks.groups.dp.all_gather(self.params.get(unit).flat().operand().slice(0, trained)).map(Some)
     }
 
     /// Gathers the first of `order`, and starts to gather some of the rest ahead of their use: they are under way while the
@@ -190,25 +209,42 @@ impl Memory {
         self.grads.get(unit).views()
     }
 
-    /// Before a unit's backward pass in a micro-batch.
-    pub(super) fn begin_gradients(&mut self, unit: usize) {
+    /// Before a unit's backward pass in a micro-batch. Waits for what its slot still holds of another one.
+    pub(super) fn begin_gradients(&mut self, unit: usize) -> Result<(), CommError> {
         if self.shards_gradients {
+            while self.reducing.iter().any(|&(other, _)| self.grads.share(other, unit)) {
+                self.end_oldest_reduction()?;
+            }
             self.grads.get_mut(unit).flat_mut().zero();
         }
+        Ok(())
     }
 
-    /// After a unit's backward pass in a micro-batch. Collective over dp where gradients are sharded.
-    pub(super) fn end_gradients(&mut self, unit: usize) -> Result<(), CommError> {
-        if !self.shards_gradients || !self.units[unit].is_trained() {
-            return Ok(()); // they stay whole until the last micro-batch, or there are none
+    /// After a unit's backward pass in a micro-batch. Collective over dp where gradients are sharded, and where they leave as soon
+    /// as they are complete.
+    pub(super) fn end_gradients(&mut self, unit: usize, turn: Turn) -> Result<(), CommError> {
+        let are_complete = self.overlaps && turn == Turn::Last;
+        if !self.units[unit].is_trained() || !(self.shards_gradients || are_complete) {
+            return Ok(()); // there are none, or they stay whole until the last micro-batch
         }
-        self.reduce(unit)?.wait()?;
+        let reduction = self.reduce(unit)?;
+        self.reducing.push_back((unit, reduction));
+        if self.overlaps { Ok(()) } else { self.end_oldest_reduction() }
+    }
+
+    /// Waits until the oldest reduction is done, and adds up what it has brought, where that does not stay in its slot.
+    fn end_oldest_reduction(&mut self) -> Result<(), CommError> {
+        let (unit, reduction) = self.reducing.pop_front().expect("a reduction is under way");
+        reduction.wait()?;
+        if !self.shards_gradients {
+            return Ok(());
+        }
         let slot = self.grads.get_mut(unit);
         match &mut self.leaving {
             Some(leaving) => leaving.add(&slot.flat().range(self.units[unit].shard())),
             None => self.units[unit].add_grad_shard(slot.flat()),
         }
-        slot.release(&self.shake);
+        slot.release(&self.ranks.shake);
         Ok(())
     }
 
@@ -226,7 +262,7 @@ impl Memory {
         if !self.shards_gradients {
             self.reduce(unit)?.wait()?;
         }
-        self.shake.delay();
+        self.ranks.shake.delay();
         let leaving = self.leaving.as_mut().expect("a step goes unit by unit");
         leaving.leave(unit, &mut self.units[unit], self.grads.get_mut(unit));
         Ok(())
@@ -236,12 +272,12 @@ impl Memory {
     /// owns. Collective over dp, and over tp first.
     fn reduce(&self, unit: usize) -> Result<Work, CommError> {
         self.sum_replicas(unit)?;
-        self.shake.delay();
+        self.ranks.shake.delay();
         let (buffer, unit) = (self.grads.get(unit).flat().operand(), &self.units[unit]);
         let owns_only_its_shard = unit.owned() == unit.shard();
         match owns_only_its_shard {
-            true => self.groups.dp.reduce_scatter(buffer, ReduceOp::Sum),
-            false => self.groups.dp.all_reduce(buffer, ReduceOp::Sum),
+            true => self.ranks.groups.dp.reduce_scatter(buffer, ReduceOp::Sum),
+            false => self.ranks.groups.dp.all_reduce(buffer, ReduceOp::Sum),
         }
     }
 
@@ -249,7 +285,11 @@ impl Memory {
     fn sum_replicas(&self, unit: usize) -> Result<(), CommError> {
         let (flat, layout) = (self.grads.get(unit).flat(), &self.units[unit].layout);
         for param in layout.params.iter().filter(|param| param.is_trained && param.sums_replicas) {
-            let group = if param.replicas == self.groups.tp.size() { &self.groups.tp } else { &self.groups.key_value };
+            let group = if param.replicas == self.ranks.groups.tp.size() {
+                &self.ranks.groups.tp
+            } else {
+                &self.ranks.groups.key_value
+            };
             group.all_reduce(flat.operand().slice(param.offset, param.numel()), ReduceOp::Sum)?.wait()?;
         }
         Ok(())
@@ -258,12 +298,16 @@ impl Memory {
     /// After the last micro-batch: each rank holds the sums over all ranks of at least what it owns. Collective over dp,
     /// tp and, with a tied embedding, pp.
     pub(super) fn reduce_gradients(&mut self) -> Result<(), CommError> {
-        let are_reduced = self.shards_gradients || self.leaving.is_some();
+        let are_reduced = self.shards_gradients || self.leaving.is_some() || self.overlaps;
         if !are_reduced {
             // In the order in which the backward pass finishes them.
-            let trained = (0..self.units.len()).rev().filter(|&unit| self.units[unit].is_trained());
-            let pending: Vec<Work> = trained.map(|unit| self.reduce(unit)).collect::<Result<_, _>>()?;
-            pending.into_iter().try_for_each(Work::wait)?;
+            for unit in (0..self.units.len()).rev().filter(|&unit| self.units[unit].is_trained()) {
+                let reduction = self.reduce(unit)?;
+                self.reducing.push_back((unit, reduction));
+            }
+        }
+        while !self.reducing.is_empty() {
+            self.end_oldest_reduction()?;
         }
         match &mut self.tied {
             Some(tied) => tied.sum(&mut self.units, &mut self.grads),
@@ -288,40 +332,48 @@ impl Memory {
     /// trained. The next step's gradients begin at zero. Collective over dp.
     pub(super) fn update(&mut self, update: Update) -> Result<(), CommError> {
         if self.updater.is_some() {
-            self.begin_update(update);
-            return Ok(());
-        }
-        for (idx, unit) in self.units.iter_mut().enumerate() {
-            let (params, grads) = (self.params.get_mut(idx).flat_mut(), self.grads.get_mut(idx).flat_mut());
-            unit.apply(&update, self.staging.as_mut(), params, grads);
+            return self.begin_update(update);
         }
         let mut pending: Vec<Work> = Vec::new();
         for idx in 0..self.units.len() {
-            if self.units[idx].is_gathered() {
-                self.params.get_mut(idx).release(&self.shake);
+            let (params, grads) = (self.params.get_mut(idx).flat_mut(), self.grads.get_mut(idx).flat_mut());
+            self.units[idx].apply(&update, self.staging.as_mut(), params, grads);
+            if self.overlaps {
+                pending.extend(self.publish(idx)?);
             }
-            pending.extend(self.publish(idx)?);
+        }
+        for idx in 0..self.units.len() {
+            if self.units[idx].is_gathered() {
+                self.params.get_mut(idx).release(&self.ranks.shake);
+            }
+            if !self.overlaps {
+                pending.extend(self.publish(idx)?);
+            }
         }
         pending.into_iter().try_for_each(Work::wait)
     }
 
     /// As [`Memory::update`], on the thread that updates, in the order of the next forward pass, which waits for each unit. Waits for
     /// the device: for the factor to clip by.
-    fn begin_update(&mut self, update: Update) {
+    ///
+    /// # Errors
+    /// A fault of the world: what the device has computed is anything then.
+    fn begin_update(&mut self, update: Update) -> Result<(), CommError> {
         let Update { clip, constants } = update;
-        let clip = clip.read();
+        let clip = self.ranks.await_device(|| clip.read())?;
         if clip.is_nan() {
-            return; // the step is skipped
+            return Ok(()); // the step is skipped
         }
         let updater = self.updater.as_mut().expect("a thread that updates");
         let leaving = self.leaving.as_mut().expect("a step goes unit by unit");
         for (idx, unit) in self.units.iter_mut().enumerate().filter(|(_, unit)| unit.is_trained()) {
             if unit.is_gathered() {
-                self.params.get_mut(idx).release(&self.shake);
+                self.params.get_mut(idx).release(&self.ranks.shake);
             }
             leaving.wait(idx);
             updater.start(Job { unit: idx, pieces: unit.pieces(), state: unit.lend(), clip, constants });
         }
+        Ok(())
     }
 }
 

@@ -49,9 +49,11 @@ use crate::model::{Embedding, Head, Labels, RopeTable, Samples, TensorParallel};
 use crate::progress::ProgressLine;
 use crate::ranks::Ranks;
 use adamw::AdamW;
+use memory::Turn;
 use messages::Messages;
 use passes::WeightPass;
 use stage::Stage;
+use step_sums::OverRanks;
 
 /// One forward pass's worth of rows, without padding.
 #[derive(Debug)]
@@ -96,6 +98,7 @@ pub struct Engine {
     embedding: Embedding,
     head: Head,
     adamw: AdamW,
+    over_ranks: OverRanks,
     progress: ProgressLine,
     plan: Rc<Plan>,
 }
@@ -104,6 +107,8 @@ impl Engine {
     /// Allocates every buffer; parameters, gradients and optimizer state are zero. Does not block.
     pub fn new(plan: Rc<Plan>, ranks: &Ranks) -> Result<Self, CommError> {
         let (coord, config) = (ranks.groups.coord, &plan.model.config);
+        // First: what all ranks exchange is in the same place on all of them, whatever else each has.
+        let over_ranks = OverRanks::new(&plan, ranks)?;
         let memory = Memory::new(&plan, ranks)?;
         let tp = TensorParallel::new(&plan, ranks)?;
         let chunks = plan.pipeline.chunks_of(coord.pp, plan.mesh.pp);
@@ -115,6 +120,7 @@ impl Engine {
             embedding: Embedding::new(config.vocab_size, &tp),
             head: Head::new(config, &tp, logits_at_a_time(plan.device)),
             adamw: AdamW::new(&plan.optimizer),
+            over_ranks,
             progress: ranks.line.clone(),
             memory,
             tp,
@@ -165,6 +171,7 @@ impl Engine {
     ) -> Result<DeviceSum, CommError> {
         let (mut in_flight, mut deferred) = (HashMap::new(), HashMap::new());
         let mut loss = DeviceSum::default();
+        let last = self.plan.batch.num_micro_batches as usize - 1;
         for &action in Rc::clone(&self.actions).iter() {
             match action {
                 Action::Forward { chunk, micro_batch: idx } => {
@@ -172,17 +179,19 @@ impl Engine {
                 }
                 Action::Backward { chunk, micro_batch } => {
                     let pass = in_flight.remove(&(chunk, micro_batch)).expect("forward comes first");
-                    loss.add(self.backward_chunk(chunk, pass, scale, WeightPass::Within)?.0);
+                    let weights = WeightPass::Within(Turn::of(micro_batch == last));
+                    loss.add(self.backward_chunk(chunk, pass, scale, weights)?.0);
                 }
                 Action::BackwardInput { chunk, micro_batch } => {
                     let pass = in_flight.remove(&(chunk, micro_batch)).expect("forward comes first");
-                    let (of_batch, pending) = self.backward_chunk(chunk, pass, scale, WeightPass::Apart)?;
+                    let weights = WeightPass::Apart(Turn::of(micro_batch == last));
+                    let (of_batch, pending) = self.backward_chunk(chunk, pass, scale, weights)?;
                     loss.add(of_batch);
                     deferred.insert((chunk, micro_batch), pending);
                 }
                 Action::BackwardWeight { chunk, micro_batch } => {
                     let pending = deferred.remove(&(chunk, micro_batch)).expect("the input's gradient comes first");
-                    self.add_deferred(pending)?;
+                    self.add_deferred(pending, Turn::of(micro_batch == last))?;
                 }
             }
         }
@@ -227,7 +236,7 @@ impl Engine {
     /// the job calls it.
     pub fn step_sums(&mut self, loss: DeviceSum) -> Result<StepSums, CommError> {
         let square = self.memory.square_norm();
-        StepSums::over_ranks(&*self.memory.groups().all, loss, square)
+        self.over_ranks.sum(loss, square)
     }
 
     /// One AdamW update of what this rank owns, by gradients that are clipped to the plan's norm; the next step's begin at zero.

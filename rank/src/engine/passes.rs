@@ -4,6 +4,7 @@ use comm::CommError;
 use proto::progress::Phase;
 use tch::Tensor;
 
+use super::memory::Turn;
 use super::{Engine, MicroBatch};
 use crate::kernels::DeviceSum;
 use crate::model::{
@@ -26,12 +27,19 @@ pub(super) struct Deferred {
 }
 
 /// When the gradients of the blocks' weights are added up.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy)]
 pub(super) enum WeightPass {
     /// In the backward pass.
-    Within,
+    Within(Turn),
     /// In a pass of its own.
-    Apart,
+    Apart(Turn),
+}
+
+impl WeightPass {
+    fn turn(self) -> Turn {
+        let (Self::Within(turn) | Self::Apart(turn)) = self;
+        turn
+    }
 }
 
 impl Engine {
@@ -118,7 +126,7 @@ impl Engine {
         let chunk = self.stage.chunks[chunk].clone();
         let InFlight { batch, block, mut saved, last } = in_flight;
         let (loss, mut dx) = match (chunk.head, last) {
-            (Some(head), Some(x)) => self.backward_head(head, &x, &batch.labels, scale)?,
+            (Some(head), Some(x)) => self.backward_head(head, &x, &batch.labels, scale, weight_pass.turn())?,
             _ => {
                 self.progress.enter(Phase::Backward);
                 (DeviceSum::default(), self.messages.recv_backward(self.tp.stream_rows(batch.samples.num_tokens()))?)
@@ -130,8 +138,8 @@ impl Engine {
             self.memory.gather_ahead((chunk.blocks.start..=unit).rev())?;
             let kept = saved.pop().expect("one for each block");
             dx = match weight_pass {
-                WeightPass::Within => self.backward_block(unit, &block, kept, dx)?,
-                WeightPass::Apart => {
+                WeightPass::Within(turn) => self.backward_block(unit, &block, kept, dx, turn)?,
+                WeightPass::Apart(_) => {
                     let (dx, pending) = self.backward_block_input(unit, &block, kept, dx)?;
                     deferred.push(Deferred { unit, pending });
                     dx
@@ -140,18 +148,18 @@ impl Engine {
         }
         match chunk.embedding {
             None => self.messages.send_backward(&dx)?,
-            Some(unit) => self.backward_embedding(unit, &batch.tokens, &dx)?,
+            Some(unit) => self.backward_embedding(unit, &batch.tokens, &dx, weight_pass.turn())?,
         }
         Ok((loss, deferred))
     }
 
     /// Adds up what a backward pass has put off.
-    pub(super) fn add_deferred(&mut self, deferred: Vec<Deferred>) -> Result<(), CommError> {
+    pub(super) fn add_deferred(&mut self, deferred: Vec<Deferred>, turn: Turn) -> Result<(), CommError> {
         for Deferred { unit, pending } in deferred {
             self.progress.enter_unit(Phase::Backward, unit);
-            self.memory.begin_gradients(unit);
+            self.memory.begin_gradients(unit)?;
             pending.into_iter().for_each(PendingGrad::add);
-            self.memory.end_gradients(unit)?;
+            self.memory.end_gradients(unit, turn)?;
         }
         Ok(())
     }
@@ -162,10 +170,11 @@ impl Engine {
         block: &Block,
         kept: BlockSaved,
         dy: Tensor,
+        turn: Turn,
     ) -> Result<Tensor, CommError> {
-        self.memory.begin_gradients(unit);
+        self.memory.begin_gradients(unit)?;
         let dx = block.backward(&self.tp, self.block_pass(unit, &WeightGrads::Now), kept, dy)?;
-        self.memory.end_gradients(unit)?;
+        self.memory.end_gradients(unit, turn)?;
         Ok(dx)
     }
 
@@ -185,13 +194,13 @@ impl Engine {
         GradPass { weights: self.memory.param_views(unit).block(), grads: self.memory.grad_views(unit).block(), sink }
     }
 
-    fn backward_embedding(&mut self, unit: usize, tokens: &Tensor, dx: &Tensor) -> Result<(), CommError> {
+    fn backward_embedding(&mut self, unit: usize, tokens: &Tensor, dx: &Tensor, turn: Turn) -> Result<(), CommError> {
         self.progress.enter_unit(Phase::Backward, unit);
         if !self.stage.shares_embedding() {
-            self.memory.begin_gradients(unit);
+            self.memory.begin_gradients(unit)?;
         }
         self.embedding.backward(&self.tp, tokens, dx, self.memory.grad_views(unit).embedding())?;
-        self.memory.end_gradients(unit)
+        self.memory.end_gradients(unit, turn)
     }
 
     fn backward_head(
@@ -200,20 +209,21 @@ impl Engine {
         x: &Tensor,
         labels: &Labels,
         scale: f64,
+        turn: Turn,
     ) -> Result<(DeviceSum, Tensor), CommError> {
         self.progress.enter_unit(Phase::Backward, head);
         self.gather_head(head)?;
-        self.memory.begin_gradients(head);
+        self.memory.begin_gradients(head)?;
         if let Some(tied) = self.stage.tied {
             // The head adds to the embedding's gradient first; the embedding's own backward ends it, if it is here.
-            self.memory.begin_gradients(tied);
+            self.memory.begin_gradients(tied)?;
         }
         let (weights, grads) = (self.head_weights(head), self.head_grads(head));
         let pass = HeadPass { weights: &weights, grads: &grads, scale };
         let result = self.head.forward_backward(&self.tp, pass, x, labels)?;
-        self.memory.end_gradients(head)?;
+        self.memory.end_gradients(head, turn)?;
         if let Some(tied) = self.stage.tied.filter(|_| !self.stage.shares_embedding()) {
-            self.memory.end_gradients(tied)?;
+            self.memory.end_gradients(tied, turn)?;
         }
         Ok(result)
     }

@@ -185,6 +185,11 @@ impl Slots {
         Ok(Self { slots, of_unit })
     }
 
+    /// Whether two units take turns in one slot, or are one.
+    pub fn share(&self, one: usize, other: usize) -> bool {
+        self.of_unit[one] == self.of_unit[other]
+    }
+
     /// The slot that a unit computes on.
     pub fn get(&self, unit: usize) -> &Slot {
         &self.slots[self.of_unit[unit]]

@@ -1,10 +1,21 @@
 //! A step's loss and gradient norm over all ranks.
 
-use comm::{Collective, CommError, ReduceOp};
-use tch::Tensor;
+use comm::{CommError, ReduceOp};
+use proto::memory::Exchange;
+use proto::plan::Plan;
+use tch::{Kind, Tensor};
 
-use crate::device::Readback;
+use crate::device::{Buffer, Readback};
+use crate::groups::Group;
 use crate::kernels::DeviceSum;
+use crate::ranks::Ranks;
+
+/// Adds up what each rank has of a step's sums.
+pub(super) struct OverRanks {
+    all: Group,
+    /// `[2]` fp64, through which GPUs exchange. `None`: there is one rank, or the host adds up.
+    exchanged: Option<Buffer>,
+}
 
 /// The sums of one step over all ranks, on the device.
 #[derive(Debug)]
@@ -15,19 +26,35 @@ pub struct StepSums {
     pub(super) square: DeviceSum,
 }
 
-impl StepSums {
-    /// Of each rank's part. Collective over all ranks. One rank's stay on its device; several sum numbers of the host, which are
-    /// read for it.
-    pub(super) fn over_ranks(all: &dyn Collective, loss: DeviceSum, square: DeviceSum) -> Result<Self, CommError> {
-        if all.size() == 1 {
-            return Ok(Self { loss, square });
-        }
-        let mut sums = [loss.read(), square.read()];
-        all.all_reduce_scalars(&mut sums, ReduceOp::Sum)?;
-        let [loss, square] = sums.map(|sum| DeviceSum::from(Tensor::from(sum)));
-        Ok(Self { loss, square })
+impl OverRanks {
+    /// Allocates what it exchanges through. Does not block.
+    pub fn new(plan: &Plan, ranks: &Ranks) -> Result<Self, CommError> {
+        let numel = Exchange::of(plan, ranks.groups.coord).sums;
+        let exchanged = (numel > 0).then(|| ranks.allocate(Kind::Double, numel)).transpose()?;
+        Ok(Self { all: ranks.groups.all.clone(), exchanged })
     }
 
+    /// The sums of each rank's parts. Collective over all ranks. GPUs add them up where they are; ranks on CPUs sum numbers of
+    /// the host.
+    pub fn sum(&self, loss: DeviceSum, square: DeviceSum) -> Result<StepSums, CommError> {
+        if self.all.size() == 1 {
+            return Ok(StepSums { loss, square });
+        }
+        let Some(exchanged) = &self.exchanged else {
+            let mut sums = [loss.read(), square.read()];
+            self.all.all_reduce_scalars(&mut sums, ReduceOp::Sum)?;
+            let [loss, square] = sums.map(|sum| DeviceSum::from(Tensor::from(sum)));
+            return Ok(StepSums { loss, square });
+        };
+        exchanged.range(0..2).copy_(&DeviceSum::together(&[&loss, &square]));
+        self.all.all_reduce(exchanged.operand(), ReduceOp::Sum)?.wait()?;
+        // The next step's take their place.
+        let [loss, square] = [0, 1].map(|idx| DeviceSum::from(exchanged.view(idx, &[]).copy()));
+        Ok(StepSums { loss, square })
+    }
+}
+
+impl StepSums {
     /// Asks for them. Does not wait for the device.
     pub fn ask(&self) -> AskedSums {
         AskedSums(Readback::start(&DeviceSum::together(&[&self.loss, &self.square])))

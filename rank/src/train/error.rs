@@ -1,6 +1,7 @@
 //! The errors that end a rank, and whose fault each is.
 
 use comm::CommError;
+use comm::nccl::LoadError;
 use proto::control::FailureKind;
 use proto::dataset::DatasetError;
 
@@ -45,16 +46,21 @@ pub enum TrainError {
     /// This rank's GPU cannot be used.
     #[error(transparent)]
     Gpu(#[from] GpuError),
+    /// NCCL cannot be loaded.
+    #[error(transparent)]
+    Nccl(#[from] LoadError),
     /// The prepared data cannot be read.
     #[error(transparent)]
     Data(#[from] DatasetError),
 }
 
 impl TrainError {
-    /// Returns the kind of failure for the launcher: whether a restart can help, and whether this is a cause or a
+    /// Returns the kind of failure of rank `rank` for the launcher: whether a restart can help, and whether this is a cause or a
     /// consequence.
-    pub fn kind(&self) -> FailureKind {
+    pub fn kind(&self, rank: usize) -> FailureKind {
         match self {
+            // What NCCL says has failed here.
+            Self::Comm(CommError::Aborted { rank: by, .. }) if *by == rank => FailureKind::Internal,
             Self::Comm(err) => comm_kind(err),
             Self::Resume(CheckpointError::Damaged { .. } | CheckpointError::Manifest(_)) => FailureKind::Damaged,
             // A disk that cannot be read now is no reason to go further back.
@@ -71,7 +77,7 @@ impl TrainError {
             Self::Snapshot(SnapshotError::Damaged { .. }) => FailureKind::Internal,
             Self::Snapshot(SnapshotError::Peer { .. }) => FailureKind::Peer,
             Self::Diverged { .. } => FailureKind::Diverged,
-            Self::Data(_) | Self::Gpu(_) => FailureKind::Environment,
+            Self::Data(_) | Self::Gpu(_) | Self::Nccl(_) => FailureKind::Environment,
         }
     }
 }

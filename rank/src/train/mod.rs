@@ -16,7 +16,7 @@ use proto::control::report_request::Event;
 use proto::control::{CheckpointSaved, Finished, SkippedStep, Started};
 use proto::env::{Beginning, WorkerEnv};
 use proto::manifest::{Manifest, Progress};
-use proto::plan::{Init, Plan};
+use proto::plan::{Device, Init, Plan};
 use proto::progress::Phase;
 use proto::run_dir::RunDir;
 
@@ -206,7 +206,7 @@ impl Trainer {
         control: &Control,
     ) -> Result<(), TrainError> {
         self.ranks.line.enter(Phase::Wait);
-        let outcome = under_way.read();
+        let outcome = self.ranks.await_device(|| under_way.read())?;
         self.clock.step_ends(Instant::now());
         if let Some([passes_end, goes_on]) = self.snapshot_wait.take() {
             self.snapshot_cost += goes_on.milliseconds_since(&passes_end) / 1e3 / self.clock.step_seconds();
@@ -267,7 +267,8 @@ impl Trainer {
     /// all ranks together; `seconds`: how long this rank's passes took.
     fn pipeline_bubble(&self, busy_seconds: f64, seconds: f64) -> Result<Option<f64>, TrainError> {
         let all = &self.ranks.groups.all;
-        if self.plan.mesh.pp == 1 {
+        // A GPU waits for other stages beside this thread.
+        if self.plan.mesh.pp == 1 || self.plan.device == Device::Cuda {
             return Ok(None);
         }
         let mut longest = [seconds];

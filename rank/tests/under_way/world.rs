@@ -11,7 +11,8 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use comm::{
-    Buffer, Channel, Collective, CommError, DType, FlightEntry, Pending, ReduceOp, Result, ShmOptions, Work, World,
+    Buffer, Channel, Collective, CommError, DType, FlightEntry, Pending, ReduceOp, Result, ShmOptions, UseOf, Work,
+    World,
 };
 use proto::progress::{CALL, Call, CallState, LINE_WORDS};
 
@@ -143,10 +144,10 @@ unsafe impl World for DelayedWorld {
         Rc::new(DelayedGroup { place: self.0.clone(), slot: 0, rank: self.0.rank, size: self.0.world_size })
     }
 
-    fn group(&self, slot: usize, ranks: &[usize]) -> Result<Rc<dyn Collective>> {
+    fn group(&self, slot: usize, ranks: &[usize], use_of: UseOf) -> Result<Rc<dyn Collective>> {
         let ranks = ranks.to_vec();
         let (rank, size) = self.0.ask(move |transport| {
-            let group = transport.world.group(slot, &ranks)?;
+            let group = transport.world.group(slot, &ranks, use_of)?;
             let place = (group.rank(), group.size());
             transport.groups.borrow_mut().insert(slot, group);
             Ok::<_, CommError>(place)

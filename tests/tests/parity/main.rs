@@ -4,4 +4,5 @@
 mod compare;
 mod emulated;
 mod frozen;
+mod several_gpus;
 mod whole;

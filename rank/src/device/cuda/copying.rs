@@ -47,7 +47,7 @@ impl Event {
     }
 
     /// What `stream` is given from now on comes after it.
-    fn precede_on(&self, stream: CUstream) -> Result<(), GpuError> {
+    pub fn precede_on(&self, stream: CUstream) -> Result<(), GpuError> {
         // SAFETY: an event that was recorded, and a stream that is there.
         unsafe { result::stream::wait_event(stream, self.event, CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT) }
             .map_err(failed("cuStreamWaitEvent"))

@@ -8,7 +8,9 @@ use std::ffi::{CString, c_int, c_uint, c_void};
 use std::io;
 use std::marker::PhantomData;
 use std::ptr::{self, NonNull};
+use std::rc::Rc;
 
+use comm::nccl::Streams;
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys::{self, CUcontext, CUdevice, CUdevice_attribute, CUdeviceptr, CUfunction, CUmodule, CUstream};
 
@@ -17,6 +19,7 @@ use super::copying::{self, CopyStreams, DriverCopier, Event};
 use super::gpu::{Copier, CopyBeside, Gpu, Mark};
 use super::libraries::{self, LibraryError};
 use super::nvrtc::{Capability, Nvrtc, NvrtcError, Source};
+use super::streams::DriverStreams;
 use super::torch::{self, TorchError};
 
 /// A GPU cannot be used.
@@ -255,6 +258,10 @@ impl Gpu for Driver {
         // SAFETY: the caller vouches for the memory.
         let done = unsafe { self.copies.copy(copy, after, self.stream) };
         Box::new(done.unwrap_or_else(|error| panic!("{error}")))
+    }
+
+    fn streams(&self) -> Rc<dyn Streams> {
+        Rc::new(DriverStreams { context: self.context, computing: self.stream })
     }
 
     fn copier(&self, bytes: usize) -> io::Result<Box<dyn Copier>> {

@@ -7,9 +7,11 @@ use std::cell::OnceCell;
 use std::ffi::c_void;
 use std::io;
 use std::ptr::{self, NonNull};
+use std::rc::Rc;
 use std::time::Duration;
 
-use comm::SoloWorld;
+use comm::nccl::{Nccl, NcclOptions, NcclWorld, Streams, UniqueId};
+use comm::{CommError, ShmOptions, SoloWorld};
 use tch::{Kind, Tensor};
 
 /// Runs kernels.
@@ -41,6 +43,9 @@ pub trait Gpu {
     /// # Safety
     /// There are as many bytes on both sides; until it is done nobody writes what is copied or touches what is written.
     unsafe fn copy_beside(&self, copy: &CopyBeside, after: &dyn Mark) -> Box<dyn Mark>;
+
+    /// Its streams, for what ranks exchange.
+    fn streams(&self) -> Rc<dyn Streams>;
 
     /// Something that copies from its memory on another thread, at most `bytes` at a time.
     fn copier(&self, bytes: usize) -> io::Result<Box<dyn Copier>>;
@@ -126,6 +131,25 @@ pub fn has_same_bits() -> bool {
 pub fn solo_world(arena_bytes: usize, timeout: Duration) -> SoloWorld {
     // SAFETY: allocated for it, zero and never freed.
     unsafe { SoloWorld::new(allocate(arena_bytes), arena_bytes, timeout) }
+}
+
+/// The world of ranks on a GPU each, of which this is one: its arena is memory of this thread's GPU. `share_id`: see [`NcclOptions`].
+///
+/// # Errors
+/// As of [`NcclWorld::join`].
+pub fn nccl_world(
+    ranks: ShmOptions,
+    nccl: &'static Nccl,
+    share_id: &dyn Fn(Option<UniqueId>) -> Result<UniqueId, String>,
+) -> Result<NcclWorld, CommError> {
+    let arena = allocate(ranks.arena_bytes);
+    // SAFETY: allocated for it, zero and never freed.
+    unsafe { NcclWorld::join(NcclOptions { ranks, nccl, arena, streams: streams(), share_id }) }
+}
+
+/// See [`Gpu::streams`].
+fn streams() -> Rc<dyn Streams> {
+    with(|gpu| gpu.streams())
 }
 
 /// See [`Gpu::mark`].

@@ -7,6 +7,8 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use proto::env::variable;
+
 /// A library cannot be loaded.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{name} cannot be loaded ({reason}); it belongs to {owner}{}", listed(.folders))]
@@ -35,6 +37,17 @@ pub(super) fn load(name: &str) -> Result<(), LibraryError> {
 /// As [`load`], a library of the driver's (`libcuda.so.1`).
 pub(super) fn load_of_driver(name: &str) -> Result<(), LibraryError> {
     load_from(vec![], name, "NVIDIA's driver")
+}
+
+/// Where NCCL is looked for: nowhere but where `DSLAUNCH_NCCL_LIB` says, if it says anything; else, in this order, the one that this process has loaded, for two would not
+/// know of each other; where the system's loader finds it; beside torch.
+pub fn nccl_names() -> Vec<PathBuf> {
+    const NAME: &str = "libnccl.so.2";
+    if let Some(named) = variable("DSLAUNCH_NCCL_LIB") {
+        return vec![named.into()];
+    }
+    let beside_torch = folders().into_iter().map(|folder| folder.join(NAME)).filter(|path| path.exists());
+    mapped(NAME).into_iter().chain([PathBuf::from(NAME)]).chain(beside_torch).collect()
 }
 
 fn load_from(folders: Vec<PathBuf>, name: &str, owner: &'static str) -> Result<(), LibraryError> {

@@ -7,6 +7,7 @@ pub mod driver;
 pub mod gpu;
 mod libraries;
 pub mod nvrtc;
+mod streams;
 pub mod torch;
 
-pub use libraries::LibraryError;
+pub use libraries::{LibraryError, nccl_names};

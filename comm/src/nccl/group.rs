@@ -1,0 +1,175 @@
+//! A group of ranks over NCCL: its operations are its GPUs', those with numbers of the host are shared memory's.
+
+#![allow(unsafe_code, reason = "NCCL works on the arena's memory")]
+
+use std::ffi::c_void;
+use std::fmt;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use super::communicator::{Communicator, Patience, Stream};
+use super::error::NcclError;
+use super::lanes::Lane;
+use super::streams::Point;
+use super::world::Place;
+use crate::shm::{Collectively, Come, EnqueuedCalls};
+use crate::{Buffer, Channel, Collective, CommError, Op, Pending, ReduceOp, Result, Work};
+
+/// A group of ranks of one [`super::NcclWorld`].
+pub(super) struct NcclGroup {
+    pub place: Rc<Place>,
+    pub calls: EnqueuedCalls,
+    /// The same ranks over shared memory.
+    pub host: Rc<dyn Collective>,
+    /// Its communicators: one, or those of [`Lane::all`].
+    pub lanes: Vec<usize>,
+}
+
+impl NcclGroup {
+    /// A collective. The first communicator carries it.
+    fn collective(
+        &self,
+        call: Collectively,
+        start: impl FnOnce(&Communicator, *mut c_void, Stream, Patience) -> std::result::Result<(), NcclError>,
+    ) -> Result<Work> {
+        let come = self.calls.come(call)?;
+        self.enqueue(come, call.buf, self.lanes[0], start)
+    }
+
+    /// A message. `from`: which member sends it.
+    fn message(
+        &self,
+        op: Op,
+        buf: Buffer,
+        peer: usize,
+        [channel, from]: [usize; 2],
+        start: impl FnOnce(&Communicator, *mut c_void, Stream, Patience) -> std::result::Result<(), NcclError>,
+    ) -> Result<Work> {
+        let come = self.calls.come_to_message(op, buf, peer)?;
+        let lane = Lane::of(Channel::ALL[channel], from, self.size()).index(self.size());
+        // The group of all has one communicator for all messages.
+        self.enqueue(come, buf, *self.lanes.get(lane).unwrap_or(&self.lanes[0]), start)
+    }
+
+    /// Hands a call to the GPU: after what it computes so far.
+    fn enqueue(
+        &self,
+        come: Come,
+        buf: Buffer,
+        communicator: usize,
+        start: impl FnOnce(&Communicator, *mut c_void, Stream, Patience) -> std::result::Result<(), NcclError>,
+    ) -> Result<Work> {
+        let place = &self.place;
+        let (communicator, stream) = place.communicator(communicator);
+        let start_of_buf = place.at(buf).as_ptr().cast();
+        place.streams.follow(stream);
+        place.nccl(|patience| start(&communicator, start_of_buf, stream, patience))?;
+        let end = place.streams.point(stream);
+        place.overseer.watch(come, end.clone());
+        self.calls.go();
+        Ok(Work::pending(Enqueued { place: place.clone(), come, end }))
+    }
+}
+
+impl Collective for NcclGroup {
+    fn rank(&self) -> usize {
+        self.host.rank()
+    }
+
+    fn size(&self) -> usize {
+        self.host.size()
+    }
+
+    fn all_reduce(&self, buf: Buffer, op: ReduceOp) -> Result<Work> {
+        let call = Collectively { op: Op::AllReduce, buf, reduce: Some(op), root: None };
+        self.collective(call, |communicator, start, stream, patience| {
+            // SAFETY: the arena has as many elements, which nobody touches before the work is waited for.
+            unsafe { communicator.all_reduce(start, buf.numel(), buf.dtype(), op, stream, patience) }
+        })
+    }
+
+    fn reduce_scatter(&self, buf: Buffer, op: ReduceOp) -> Result<Work> {
+        let shard = buf.shard(self.rank(), self.size()).numel();
+        let call = Collectively { op: Op::ReduceScatter, buf, reduce: Some(op), root: None };
+        self.collective(call, |communicator, start, stream, patience| {
+            // SAFETY: as above.
+            unsafe { communicator.reduce_scatter(start, shard, buf.dtype(), op, stream, patience) }
+        })
+    }
+
+    fn all_gather(&self, buf: Buffer) -> Result<Work> {
+        let shard = buf.shard(self.rank(), self.size()).numel();
+        let call = Collectively { op: Op::AllGather, buf, reduce: None, root: None };
+        self.collective(call, |communicator, start, stream, patience| {
+            // SAFETY: as above.
+            unsafe { communicator.all_gather(start, shard, buf.dtype(), stream, patience) }
+        })
+    }
+
+    /// Refused: NCCL has none before 2.28, and none in place.
+    fn all_to_all(&self, _buf: Buffer) -> Result<Work> {
+        Err(CommError::Unsupported { op: Op::AllToAll, backend: "nccl" })
+    }
+
+    fn broadcast(&self, buf: Buffer, root: usize) -> Result<Work> {
+        assert!(root < self.size(), "root {root} of a group of {}", self.size());
+        let call = Collectively { op: Op::Broadcast, buf, reduce: None, root: Some(root) };
+        self.collective(call, |communicator, start, stream, patience| {
+            // SAFETY: as above.
+            unsafe { communicator.broadcast(start, buf.numel(), buf.dtype(), root, stream, patience) }
+        })
+    }
+
+    fn barrier(&self) -> Result<()> {
+        self.host.barrier()
+    }
+
+    fn send(&self, buf: Buffer, to: usize, channel: Channel) -> Result<Work> {
+        let by = [channel as usize, self.rank()];
+        self.message(Op::Send(channel), buf, to, by, |communicator, start, stream, patience| {
+            // SAFETY: as above; they are only read.
+            unsafe { communicator.send(start, buf.numel(), buf.dtype(), to, stream, patience) }
+        })
+    }
+
+    fn recv(&self, buf: Buffer, from: usize, channel: Channel) -> Result<Work> {
+        let by = [channel as usize, from];
+        self.message(Op::Recv(channel), buf, from, by, |communicator, start, stream, patience| {
+            // SAFETY: as above.
+            unsafe { communicator.recv(start, buf.numel(), buf.dtype(), from, stream, patience) }
+        })
+    }
+
+    fn all_reduce_scalars(&self, values: &mut [f64], op: ReduceOp) -> Result<()> {
+        self.host.all_reduce_scalars(values, op)
+    }
+}
+
+/// A call that is with the GPU.
+struct Enqueued {
+    place: Rc<Place>,
+    come: Come,
+    end: Arc<dyn Point>,
+}
+
+impl Pending for Enqueued {
+    fn is_done(&self) -> bool {
+        self.end.is_reached() || self.place.overseer.fault().is_some()
+    }
+
+    /// What the GPU computes from now on comes after it. The host does not wait.
+    fn wait(self: Box<Self>) -> Result<()> {
+        if let Some(fault) = self.place.overseer.fault() {
+            return Err(fault);
+        }
+        self.end.precede();
+        // Where the host had to wait after all, it may have waited for somebody who died.
+        self.place.overseer.fault().map_or(Ok(()), Err)
+    }
+}
+
+impl fmt::Debug for Enqueued {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} until {:?}", self.come.desc, self.end)
+    }
+}

@@ -1,0 +1,72 @@
+//! Which communicator carries what of a group. Pure.
+//!
+//! A communicator is one order: a send in it holds up whatever comes after until its receiver has come, and so does a receive. A stage
+//! of a pipeline that sends to the next one and receives from the one before must have neither wait for the other, or stages in a ring
+//! wait for each other for ever. So a message goes by the *lane* of its sender, neighbours have different lanes, and each channel has
+//! lanes of its own: what a rank sends to neighbours and what it receives from them is in different communicators.
+
+use crate::Channel;
+
+/// A communicator of a group that passes messages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Lane {
+    pub channel: Channel,
+    /// Which of the channel's.
+    pub number: usize,
+}
+
+impl Lane {
+    /// That of a message from member `from` of a group of `size`.
+    pub fn of(channel: Channel, from: usize, size: usize) -> Self {
+        // The last of a ring of odd length has neighbours of both other numbers.
+        let is_odd_end = size % 2 == 1 && from + 1 == size && size > 1;
+        Self { channel, number: if is_odd_end { 2 } else { from % 2 } }
+    }
+
+    /// All lanes of a group of `size`, in the order of [`Lane::index`].
+    pub fn all(size: usize) -> Vec<Self> {
+        let numbers = Self::numbers(size);
+        Channel::ALL.into_iter().flat_map(|channel| (0..numbers).map(move |number| Self { channel, number })).collect()
+    }
+
+    /// Its place among all of a group of `size`.
+    pub fn index(self, size: usize) -> usize {
+        self.channel as usize * Self::numbers(size) + self.number
+    }
+
+    fn numbers(size: usize) -> usize {
+        if size > 1 && size % 2 == 1 { 3 } else { 2 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn neighbours_in_a_ring_have_different_lanes() {
+        for size in 2..12 {
+            for channel in Channel::ALL {
+                for from in 0..size {
+                    let next = (from + 1) % size;
+                    assert_ne!(Lane::of(channel, from, size), Lane::of(channel, next, size), "{from} of {size}");
+                }
+            }
+            let ends = [0, size - 1].map(|from| Lane::of(Channel::Forward, from, size));
+            assert_ne!(ends[0], ends[1], "a tied embedding is at both ends");
+        }
+    }
+
+    #[test]
+    fn every_lane_has_a_place() {
+        for size in 1..12 {
+            let all = Lane::all(size);
+            for (place, lane) in all.iter().enumerate() {
+                assert_eq!(lane.index(size), place);
+            }
+            let of = |from, channel| Lane::of(channel, from, size);
+            let used = (0..size).flat_map(|from| Channel::ALL.map(|channel| of(from, channel)));
+            assert!(used.into_iter().all(|lane| all[lane.index(size)] == lane));
+        }
+    }
+}
