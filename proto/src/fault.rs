@@ -38,6 +38,8 @@ pub enum FaultKind {
     Spin,
     /// It enters its next exchange with other ranks, and never comes to them.
     HangInside,
+    /// SIGKILL in its next exchange with other ranks, to which it has come.
+    KillInside,
     /// It takes so many milliseconds longer, each time.
     Slow(u64),
     /// Its connections to the launcher break.
@@ -50,7 +52,7 @@ pub enum FaultKind {
 
 impl FaultKind {
     /// Words for the kinds that need no number.
-    const WORDS: [(&'static str, FaultKind); 13] = [
+    const WORDS: [(&'static str, FaultKind); 14] = [
         ("kill", FaultKind::Kill),
         ("segv", FaultKind::Segv),
         ("abort", FaultKind::Abort),
@@ -61,6 +63,7 @@ impl FaultKind {
         ("hang", FaultKind::Hang),
         ("spin", FaultKind::Spin),
         ("hang-inside", FaultKind::HangInside),
+        ("kill-inside", FaultKind::KillInside),
         ("disconnect", FaultKind::Disconnect),
         ("kill-launcher", FaultKind::KillLauncher),
         ("kill-guardian", FaultKind::KillGuardian),

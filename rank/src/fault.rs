@@ -30,7 +30,8 @@ impl Faults {
 
     /// This rank comes to `place`.
     pub fn strike(&self, place: Place) {
-        for fault in self.faults.iter().filter(|fault| fault.kind != FaultKind::HangInside && fault.is_at(place)) {
+        let is_inside = |kind| matches!(kind, FaultKind::HangInside | FaultKind::KillInside);
+        for fault in self.faults.iter().filter(|fault| !is_inside(fault.kind) && fault.is_at(place)) {
             // For whoever reads the log: it did come to this.
             let Place { step, phase, .. } = place;
             say::err(format_args!("dslaunch-rank: a fault strikes: {:?} in step {step}, {phase}", fault.kind));
@@ -45,9 +46,16 @@ impl Faults {
         }
     }
 
+    /// This rank has come to the others of an exchange, at `place`.
+    pub fn strike_arrived(&self, place: Place) {
+        if self.faults.iter().any(|fault| fault.kind == FaultKind::KillInside && fault.is_at(place)) {
+            self.suffer(FaultKind::Kill);
+        }
+    }
+
     fn suffer(&self, kind: FaultKind) {
         let signalled = match kind {
-            FaultKind::Kill => raise(Signal::SIGKILL),
+            FaultKind::Kill | FaultKind::KillInside => raise(Signal::SIGKILL),
             // The first only takes Rust's own handler away, which looks for stack overflows.
             FaultKind::Segv => raise(Signal::SIGSEGV).and_then(|()| raise(Signal::SIGSEGV)),
             FaultKind::Abort => raise(Signal::SIGABRT),

@@ -104,6 +104,7 @@ impl ProgressLine {
             let call = Call { state: CallState::Arrived, ..call };
             self.call.set(call);
             self.own_word(CALL).store(call.to_word(), Relaxed);
+            self.faults.strike_arrived(self.place.get());
         }
     }
 

@@ -3,6 +3,8 @@
 
 #![allow(unsafe_code, reason = "a library of C, and memory that its calls work on")]
 
+mod world;
+
 use std::ffi::{CString, c_char, c_int, c_long, c_void};
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,5 +1,7 @@
 //! A machine with GPUs, all of it emulated: which of them a job takes, what it refuses, and what it tells of them.
 
+mod exchanges;
+
 use std::fs;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -31,7 +33,7 @@ fn a_job_takes_a_gpu_where_there_is_one_and_shows_it() {
     let two = job(&scratch, "two").on_gpus(&json!([{}, {"name": "Second"}]));
     let finished = two.finish();
     assert!(finished.status.success(), "{}{}", finished.stdout, finished.stderr);
-    assert!(finished.stderr.contains("1 of 2 GPUs stay idle"), "{}", finished.stderr);
+    assert!(finished.stderr.contains("1 of 2 GPUs stay idle: --nproc 2 trains on all"), "{}", finished.stderr);
     let summary = &finished.stdout;
     assert!(summary.contains("  gpu     "), "{summary}");
     let plan: Value = serde_json::from_slice(&fs::read(two.run_dir().path("plan.json")).unwrap()).unwrap();
