@@ -9,6 +9,7 @@ use proto::plan::Plan;
 
 use crate::observed::Observed;
 use crate::progress::ProgressLine;
+use crate::stalls::Stalls;
 
 /// A group, shared by what uses it. `!Send`: the main thread alone communicates.
 pub type Group = Rc<dyn Collective>;
@@ -26,6 +27,8 @@ pub struct Groups {
     pub pp: Group,
     /// Neighbours along tp that hold the same key/value head.
     pub key_value: Group,
+    /// Where this rank waits for the others of its groups.
+    pub stalls: Stalls,
     /// The mesh and this rank's place in it.
     pub mesh: Mesh,
     /// See `mesh`.
@@ -38,6 +41,7 @@ impl Groups {
     pub fn enter(plan: &Plan, world: &dyn World, line: &ProgressLine) -> Result<Self, CommError> {
         let arriving = line.clone();
         world.on_arrival(Box::new(move || arriving.arrive()));
+        let stalls = Stalls::default();
         let (mesh, rank) = (plan.mesh, world.rank());
         let coord = mesh.coord(rank);
         let split = TensorSplit { size: mesh.tp, rank: coord.tp, sequence: plan.sequence_parallel };
@@ -47,15 +51,16 @@ impl Groups {
             let own = of_kind.find(|group| group.ranks.contains(&rank)).expect("a rank is in a group of each kind");
             match own.ranks.len() {
                 1 => Ok(Rc::new(SoloGroup)),
-                _ => Ok(Rc::new(Observed::new(world.group(own.slot, &own.ranks, use_of(kind))?, line))),
+                _ => Ok(Rc::new(Observed::new(world.group(own.slot, &own.ranks, use_of(kind))?, line, &stalls))),
             }
         };
         Ok(Self {
-            all: Rc::new(Observed::new(world.world(), line)),
+            all: Rc::new(Observed::new(world.world(), line, &stalls)),
             dp: enter(GroupKind::Along(Axis::Dp))?,
             tp: enter(GroupKind::Along(Axis::Tp))?,
             pp: enter(GroupKind::Along(Axis::Pp))?,
             key_value: enter(GroupKind::KeyValue)?,
+            stalls: stalls.clone(),
             mesh,
             coord,
         })

@@ -24,5 +24,6 @@ pub mod progress;
 pub mod ranks;
 pub mod shake;
 pub mod snapshot;
+pub mod stalls;
 pub mod start;
 pub mod train;

@@ -8,26 +8,34 @@ use comm::{Buffer, Channel, Collective, Pending, ReduceOp, Result, Work};
 use proto::progress::{Call, CallKind};
 
 use crate::progress::ProgressLine;
+use crate::stalls::Stalls;
 
 /// An observed group.
 pub struct Observed {
     group: Rc<dyn Collective>,
     line: ProgressLine,
+    stalls: Stalls,
 }
 
 impl Observed {
-    /// Observes `group`, whose exchanges `line` shows.
-    pub fn new(group: Rc<dyn Collective>, line: &ProgressLine) -> Self {
-        Self { group, line: line.clone() }
+    /// Observes `group`, whose exchanges `line` shows; what stands still for them, `stalls` measures.
+    pub fn new(group: Rc<dyn Collective>, line: &ProgressLine, stalls: &Stalls) -> Self {
+        Self { group, line: line.clone(), stalls: stalls.clone() }
+    }
+
+    /// Makes a call, which is seen on the line.
+    fn exchange<T>(&self, kind: CallKind, call: impl FnOnce() -> T) -> T {
+        self.stalls.mark(|| self.line.exchange(kind, call))
     }
 
     /// Makes a call. One that is done when it returns is over; any other is waited for under its own number.
     fn start(&self, kind: CallKind, call: impl FnOnce() -> Result<Work>) -> Result<Work> {
-        let work = self.line.exchange(kind, call)?;
+        let work = self.exchange(kind, call)?;
         if work.is_done() {
             return Ok(work);
         }
-        Ok(Work::pending(UnderWay { work, call: self.line.call(), line: self.line.clone() }))
+        let (line, stalls) = (self.line.clone(), self.stalls.clone());
+        Ok(Work::pending(UnderWay { work, call: line.call(), line, stalls }))
     }
 }
 
@@ -36,6 +44,7 @@ struct UnderWay {
     work: Work,
     call: Call,
     line: ProgressLine,
+    stalls: Stalls,
 }
 
 impl Pending for UnderWay {
@@ -45,8 +54,8 @@ impl Pending for UnderWay {
 
     /// Shows the wait, unless there is none.
     fn wait(self: Box<Self>) -> Result<()> {
-        let UnderWay { work, call, line } = *self;
-        if work.is_done() { work.wait() } else { line.wait_for(call, || work.wait()) }
+        let UnderWay { work, call, line, stalls } = *self;
+        if work.is_done() { work.wait() } else { stalls.mark(|| line.wait_for(call, || work.wait())) }
     }
 }
 
@@ -86,7 +95,7 @@ impl Collective for Observed {
     }
 
     fn barrier(&self) -> Result<()> {
-        self.line.exchange(CallKind::Barrier, || self.group.barrier())
+        self.exchange(CallKind::Barrier, || self.group.barrier())
     }
 
     fn send(&self, buf: Buffer, to: usize, channel: Channel) -> Result<Work> {
@@ -98,6 +107,6 @@ impl Collective for Observed {
     }
 
     fn all_reduce_scalars(&self, values: &mut [f64], op: ReduceOp) -> Result<()> {
-        self.line.exchange(CallKind::Scalars, || self.group.all_reduce_scalars(values, op))
+        self.exchange(CallKind::Scalars, || self.group.all_reduce_scalars(values, op))
     }
 }

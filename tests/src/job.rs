@@ -23,6 +23,7 @@ pub struct Job {
     nproc: usize,
     env: Vec<(String, String)>,
     sets: Vec<String>,
+    flags: Vec<String>,
     dslaunch: PathBuf,
 }
 
@@ -51,8 +52,8 @@ impl Job {
     /// A job in `folder`, which is made, with the sections of `toml`; everything is written to `folder/run`.
     pub fn new(folder: &Path, toml: &str) -> Self {
         fs::create_dir_all(folder).expect("a scratch folder");
-        let (env, sets, dslaunch) = (vec![], vec![], program("dslaunch"));
-        Self { folder: folder.into(), toml: toml.into(), nproc: 1, env, sets, dslaunch }
+        let (env, sets, flags, dslaunch) = (vec![], vec![], vec![], program("dslaunch"));
+        Self { folder: folder.into(), toml: toml.into(), nproc: 1, env, sets, flags, dslaunch }
     }
 
     /// Its ranks compute on emulated GPUs: dslaunch starts the ranks that it finds beside it, and these are others.
@@ -102,6 +103,12 @@ impl Job {
     /// Overrides a key of train.toml: `section.key=value`.
     pub fn set(mut self, set: &str) -> Self {
         self.sets.push(set.into());
+        self
+    }
+
+    /// Adds a flag of dslaunch's.
+    pub fn flag(mut self, flag: &str) -> Self {
+        self.flags.push(flag.into());
         self
     }
 
@@ -156,7 +163,7 @@ impl Job {
         let toml = self.folder.join("train.toml");
         fs::write(&toml, &self.toml).expect("a scratch file");
         let mut command = Command::new(&self.dslaunch);
-        command.arg("--nproc").arg(self.nproc.to_string());
+        command.arg("--nproc").arg(self.nproc.to_string()).args(&self.flags);
         command.arg("--set").arg(format!("job.output_dir={}", self.folder.join("run").display()));
         for set in &self.sets {
             command.arg("--set").arg(set);

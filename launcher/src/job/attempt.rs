@@ -346,7 +346,7 @@ impl<'a> Training<'a> {
             Notice::Receipt(receipt) => receipt.acknowledge(),
             Notice::Assembled => output.event(Moment::Rendezvous),
             Notice::Started(started) => output.event(Moment::Started { resumed_step: started.resumed_step }),
-            Notice::Step(step) => output.step(&step),
+            Notice::Step(step) => output.step(self.plan, &step),
             Notice::Skipped(skipped) => output.skipped(&skipped),
             Notice::Eval(eval) => output.eval(&eval),
             Notice::Checkpoint(saved) => output.checkpoint(&saved),

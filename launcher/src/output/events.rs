@@ -70,6 +70,15 @@ pub enum Moment<'a> {
         /// The step by which that was seen.
         step: u64,
     },
+    /// Ranks wait for each other for much of a step: told once.
+    SlowExchanges {
+        /// The step.
+        step: u64,
+        /// The part of its time.
+        share: f64,
+        /// What to look at.
+        advice: &'a str,
+    },
     /// A GPU is not as it should be.
     Gpu {
         /// Its index.

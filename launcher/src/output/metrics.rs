@@ -33,6 +33,9 @@ pub struct StepRow {
     step_seconds: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
     pipeline_bubble: Option<f64>,
+    /// Of a step now and then: the part of its time in which rank 0 computed nothing for exchanges.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    exchange_share: Option<f64>,
     /// The job's GPUs, as they were seen last.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     gpus: Vec<Sample>,
@@ -58,6 +61,7 @@ impl StepRow {
             tokens_per_second: step.tokens_per_second,
             step_seconds: step.step_seconds,
             pipeline_bubble: step.pipeline_bubble,
+            exchange_share: step.exchange_share,
             gpus,
         }
     }

@@ -5,6 +5,7 @@
 
 pub mod console;
 pub mod events;
+mod exchanges;
 pub mod gpu_log;
 pub mod metrics;
 pub mod notify;
@@ -23,6 +24,7 @@ use std::time::{Duration, Instant};
 
 use proto::config::Sink;
 use proto::control::{CheckpointSaved, EvalMetrics, Finished, SkippedStep, StepMetrics};
+use proto::plan::Plan;
 use proto::run_dir::RunDir;
 use tokio::sync::watch;
 
@@ -57,6 +59,8 @@ pub struct Output {
     /// For whoever has started the launcher.
     notifier: Notifier,
     gpus: GpuLog,
+    /// Whether it was told that ranks wait for each other.
+    told_of_exchanges: bool,
 }
 
 /// The latest of what ranks reported, for the summary.
@@ -91,6 +95,7 @@ impl Output {
             status: watch::Sender::new(JobStatus::new(State::Preparing, Some(guardian::public_pid()))),
             notifier: Notifier::nobody(),
             gpus: GpuLog::default(),
+            told_of_exchanges: false,
         })
     }
 
@@ -168,8 +173,8 @@ impl Output {
         }
     }
 
-    /// A step is done.
-    pub fn step(&mut self, step: &StepMetrics) {
+    /// A step of a plan is done.
+    pub fn step(&mut self, plan: &Plan, step: &StepMetrics) {
         let recovery = self.timeline.step(step.step, Instant::now());
         self.recovered(recovery);
         self.latest.loss = Some(step.loss);
@@ -182,6 +187,13 @@ impl Output {
             self.metrics_row(|metrics| metrics.write(&row));
         }
         self.console.step(step);
+        if let Some(share) = step.exchange_share.filter(|_| !self.told_of_exchanges)
+            && let Some(advice) = exchanges::advice(plan, share)
+        {
+            self.told_of_exchanges = true;
+            self.event(Moment::SlowExchanges { step: step.step, share, advice: &advice });
+            self.console.row(&format!("step {}: {advice}", step.step));
+        }
     }
 
     /// The job's GPUs were looked at. `trains`: whether steps are being trained.

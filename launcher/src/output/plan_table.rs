@@ -217,7 +217,7 @@ fn num_trained(plan: &Plan) -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use std::path::Path;
 
@@ -231,6 +231,16 @@ mod tests {
         "intermediate_size": 11008, "num_hidden_layers": 30, "num_attention_heads": 32, "vocab_size": 102400,
         "max_position_embeddings": 4096, "rms_norm_eps": 1e-6, "tie_word_embeddings": false,
         "torch_dtype": "bfloat16", "eos_token_id": 100001}"#;
+
+    /// The plan of a job on GPUs that need not be there.
+    pub fn imagined(world_size: usize, toml: &str) -> Plan {
+        let text = format!("[model]\npath = \"/m\"\n[data]\ntrain = \"a.jsonl\"\n{toml}");
+        let config = TrainConfig::parse(Path::new("sft.toml"), &text, &[]).unwrap();
+        let model = ModelConfig::parse(Path::new("config.json"), DEEPSEEK).unwrap();
+        let room = Room::default();
+        let world = World { world_size, cores: 8, current_dir: "/here".into(), machine: Machine::Imagined, room };
+        Draft::new(&config, world, model).unwrap().without_data().unwrap()
+    }
 
     fn plan(toml: &str, world_size: usize) -> Plan {
         plan_from(Progress::default(), toml, world_size)

@@ -157,6 +157,7 @@ impl JobStatus {
             | Moment::Checkpoint { .. }
             | Moment::Rendezvous
             | Moment::Straggler { .. }
+            | Moment::SlowExchanges { .. }
             | Moment::Recovered(_)
             | Moment::Gpu { .. }
             | Moment::Restarted { .. } => self.state,

@@ -131,6 +131,7 @@ impl Timeline {
             | Moment::ResumedStep { .. }
             | Moment::SkippedStep { .. }
             | Moment::Straggler { .. }
+            | Moment::SlowExchanges { .. }
             | Moment::Gpu { .. }
             | Moment::Checkpoint { .. }
             | Moment::Recovered(_)

@@ -74,7 +74,8 @@ fn check(device: Device, machine: &Machine, world_size: usize) -> Result<(), Mis
         (Device::Cuda, Machine::This { gpus: Ok(0) }) => mismatch("there is no NVIDIA GPU here".into(), "cpu"),
         (Device::Cuda, Machine::This { gpus: Ok(gpus) }) if world_size > *gpus => {
             let there = if *gpus == 1 { "1 GPU".to_owned() } else { format!("{gpus} GPUs") };
-            mismatch(format!("each rank trains on a GPU of its own: {world_size} ranks, and {there}"), "cpu")
+            let shared = "--share-gpu lets them share, to try a layout";
+            mismatch(format!("each rank trains on a GPU of its own: {world_size} ranks, and {there}; {shared}"), "cpu")
         }
         (Device::Cuda, Machine::This { .. }) => Ok(()),
     }

@@ -116,7 +116,8 @@ fn what_is_not_supported_yet_is_refused_all_at_once() {
 fn ranks_on_gpus_that_are_not_there_are_refused() {
     let problems = |gpus: usize, sets: &[&str]| draft_for(Machine::This { gpus: Ok(gpus) }, "", sets, 2).unwrap_err();
     let backend = "comm.backend: not supported yet: use \"auto\"";
-    assert_eq!(problems(1, &[]), ["model.device: each rank trains on a GPU of its own: 2 ranks, and 1 GPU"]);
+    let own = "model.device: each rank trains on a GPU of its own: 2 ranks, and 1 GPU; --share-gpu lets them share, to try a layout";
+    assert_eq!(problems(1, &[]), [own]);
     let for_cpus = "comm.backend: is for CPUs, and ranks compute on GPUs";
     assert_eq!(problems(8, &["model.device=cuda", "comm.backend=shm"]), [for_cpus]);
     assert_eq!(problems(8, &["model.device=cpu", "comm.backend=tcp"]), [backend]);

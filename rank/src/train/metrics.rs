@@ -25,6 +25,7 @@ impl Metrics {
             num_tokens: 0,
             label_tokens: 0,
             pipeline_bubble: None,
+            exchange_share: None,
         };
         Self { since: Instant::now(), steps: 0, tokens: 0, last }
     }
@@ -49,6 +50,7 @@ impl Metrics {
             step_seconds: seconds / self.steps as f64,
             logged,
             pipeline_bubble: self.last.pipeline_bubble,
+            exchange_share: self.last.exchange_share,
         };
         if logged {
             (self.since, self.steps, self.tokens) = (Instant::now(), 0, 0);

@@ -48,6 +48,8 @@ pub struct Trainer {
     /// This attempt goes on from a snapshot.
     from_snapshot: bool,
     progress: Progress,
+    /// The first step of this attempt.
+    first_step: u64,
     /// The step being worked on, from 1; 0 before the first.
     current_step: u64,
     /// The newest step, if its outcome has not been read yet.
@@ -87,6 +89,7 @@ impl Trainer {
             snapshots,
             from_snapshot: matches!(env.beginning, Beginning::Snapshot(_)),
             current_step: progress.step,
+            first_step: progress.step + 1,
             unread: None,
             bad_steps: 0,
             unproven_checkpoint: None,
@@ -229,6 +232,7 @@ impl Trainer {
 
     /// One optimizer step. `step` counts from 1. Where loss or gradient norm is not finite, nothing is updated.
     fn train_step(&mut self, step: u64, control: &Control) -> Result<StepEnd, TrainError> {
+        self.ranks.groups.stalls.begin_step(step - self.first_step + 1);
         let num_labels = self.train.num_labels(step - 1);
         let scale = 1.0 / num_labels.max(1) as f64;
         let micro_batch = |idx| self.train.micro_batch(step - 1, idx).on(self.ranks.device);
@@ -252,14 +256,15 @@ impl Trainer {
         let sums = self.engine.step_sums(passes.loss)?;
         let learning_rate = self.plan.schedule.at(step - 1);
         self.engine.optimizer_step(step, learning_rate, &sums)?;
-        let sums = sums.ask();
+        let (stalled, sums) = (self.ranks.groups.stalls.end_step(), sums.ask());
         self.progress = Progress {
             step,
             rows: self.progress.rows + self.plan.batch.global_batch_size,
             label_tokens: self.progress.label_tokens + num_labels,
         };
         let (num_tokens, label_tokens) = (self.train.num_tokens(step - 1), self.progress.label_tokens);
-        let under_way = StepUnderWay { step, sums, scale, learning_rate, num_tokens, label_tokens, pipeline_bubble };
+        let under_way =
+            StepUnderWay { step, sums, scale, learning_rate, num_tokens, label_tokens, pipeline_bubble, stalled };
         Ok(StepEnd { under_way, checkpoint_is_settled, is_asked_to_stop: asked_to_stop > 0.0 })
     }
 

@@ -1,6 +1,7 @@
 //! One step of training: under way, and its outcome.
 
 use crate::engine::AskedSums;
+use crate::stalls::StalledStep;
 
 /// A step whose work has been given to the device. Its sums may still be computed, or on their way.
 pub(super) struct StepUnderWay {
@@ -16,18 +17,21 @@ pub(super) struct StepUnderWay {
     pub label_tokens: u64,
     /// The part of the stages' time in which they waited for each other, if there are several.
     pub pipeline_bubble: Option<f64>,
+    /// Where it stood still for exchanges, if that is measured in this step.
+    pub stalled: Option<StalledStep>,
 }
 
 impl StepUnderWay {
     /// What has come of it. Waits for the device.
     pub fn read(self) -> StepOutcome {
-        let Self { step, sums, scale, learning_rate, num_tokens, label_tokens, pipeline_bubble } = self;
+        let Self { step, sums, scale, learning_rate, num_tokens, label_tokens, pipeline_bubble, stalled } = self;
         let (loss, grad_norm) = sums.read();
-        StepOutcome { step, loss: loss * scale, grad_norm, learning_rate, num_tokens, label_tokens, pipeline_bubble }
+        let (loss, exchange_share) = (loss * scale, stalled.map(|stalled| stalled.share()));
+        StepOutcome { step, loss, grad_norm, learning_rate, num_tokens, label_tokens, pipeline_bubble, exchange_share }
     }
 }
 
-/// The outcome of one step: the same on every rank.
+/// The outcome of one step: the same on every rank, but for what is said.
 pub(super) struct StepOutcome {
     /// From 1.
     pub step: u64,
@@ -40,6 +44,8 @@ pub(super) struct StepOutcome {
     pub num_tokens: u64,
     pub label_tokens: u64,
     pub pipeline_bubble: Option<f64>,
+    /// The part of the step's time in which this rank computed nothing for exchanges, if it was measured. Not the same on every rank.
+    pub exchange_share: Option<f64>,
 }
 
 impl StepOutcome {

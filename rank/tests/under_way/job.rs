@@ -51,15 +51,17 @@ pub struct Layout {
     pub pipeline: usize,
     /// Optimizer and parameters, where they are gathered.
     pub offloads: bool,
+    /// Gradients leave while others are computed, and updated parameters come.
+    pub overlaps: bool,
 }
 
 impl Layout {
     /// One rank that does all.
     pub const PLAIN: Self =
-        Self { ranks: 1, zero_stage: 0, prefetch_units: 1, tensor: 1, pipeline: 1, offloads: false };
+        Self { ranks: 1, zero_stage: 0, prefetch_units: 1, tensor: 1, pipeline: 1, offloads: false, overlaps: false };
 
     fn plan(self) -> Plan {
-        let Self { ranks, zero_stage, prefetch_units, tensor, pipeline, offloads } = self;
+        let Self { ranks, zero_stage, prefetch_units, tensor, pipeline, offloads, overlaps } = self;
         let offload_optimizer = if offloads { "cpu" } else { "none" };
         let offload_params = if offloads && zero_stage == 3 { "cpu" } else { "none" };
         let toml = format!(
@@ -98,7 +100,10 @@ impl Layout {
         let rows = STEPS * ROWS_PER_STEP;
         let longest_row = TOKENS as u64;
         let data = PreparedData { path: "/d".into(), rows, tokens: rows * longest_row, longest_row };
-        draft.with_data(data, None, Progress::default()).expect("it fits")
+        let mut plan = draft.with_data(data, None, Progress::default()).expect("it fits");
+        // Over shared memory, which the plan is for, there is nothing that it could do beside.
+        plan.zero.overlap_comm = overlaps;
+        plan
     }
 }
 

@@ -18,7 +18,7 @@ const NORM_TOLERANCE: f64 = 1e-4;
 /// Of weights after all steps: updates of AdamW divide by small numbers.
 const WEIGHT_TOLERANCE: f64 = 1e-4;
 
-const LAYOUTS: [Layout; 9] = [
+const LAYOUTS: [Layout; 14] = [
     Layout { ranks: 2, zero_stage: 3, ..Layout::PLAIN },
     Layout { ranks: 2, zero_stage: 3, prefetch_units: 0, ..Layout::PLAIN },
     Layout { ranks: 2, zero_stage: 1, ..Layout::PLAIN },
@@ -28,6 +28,11 @@ const LAYOUTS: [Layout; 9] = [
     Layout { ranks: 2, zero_stage: 3, offloads: true, ..Layout::PLAIN },
     Layout { ranks: 2, zero_stage: 1, offloads: true, ..Layout::PLAIN },
     Layout { ranks: 4, tensor: 2, zero_stage: 2, offloads: true, ..Layout::PLAIN },
+    Layout { ranks: 2, zero_stage: 0, overlaps: true, ..Layout::PLAIN },
+    Layout { ranks: 2, zero_stage: 1, overlaps: true, ..Layout::PLAIN },
+    Layout { ranks: 2, zero_stage: 2, overlaps: true, ..Layout::PLAIN },
+    Layout { ranks: 4, tensor: 2, zero_stage: 3, overlaps: true, ..Layout::PLAIN },
+    Layout { ranks: 4, pipeline: 2, zero_stage: 2, overlaps: true, ..Layout::PLAIN },
 ];
 
 fn assert_close(what: &str, outcome: &Outcome, expected: &Outcome) {

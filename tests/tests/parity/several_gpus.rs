@@ -9,7 +9,7 @@ use proto::sealed;
 use serde_json::{Value, json};
 use tests::job::{Job, send};
 use tests::layout::Layout;
-use tests::run::{RunDir, steps, weights};
+use tests::run::{steps, weights};
 
 use crate::compare::{LOSS_TOLERANCE, NORM_TOLERANCE, assert_same_bits, check, check_weights, oracle_eval_loss};
 use crate::whole::{BF16_LOSS_TOLERANCE, Oracle, PLAIN, ROWS_PER_STEP, job};
