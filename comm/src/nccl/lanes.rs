@@ -7,6 +7,11 @@
 
 use crate::Channel;
 
+/// How many communicators a group of `size` passes messages through.
+pub const fn communicators_of_messages(size: usize) -> usize {
+    Channel::ALL.len() * Lane::numbers(size)
+}
+
 /// A communicator of a group that passes messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Lane {
@@ -34,7 +39,7 @@ impl Lane {
         self.channel as usize * Self::numbers(size) + self.number
     }
 
-    fn numbers(size: usize) -> usize {
+    const fn numbers(size: usize) -> usize {
         if size > 1 && size % 2 == 1 { 3 } else { 2 }
     }
 }
@@ -66,6 +71,7 @@ mod tests {
             }
             let of = |from, channel| Lane::of(channel, from, size);
             let used = (0..size).flat_map(|from| Channel::ALL.map(|channel| of(from, channel)));
+            assert_eq!(all.len(), communicators_of_messages(size));
             assert!(used.into_iter().all(|lane| all[lane.index(size)] == lane));
         }
     }

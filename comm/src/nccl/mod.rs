@@ -29,6 +29,7 @@ mod world;
 
 pub use communicator::{Communicator, Patience, Stream};
 pub use error::NcclError;
+pub use lanes::communicators_of_messages;
 pub use library::{LoadError, Nccl, UniqueId, Version};
 pub use streams::{Point, Streams};
 pub use watchdog::Watchdog;

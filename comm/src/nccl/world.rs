@@ -203,13 +203,14 @@ unsafe impl World for NcclWorld {
         let (place, shm) = (self.place.clone(), &self.place.shm);
         let (calls, host) = (shm.enqueued_calls(slot, ranks)?, shm.group(slot, ranks, use_of)?);
         let (size, key) = (host.size(), host.rank());
-        let count = match use_of {
-            UseOf::Collectives => 1,
-            UseOf::Messages => Lane::all(size).len(),
-        };
         let (all, _) = place.communicator(0);
         let split = |_| place.adopt(|patience| all.split(slot, key, [key, size], patience));
-        let lanes = (0..count).map(split).collect::<Result<_>>()?;
+        let lanes = match use_of {
+            // Communicators have buffers of hundreds of megabytes.
+            UseOf::Collectives if size == self.world_size() => vec![0],
+            UseOf::Collectives => vec![split(0)?],
+            UseOf::Messages => (0..Lane::all(size).len()).map(split).collect::<Result<_>>()?,
+        };
         Ok(Rc::new(NcclGroup { place, calls, host, lanes }))
     }
 

@@ -161,6 +161,9 @@ fn every_operation_of_a_group_does_what_it_says() {
         let column = world.group(8 + rank % 2, &[rank % 2, rank % 2 + 2], UseOf::Collectives)?;
         let of_row = all_reduce(world, &*row, filled(world, 1))?;
         let of_column = all_reduce(world, &*column, filled(world, 1))?;
+        // It needs no communicator of its own.
+        let same = world.group(20, &[0, 1, 2, 3], UseOf::Collectives)?;
+        assert_eq!(all_reduce(world, &*same, filled(world, 1))?, 60.0);
         assert_eq!((size, values(world, reduced), sum), (4, &mut [30.0, 31.0, 32.0][..], [6.0]));
         let slice = [2 * rank, 2 * rank + 1].map(|idx| 60.0 + 4.0 * idx as f32);
         assert_eq!(values(world, scattered)[2 * rank..2 * rank + 2], slice);

@@ -329,7 +329,7 @@ fn explain(job: &TrainingJob, attempt: u32, ended: AttemptEnd, output: &mut Outp
     if let Some(shortage) = out_of_memory::recognise(&cause, &tail, kernel_kills) {
         let peak = PeakBytes::of(&job.plan, job.plan.mesh.coord(cause.rank));
         let (side, peak) = match (job.plan.device, shortage.is_of_gpu()) {
-            (Device::Cuda, true) => (Side::Gpu, peak.on_gpu()),
+            (Device::Cuda, true) => (Side::Gpu, peak.on_gpu(&job.plan)),
             (Device::Cuda, false) => (Side::Host, peak.beside_gpu(&job.plan)),
             (Device::Cpu, _) => (Side::Host, peak),
         };

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use proto::layout::rank_layout;
-use proto::memory::{CUDA_BYTES, PeakBytes};
+use proto::memory::{PeakBytes, cuda_bytes};
 use proto::plan::{Device, Plan};
 use proto::progress::{Call, CallState, Place};
 use proto::run_dir::RunDir;
@@ -199,7 +199,7 @@ pub fn summary(plan: &Plan, run_dir: &RunDir, latest: &Latest, goodput: Goodput,
         text += &format!("\n  goodput {percent:.1} %: {steps} on steps{recovering}");
     }
     if let Some((rank, peak)) = latest.gpu_memory.iter().max_by_key(|(_, peak)| **peak) {
-        let predicted = PeakBytes::of(plan, plan.mesh.coord(*rank)).on_gpu().total() - CUDA_BYTES;
+        let predicted = PeakBytes::of(plan, plan.mesh.coord(*rank)).on_gpu(plan).total() - cuda_bytes(plan);
         let (peak, predicted) = (units::bytes(*peak), units::bytes(predicted));
         text += &format!("\n  gpu     {peak} at most, on rank {rank}; predicted {predicted}; CUDA itself beside");
     }

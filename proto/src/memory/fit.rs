@@ -5,8 +5,8 @@ use std::fmt;
 use super::{Offloaded, PeakBytes};
 use crate::checkpointing::Checkpointing;
 use crate::config::{ActivationCheckpointing, Device, Dtype, ZeroStage};
-use crate::layout::{UnitLayout, tensor_layout};
-use crate::plan::{Init, Plan, ZeroPlan};
+use crate::layout::{TensorSplit, UnitLayout, tensor_layout};
+use crate::plan::{Backend, Init, Plan, ZeroPlan};
 use crate::snapshot::snapshot_bytes;
 
 /// The memory that the ranks of a job have, in bytes, where it is known.
@@ -38,7 +38,11 @@ pub enum Side {
 }
 
 /// The bytes of a GPU for CUDA's context, cuBLAS and cuDNN: 700 MiB were measured on an H200, with libtorch 2.11.
-pub const CUDA_BYTES: u64 = 768 << 20;
+const CUDA_BYTES: u64 = 768 << 20;
+
+/// The bytes of a GPU for each communicator of NCCL's: its channels' buffers, of which a ring has 10 to 20 of some 10 MiB each. An
+/// allowance, not a measurement.
+const NCCL_BYTES: u64 = 256 << 20;
 
 /// The share of the passes' allocations that libtorch's allocator wastes on a GPU: an allowance, not a measurement.
 const ALLOCATOR_WASTE: f64 = 0.05;
@@ -82,13 +86,13 @@ impl Shortage {
 
 impl PeakBytes {
     /// Returns the part of it on a GPU: nothing that is offloaded, and no peer's pages, which only CPU ranks see.
-    pub fn on_gpu(mut self) -> Self {
+    pub fn on_gpu(mut self, plan: &Plan) -> Self {
         let Offloaded { parameters, gradients, optimizer } = std::mem::take(&mut self.offloaded);
         self.parameters -= parameters;
         self.gradients -= gradients;
         self.optimizer -= optimizer;
         let waste = ((self.activations + self.workspace) as f64 * ALLOCATOR_WASTE) as u64;
-        Self { peers: 0, runtime: CUDA_BYTES + waste, ..self }
+        Self { peers: 0, runtime: cuda_bytes(plan) + waste, ..self }
     }
 
     /// The part that a rank on a GPU has in the host's memory: what is offloaded, and libraries.
@@ -107,6 +111,30 @@ impl PeakBytes {
     pub fn uncertain(&self) -> u64 {
         (self.activations + self.workspace + self.runtime) / 20
     }
+}
+
+/// The bytes of a rank's GPU that CUDA and its libraries need for themselves.
+pub fn cuda_bytes(plan: &Plan) -> u64 {
+    CUDA_BYTES + communicators(plan) * NCCL_BYTES
+}
+
+/// NCCL's communicators of a rank: that of all ranks, which groups of all use too; one for each smaller group; those of a pipeline's
+/// messages.
+fn communicators(plan: &Plan) -> u64 {
+    if plan.backend != Backend::Nccl {
+        return 0;
+    }
+    let (mesh, all) = (plan.mesh, plan.mesh.world_size());
+    let split = TensorSplit { size: mesh.tp, rank: 0, sequence: plan.sequence_parallel };
+    let sharing = split.key_value_replicas(plan.model.config.num_key_value_heads);
+    let smaller = [mesh.dp, mesh.tp, sharing].into_iter().filter(|&size| size > 1 && size < all).count();
+    let messages = if mesh.pp > 1 { communicators_of_messages(mesh.pp) } else { 0 };
+    (1 + smaller + messages) as u64
+}
+
+/// The communicators through which `stages` of a pipeline send messages, as `comm` has them.
+pub const fn communicators_of_messages(stages: usize) -> usize {
+    if stages > 1 && stages % 2 == 1 { 6 } else { 4 }
 }
 
 /// What a rank on a GPU has in the host's memory while weights are filled: the largest unit in fp32, and in the type of its parameters.
@@ -131,7 +159,7 @@ pub fn needs(plan: &Plan) -> Vec<Need> {
     match plan.device {
         Device::Cpu => vec![on_host(peaks)],
         Device::Cuda => {
-            let (rank, peak) = largest(peaks.iter().map(|peak| peak.on_gpu()).collect());
+            let (rank, peak) = largest(peaks.iter().map(|peak| peak.on_gpu(plan)).collect());
             let gpu = Need { side: Side::Gpu, bytes: peak.total(), rank, peak, snapshots: 0 };
             vec![gpu, on_host(peaks.into_iter().map(|peak| peak.beside_gpu(plan)).collect())]
         }

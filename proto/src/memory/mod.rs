@@ -9,7 +9,9 @@ mod slots;
 
 pub use activations::logits_at_a_time;
 pub use exchange::Exchange;
-pub use fit::{CUDA_BYTES, Need, Room, Shortage, Side, check, device_need, helpful_keys, needs};
+pub use fit::{
+    Need, Room, Shortage, Side, check, communicators_of_messages, cuda_bytes, device_need, helpful_keys, needs,
+};
 pub use peak::{Offloaded, PeakBytes};
 pub use slots::{Claim, assign, classes, grad_claims, param_claims};
 
