@@ -4,6 +4,7 @@
 #   scripts/gpu.sh kernels    on the GPU: bits of the kernels that have to be fast beside the emulation's, and their speed beside a copy's
 #   scripts/gpu.sh smoke      tiny models beside transformers, a rank that is killed, deterministic runs
 #   scripts/gpu.sh bench-7b [packed|deterministic]   DeepSeek-LLM-7B's shape: tokens/s, TFLOP/s, memory. Needs a GPU of 141 GB
+#   scripts/gpu.sh ranks      2 and 4 ranks that share the card over NCCL: every layout beside one rank, one killed in an exchange
 #   scripts/gpu.sh offload    22 of its layers, all but what computes in the host's 128 GiB, beside the same in the GPU's memory
 #   scripts/gpu.sh profile    where the time of one of its steps goes, by phase and kind of unit
 #   scripts/gpu.sh peer-7b    the same by transformers, and the bound that this card has; liger-kernel is used where it is installed
@@ -56,10 +57,11 @@ case "${1:-}" in
     pack) pack ;;
     kernels) on_gpu gpu-pack/kernels-on-gpu ;;
     smoke) on_gpu python3 scripts/peers/gpu_smoke.py ;;
+    ranks) on_gpu python3 scripts/peers/gpu_ranks.py ;;
     profile) on_gpu python3 scripts/peers/gpu_bench.py profile ;;
     offload) on_gpu python3 scripts/peers/gpu_bench.py offload ;;
     bench-7b) on_gpu python3 scripts/peers/gpu_bench.py "${2:-dslaunch}" ;;
     peer-7b) on_gpu python3 scripts/peers/gpu_bench.py peer ;;
     all) all ;;
-    *) echo "usage: scripts/gpu.sh pack|kernels|smoke|bench-7b|offload|profile|peer-7b|all" >&2; exit 2 ;;
+    *) echo "usage: scripts/gpu.sh pack|kernels|smoke|ranks|bench-7b|offload|profile|peer-7b|all" >&2; exit 2 ;;
 esac

@@ -1,4 +1,4 @@
-"""Runs dslaunch on the GPU of this machine, from gpu-pack/, and reads what it left: for gpu_smoke.py and gpu_bench.py."""
+"""Runs dslaunch on the GPU of this machine, from gpu-pack/, and reads what it left: for gpu_smoke.py, gpu_ranks.py and gpu_bench.py."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class Failed(Exception):
 class Run:
     """One run of dslaunch in `folder`, which holds its train.toml and its run directory."""
 
-    def __init__(self, folder: Path, toml: str, sets: list[str] = (), fault: str = "") -> None:
+    def __init__(self, folder: Path, toml: str, sets: list[str] = (), fault: str = "", flags: list[str] = ()) -> None:
         self.run_dir = folder / "run"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "train.toml").write_text(toml)
-        argv = [str(PACK / "dslaunch"), "--set", f"job.output_dir={self.run_dir}"]
+        argv = [str(PACK / "dslaunch"), *flags, "--set", f"job.output_dir={self.run_dir}"]
         for key in sets:
             argv += ["--set", key]
         env = dict(os.environ, DSLAUNCH_FAULT=fault) if fault else dict(os.environ)
@@ -67,7 +67,7 @@ class Run:
             self.process.wait()
 
     def output(self) -> str:
-        tails = [self.log, *sorted(self.run_dir.glob("logs/attempt-*/rank-0.err"))]
+        tails = [self.log, *sorted(self.run_dir.glob("logs/attempt-*/rank-*.err"))]
         return "\n".join(path.read_text(errors="replace")[-4000:] for path in tails if path.exists())
 
     def rows(self) -> list[dict[str, Any]]:

@@ -67,8 +67,21 @@ def weights(run: Run) -> bytes:
     return b"".join(path.read_bytes() for path in sorted((run.run_dir / "final").glob("*.safetensors")))
 
 
+def prepare(folder: Path, models: list[str]) -> None:
+    """Makes the tests' models, and rows of one length and of several for some of them."""
+    python("make_model.py", str(folder), "--variant", "all")
+    for name in models:
+        vocab = json.loads((folder / name / "config.json").read_text())["vocab_size"]
+        for kind, more in [("even", []), ("uneven", ["--uneven"])]:
+            data = str(folder / f"{name}-{kind}.jsonl")
+            python("make_tokens.py", data, "--rows", "22", "--vocab", str(vocab), "--seq-len", "64", *more)
+
+
 class Table:
-    def __init__(self) -> None:
+    """Checks, as they go: printed, and written to the file of `name`."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
         self.rows: list[dict[str, Any]] = []
         self.card = card()
 
@@ -81,20 +94,25 @@ class Table:
         self.rows.append({"what": what, "result": text, "passed": passed, "seconds": round(time.monotonic() - began, 1)})
         print(f"{'PASS' if passed else 'FAIL'}  {what}: {text if passed else text[-3000:]}", flush=True)
         # As it goes: whoever is stopped leaves what was found.
-        write("smoke", {"card": self.card, "checks": self.rows})
+        write(self.name, {"card": self.card, "checks": self.rows})
+
+    def end(self) -> int:
+        """Prints the table. Returns the exit code."""
+        print()
+        for row in self.rows:
+            print(f"  {'PASS' if row['passed'] else 'FAIL'}  {row['seconds']:6.1f} s  {row['what']}: {row['result'].splitlines()[0]}")
+        return 0 if all(row["passed"] for row in self.rows) else 1
 
 
 def main() -> int:
-    table = Table()
+    table = Table("smoke")
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         jobs = []
-        python("make_model.py", str(folder), "--variant", "all")
+        prepare(folder, MODELS)
         for name in MODELS:
-            vocab = json.loads((folder / name / "config.json").read_text())["vocab_size"]
-            for kind, more in [("even", []), ("uneven", ["--uneven"])]:
+            for kind in ["even", "uneven"]:
                 data = str(folder / f"{name}-{kind}.jsonl")
-                python("make_tokens.py", data, "--rows", "22", "--vocab", str(vocab), "--seq-len", "64", *more)
                 for dtype in DTYPES:
                     out = folder / f"{name}-{kind}-{dtype}-reference"
                     jobs.append({"model": str(folder / name), "data": data, "out": str(out), "steps": STEPS, "lr": LEARNING_RATE, "rows_per_step": 4, "dtype": dtype, "threads": 8})
@@ -138,10 +156,7 @@ def main() -> int:
         table.add("deterministic", same_bits)
         table.add("offloaded", offloaded)
         table.add("a rank that is killed", recovered)
-    print()
-    for row in table.rows:
-        print(f"  {'PASS' if row['passed'] else 'FAIL'}  {row['seconds']:6.1f} s  {row['what']}: {row['result'].splitlines()[0]}")
-    return 0 if all(row["passed"] for row in table.rows) else 1
+    return table.end()
 
 
 if __name__ == "__main__":
