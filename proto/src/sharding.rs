@@ -10,7 +10,7 @@
 
 use std::ops::Range;
 
-use crate::config::{Dtype, ZeroStage};
+use crate::config::ZeroStage;
 
 /// How a unit is spread over the data-parallel ranks, as this rank sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,12 +70,6 @@ impl Sharding {
     /// complete.
     pub fn shards_gradients(&self) -> bool {
         self.stage >= ZeroStage::Stage2 && self.dp_size > 1
-    }
-
-    /// Whether a unit of `numel` elements has fp32 masters beside its parameters: where those are of another type, or are
-    /// whole only while they compute.
-    pub fn has_masters(&self, numel: usize, compute_dtype: Dtype) -> bool {
-        compute_dtype != Dtype::Fp32 || self.shards_parameters(numel)
     }
 
     /// Whether the parameters of a unit of `numel` elements are sharded (stage 3): gathered before they compute. A tiny

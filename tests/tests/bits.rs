@@ -27,16 +27,18 @@ struct Way {
     fault: Option<&'static str>,
     /// `train.max_grad_norm`.
     max_grad_norm: f64,
+    /// Moments in bf16, and no masters.
+    small: bool,
 }
 
 impl From<(Layout, Option<u64>)> for Way {
     fn from((layout, shake): (Layout, Option<u64>)) -> Self {
-        Self { layout, shake, fault: None, max_grad_norm: 1.0 }
+        Self { layout, shake, fault: None, max_grad_norm: 1.0, small: false }
     }
 }
 
 fn run(scratch: &Scratch, name: &str, way: Way) -> Bits {
-    let Way { layout, shake, fault, max_grad_norm } = way;
+    let Way { layout, shake, fault, max_grad_norm, small } = way;
     let (model, data) = (&scratch.model, &scratch.data);
     let toml = format!(
         "[model]\npath = {model:?}\ninit = \"random\"\n[data]\ntrain = {data:?}\nseq_len = 32\n\
@@ -49,6 +51,9 @@ fn run(scratch: &Scratch, name: &str, way: Way) -> Bits {
         // Without a snapshot after every step, which waits for its outcome, outcomes are read a step late: half of the runs.
         let snapshots = format!("restart.snapshot_every_steps={}", seed % 2);
         job = job.env("DSLAUNCH_SHAKE", &seed.to_string()).set(&snapshots);
+    }
+    if small {
+        job = job.set("optimizer.state=bf16").set("optimizer.masters=false");
     }
     if let Some(fault) = fault {
         job = job.env("DSLAUNCH_FAULT", fault);
@@ -152,7 +157,7 @@ fn an_offloaded_optimizer() {
         // One rank has nothing to shard: all stages have the same bits.
         let groups: &[&[u8]] = if has_shards { &[&[0, 1], &[2, 3]] } else { &[&[0, 1, 2, 3]] };
         for stages in groups {
-            let plain = |layout| Way { layout, shake: None, fault: None, max_grad_norm };
+            let plain = |layout| Way { layout, shake: None, fault: None, max_grad_norm, small: false };
             let offloads = |zero_stage| plain(Layout { offload: "cpu", ..stage(zero_stage) });
             let first = stages[0];
             let dies = Some("kill rank=0 phase=backward unit=1 step=2");
@@ -164,4 +169,37 @@ fn an_offloaded_optimizer() {
             check_on(&scratch, ways.chain(others));
         }
     }
+}
+
+/// What is kept in bf16 is rounded by bits that depend on an element's place in the model and on the step alone.
+#[test]
+fn small_optimizer_state() {
+    let small = |(layout, shake): (Layout, Option<u64>)| Way { small: true, ..Way::from((layout, shake)) };
+    let tensor = Layout { nproc: 4, tensor: 2, ..DATA };
+    for (ranks, is_tied) in [(DATA, false), (DATA, true), (tensor, false)] {
+        let ranks = Layout { dtype: "bf16", ..ranks };
+        let scratch = Scratch::new(20);
+        if is_tied {
+            scratch.tie_embeddings();
+        }
+        let stage = |zero_stage| Layout { zero_stage, ..ranks };
+        let dies = |zero_stage| Way {
+            fault: Some("kill rank=0 phase=backward unit=1 step=2"),
+            ..small((stage(zero_stage), None))
+        };
+        let whole = [(stage(0), None), (stage(1), None), (Layout { checkpointing: "full", ..stage(1) }, Some(2))];
+        check_on(&scratch, whole.into_iter().map(small).chain([dies(1)]));
+        let sharded = [(stage(2), None), (stage(3), None), (Layout { prefetch_units: 2, ..stage(3) }, Some(3))];
+        check_on(&scratch, sharded.into_iter().map(small).chain([dies(3)]));
+    }
+}
+
+/// Copies of a tied embedding on two stages stay equal: they are rounded alike.
+#[test]
+fn small_optimizer_state_of_a_tied_pipeline() {
+    let scratch = Scratch::new(20);
+    scratch.tie_embeddings();
+    let layout = Layout { pipeline: 2, dtype: "bf16", ..DATA };
+    let small = |shake| Way { small: true, ..Way::from((layout, shake)) };
+    check_on(&scratch, [small(None), small(Some(4))].into_iter());
 }

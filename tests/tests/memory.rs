@@ -19,13 +19,14 @@ const TOLERANCE: f64 = 0.05;
 const MIB: f64 = (1 << 20) as f64;
 
 /// Ranks, and sections of train.toml that differ from those of the first.
-const LAYOUTS: [(usize, &str); 20] = [
+const LAYOUTS: [(usize, &str); 22] = [
     (1, ""),
     (1, "train.activation_checkpointing=pointwise"),
     (1, "train.activation_checkpointing=ffn"),
     (1, "train.activation_checkpointing=full"),
     (1, "train.micro_batch_size=2"),
     (1, "model.dtype=bf16"),
+    (1, "model.dtype=bf16 optimizer.state=bf16 optimizer.masters=false"),
     (1, "zero.offload_optimizer=cpu"),
     (1, "zero.offload_optimizer=cpu train.activation_checkpointing=full"),
     (1, "zero.offload_optimizer=cpu zero.offload_params=cpu zero.stage=3 model.dtype=bf16"),
@@ -35,6 +36,7 @@ const LAYOUTS: [(usize, &str); 20] = [
     (2, "zero.stage=2"),
     (2, "zero.stage=3"),
     (2, "zero.stage=3 model.dtype=bf16"),
+    (2, "zero.stage=3 model.dtype=bf16 optimizer.state=bf16 optimizer.masters=false"),
     (2, "parallel.tensor=2"),
     (2, "parallel.tensor=2 parallel.sequence=false"),
     (2, "parallel.pipeline=2"),

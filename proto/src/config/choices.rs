@@ -58,7 +58,7 @@ choices! {
         Cuda = "cuda",
     }
 
-    /// `model.dtype`: the type of weights and activations. Masters and optimizer state are fp32 in any case.
+    /// `model.dtype`: the type of weights and activations. `optimizer.state`: that of the moments.
     Dtype {
         /// bfloat16.
         Bf16 = "bf16",

@@ -175,6 +175,10 @@ pub struct Optimizer {
     pub eps: f64,
     /// Decoupled weight decay, on every parameter except norms and biases. Default: 0.0.
     pub weight_decay: f64,
+    /// The type in which both moments are kept. Default: fp32.
+    pub state: Dtype,
+    /// Whether bf16 parameters have fp32 masters beside them. Default: true.
+    pub masters: bool,
 }
 
 impl Optimizer {
@@ -185,6 +189,8 @@ impl Optimizer {
             betas: keys.within("betas", [0.9, 0.95], at_least(0.0).below(1.0)),
             eps: keys.within("eps", 1e-8, above(0.0)),
             weight_decay: keys.within("weight_decay", 0.0, at_least(0.0)),
+            state: keys.or("state", Dtype::Fp32),
+            masters: keys.or("masters", true),
         }
     }
 }

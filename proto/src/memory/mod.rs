@@ -35,7 +35,7 @@ pub struct StateBytes {
     pub kept_gradients: u64,
     /// The sum over micro-batches of one unit's shard, where sharded gradients leave unit by unit.
     pub gradient_sums: u64,
-    /// fp32 masters beside the parameters.
+    /// Masters beside the parameters.
     pub masters: u64,
     /// Both moments.
     pub moments: u64,
@@ -60,9 +60,9 @@ impl StateBytes {
         for layout in &layouts {
             let parts = sharding.parts(layout.trained_numel(), layout.numel());
             let owned = sharding.owned(parts.trained.len()).len() as u64;
-            bytes.moments += 8 * owned;
-            if plan.zero.offload_optimizer || sharding.has_masters(layout.numel(), plan.model.compute_dtype) {
-                bytes.masters += 4 * owned;
+            bytes.moments += 2 * element_bytes(plan.optimizer.state) as u64 * owned;
+            if let Some(dtype) = plan.master_dtype(sharding.shards_parameters(layout.numel())) {
+                bytes.masters += element_bytes(dtype) as u64 * owned;
             }
             if sharding.shards_gradients() || plan.goes_unit_by_unit() {
                 bytes.kept_gradients += 4 * owned;

@@ -113,6 +113,16 @@ impl Plan {
         self.zero.offload_optimizer && self.mesh.pp == 1
     }
 
+    /// The type of what a rank keeps beside the parameters of a unit to update and to gather them, if it keeps anything: fp32 masters,
+    /// or its shard in the compute type where there are none. `is_gathered`: whole parameters are there only while they compute.
+    pub fn master_dtype(&self, is_gathered: bool) -> Option<Dtype> {
+        let compute = self.model.compute_dtype;
+        if self.zero.offload_optimizer || compute != Dtype::Fp32 && self.optimizer.masters {
+            return Some(Dtype::Fp32);
+        }
+        is_gathered.then_some(compute)
+    }
+
     /// Whether the host keeps a unit's masters rounded, to be copied to where they compute: those of units that are updated while others
     /// compute, and of gathered ones that wait there. Masters of the compute type are that themselves.
     pub fn keeps_rounded(&self, is_gathered: bool) -> bool {
@@ -220,6 +230,10 @@ pub struct OptimizerPlan {
     pub eps: f64,
     /// On every parameter except norms and biases.
     pub weight_decay: f64,
+    /// The type in which both moments are kept.
+    pub state: Dtype,
+    /// Whether bf16 parameters have fp32 masters beside them. Without, each update rounds them stochastically.
+    pub masters: bool,
 }
 
 /// The sharding of parameters, gradients and optimizer state.

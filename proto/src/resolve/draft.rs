@@ -76,6 +76,7 @@ impl Draft {
         problems.extend(parallel::zero_problems(config));
         problems.extend(trained::problems(config, &model));
         let ground = device::ground(config, &world.machine, world.world_size, &mut problems);
+        problems.extend(small_state_problems(config, ground));
         let mesh = parallel::mesh(config, world.world_size, &mut problems);
         let batch = mesh.and_then(|mesh| batch(config, mesh, &mut problems));
         match (ground, mesh, batch) {
@@ -231,6 +232,8 @@ impl Draft {
                 betas: config.optimizer.betas,
                 eps: config.optimizer.eps,
                 weight_decay: config.optimizer.weight_decay,
+                state: config.optimizer.state,
+                masters: config.optimizer.masters,
             },
             schedule: Schedule {
                 kind: config.schedule.kind,
@@ -258,11 +261,7 @@ impl Draft {
         ModelPlan {
             path: self.world.current_dir.join(&asked.path),
             init: asked.init,
-            compute_dtype: match (asked.dtype, self.ground.device) {
-                (AutoOr::Given(dtype), _) => dtype,
-                (AutoOr::Auto, Device::Cuda) => Dtype::Bf16,
-                (AutoOr::Auto, Device::Cpu) => Dtype::Fp32,
-            },
+            compute_dtype: compute_dtype(&self.config, self.ground),
             disk_dtype: self.model.dtype.unwrap_or(match asked.dtype {
                 AutoOr::Given(Dtype::Bf16) => DiskDType::Bf16,
                 AutoOr::Given(Dtype::Fp32) | AutoOr::Auto => DiskDType::F32,
@@ -315,6 +314,36 @@ impl Draft {
             },
         }
     }
+}
+
+/// The type that a job computes in.
+fn compute_dtype(config: &TrainConfig, ground: Ground) -> Dtype {
+    match (config.model.dtype, ground.device) {
+        (AutoOr::Given(dtype), _) => dtype,
+        (AutoOr::Auto, Device::Cuda) => Dtype::Bf16,
+        (AutoOr::Auto, Device::Cpu) => Dtype::Fp32,
+    }
+}
+
+/// Finds optimizer state that is to be small where it is in the host's memory, which has room for all of it, and masters that are to be
+/// left out where there are none.
+fn small_state_problems(config: &TrainConfig, ground: Option<Ground>) -> Vec<Problem> {
+    let is_offloaded = config.zero.offload_optimizer == Offload::Cpu;
+    let mut problems = Vec::new();
+    let mut refuse = |is_small: bool, key: &str, suggestion: &str| {
+        if is_small && is_offloaded {
+            let rule = "with zero.offload_optimizer = \"cpu\" the host keeps masters and moments in fp32".to_owned();
+            problems.push(config.origins.problem(key, rule).suggest(suggestion));
+        }
+    };
+    refuse(config.optimizer.state == Dtype::Bf16, "optimizer.state", "fp32");
+    refuse(!config.optimizer.masters, "optimizer.masters", "true");
+    let computes_in_fp32 = ground.is_some_and(|ground| compute_dtype(config, ground) == Dtype::Fp32);
+    if !config.optimizer.masters && computes_in_fp32 {
+        let rule = "parameters in fp32 (model.dtype) are their own masters".to_owned();
+        problems.push(config.origins.problem("optimizer.masters", rule).suggest("true"));
+    }
+    problems
 }
 
 /// The split of a step's rows, or `None` and a problem.

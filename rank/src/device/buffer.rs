@@ -8,6 +8,7 @@
 use std::ops::Range;
 
 use comm::{CommError, DType, World};
+use half::bf16;
 use tch::{Kind, Tensor};
 
 use super::cuda::gpu;
@@ -128,6 +129,11 @@ impl Buffer {
     }
 }
 
+/// The same values in fp32.
+pub(crate) fn widened(values: &[bf16]) -> Vec<f32> {
+    values.iter().map(|value| value.to_f32()).collect()
+}
+
 /// Some consecutive elements of a buffer.
 #[derive(Clone)]
 pub struct Section<'a> {
@@ -146,10 +152,15 @@ impl Section<'_> {
         self.buffer.range(self.range.clone())
     }
 
-    /// Shows `take` the elements, which are fp32, in order, at most `chunk_numel` at a time, in the host's memory. Stops
-    /// at its first error.
+    /// Shows `take` the elements, in fp32, in order, at most `chunk_numel` at a time, in the host's memory. Stops at its first error.
     pub fn read<E>(&self, chunk_numel: usize, mut take: impl FnMut(&[f32]) -> Result<(), E>) -> Result<(), E> {
-        let mut take = |values: &Tensor| host::slice(values).chunks(chunk_numel).try_for_each(&mut take);
+        let mut take = |values: &Tensor| match values.kind() {
+            Kind::BFloat16 => {
+                let chunks = host::slice::<bf16>(values).chunks(chunk_numel);
+                chunks.map(widened).try_for_each(|chunk| take(&chunk))
+            }
+            _ => host::slice(values).chunks(chunk_numel).try_for_each(&mut take),
+        };
         if !gpu::holds(self.buffer.device()) {
             return take(&self.tensor());
         }
@@ -182,6 +193,18 @@ mod tests {
         });
         assert_eq!((done, read, lens), (Ok(()), vec![0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 0.0], vec![3, 3, 1]));
         assert_eq!(buffer.section(0..9).read(4, |chunk| Err(chunk.len())), Err(4), "the first error ends it");
+    }
+
+    #[test]
+    fn what_is_kept_in_bf16_is_read_in_fp32() {
+        let mut buffer = Buffer::zeros(HOST, Kind::BFloat16, 5);
+        buffer.write(0, &[1.0, -2.5, 0.0, 3.0, 4.0]);
+        let mut read = vec![];
+        let done: Result<(), ()> = buffer.section(1..5).read(3, |chunk| {
+            read.push(chunk.to_vec());
+            Ok(())
+        });
+        assert_eq!((done, read), (Ok(()), vec![vec![-2.5, 0.0, 3.0], vec![4.0]]));
     }
 
     #[test]

@@ -13,6 +13,7 @@ mod readback;
 use proto::plan::Dtype;
 use tch::{Kind, Tensor};
 
+pub(crate) use buffer::widened;
 pub use buffer::{Buffer, Section};
 use cuda::gpu;
 pub use fence::Fence;

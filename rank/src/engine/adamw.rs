@@ -37,13 +37,13 @@ impl AdamW {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernels::{Stretch, Update, adamw};
+    use crate::kernels::{Draws, Stretch, Update, adamw};
     use tch::Tensor;
 
     const OPTIMIZER: AdamW = AdamW { betas: [0.9, 0.95], eps: 1e-8, weight_decay: 0.1 };
 
     fn update(step: u64, learning_rate: f64, clip: f32) -> Update {
-        Update { clip: Tensor::from(clip).into(), constants: OPTIMIZER.at(step, learning_rate) }
+        Update { clip: Tensor::from(clip).into(), constants: OPTIMIZER.at(step, learning_rate), seed: 0 }
     }
 
     fn run(numel: usize, steps: u64) -> Vec<f32> {
@@ -59,6 +59,7 @@ mod tests {
                 exp_avg: exp_avg.shallow_clone(),
                 exp_avg_sq: exp_avg_sq.shallow_clone(),
                 decays: true,
+                draws: Draws::default(),
             };
             adamw(&update(step, 1e-2, 0.5), stretch);
         }
@@ -89,7 +90,9 @@ mod tests {
             let params = Tensor::from_slice(&[2f32]);
             let zero = || params.zeros_like();
             let (grads, exp_avg, exp_avg_sq) = (zero(), zero(), zero());
-            let stretch = Stretch { params: params.shallow_clone(), grads, exp_avg, exp_avg_sq, rounded: None, decays };
+            let draws = Draws::default();
+            let params_of = params.shallow_clone();
+            let stretch = Stretch { params: params_of, grads, exp_avg, exp_avg_sq, rounded: None, decays, draws };
             adamw(&update(1, 0.5, 1.0), stretch);
             params.double_value(&[0]) as f32
         };
@@ -103,7 +106,15 @@ mod tests {
         let [params, exp_avg, exp_avg_sq] = state.each_ref().map(Tensor::shallow_clone);
         adamw(
             &update(1, 0.5, f32::NAN),
-            Stretch { params, grads: of(f32::NAN), exp_avg, exp_avg_sq, rounded: None, decays: true },
+            Stretch {
+                params,
+                grads: of(f32::NAN),
+                exp_avg,
+                exp_avg_sq,
+                rounded: None,
+                decays: true,
+                draws: Draws::default(),
+            },
         );
         assert_eq!(state.map(|value| value.double_value(&[0])), [2.0, 0.5, 0.25]);
     }

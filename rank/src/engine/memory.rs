@@ -359,7 +359,7 @@ impl Memory {
     /// # Errors
     /// A fault of the world: what the device has computed is anything then.
     fn begin_update(&mut self, update: Update) -> Result<(), CommError> {
-        let Update { clip, constants } = update;
+        let Update { clip, constants, .. } = update;
         let clip = self.ranks.await_device(|| clip.read())?;
         if clip.is_nan() {
             return Ok(()); // the step is skipped

@@ -44,7 +44,7 @@ pub use memory::Memory;
 pub use step_sums::{AskedSums, StepSums};
 
 use crate::device::{Device, upload};
-use crate::kernels::{DeviceSum, Update, clip_factor};
+use crate::kernels::{DeviceSum, Update, clip_factor, seed_of};
 use crate::model::{Embedding, Head, Labels, RopeTable, Samples, TensorParallel};
 use crate::progress::ProgressLine;
 use crate::ranks::Ranks;
@@ -247,6 +247,7 @@ impl Engine {
     pub fn optimizer_step(&mut self, step: u64, learning_rate: f64, sums: &StepSums) -> Result<(), CommError> {
         self.progress.enter(Phase::Update);
         let clip = clip_factor(self.plan.max_grad_norm, &sums.loss, &sums.square);
-        self.memory.update(Update { clip, constants: self.adamw.at(step, learning_rate) })
+        let seed = seed_of(self.plan.seed, step);
+        self.memory.update(Update { clip, constants: self.adamw.at(step, learning_rate), seed })
     }
 }

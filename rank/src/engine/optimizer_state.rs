@@ -3,17 +3,18 @@
 use std::ops::Range;
 
 use crate::device::Buffer;
-use crate::kernels::{Stretch, Update, adamw};
+use crate::kernels::{Draws, Stretch, Update, adamw};
 
 /// The optimizer's state of one unit, `[owned]` each.
 pub(super) struct OptimizerState {
-    /// fp32. `None` where whole fp32 parameters stay in a slot of their own and nothing is offloaded: those are the masters.
+    /// fp32, or the compute type where the plan has no masters beside the parameters. `None` where whole parameters that stay in a slot
+    /// of their own are the masters.
     pub master: Option<Buffer>,
     /// fp32: reduced gradients that do not stay in their slot. Where they are sharded, the sum over micro-batches.
     pub kept_grads: Option<Buffer>,
-    /// First moment: fp32, where the master is.
+    /// First moment, in the plan's type, where the master is.
     pub exp_avg: Buffer,
-    /// Second moment: fp32, where the master is.
+    /// Second moment, likewise.
     pub exp_avg_sq: Buffer,
     /// The masters in the compute type, where the host keeps them to be copied to where they compute.
     pub rounded: Option<Buffer>,
@@ -42,6 +43,7 @@ impl OptimizerState {
                 exp_avg_sq: of(&self.exp_avg_sq),
                 rounded: self.rounded.as_ref().map(of),
                 decays: piece.decays,
+                draws: Draws::default(),
             },
         );
     }

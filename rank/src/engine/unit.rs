@@ -8,15 +8,18 @@ use proto::layout::{ParamLayout, UnitLayout};
 use proto::plan::Plan;
 use proto::sharding::{Parts, Sharding};
 use tch::{Kind, Tensor};
+use xxhash_rust::xxh3::xxh3_64;
 
 use super::offload::Staging;
 use super::optimizer_state::{OptimizerState, Piece};
 use crate::device::{Buffer, Device, Fence, HOST, Section, compute_kind, copy_beside};
-use crate::kernels::{DeviceSum, Stretch, Update, adamw, round, sum_of_squares, updates_at_once};
+use crate::kernels::{DeviceSum, Draws, Stretch, Update, adamw, round, seed_of, sum_of_squares, updates_at_once};
 
 /// One unit's lasting state on this rank.
 pub(super) struct Unit {
     pub layout: UnitLayout,
+    /// What tells its draws from other units', whatever the layout.
+    name_hash: u64,
     /// Of its flat buffer.
     parts: Parts,
     sharding: Sharding,
@@ -33,20 +36,23 @@ impl Unit {
     pub fn new(layout: UnitLayout, sharding: Sharding, plan: &Plan, device: Device) -> Self {
         let parts = sharding.parts(layout.trained_numel(), layout.numel());
         let owned = sharding.owned(parts.trained.len()).len();
-        let has_masters = plan.zero.offload_optimizer || sharding.has_masters(layout.numel(), plan.model.compute_dtype);
         let frozen_shard = sharding.shard_in(&parts.frozen).len();
         let (is_gathered, parks) = (sharding.shards_parameters(layout.numel()), plan.zero.parks_parameters());
         let kind = compute_kind(plan.model.compute_dtype);
         let on = |is_offloaded| if is_offloaded { HOST } else { device.of_tensors() };
-        let state = || Buffer::zeros(on(plan.zero.offload_optimizer), Kind::Float, owned);
+        let state = |kind| Buffer::zeros(on(plan.zero.offload_optimizer), kind, owned);
+        let moment = || state(compute_kind(plan.optimizer.state));
         let copied = || Buffer::pinned(Kind::Float, owned);
         let leaves = plan.goes_unit_by_unit();
         let is_copied = leaves || is_gathered && parks;
         let optimizer = OptimizerState {
-            master: has_masters.then(|| if is_copied && kind == Kind::Float { copied() } else { state() }),
-            kept_grads: if leaves { Some(copied()) } else { sharding.shards_gradients().then(state) },
-            exp_avg: state(),
-            exp_avg_sq: state(),
+            master: plan.master_dtype(is_gathered).map(|dtype| match is_copied && kind == Kind::Float {
+                true => copied(),
+                false => state(compute_kind(dtype)),
+            }),
+            kept_grads: if leaves { Some(copied()) } else { sharding.shards_gradients().then(|| state(Kind::Float)) },
+            exp_avg: moment(),
+            exp_avg_sq: moment(),
             rounded: plan.keeps_rounded(is_gathered).then(|| Buffer::pinned(kind, owned)),
         };
         Self {
@@ -56,6 +62,7 @@ impl Unit {
                 true => Buffer::pinned(kind, frozen_shard),
                 false => Buffer::zeros(device.of_tensors(), kind, frozen_shard),
             }),
+            name_hash: xxh3_64(layout.name.as_bytes()),
             layout,
             parts,
             sharding,
@@ -172,7 +179,10 @@ impl Unit {
             copies.push(self.copy_owned(params, free));
         } else if let Some(master) = &self.optimizer().master {
             let masters = master.range(0..owned.len()).to_device(params.device());
-            round(&mut params.range(owned), &masters);
+            match masters.kind() == params.kind() {
+                true => params.range(owned).copy_(&masters),
+                false => round(&mut params.range(owned), &masters),
+            }
         }
         if let Some(frozen) = &self.frozen {
             let (to, from) = (params.range(self.frozen_shard()), frozen.range(0..frozen.numel()));
@@ -327,9 +337,11 @@ impl Unit {
             let range = intersection(tile, &param.range());
             let in_tile = relative(&range, tile.start);
             let rounded = rounds.then(|| params.range(range.clone()));
+            let first = (param.whole_offset + param.rows.start * param.row_numel() + range.start - param.offset) as u64;
+            let draws = Draws { seed: seed_of(update.seed, self.name_hash), first };
             let [params, exp_avg, exp_avg_sq] = self.state(params, range).map(|section| section.tensor());
             let grads = grads.narrow(0, in_tile.start as i64, in_tile.len() as i64);
-            adamw(update, Stretch { params, grads, exp_avg, exp_avg_sq, rounded, decays: param.decays() });
+            adamw(update, Stretch { params, grads, exp_avg, exp_avg_sq, rounded, decays: param.decays(), draws });
         }
     }
 

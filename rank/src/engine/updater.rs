@@ -46,7 +46,8 @@ impl Updater {
         let is_to_end = ends.clone();
         let work = move || {
             for Job { unit, state, pieces, clip, constants } in given {
-                let update = Update { clip: Tensor::from(clip).into(), constants };
+                // Nothing is drawn where masters and moments are fp32.
+                let update = Update { clip: Tensor::from(clip).into(), constants, seed: 0 };
                 for piece in &pieces {
                     if is_to_end.load(Relaxed) {
                         return;

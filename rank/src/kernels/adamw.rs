@@ -3,6 +3,7 @@
 use tch::Tensor;
 
 use super::clip::ClipFactor;
+use super::draws::Draws;
 
 /// One AdamW update.
 #[derive(Debug)]
@@ -11,6 +12,8 @@ pub struct Update {
     pub clip: ClipFactor,
     /// The rest.
     pub constants: AdamWConstants,
+    /// Of what is drawn in this step: [`Draws`] are seeded by it.
+    pub seed: u64,
 }
 
 /// The constants of one AdamW update, in the order of operations of torch's: decoupled decay, bias correction, `eps`
@@ -33,18 +36,22 @@ pub struct AdamWConstants {
     pub step_size: f32,
 }
 
-/// One stretch of parameters and their state: `[n]` fp32 each, on one device.
+/// One stretch of parameters and their state: `[n]` each, on one device. The arithmetic is that of fp32; what is kept in bf16 is rounded
+/// stochastically, for an update is smaller than half of its last place as a rule (Zamirai et al., 2020).
 pub struct Stretch {
-    /// Master parameters, updated in place.
+    /// Master parameters, fp32 or bf16, updated in place.
     pub params: Tensor,
-    /// Reduced gradients.
+    /// Reduced gradients, fp32.
     pub grads: Tensor,
-    /// First moment, updated in place.
+    /// First moment, fp32 or bf16, updated in place.
     pub exp_avg: Tensor,
-    /// Second moment, updated in place.
+    /// Second moment, of the same type, updated in place.
     pub exp_avg_sq: Tensor,
-    /// The parameters in bf16, `[n]`, if they are to be written too.
+    /// The parameters in bf16, if they are to be written too, rounded to nearest: of masters in fp32.
     pub rounded: Option<Tensor>,
     /// Whether weight decay applies.
     pub decays: bool,
+    /// What decides how bf16 is rounded: bits 0 to 15 of an element's the parameter's, 16 to 31 the first moment's, 32 to 47 the
+    /// second's.
+    pub draws: Draws,
 }

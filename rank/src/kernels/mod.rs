@@ -15,6 +15,7 @@ mod clip;
 mod cpu;
 pub mod cuda;
 mod device_sum;
+mod draws;
 mod samples;
 
 use tch::{Kind, Tensor};
@@ -25,6 +26,7 @@ pub use adamw::{AdamWConstants, Stretch, Update};
 pub use attention::{AttendGrad, AttendSaved, AttentionShape, KeyValueCache};
 pub use clip::ClipFactor;
 pub use device_sum::DeviceSum;
+pub use draws::{Draws, seed_of};
 pub use samples::Samples;
 
 /// The devices that have implementations.

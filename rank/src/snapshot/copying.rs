@@ -11,8 +11,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::thread::{self, JoinHandle};
 
+use half::bf16;
+use tch::Kind;
+
 use super::tiles::{Checksum, TILE_NUMEL, Tile, hash};
 use crate::device::cuda::gpu::{self, Copier};
+use crate::device::widened;
 use crate::engine::Memory;
 
 /// Threads that copy at a time, with 16 MiB of pinned memory each.
@@ -25,6 +29,8 @@ struct Source {
     address: usize,
     /// In the GPU's memory: else in the host's, where offloaded state is.
     is_on_gpu: bool,
+    /// Its elements are bf16, and are written in fp32: else they are that.
+    is_bf16: bool,
 }
 
 /// What fetches tiles. Kept from one snapshot to the next.
@@ -96,7 +102,8 @@ impl Copiers {
 
 fn source(memory: &Memory, tile: Tile) -> Source {
     let section = memory.state(tile.unit, tile.range.clone())[tile.part].tensor();
-    Source { address: section.data_ptr().expose_provenance(), is_on_gpu: gpu::holds(section.device()), tile }
+    let is_bf16 = section.kind() == Kind::BFloat16;
+    Source { address: section.data_ptr().expose_provenance(), is_on_gpu: gpu::holds(section.device()), is_bf16, tile }
 }
 
 /// Copies tiles that no other thread has taken. Returns the hash of each.
@@ -104,12 +111,19 @@ fn copy(copier: &mut dyn Copier, sources: &[Source], next: &AtomicUsize, to: &Fi
     let mut hashes = vec![];
     loop {
         let idx = next.fetch_add(1, Relaxed);
-        let Some(Source { tile, address, is_on_gpu }) = sources.get(idx) else { return Ok(hashes) };
+        let Some(Source { tile, address, is_on_gpu, is_bf16 }) = sources.get(idx) else { return Ok(hashes) };
         let from = std::ptr::with_exposed_provenance::<c_void>(*address);
-        let bytes = tile.numel() * size_of::<f32>();
+        let bytes = tile.numel() * if *is_bf16 { size_of::<bf16>() } else { size_of::<f32>() };
         // SAFETY: a tile of the optimizer's state, which `Copying` outlives and nobody changes before it is finished.
         let values = unsafe {
             if *is_on_gpu { copier.copy(from, bytes)? } else { std::slice::from_raw_parts(from.cast::<u8>(), bytes) }
+        };
+        let wide;
+        let values = if *is_bf16 {
+            wide = widened(bytemuck::cast_slice(values));
+            bytemuck::cast_slice(&wide)
+        } else {
+            values
         };
         hashes.push((idx, hash(values)));
         to.write_all_at(values, tile.at)?;

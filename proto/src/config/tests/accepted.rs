@@ -46,8 +46,15 @@ fn every_default_is_the_documented_one() {
         max_bad_steps: 3,
     };
     assert_eq!(config.train, train);
-    let optimizer =
-        Optimizer { kind: OptimizerKind::Adamw, learning_rate: 5e-5, betas: [0.9, 0.95], eps: 1e-8, weight_decay: 0.0 };
+    let optimizer = Optimizer {
+        kind: OptimizerKind::Adamw,
+        learning_rate: 5e-5,
+        betas: [0.9, 0.95],
+        eps: 1e-8,
+        weight_decay: 0.0,
+        state: Dtype::Fp32,
+        masters: true,
+    };
     assert_eq!(config.optimizer, optimizer);
     assert_eq!(config.schedule, Schedule { kind: ScheduleKind::Cosine, warmup_steps: 0, min_lr_ratio: 0.0 });
     let parallel = Parallel {
@@ -86,6 +93,7 @@ fn every_spelling_is_accepted() {
         ("data", "format", "auto text prompt_completion alpaca sharegpt messages tokens"),
         ("train", "activation_checkpointing", "auto none pointwise ffn full"),
         ("optimizer", "kind", "adamw"),
+        ("optimizer", "state", "bf16 fp32"),
         ("schedule", "kind", "constant linear cosine wsd"),
         ("parallel", "pipeline_schedule", "1f1b interleaved zero_bubble"),
         ("zero", "offload_params", "none cpu"),

@@ -45,6 +45,8 @@ learning_rate = 5e-5
 betas = [0.9, 0.95]
 eps = 1e-8
 weight_decay = 0.0
+state = "fp32"                     # "fp32" | "bf16": the moments
+masters = true                     # false: bf16 parameters have no fp32 masters
 
 [schedule]
 kind = "cosine"                    # "constant" | "linear" | "cosine" | "wsd"

@@ -1,4 +1,4 @@
-use rank::kernels::{AdamWConstants, Stretch, Update, adamw};
+use rank::kernels::{AdamWConstants, Draws, Stretch, Update, adamw};
 use tch::{Kind, Tensor};
 
 use crate::harness::{drawn, in_all_orders, launch, memory, nothing, same_bits, unwritten, value};
@@ -64,8 +64,9 @@ fn updates_have_the_bits_of_the_cpu() {
             exp_avg: exp_avg_of,
             exp_avg_sq: exp_avg_sq_of,
             decays: true,
+            draws: Draws::default(),
         };
-        adamw(&Update { clip: Tensor::from(0.7f32).into(), constants: CONSTANTS }, stretch);
+        adamw(&Update { clip: Tensor::from(0.7f32).into(), constants: CONSTANTS, seed: 0 }, stretch);
         let pairs = [&masters, &exp_avg, &exp_avg_sq].into_iter().zip(&expected);
         assert!(pairs.into_iter().all(|(got, expected)| same_bits(got, expected)), "{what}");
         assert!(same_bits(&params, &masters.to_kind(Kind::BFloat16)), "{what}: parameters are masters, rounded");
@@ -91,4 +92,61 @@ fn parameters_in_fp32_are_the_masters() {
     let rest = [value(of_kernel(CONSTANTS)), value(100u64), value(1i32)];
     launch("adamw", 1, 32, 0, memories.chain(rest).collect());
     assert!(same_bits(&masters, &update(100, 0.7, true, 0)[0]));
+}
+
+/// What a kernel of masters and moments of these types makes of them, of the gradients, and of the parameters in bf16 where masters are
+/// fp32.
+fn update_in(kinds: [Kind; 2], numel: i64, is_aligned: bool, order: i32) -> [Tensor; 5] {
+    let [masters, exp_avg, exp_avg_sq] = state_in(kinds, numel);
+    let (grads, params) = (drawn(2, &[numel], Kind::Float), unwritten(&[numel], Kind::BFloat16));
+    let clip = Tensor::from_slice(&[0.7f32]);
+    let kernel = match kinds {
+        [Kind::Float, _] => "adamw_bf16_moments",
+        [_, Kind::Float] => "adamw_bf16_masters",
+        _ => "adamw_bf16",
+    };
+    let args = [&masters, &grads, &exp_avg, &exp_avg_sq].map(memory).into_iter();
+    let params_of = if kinds[0] == Kind::Float { memory(&params) } else { nothing() };
+    let Draws { seed, first } = DRAWS;
+    let rest =
+        [value(of_kernel(CONSTANTS)), value(seed), value(first), value(numel as u64), value(i32::from(is_aligned))];
+    launch(kernel, 3, 64, order, args.chain([params_of, memory(&clip)]).chain(rest).collect());
+    [masters, exp_avg, exp_avg_sq, grads, params]
+}
+
+fn state_in([of_masters, of_moments]: [Kind; 2], numel: i64) -> [Tensor; 3] {
+    let [masters, exp_avg, exp_avg_sq] = state(numel);
+    [masters.to_kind(of_masters), exp_avg.to_kind(of_moments), exp_avg_sq.to_kind(of_moments)]
+}
+
+const DRAWS: Draws = Draws { seed: 0x1234_5678_9abc_def0, first: (1 << 33) + 5 };
+
+#[test]
+fn what_is_kept_in_bf16_has_the_bits_of_the_cpu() {
+    let types = [[Kind::Float, Kind::BFloat16], [Kind::BFloat16, Kind::Float], [Kind::BFloat16, Kind::BFloat16]];
+    for kinds in types {
+        for (numel, is_aligned) in [(1i64, true), (1000, true), (1003, true), (1003, false), (9001, true)] {
+            let what = format!("{kinds:?} {numel} {is_aligned}");
+            let [masters, exp_avg, exp_avg_sq, grads, params] =
+                in_all_orders(&what, |order| update_in(kinds, numel, is_aligned, order));
+            let expected = state_in(kinds, numel);
+            let [params_of, exp_avg_of, exp_avg_sq_of] = expected.each_ref().map(Tensor::shallow_clone);
+            let stretch = Stretch {
+                rounded: None,
+                params: params_of,
+                grads: drawn(2, &[numel], Kind::Float),
+                exp_avg: exp_avg_of,
+                exp_avg_sq: exp_avg_sq_of,
+                decays: true,
+                draws: DRAWS,
+            };
+            adamw(&Update { clip: Tensor::from(0.7f32).into(), constants: CONSTANTS, seed: 0 }, stretch);
+            let pairs = [&masters, &exp_avg, &exp_avg_sq].into_iter().zip(&expected);
+            assert!(pairs.into_iter().all(|(got, expected)| same_bits(got, expected)), "{what}");
+            assert_eq!(grads.abs().max().double_value(&[]), 0.0, "{what}: gradients are zero afterwards");
+            if kinds[0] == Kind::Float {
+                assert!(same_bits(&params, &masters.to_kind(Kind::BFloat16)), "{what}: masters, rounded to nearest");
+            }
+        }
+    }
 }
