@@ -58,7 +58,9 @@ impl Overseer {
             return Some(fault);
         }
         let (mut under_way, timeout) = (self.under_way.lock().unwrap_or_else(PoisonError::into_inner), self.timeout());
-        while under_way.pop_front_if(|call| call.end.is_reached()).is_some() {}
+        while under_way.front().is_some_and(|call| call.end.is_reached()) {
+            under_way.pop_front();
+        }
         let UnderWay { call, since, .. } = under_way.front()?;
         (since.elapsed() >= timeout).then(|| self.lookout.is_overdue(call, timeout))
     }

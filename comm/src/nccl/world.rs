@@ -116,7 +116,7 @@ fn abort(overseer: &Overseer, what: &'static str, error: &io::Error) -> CommErro
 impl Place {
     /// Makes a communicator together with other ranks, and a stream for it.
     fn adopt(&self, make: impl FnOnce(Patience) -> std::result::Result<Communicator, NcclError>) -> Result<usize> {
-        let communicator = self.nccl(|patience| make(patience))?;
+        let communicator = self.nccl(make)?;
         if let Some(watchdog) = &*self.watchdog.borrow() {
             watchdog.watch(&communicator);
         }

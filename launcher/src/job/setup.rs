@@ -8,7 +8,7 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use proto::config::{AutoOr, Device, TrainConfig};
+use proto::config::{AutoOr, ConfigErrors, Device, Matmul, Problem, TrainConfig};
 use proto::env::variable;
 use proto::manifest::Progress;
 use proto::memory::Room;
@@ -19,7 +19,7 @@ use proto::run_dir::RunDir;
 
 use crate::data::{self, DataJob, Origin, Prepared, Split};
 use crate::error::LaunchError;
-use crate::gpus::{Gpus, Visible};
+use crate::gpus::{Gpu, Gpus, Visible};
 use crate::job::args::JobArgs;
 use crate::job::host_memory;
 use crate::output::console::Console;
@@ -75,6 +75,9 @@ impl Setup {
         };
         let world = World { world_size, cores, current_dir: current_dir.clone(), machine, room };
         let draft = Draft::new(&config, world, model.clone())?;
+        if let Some(problem) = too_old_for_fp8(&config, &of_ranks) {
+            return Err(ConfigErrors::from(problem).into());
+        }
         Ok(Self { config, notes: draft.notes(), model, draft, room, current_dir, cores, gpus: gpus_of_ranks })
     }
 
@@ -197,6 +200,19 @@ impl Setup {
             Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
         }
     }
+}
+
+/// The oldest compute capability that multiplies in fp8: an L4's and an RTX 40's; an H100 has 9.0.
+const LEAST_COMPUTE_FOR_FP8: (i32, i32) = (8, 9);
+
+/// What keeps ranks from multiplying in fp8 on these GPUs, if they are to.
+fn too_old_for_fp8(config: &TrainConfig, gpus: &[&Gpu]) -> Option<Problem> {
+    let is_old = |gpu: &&&Gpu| gpu.compute.is_some_and(|compute| compute < LEAST_COMPUTE_FOR_FP8);
+    let gpu = gpus.iter().find(is_old).filter(|_| config.model.matmul == Matmul::Fp8)?;
+    let ((major, minor), (least, of_least)) = (gpu.compute.unwrap_or_default(), LEAST_COMPUTE_FOR_FP8);
+    let Gpu { index, name, .. } = gpu;
+    let rule = format!("fp8 needs compute capability {least}.{of_least}, and GPU {index} ({name}) has {major}.{minor}");
+    Some(config.origins.problem("model.matmul", rule).suggest("bf16"))
 }
 
 fn planned(prepared: Prepared) -> PreparedData {

@@ -8,7 +8,8 @@ pub const MUCH: f64 = 1.0 / 3.0;
 
 /// What to look at where exchanges take `share` of a step's time, if that is much: of ranks on GPUs.
 pub fn advice(plan: &Plan, share: f64) -> Option<String> {
-    if !(share > MUCH) || plan.device != Device::Cuda {
+    let is_much = share > MUCH;
+    if !is_much || plan.device != Device::Cuda {
         return None;
     }
     let mesh = plan.mesh;

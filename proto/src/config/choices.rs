@@ -66,6 +66,14 @@ choices! {
         Fp32 = "fp32",
     }
 
+    /// `model.matmul`: the type in which activations are multiplied by the weights of blocks.
+    Matmul {
+        /// That of weights and activations.
+        Bf16 = "bf16",
+        /// e4m3, with a scale for each row.
+        Fp8 = "fp8",
+    }
+
     /// `data.format`: what a line of a data file holds.
     DataFormat {
         /// One running text.

@@ -9,8 +9,8 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::choices::{
-    ActivationCheckpointing, AutoOr, Backend, Batch, Compression, DataFormat, Device, Dtype, Init, Length, Offload,
-    OptimizerKind, PipelineSchedule, Resume, ScheduleKind, Sink, ZeroStage,
+    ActivationCheckpointing, AutoOr, Backend, Batch, Compression, DataFormat, Device, Dtype, Init, Length, Matmul,
+    Offload, OptimizerKind, PipelineSchedule, Resume, ScheduleKind, Sink, ZeroStage,
 };
 use super::keys::Keys;
 use super::read::{FileName, Items, above, at_least};
@@ -76,6 +76,8 @@ pub struct Model {
     pub device: AutoOr<Device>,
     /// The type of weights and activations. Default: auto, bf16 on a GPU and fp32 on a CPU.
     pub dtype: AutoOr<Dtype>,
+    /// The type in which activations are multiplied by the weights of blocks. Default: that of weights and activations.
+    pub matmul: Matmul,
     /// Which parameters are trained. Default: all.
     pub trained: Trained,
 }
@@ -87,6 +89,7 @@ impl Model {
             init: keys.or("init", Init::Pretrained),
             device: keys.or("device", AutoOr::Auto),
             dtype: keys.or("dtype", AutoOr::Auto),
+            matmul: keys.or("matmul", Matmul::Bf16),
             trained: keys.or("trained", Trained::All),
         }
     }

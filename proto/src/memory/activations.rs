@@ -1,7 +1,7 @@
 //! The memory that the passes of one micro-batch keep and need, tensor by tensor: the sizes of `rank::model`.
 
 use super::element_bytes;
-use crate::config::{ActivationCheckpointing, Device, Dtype};
+use crate::config::{ActivationCheckpointing, Device, Dtype, Matmul};
 use crate::layout::TensorSplit;
 use crate::plan::Plan;
 
@@ -55,7 +55,12 @@ impl BlockBytes {
         let in_attention = tokens * (6 * query + query + 2 * key_value) * element;
         let product = if adds_in_products(plan) { 0 } else { ffn * config.hidden_size as u64 * 2 * element };
         let in_attention = in_attention + attention_bytes(plan);
-        Self { stream, saved, all, gradients: 4 * stream + in_feed_forward.max(in_attention) + product }
+        // Both sides of the largest product, in 8 bits.
+        let scaled = match plan.model.matmul {
+            Matmul::Bf16 => 0,
+            Matmul::Fp8 => 2 * ffn * (tokens + config.hidden_size as u64),
+        };
+        Self { stream, saved, all, gradients: 4 * stream + in_feed_forward.max(in_attention) + product + scaled }
     }
 
     /// The bytes that a block keeps from the forward to the backward pass.

@@ -15,7 +15,7 @@ pub use backend::Backend;
 pub use snapshots::Snapshots;
 
 use crate::checkpointing::Checkpointing;
-pub use crate::config::{ActivationCheckpointing, Device, Dtype, Init, PipelineSchedule, Trained, ZeroStage};
+pub use crate::config::{ActivationCheckpointing, Device, Dtype, Init, Matmul, PipelineSchedule, Trained, ZeroStage};
 use crate::manifest::Progress;
 use crate::mesh::Mesh;
 use crate::model_config::{DiskDType, ModelConfig};
@@ -158,8 +158,10 @@ pub struct ModelPlan {
     pub path: PathBuf,
     /// The source of the first weights.
     pub init: Init,
-    /// Type of weights and activations in forward and backward. Masters and optimizer state are always fp32.
+    /// Type of weights and activations in forward and backward.
     pub compute_dtype: Dtype,
+    /// Type in which activations are multiplied by the weights of blocks.
+    pub matmul: Matmul,
     /// Type of the weights in checkpoints of a model that starts from random weights. A pretrained one keeps that of its
     /// files, which the ranks read.
     pub disk_dtype: DiskDType,

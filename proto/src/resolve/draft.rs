@@ -4,7 +4,7 @@ use super::device::{self, Ground, Machine};
 use super::{parallel, trained, unsupported};
 use crate::checkpointing::Checkpointing;
 use crate::config::{
-    ActivationCheckpointing, AutoOr, Batch, ConfigErrors, Device, Dtype, Length, Offload, Problem, TrainConfig,
+    ActivationCheckpointing, AutoOr, Batch, ConfigErrors, Device, Dtype, Length, Matmul, Offload, Problem, TrainConfig,
     ZeroStage,
 };
 use crate::manifest::Progress;
@@ -77,6 +77,7 @@ impl Draft {
         problems.extend(trained::problems(config, &model));
         let ground = device::ground(config, &world.machine, world.world_size, &mut problems);
         problems.extend(small_state_problems(config, ground));
+        problems.extend(matmul_problem(config, &model, ground));
         let mesh = parallel::mesh(config, world.world_size, &mut problems);
         let batch = mesh.and_then(|mesh| batch(config, mesh, &mut problems));
         match (ground, mesh, batch) {
@@ -262,6 +263,7 @@ impl Draft {
             path: self.world.current_dir.join(&asked.path),
             init: asked.init,
             compute_dtype: compute_dtype(&self.config, self.ground),
+            matmul: asked.matmul,
             disk_dtype: self.model.dtype.unwrap_or(match asked.dtype {
                 AutoOr::Given(Dtype::Bf16) => DiskDType::Bf16,
                 AutoOr::Given(Dtype::Fp32) | AutoOr::Auto => DiskDType::F32,
@@ -323,6 +325,29 @@ fn compute_dtype(config: &TrainConfig, ground: Ground) -> Dtype {
         (AutoOr::Auto, Device::Cuda) => Dtype::Bf16,
         (AutoOr::Auto, Device::Cpu) => Dtype::Fp32,
     }
+}
+
+/// What keeps blocks from multiplying in fp8, if they are to.
+fn matmul_problem(config: &TrainConfig, model: &ModelConfig, ground: Option<Ground>) -> Option<Problem> {
+    /// Of rows that are multiplied.
+    const MULTIPLE_OF: usize = 16;
+    let ground = ground.filter(|_| config.model.matmul == Matmul::Fp8)?;
+    let tensor = config.parallel.tensor as usize;
+    let of_heads = |heads: usize| heads.div_ceil(tensor) * model.head_dim;
+    let sizes = [
+        ("hidden_size", model.hidden_size),
+        ("heads of a rank times head_dim", of_heads(model.num_attention_heads)),
+        ("key/value heads of a rank times head_dim", of_heads(model.num_key_value_heads)),
+        ("intermediate_size of a rank", model.intermediate_size.div_ceil(tensor)),
+    ];
+    let odd = sizes.into_iter().find(|(_, size)| !size.is_multiple_of(MULTIPLE_OF));
+    let rule = match odd {
+        _ if ground.device == Device::Cpu => "fp8 is for GPUs, and ranks compute on CPUs".to_owned(),
+        _ if compute_dtype(config, ground) == Dtype::Fp32 => "fp8 is for weights in bf16 (model.dtype)".to_owned(),
+        Some((what, size)) => format!("fp8 takes multiples of {MULTIPLE_OF}, and the model's {what} is {size}"),
+        None => return None,
+    };
+    Some(config.origins.problem("model.matmul", rule).suggest("bf16"))
 }
 
 /// Finds optimizer state that is to be small where it is in the host's memory, which has room for all of it, and masters that are to be

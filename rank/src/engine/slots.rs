@@ -151,7 +151,7 @@ impl Slots {
         let kind = compute_kind(plan.model.compute_dtype);
         Self::new(layouts, &param_claims(plan, layouts), |layout| {
             let flat = ranks.allocate(kind, sharding.padded(layout.numel()))?;
-            Ok((UnitViews::weights(layout, |offset, shape| flat.view(offset, shape)), flat))
+            Ok((UnitViews::weights(layout, plan.model.matmul, |offset, shape| flat.view(offset, shape)), flat))
         })
     }
 

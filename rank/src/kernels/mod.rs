@@ -17,6 +17,7 @@ pub mod cuda;
 mod device_sum;
 mod draws;
 mod samples;
+mod scaled;
 
 use tch::{Kind, Tensor};
 
@@ -28,6 +29,7 @@ pub use clip::ClipFactor;
 pub use device_sum::DeviceSum;
 pub use draws::{Draws, seed_of};
 pub use samples::Samples;
+pub use scaled::Scaled;
 
 /// The devices that have implementations.
 enum Side {
@@ -271,6 +273,24 @@ pub fn accumulate_at_rows(grad: &Tensor, rows: &Tensor, values: &Tensor) {
     match side(grad) {
         Side::Cpu => cpu::accumulate::at_rows(grad, rows, values),
         Side::Cuda => cuda::accumulate::at_rows(grad, rows, values),
+    }
+}
+
+// Products in 8 bits.
+
+/// A matrix in e4m3 with a scale for each row. `x`: `[R, W]` bf16, dense or the transpose of what is.
+pub fn scaled_rows(x: &Tensor) -> Scaled {
+    match side(x) {
+        Side::Cpu => cpu::fp8::scaled_rows(x),
+        Side::Cuda => cuda::fp8::scaled_rows(x),
+    }
+}
+
+/// `out = a b^T`, added up in fp32. `a`: `[M, K]`, `b`: `[N, K]`, `out`: `[M, N]` bf16, dense; on a GPU K and N are multiples of 16.
+pub fn scaled_product(a: &Scaled, b: &Scaled, out: &Tensor) {
+    match side(out) {
+        Side::Cpu => cpu::fp8::scaled_product(a, b, out),
+        Side::Cuda => cuda::fp8::scaled_product(a, b, out),
     }
 }
 

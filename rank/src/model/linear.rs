@@ -4,13 +4,18 @@
 //! The products of a block's activations with its weights (q, k, v, o, gate, up and down) are here and nowhere else: the
 //! methods of [`LinearWeights`], and of [`GradPass`] over it. Whatever changes what a projection computes, such as an adapter or
 //! a quantised weight, is a field there and a term in these methods; no other file sees it.
+//!
+//! In fp8 what a product takes is rounded to e4m3 with a scale for each row of both sides, on the way there; it is added up in fp32.
+//! Weight gradients stay products of bf16: row-wise products give bf16, and those are added to over micro-batches.
 
 use comm::CommError;
+use proto::plan::Matmul;
 use tch::Tensor;
 
 use super::norm::{Norm, Normed};
 use super::tensor_parallel::{Exchanged, TensorParallel};
 use super::weight_grads::{GradPass, is_trained};
+use crate::kernels::{scaled_product, scaled_rows};
 
 /// Weight `[out, in]` and bias `[out]` of a projection. The same type holds the gradients, as fp32 views.
 #[derive(Debug)]
@@ -19,31 +24,60 @@ pub struct LinearWeights {
     pub weight: Tensor,
     /// `[out]`
     pub bias: Option<Tensor>,
+    /// How activations, and their gradients, are multiplied by the weight.
+    pub matmul: Matmul,
 }
 
 impl LinearWeights {
     /// `x W^T + b`. `x`: `[T, in]`. Returns `[T, out]`.
     fn apply(&self, x: &Tensor) -> Tensor {
-        match &self.bias {
-            None => x.mm(&self.weight.tr()),
-            Some(bias) => bias.addmm(x, &self.weight.tr()),
+        match (&self.bias, self.matmul) {
+            (None, Matmul::Bf16) => x.mm(&self.weight.tr()),
+            (Some(bias), Matmul::Bf16) => bias.addmm(x, &self.weight.tr()),
+            (bias, Matmul::Fp8) => {
+                let mut y = scaled(x, &self.weight, &empty_product(x, &self.weight));
+                if let Some(bias) = bias {
+                    let _ = y.g_add_(bias);
+                }
+                y
+            }
         }
     }
 
     /// `x W^T`, into `partial`. `x`: `[T, in]`, `partial`: `[T, out]`.
     fn apply_into(&self, x: &Tensor, partial: &Tensor) -> Tensor {
-        x.mm_out(partial, &self.weight.tr())
+        match self.matmul {
+            Matmul::Bf16 => x.mm_out(partial, &self.weight.tr()),
+            Matmul::Fp8 => scaled(x, &self.weight, partial),
+        }
     }
 
     /// `dy W`. `dy`: `[T, out]`. Returns `[T, in]`.
     fn input_grad(&self, dy: &Tensor) -> Tensor {
-        dy.mm(&self.weight)
+        match self.matmul {
+            Matmul::Bf16 => dy.mm(&self.weight),
+            Matmul::Fp8 => scaled(dy, &self.weight.tr(), &empty_product(dy, &self.weight.tr())),
+        }
     }
 
     /// `dy W`, into `partial`. `dy`: `[T, out]`, `partial`: `[T, in]`.
     fn input_grad_into(&self, dy: &Tensor, partial: &Tensor) -> Tensor {
-        dy.mm_out(partial, &self.weight)
+        match self.matmul {
+            Matmul::Bf16 => dy.mm_out(partial, &self.weight),
+            Matmul::Fp8 => scaled(dy, &self.weight.tr(), partial),
+        }
     }
+}
+
+/// `a b^T` in e4m3, into `out`. `a`: `[M, K]`, `b`: `[N, K]`, dense or the transpose of what is.
+fn scaled(a: &Tensor, b: &Tensor, out: &Tensor) -> Tensor {
+    scaled_product(&scaled_rows(&a.contiguous()), &scaled_rows(b), out);
+    out.shallow_clone()
+}
+
+/// Room for `a b^T`.
+fn empty_product(a: &Tensor, b: &Tensor) -> Tensor {
+    Tensor::empty([a.size()[0], b.size()[0]], (a.kind(), a.device()))
 }
 
 impl GradPass<'_, LinearWeights> {

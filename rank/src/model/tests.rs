@@ -6,6 +6,7 @@ use std::rc::Rc;
 use proto::layout::{TensorSplit, model_layout};
 use proto::model_config::ModelConfig;
 use proto::plan::ActivationCheckpointing;
+use proto::plan::Matmul;
 use tch::{Device, Kind, Tensor};
 
 use super::*;
@@ -63,7 +64,7 @@ fn block_weights(params: &[(String, Tensor)], zeros: bool) -> BlockWeights {
         let with = |what: &str| names.iter().map(|name| format!("{name}.{what}")).collect::<Vec<_>>();
         let (weights, biases) = (with("weight"), with("bias"));
         let refs = |names: &[String]| joined(&names.iter().map(String::as_str).collect::<Vec<_>>());
-        LinearWeights { weight: refs(&weights).unwrap(), bias: refs(&biases) }
+        LinearWeights { weight: refs(&weights).unwrap(), bias: refs(&biases), matmul: Matmul::Bf16 }
     };
     BlockWeights {
         attention: AttentionWeights {

@@ -5,6 +5,7 @@
 //! undefined tensor, as in autograd.
 
 use proto::layout::{ParamLayout, UnitKind, UnitLayout};
+use proto::plan::Matmul;
 use tch::Tensor;
 
 use super::attention::AttentionWeights;
@@ -31,21 +32,25 @@ pub enum UnitViews {
 }
 
 impl UnitViews {
-    /// The weights of the unit that `layout` describes.
+    /// The weights of the unit that `layout` describes. `matmul`: how activations are multiplied by a block's.
     ///
     /// `view`: gives the tensor of a shape over the elements of the flat buffer from an offset on, dense and not copied.
-    pub fn weights(layout: &UnitLayout, view: impl Fn(usize, &[usize]) -> Tensor) -> Self {
-        Self::new(layout, |param, shape| view(param.offset, shape))
+    pub fn weights(layout: &UnitLayout, matmul: Matmul, view: impl Fn(usize, &[usize]) -> Tensor) -> Self {
+        Self::new(layout, matmul, |param, shape| view(param.offset, shape))
     }
 
     /// The gradients of the unit that `layout` describes. `view`: as for weights, over the buffer of gradients.
     pub fn gradients(layout: &UnitLayout, view: impl Fn(usize, &[usize]) -> Tensor) -> Self {
-        Self::new(layout, |param, shape| if param.is_trained { view(param.offset, shape) } else { Tensor::new() })
+        let view = |param: &ParamLayout, shape: &[usize]| match param.is_trained {
+            true => view(param.offset, shape),
+            false => Tensor::new(),
+        };
+        Self::new(layout, Matmul::Bf16, view)
     }
 
     /// `view`: gives the tensor of a shape that begins where the parameter does.
-    fn new(layout: &UnitLayout, view: impl Fn(&ParamLayout, &[usize]) -> Tensor) -> Self {
-        let unit = UnitView { layout, view };
+    fn new(layout: &UnitLayout, matmul: Matmul, view: impl Fn(&ParamLayout, &[usize]) -> Tensor) -> Self {
+        let unit = UnitView { layout, matmul, view };
         match layout.kind {
             UnitKind::Embedding => Self::Embedding(EmbeddingWeights { weight: unit.param("weight") }),
             UnitKind::Block => Self::Block(Box::new(unit.block())),
@@ -88,6 +93,7 @@ impl UnitViews {
 
 struct UnitView<'a, V> {
     layout: &'a UnitLayout,
+    matmul: Matmul,
     view: V,
 }
 
@@ -119,6 +125,7 @@ impl<V: Fn(&ParamLayout, &[usize]) -> Tensor> UnitView<'_, V> {
         LinearWeights {
             weight: self.joined(&params("weight")),
             bias: (!biases.is_empty()).then(|| self.joined(&biases)),
+            matmul: self.matmul,
         }
     }
 
@@ -161,7 +168,7 @@ mod tests {
     /// Views of a buffer that holds its own offsets, in fp64: no number is rounded.
     fn views(layout: &UnitLayout) -> UnitViews {
         let flat = Tensor::arange(layout.numel() as i64, (Kind::Double, tch::Device::Cpu));
-        UnitViews::weights(layout, |offset, shape| {
+        UnitViews::weights(layout, Matmul::Bf16, |offset, shape| {
             let numel = shape.iter().product::<usize>() as i64;
             let shape: Vec<i64> = shape.iter().map(|&size| size as i64).collect();
             flat.narrow(0, offset as i64, numel).view(shape.as_slice())

@@ -1,6 +1,7 @@
 //! A machine with GPUs, all of it emulated: which of them a job takes, what it refuses, and what it tells of them.
 
 mod exchanges;
+mod fp8;
 
 use std::fs;
 use std::thread;

@@ -24,6 +24,7 @@ fn every_default_is_the_documented_one() {
         init: Init::Pretrained,
         device: AutoOr::Auto,
         dtype: AutoOr::Auto,
+        matmul: Matmul::Bf16,
         trained: Trained::All,
     };
     assert_eq!(config.model, model);
@@ -89,6 +90,7 @@ fn every_spelling_is_accepted() {
     let spellings = [
         ("model", "init", "pretrained random"),
         ("model", "device", "auto cuda cpu"),
+        ("model", "matmul", "bf16 fp8"),
         ("model", "dtype", "auto bf16 fp32"),
         ("data", "format", "auto text prompt_completion alpaca sharegpt messages tokens"),
         ("train", "activation_checkpointing", "auto none pointwise ffn full"),

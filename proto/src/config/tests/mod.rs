@@ -21,6 +21,7 @@ path = "models/deepseek-llm-7b"    # required: a Hugging Face folder (config.jso
 init = "pretrained"                # "pretrained" | "random" (config.json alone is enough)
 device = "auto"                    # "cuda" | "cpu"
 dtype = "auto"                     # "bf16" | "fp32"; auto = bf16 on GPU, fp32 on CPU
+matmul = "bf16"                    # "bf16" | "fp8": blocks' products, on GPUs of compute capability 8.9
 trained = "all"                    # or parts of parameters' names: ["layers.29.", "lm_head"]
 
 [data]

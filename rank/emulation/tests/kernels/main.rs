@@ -5,6 +5,7 @@ mod accumulate;
 mod adamw;
 mod cross_entropy;
 mod emulator;
+mod fp8;
 mod harness;
 mod norm;
 mod rope;

@@ -100,12 +100,14 @@ impl<'a> Values<'a> {
 }
 
 /// A value in bf16: the one above in magnitude if `draw` is less than the distance from the one below, of 2^16; else that one. What
-/// bf16 has stays as it is.
+/// bf16 has stays as it is, and no finite number becomes an infinity.
 fn narrow_stochastically(value: f32, draw: u16) -> bf16 {
     if !value.is_finite() {
         return bf16::from_f32(value);
     }
-    bf16::from_bits(((value.to_bits() + u32::from(draw)) >> 16) as u16)
+    let up = value.to_bits() + u32::from(draw);
+    let bits = if f32::from_bits(up).is_finite() { up } else { value.to_bits() };
+    bf16::from_bits((bits >> 16) as u16)
 }
 
 /// Some consecutive elements: `[n]` each.
@@ -201,6 +203,7 @@ mod tests {
             );
         }
         assert!(narrow_stochastically(f32::NAN, 7).is_nan());
+        assert!(narrow_stochastically(f32::MAX, u16::MAX).is_finite());
         for value in [1.000_3f32, -2.0e-9, 0.123_456_7] {
             let sum: f64 = (0..=u16::MAX).map(|draw| narrow_stochastically(value, draw).to_f64()).sum();
             let mean = sum / 65_536.0;

@@ -14,6 +14,7 @@ pub(super) mod attention;
 pub(super) mod clip;
 pub(super) mod cross_entropy;
 pub(super) mod element;
+pub(super) mod fp8;
 pub(super) mod norm;
 pub(super) mod rope;
 pub(super) mod sum_of_squares;

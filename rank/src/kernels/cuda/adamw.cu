@@ -62,14 +62,11 @@ __device__ __forceinline__ uint64_t draw(uint64_t seed, uint64_t place) {
   return z ^ z >> 31;
 }
 
-// Rounds stochastically: by the 16 low bits of `draw`. What bf16 has stays as it is.
+// Rounds stochastically: by the 16 low bits of `draw`. What bf16 has stays as it is, and no finite number becomes an infinity.
 __device__ __forceinline__ void keep(float from, uint64_t draw, bf16* to) {
-  uint32_t bits = __float_as_uint(from);
-  if ((bits & 0x7f800000u) == 0x7f800000u) {
-    narrow(from, to);
-  } else {
-    *to = (bf16)((bits + (uint32_t)(draw & 0xffff)) >> 16);
-  }
+  uint32_t bits = __float_as_uint(from), up = bits + (uint32_t)(draw & 0xffff);
+  if ((bits & 0x7f800000u) == 0x7f800000u) narrow(from, to);
+  else *to = (bf16)(((up & 0x7f800000u) == 0x7f800000u ? bits : up) >> 16);
 }
 __device__ __forceinline__ void keep(float from, uint64_t draw, float* to) { *to = from; }
 

@@ -5,6 +5,7 @@
 #pragma once
 
 #ifdef __CUDACC_RTC__
+typedef unsigned char uint8_t;
 typedef unsigned short uint16_t;
 typedef unsigned int uint32_t;
 typedef long long int64_t;
