@@ -6,6 +6,8 @@
 #   scripts/gpu.sh bench-7b [packed|deterministic]   DeepSeek-LLM-7B's shape: tokens/s, TFLOP/s, memory. Needs a GPU of 141 GB
 #   scripts/gpu.sh ranks      2 and 4 ranks that share the card over NCCL: every layout beside one rank, one killed in an exchange
 #   scripts/gpu.sh offload    22 of its layers, all but what computes in the host's 128 GiB, beside the same in the GPU's memory
+#   scripts/gpu.sh small      optimizer states in bf16 and no masters beside fp32
+#   scripts/gpu.sh fp8        products in fp8 beside bf16
 #   scripts/gpu.sh profile    where the time of one of its steps goes, by phase and kind of unit
 #   scripts/gpu.sh peer-7b    the same by transformers, and the bound that this card has; liger-kernel is used where it is installed
 #   scripts/gpu.sh all        kernels, smoke, bench-7b, peer-7b: ten minutes
@@ -59,9 +61,9 @@ case "${1:-}" in
     smoke) on_gpu python3 scripts/peers/gpu_smoke.py ;;
     ranks) on_gpu python3 scripts/peers/gpu_ranks.py ;;
     profile) on_gpu python3 scripts/peers/gpu_bench.py profile ;;
-    offload) on_gpu python3 scripts/peers/gpu_bench.py offload ;;
+    offload | small | fp8) on_gpu python3 scripts/peers/gpu_bench.py "$1" ;;
     bench-7b) on_gpu python3 scripts/peers/gpu_bench.py "${2:-dslaunch}" ;;
     peer-7b) on_gpu python3 scripts/peers/gpu_bench.py peer ;;
     all) all ;;
-    *) echo "usage: scripts/gpu.sh pack|kernels|smoke|ranks|bench-7b|offload|profile|peer-7b|all" >&2; exit 2 ;;
+    *) echo "usage: scripts/gpu.sh pack|kernels|smoke|ranks|bench-7b|offload|small|fp8|profile|peer-7b|all" >&2; exit 2 ;;
 esac

@@ -14,6 +14,8 @@ the optimizer's 34 bytes a parameter at the rate of a copy.
   gpu_bench.py peer        transformers, and the bound
   gpu_bench.py profile     where the time of one step goes, by phase and kind of unit
   gpu_bench.py offload     22 of its layers, for the host's 128 GiB: in the GPU's memory, and all but what computes in the host's
+  gpu_bench.py small       optimizer states in bf16 and no masters, planned for 78 GiB, beside fp32
+  gpu_bench.py fp8         products of blocks in fp8 beside bf16, both with small optimizer states
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ SEQ, MICRO_BATCHES, STEPS = 4096, 8, 6
 SHM = Path("/dev/shm/dslaunch-bench")
 # Offloaded, 18 bytes a parameter are on the host, beside 2 of the model's files.
 OFFLOADED_LAYERS = 22
+SMALL = ['optimizer.state="bf16"', "optimizer.masters=false"]
 OFFLOADED = ["zero.stage=3", 'zero.offload_params="cpu"', 'zero.offload_optimizer="cpu"']
 
 
@@ -182,6 +185,17 @@ def bench_offload() -> dict[str, Any]:
     return found
 
 
+def bench_ways(ways: dict[str, list[str]], least: float) -> dict[str, Any]:
+    """Each way in turn: the last is to have `least` of the first one's speed."""
+    found = {name: bench_dslaunch(name, sets=sets, limit=100) for name, sets in ways.items()}
+    if any("failed" in result for result in found.values()):
+        return {"failed": "a way did not get there", **found}
+    first, *_, last = found.values()
+    ratio = last["tokens_per_second"] / first["tokens_per_second"]
+    print(f"  {' against '.join(reversed(ways))}: {ratio:.3f}, at least {least} is expected", flush=True)
+    return {**found, "ratio": ratio, **({} if ratio >= least else {"failed": f"{ratio:.3f}, less than {least}"})}
+
+
 def bench_peer() -> dict[str, Any]:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -282,6 +296,8 @@ WHAT = {
     "peer": bench_peer,
     "profile": profile,
     "offload": bench_offload,
+    "small": lambda: bench_ways({"states in fp32": [], "states in bf16": SMALL}, 0.9),
+    "fp8": lambda: bench_ways({"bf16": SMALL, "fp8": [*SMALL, 'model.matmul="fp8"']}, 1.25),
 }
 
 

@@ -24,6 +24,10 @@ pub struct Patience<'a> {
 /// The pause between two questions whether a call is done. NCCL has nothing to wait for.
 const POLL: Duration = Duration::from_micros(200);
 
+/// A call of communicators that are connected is enqueued by a thread of NCCL's within microseconds: for so long it is asked without a
+/// pause.
+const SOON: Duration = Duration::from_micros(300);
+
 /// Longer than a call is inside NCCL before it returns, unless it hangs.
 const LONGEST_CALL: Duration = Duration::from_secs(1);
 
@@ -35,10 +39,13 @@ impl Patience<'_> {
             if let Some(fault) = (self.fault)() {
                 return Err(fault.into());
             }
-            if started.elapsed() >= self.timeout {
-                return Err(NcclError::TimedOut { call, timeout: self.timeout });
+            match started.elapsed() {
+                elapsed if elapsed >= self.timeout => {
+                    return Err(NcclError::TimedOut { call, timeout: self.timeout });
+                }
+                elapsed if elapsed < SOON => thread::yield_now(),
+                _ => thread::sleep(POLL),
             }
-            thread::sleep(POLL);
         }
         Ok(())
     }
