@@ -52,6 +52,12 @@ pub enum ControlError {
         /// How the last try ended.
         message: String,
     },
+    /// No rank has put the key in time.
+    #[error("{message}")]
+    Late {
+        /// The launcher's words.
+        message: String,
+    },
     /// The launcher refused the registration, or other ranks did not come.
     #[error("the launcher refused rank {rank}: {message}")]
     Refused {
@@ -60,6 +66,13 @@ pub enum ControlError {
         /// Its message.
         message: String,
     },
+}
+
+impl ControlError {
+    /// Whether the launcher may answer otherwise when it is asked again.
+    pub fn is_late(&self) -> bool {
+        matches!(self, Self::Late { .. })
+    }
 }
 
 /// A line to the launcher. Dropping it sends what is still queued.
@@ -163,7 +176,10 @@ impl Control {
         limit: Duration,
     ) -> Result<T, ControlError> {
         match answer.recv_timeout(limit) {
-            Ok(answer) => answer.map_err(|status| ControlError::Lost { message: status.message().to_owned() }),
+            Ok(answer) => answer.map_err(|status| match (status.code(), status.message().to_owned()) {
+                (Code::DeadlineExceeded, message) => ControlError::Late { message },
+                (_, message) => ControlError::Lost { message },
+            }),
             Err(_) => Err(ControlError::Lost { message: format!("no answer within {limit:?}") }),
         }
     }

@@ -3,15 +3,15 @@
 
 use std::process::ExitCode;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
 use comm::nccl::{Nccl, UniqueId};
-use comm::{ShmOptions, ShmWorld, World};
+use comm::{CommError, ShmOptions, ShmWorld, World};
 use proto::env::{Meeting, WorkerEnv, cache_folder};
 use proto::fault::Fault;
 use proto::memory::arena_bytes;
-use proto::plan::{self, Backend, Plan};
+use proto::plan::{self, Backend, Matmul, Plan};
 use proto::progress::Phase;
 use proto::run_dir::RunDir;
 use proto::{say, sealed};
@@ -52,6 +52,9 @@ pub fn take_gpu(plan: &Plan, env: &WorkerEnv, progress: &ProgressLine) -> Result
         let kernels = cache_folder().map(|folder| folder.join("dslaunch/kernels"));
         let kernels = kernels.unwrap_or_else(|| RunDir::new(&plan.output_dir).kernels());
         let mut driver = Driver::open(env.gpu, &SOURCES, &HEADER, &Cache::new(&kernels))?;
+        if plan.model.matmul == Matmul::Fp8 {
+            driver.check_fp8()?;
+        }
         driver.share_with_torch(plan.deterministic)?;
         gpu::install(Box::new(driver));
         progress.enter(Phase::Rendezvous);
@@ -109,10 +112,14 @@ fn train(
     if let Some(step) = env.profile {
         progress.profile(Profile::new(step, &plan, plan.mesh.coord(env.rank)));
     }
-    let ranks = Ranks::enter(&plan, world, progress, Shake::new(env.shake, env.rank))?;
+    let ranks = Ranks::enter(&plan, world.clone(), progress, Shake::new(env.shake, env.rank))?;
     let mut trainer = Trainer::new(plan, env, ranks)?;
     let outcome = trainer.run(control);
     *step = trainer.current_step();
+    if outcome.is_ok() {
+        // In good order, together with the others. Whoever does not gives up when the world is dropped.
+        world.leave();
+    }
     outcome
 }
 
@@ -129,7 +136,7 @@ fn join(plan: &Plan, env: &WorkerEnv, control: &Control) -> Result<Rc<dyn World>
         Backend::Nccl => {
             let nccl = Nccl::load(&nccl_names())?;
             say::err(format_args!("dslaunch-rank: NCCL {} from {}", nccl.version(), nccl.path()));
-            Rc::new(gpu::nccl_world(ranks(), nccl, &|id| share_id(id, control, timeout))?)
+            Rc::new(gpu::nccl_world(ranks(), nccl, &|id, fault| share_id(id, fault, control, timeout))?)
         }
         Backend::Tcp => unreachable!("no plan that needs {:?} gets here yet", plan.backend),
     })
@@ -138,12 +145,30 @@ fn join(plan: &Plan, env: &WorkerEnv, control: &Control) -> Result<Rc<dyn World>
 /// The key of NCCL's id: each attempt has keys of its own.
 const NCCL_ID: &str = "nccl/world";
 
+/// How long the launcher is asked for the id at a time: between two questions a rank sees that another has failed.
+const ASKED_FOR: Duration = Duration::from_secs(1);
+
 /// Gives all ranks the id of rank 0, by way of the launcher.
-fn share_id(id: Option<UniqueId>, control: &Control, timeout: Duration) -> Result<UniqueId, String> {
+fn share_id(
+    id: Option<UniqueId>,
+    fault: &dyn Fn() -> Option<CommError>,
+    control: &Control,
+    timeout: Duration,
+) -> Result<UniqueId, String> {
     if let Some(id) = id {
         return control.put_key(NCCL_ID, id.bytes()).map(|()| id).map_err(|error| error.to_string());
     }
-    let bytes = control.get_key(NCCL_ID, timeout).map_err(|error| error.to_string())?;
+    let began = Instant::now();
+    let bytes = loop {
+        match control.get_key(NCCL_ID, ASKED_FOR) {
+            Ok(bytes) => break bytes,
+            Err(error) => match fault() {
+                Some(fault) => return Err(fault.to_string()),
+                None if began.elapsed() >= timeout || !error.is_late() => return Err(error.to_string()),
+                None => {}
+            },
+        }
+    };
     let bytes: [u8; UniqueId::BYTES] =
         bytes.try_into().map_err(|bytes: Vec<u8>| format!("{} bytes under {NCCL_ID}", bytes.len()))?;
     Ok(bytes.into())

@@ -59,13 +59,16 @@ impl NcclGroup {
         communicator: usize,
         start: impl FnOnce(&Communicator, *mut c_void, Stream, Patience) -> std::result::Result<(), NcclError>,
     ) -> Result<Work> {
-        let place = &self.place;
-        let (communicator, stream) = place.communicator(communicator);
+        let (place, idx) = (&self.place, communicator);
+        let (communicator, stream) = place.communicator(idx);
         let start_of_buf = place.at(buf).as_ptr().cast();
         place.streams.follow(stream);
-        place.nccl(|patience| start(&communicator, start_of_buf, stream, patience))?;
+        let begin = place.streams.point(stream);
+        let patience = Patience { timeout: place.overseer.timeout(), fault: &|| place.overseer.fault() };
+        let started = start(&communicator, start_of_buf, stream, patience);
+        started.map_err(|error| place.overseer.call_fails(&come, &error))?;
         let end = place.streams.point(stream);
-        place.overseer.watch(come, end.clone());
+        place.overseer.watch(idx, come, [begin, end.clone()]);
         self.calls.go();
         Ok(Work::pending(Enqueued { place: place.clone(), come, end }))
     }

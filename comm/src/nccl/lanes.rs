@@ -4,12 +4,22 @@
 //! of a pipeline that sends to the next one and receives from the one before must have neither wait for the other, or stages in a ring
 //! wait for each other for ever. So a message goes by the *lane* of its sender, neighbours have different lanes, and each channel has
 //! lanes of its own: what a rank sends to neighbours and what it receives from them is in different communicators.
+//!
+//! Two ranks are connected by their first message in a communicator, and the hosts of both wait for that. So a group connects neighbours
+//! when it is made ([`links`]); whoever sends to others than neighbours has its receiver come to that first.
 
 use crate::Channel;
 
 /// How many communicators a group of `size` passes messages through.
 pub const fn communicators_of_messages(size: usize) -> usize {
     Channel::ALL.len() * Lane::numbers(size)
+}
+
+/// The messages that a pipeline in a ring passes: its channel, from whom, and to whom. In one order for all members, who connect in it.
+pub(super) fn links(size: usize) -> Vec<(Channel, [usize; 2])> {
+    let next = |from: usize| (Channel::Forward, [from, (from + 1) % size]);
+    let before = |from: usize| (Channel::Backward, [from, (from + size - 1) % size]);
+    (0..size).map(next).chain((0..size).map(before)).collect()
 }
 
 /// A communicator of a group that passes messages.
@@ -59,6 +69,19 @@ mod tests {
             }
             let ends = [0, size - 1].map(|from| Lane::of(Channel::Forward, from, size));
             assert_ne!(ends[0], ends[1], "a tied embedding is at both ends");
+        }
+    }
+
+    #[test]
+    fn every_neighbour_is_linked_both_ways() {
+        for size in 2..8 {
+            let links = links(size);
+            assert_eq!(links.len(), 2 * size);
+            for (channel, [from, to]) in links {
+                let is_next = (from + 1) % size == to;
+                let is_before = (to + 1) % size == from;
+                assert!(if channel == Channel::Forward { is_next } else { is_before });
+            }
         }
     }
 

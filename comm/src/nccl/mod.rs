@@ -33,4 +33,4 @@ pub use lanes::communicators_of_messages;
 pub use library::{LoadError, Nccl, UniqueId, Version};
 pub use streams::{Point, Streams};
 pub use watchdog::Watchdog;
-pub use world::{NcclOptions, NcclWorld};
+pub use world::{NcclOptions, NcclWorld, SCRATCH_BYTES, ShareId};

@@ -8,7 +8,8 @@
 //! ```
 //!
 //! A call comes after what the GPU computes so far, and [`Work::wait`](crate::Work::wait) has what the GPU computes from then on come
-//! after it: the host waits for neither. What the host then reads of the GPU is good only if the world has no fault afterwards: the
+//! after it: the host waits for neither. It waits for the other ranks' where a communicator is made, where two ranks are connected by their
+//! first message, and where members compare calls ([`crate::shm`]). What the host then reads of the GPU is good only if the world has no fault afterwards: the
 //! watchdog ends calls that wait for a dead rank, and what they leave in their buffers is anything. [`World::check`] tells.
 
 #![allow(unsafe_code, reason = "vouches for the arena's pointers")]
@@ -17,12 +18,12 @@ use std::cell::RefCell;
 use std::io;
 use std::ptr::NonNull;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::communicator::{Communicator, Patience, Stream};
 use super::error::NcclError;
 use super::group::NcclGroup;
-use super::lanes::Lane;
+use super::lanes::{Lane, links};
 use super::library::{Nccl, UniqueId};
 use super::overseer::Overseer;
 use super::streams::Streams;
@@ -38,15 +39,20 @@ pub struct NcclOptions<'a> {
     pub ranks: ShmOptions,
     /// The library.
     pub nccl: &'static Nccl,
-    /// Memory of the GPU, `ranks.arena_bytes` of it.
+    /// Memory of the GPU, `ranks.arena_bytes` of it, and behind it [`SCRATCH_BYTES`] more.
     pub arena: NonNull<u8>,
     /// Streams of the GPU, which is the current one on this thread.
     pub streams: Rc<dyn Streams>,
-    /// Gives all ranks the id of rank 0: called once by each, by rank 0 with it. Waits for rank 0.
-    pub share_id: &'a dyn Fn(Option<UniqueId>) -> std::result::Result<UniqueId, String>,
+    /// Gives all ranks the id of rank 0: called once by each, by rank 0 with it. Waits for rank 0, until `fault` gives one.
+    pub share_id: &'a ShareId<'a>,
 }
 
-/// A rank's place in the world. Stays on the thread that joined. It is left by [`leave`](World::leave), or when it is dropped.
+/// See [`NcclOptions::share_id`].
+pub type ShareId<'a> =
+    dyn Fn(Option<UniqueId>, &dyn Fn() -> Option<CommError>) -> std::result::Result<UniqueId, String> + 'a;
+
+/// A rank's place in the world. Stays on the thread that joined. It is left by [`leave`](World::leave); dropped before that, it aborts the
+/// world.
 pub struct NcclWorld {
     place: Rc<Place>,
 }
@@ -68,6 +74,9 @@ pub(super) struct Place {
 /// Ranks that only meet, and keep no buffers there.
 const NO_ARENA_BYTES: usize = 4096;
 
+/// Bytes behind the arena that members connect through.
+pub const SCRATCH_BYTES: usize = 64;
+
 /// How long ranks wait for each other to leave in good order. There is nothing to be lost any more.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -78,7 +87,8 @@ impl NcclWorld {
     /// As of [`ShmWorld::join`]; `Aborted`, on all ranks, with what NCCL says if it fails on one, or if there is no id.
     ///
     /// # Safety
-    /// The arena is memory of the streams' GPU, zero, this world's alone, and stays where it is until the process ends.
+    /// The arena, and the scratch behind it, is memory of the streams' GPU, zero, this world's alone, and stays where it is until the
+    /// process ends.
     ///
     /// # Panics
     /// If the arena does not begin at a multiple of [`ALIGN_BYTES`].
@@ -102,7 +112,8 @@ impl NcclWorld {
             watchdog: RefCell::new(Some(watchdog)),
         };
         let made = if rank == 0 { nccl.unique_id().map(Some) } else { Ok(None) };
-        let id = share_id(made.map_err(|error| place.overseer.fails(&error))?);
+        let made = made.map_err(|error| place.overseer.fails(&error))?;
+        let id = share_id(made, &|| place.overseer.fault());
         let id = id.map_err(|reason| place.overseer.fails(&NcclError::NoId { reason }))?;
         place.adopt(|patience| Communicator::enter(nccl, id, rank, size, patience))?;
         Ok(Self { place: Rc::new(place) })
@@ -123,6 +134,26 @@ impl Place {
         let mut all = self.communicators.borrow_mut();
         all.push((communicator, self.streams.open()));
         Ok(all.len() - 1)
+    }
+
+    /// Passes a message between all neighbours of a group, one after the other. `lanes`: its communicators.
+    fn connect(&self, lanes: &[usize], [rank, size]: [usize; 2]) -> Result<()> {
+        // SAFETY: it lies behind the arena, and is as large.
+        let [sent, received] = [0, SCRATCH_BYTES / 2].map(|at| unsafe { self.arena.add(self.arena_bytes + at) });
+        let [sent, received] = [sent, received].map(|of| of.as_ptr().cast());
+        for (channel, [from, to]) in links(size) {
+            let (communicator, stream) = self.communicator(lanes[Lane::of(channel, from, size).index(size)]);
+            self.streams.follow(stream);
+            // SAFETY: one element each, which nobody else touches.
+            self.nccl(|patience| unsafe {
+                match rank {
+                    rank if rank == from => communicator.send(sent, 1, DType::F32, to, stream, patience),
+                    rank if rank == to => communicator.recv(received, 1, DType::F32, from, stream, patience),
+                    _ => Ok(()),
+                }
+            })?;
+        }
+        Ok(())
     }
 
     /// Makes a call of NCCL's. If it fails, the job does.
@@ -150,25 +181,31 @@ impl Place {
     fn leave(&self) {
         let Some(watchdog) = self.watchdog.borrow_mut().take() else { return };
         drop(watchdog);
-        let is_good = self.overseer.fault().is_none() && !std::thread::panicking();
-        let patience = Patience { timeout: LEAVE_TIMEOUT, fault: &|| self.overseer.fault() };
+        let began = Instant::now();
         // Those that were split off first.
         for (communicator, _) in self.communicators.take().iter().rev() {
+            let timeout = LEAVE_TIMEOUT.saturating_sub(began.elapsed());
             // One that does not end in good order is aborted: nobody needs it any more.
-            if !is_good || communicator.leave(patience).is_err() {
+            if communicator.leave(Patience { timeout, fault: &|| self.overseer.fault() }).is_err() {
                 let _ = communicator.abort();
             }
         }
-        // The world aborts when it is dropped by a panic.
-        if !std::thread::panicking() {
-            self.shm.leave();
-        }
+        self.shm.leave();
     }
 }
 
+/// Waits for nobody: whoever has not left gives up.
 impl Drop for Place {
     fn drop(&mut self) {
-        self.leave();
+        let Some(watchdog) = self.watchdog.borrow_mut().take() else { return };
+        if self.overseer.fault().is_none() {
+            let what = if std::thread::panicking() { "the rank panicked" } else { "it has ended before the others" };
+            self.shm.abort(what);
+        }
+        drop(watchdog);
+        for (communicator, _) in self.communicators.take() {
+            let _ = communicator.abort();
+        }
     }
 }
 
@@ -211,6 +248,9 @@ unsafe impl World for NcclWorld {
             UseOf::Collectives => vec![split(0)?],
             UseOf::Messages => (0..Lane::all(size).len()).map(split).collect::<Result<_>>()?,
         };
+        if use_of == UseOf::Messages {
+            place.connect(&lanes, [key, size])?;
+        }
         Ok(Rc::new(NcclGroup { place, calls, host, lanes }))
     }
 

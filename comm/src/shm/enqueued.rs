@@ -5,7 +5,6 @@
 //! it has come to; no member waits for another, but in its first [`COMPARED_CALLS`]: there they compare what they call, as all calls
 //! over shared memory do.
 
-use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::time::Duration;
@@ -22,7 +21,7 @@ use crate::{Buffer, CommError, Op, OpDesc, ReduceOp, Result};
 pub(crate) const COMPARED_CALLS: u64 = 1000;
 
 /// The calls of one group, as this rank comes to them.
-pub(crate) struct EnqueuedCalls(Rc<ShmGroup>);
+pub(crate) struct EnqueuedCalls(ShmGroup);
 
 /// A collective that a rank comes to.
 #[derive(Debug, Clone, Copy)]
@@ -53,7 +52,7 @@ impl ShmWorld {
     /// As of [`crate::World::group`].
     pub(crate) fn enqueued_calls(&self, slot: usize, ranks: &[usize]) -> Result<EnqueuedCalls> {
         let group = if slot == 0 { self.whole() } else { self.part(slot, ranks)? };
-        Ok(EnqueuedCalls(Rc::new(group)))
+        Ok(EnqueuedCalls(group))
     }
 
     /// Looks at the world from another thread.

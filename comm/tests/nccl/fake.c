@@ -362,8 +362,10 @@ static int pass(Comm *comm, int peer, int is_send, const void *send, void *recv,
         *at = message->next;
         free(message);
     }
+    comm->polls = (int)call_polls;
+    int code = comm->polls > 0 ? IN_PROGRESS : SUCCESS;
     pthread_mutex_unlock(&lock);
-    return SUCCESS;
+    return code;
 }
 
 int ncclSend(const void *send, size_t count, int dtype, int peer, Comm *comm, Stream *stream) {

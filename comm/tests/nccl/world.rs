@@ -8,7 +8,7 @@ use std::sync::{Arc, Barrier, Mutex};
 use std::time::{Duration, Instant};
 use std::{slice, thread};
 
-use comm::nccl::{NcclOptions, NcclWorld, Point, Stream, Streams, UniqueId};
+use comm::nccl::{NcclOptions, NcclWorld, Point, SCRATCH_BYTES, ShareId, Stream, Streams, UniqueId};
 use comm::{Buffer, Channel, Collective, CommError, DType, Op, ReduceOp, Result, ShmOptions, UseOf, Work, World};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
@@ -80,14 +80,10 @@ impl Fake {
         Rc::new(Counters(under_way))
     }
 
-    fn join(
-        &self,
-        ranks: ShmOptions,
-        share_id: &dyn Fn(Option<UniqueId>) -> std::result::Result<UniqueId, String>,
-    ) -> Result<NcclWorld> {
-        let arena: &'static mut [u64] = Box::leak(vec![0u64; ARENA_BYTES / 8 + 8].into_boxed_slice());
+    fn join(&self, ranks: ShmOptions, share_id: &ShareId) -> Result<NcclWorld> {
+        let arena: &'static mut [u64] = Box::leak(vec![0u64; (ARENA_BYTES + SCRATCH_BYTES) / 8 + 8].into_boxed_slice());
         let start = NonNull::from(arena).cast::<u8>();
-        // SAFETY: there are 64 bytes more than the arena has.
+        // SAFETY: there are 64 bytes more than the arena and the scratch have.
         let arena = unsafe { start.add(start.align_offset(64)) };
         // SAFETY: it is this world's alone, zero, and stays.
         unsafe { NcclWorld::join(NcclOptions { ranks, nccl: self.nccl, arena, streams: self.counters(), share_id }) }
@@ -97,7 +93,7 @@ impl Fake {
     fn world<T: Send>(&self, size: usize, timeout: Duration, body: impl Fn(&NcclWorld) -> T + Sync) -> Vec<T> {
         let fd = memfd_create("comm-test", MFdFlags::MFD_CLOEXEC).expect("memory");
         let (shared, all_know) = (Mutex::new(None), Barrier::new(size));
-        let share_id = |id: Option<UniqueId>| {
+        let share_id = |id: Option<UniqueId>, _: &dyn Fn() -> Option<CommError>| {
             if id.is_some() {
                 *shared.lock().expect("nobody panics") = id;
             }
@@ -110,7 +106,12 @@ impl Fake {
                 move || {
                     let fd = fd.try_clone().expect("a descriptor");
                     let ranks = ShmOptions { rank, world_size: size, fd, arena_bytes: ARENA_BYTES, timeout };
-                    body(&self.join(ranks, share_id).expect("all join"))
+                    let world = self.join(ranks, share_id).expect("all join");
+                    let result = body(&world);
+                    if world.check().is_ok() {
+                        world.leave();
+                    }
+                    result
                 }
             };
             let ranks: Vec<_> = (0..size).map(|rank| scope.spawn(run(rank))).collect();
@@ -278,6 +279,47 @@ fn a_sender_whose_receiver_does_not_come_names_it() {
 }
 
 #[test]
+fn whoever_is_waited_for_on_the_host_is_named() {
+    let fake = Fake::new();
+    let errors = fake.world(2, LONG, |world| {
+        let pair = world.group(1, &[0, 1], UseOf::Messages).expect("both ask");
+        let buf = filled(world, 1);
+        pair.barrier().expect("both come");
+        world.set_timeout(Duration::from_millis(100));
+        if world.rank() == 1 {
+            return wait_for_fault(world);
+        }
+        // The call is in progress until its time is over, as one is that connects two ranks.
+        fake.set("call_polls", i32::MAX);
+        pair.recv(buf, 1, Channel::Backward).expect_err("rank 1 never comes")
+    });
+    for error in errors {
+        let CommError::Timeout { op, missing, .. } = error else { panic!("{error:?}") };
+        assert_eq!((op, &missing[..]), (Op::Recv(Channel::Backward), &[1][..]));
+    }
+}
+
+#[test]
+fn a_world_that_is_dropped_before_it_is_left_gives_up() {
+    let fake = Fake::new();
+    let fd = memfd_create("comm-test", MFdFlags::MFD_CLOEXEC).expect("memory");
+    let (id, timeout) = (fake.id(), LONG);
+    let share_id = |_: Option<UniqueId>, _: &dyn Fn() -> Option<CommError>| Ok(id);
+    let join = |rank| {
+        let fd = fd.try_clone().expect("a descriptor");
+        fake.join(ShmOptions { rank, world_size: 2, fd, arena_bytes: ARENA_BYTES, timeout }, &share_id)
+            .expect("both join")
+    };
+    thread::scope(|scope| {
+        scope.spawn(|| drop(join(1)));
+        let world = join(0);
+        let error = wait_for_fault(&world);
+        assert_eq!(error, CommError::Aborted { rank: 1, reason: "it has ended before the others".into() });
+    });
+    assert_eq!(fake.get("destroyed"), 0);
+}
+
+#[test]
 fn whoever_gives_up_wakes_those_whose_gpus_wait_for_it() {
     let fake = Fake::new();
     let told = fake.world(3, LONG, |world| {
@@ -324,7 +366,7 @@ fn a_world_without_an_id_is_not_joined() {
     let fake = Fake::new();
     let fd = memfd_create("comm-test", MFdFlags::MFD_CLOEXEC).expect("memory");
     let ranks = ShmOptions { rank: 0, world_size: 1, fd, arena_bytes: ARENA_BYTES, timeout: LONG };
-    let error = fake.join(ranks, &|_| Err("the launcher is gone".to_owned())).err().expect("it is refused");
+    let error = fake.join(ranks, &|_, _| Err("the launcher is gone".to_owned())).err().expect("it is refused");
     let reason = "there is no id to enter NCCL by: the launcher is gone".to_owned();
     assert_eq!(error, CommError::Aborted { rank: 0, reason });
 }

@@ -49,6 +49,9 @@ pub struct PlanCommand {
     /// sizes need]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     nproc: Option<u16>,
+    /// Plan for ranks that share a GPU
+    #[arg(long, conflicts_with_all = ["deepspeed", "gpu_memory"])]
+    share_gpu: bool,
     /// Set a key of train.toml, overriding the file; may be repeated
     #[arg(long = "set", value_name = "section.key=value")]
     sets: Vec<String>,
@@ -98,12 +101,12 @@ pub fn run(args: &PlanArgs, terminal: &Terminal) -> Result<u8, LaunchError> {
 impl PlanCommand {
     /// Returns the task that was meant: a plan, or a config that is mapped.
     pub fn task(self) -> Task {
-        let Self { json, deepspeed, gpu_memory, host_memory, nproc, sets, train_toml } = self;
+        let Self { json, deepspeed, gpu_memory, host_memory, nproc, share_gpu, sets, train_toml } = self;
         let imagined = gpu_memory.map(|gpu| Room { gpu: Some(gpu), host: host_memory });
         match (deepspeed, train_toml) {
             (Some(config), _) => Task::MapDeepspeed(DeepspeedArgs { config, nproc }),
             (None, Some(train_toml)) => {
-                Task::Plan(PlanArgs { json, imagined, job: JobArgs { nproc, share_gpu: false, sets, train_toml } })
+                Task::Plan(PlanArgs { json, imagined, job: JobArgs { nproc, share_gpu, sets, train_toml } })
             }
             (None, None) => unreachable!("clap asks for one of them"),
         }

@@ -69,7 +69,8 @@ impl Setup {
         let machine = match imagined {
             Some(_) => Machine::Imagined,
             None => {
-                let gpus = visible.map(|visible| visible.count() * ranks_of_gpu);
+                let shared = if args.share_gpu && count > 0 { world_size } else { 0 };
+                let gpus = visible.map(|visible| visible.count().max(shared));
                 Machine::This { gpus: gpus.map_err(|unfit| unfit.to_string()) }
             }
         };

@@ -36,7 +36,9 @@ pub fn advice(plan: &Plan, share: f64) -> Option<String> {
                 stage.number()
             ));
         }
-        if stage == ZeroStage::Stage3 && plan.zero.prefetch_units < 2 {
+        if !plan.zero.overlap_comm {
+            looks.push("zero.overlap_comm = false (true lets the GPUs compute meanwhile)".to_owned());
+        } else if stage == ZeroStage::Stage3 && plan.zero.prefetch_units < 2 {
             looks.push(format!("zero.prefetch_units = {} (2 begin to gather earlier)", plan.zero.prefetch_units));
         }
         looks.push("train.global_batch_size, train.micro_batch_size (more to compute for each exchange)".to_owned());
@@ -61,6 +63,8 @@ mod tests {
         for key in ["zero.stage = 3", "zero.prefetch_units = 1", "train.global_batch_size"] {
             assert!(sharded.contains(key), "{key}: {sharded}");
         }
+        let apart = advised(4, "[zero]\nstage = 3\noverlap_comm = false\n");
+        assert!(apart.contains("zero.overlap_comm = false") && !apart.contains("prefetch"), "{apart}");
         let tensor = advised(2, "[parallel]\ntensor = 2\n");
         assert!(tensor.contains("parallel.tensor = 2") && !tensor.contains("zero."), "{tensor}");
         let pipeline = advised(2, "[parallel]\npipeline = 2\n");

@@ -126,6 +126,11 @@ impl ParamLayout {
         self.offset..self.offset + self.numel()
     }
 
+    /// Where the element of index `local` in this rank's flat buffer, which is one of this parameter's, is in that of the whole unit.
+    pub fn whole_index(&self, local: usize) -> usize {
+        self.whole_offset + self.rows.start * self.row_numel() + (local - self.offset)
+    }
+
     /// Start and end of the whole parameter in the flat buffer of the whole unit, as manifests write ranges.
     pub fn whole_range(&self) -> [usize; 2] {
         [self.whole_offset, self.whole_offset + self.whole_rows * self.row_numel()]

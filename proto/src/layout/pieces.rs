@@ -78,7 +78,7 @@ impl UnitLayout {
             if start >= end {
                 continue;
             }
-            let whole = param.whole_offset + param.rows.start * param.row_numel() + (start - param.offset);
+            let whole = param.whole_index(start);
             let piece = Piece { local: start, whole: whole..whole + (end - start) };
             match pieces.last_mut() {
                 Some(last) if last.whole.end == piece.whole.start && last.local + last.whole.len() == piece.local => {

@@ -1,5 +1,5 @@
 //! The messages between pipeline stages: activations forward, their gradients backward. Sending does not wait, so that
-//! a stage goes on with its next pass; receiving does, and that wait is the pipeline's bubble.
+//! a stage goes on with its next pass; receiving does, and that wait is the pipeline's bubble: of the host, or of the GPU beside it.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -74,7 +74,7 @@ impl Messages {
         Ok(())
     }
 
-    /// Activations of `rows` rows from the stage before: `[S, D]`. Blocks.
+    /// Activations of `rows` rows from the stage before: `[S, D]`. What computes waits for them.
     pub fn recv_forward(&mut self, rows: i64) -> Result<Tensor, CommError> {
         let (x, waited) = self.forward.recv(&self.pp, rows as usize, self.hidden_size)?;
         self.waited += waited;
@@ -87,14 +87,14 @@ impl Messages {
         Ok(())
     }
 
-    /// Gradients of `rows` rows from the next stage: `[S, D]`. Blocks.
+    /// Gradients of `rows` rows from the next stage: `[S, D]`. What computes waits for them.
     pub fn recv_backward(&mut self, rows: i64) -> Result<Tensor, CommError> {
         let (dy, waited) = self.backward.recv(&self.pp, rows as usize, self.hidden_size)?;
         self.waited += waited;
         Ok(dy)
     }
 
-    /// Time spent waiting for neighbours since the last call.
+    /// Time that the host spent waiting for neighbours since the last call.
     pub fn take_waited(&mut self) -> Duration {
         std::mem::take(&mut self.waited)
     }

@@ -50,8 +50,18 @@ impl TiedGradients {
             let range = start..owned.end.min(start + at_a_time);
             let arrived = self.arrived.operand().slice(0, range.len());
             unit.put_gradients(slot.flat_mut(), range.clone());
-            let sent = self.pp.send(slot.flat().operand().slice(start, range.len()), self.other, Channel::Forward)?;
-            self.pp.recv(arrived, self.other, Channel::Forward)?.wait()?;
+            let own = slot.flat().operand().slice(start, range.len());
+            let send = || self.pp.send(own, self.other, Channel::Forward);
+            let recv = || self.pp.recv(arrived, self.other, Channel::Forward);
+            // One after the other on both sides: a backend may connect two ranks at their first message, which takes both.
+            let (sent, received) = if self.pp.rank() < self.other {
+                let sent = send()?;
+                (sent, recv()?)
+            } else {
+                let received = recv()?;
+                (send()?, received)
+            };
+            received.wait()?;
             // Only then: the sum replaces what is being sent.
             sent.wait()?;
             let values = self.arrived.range(0..range.len());

@@ -337,7 +337,10 @@ impl Unit {
             let range = intersection(tile, &param.range());
             let in_tile = relative(&range, tile.start);
             let rounded = rounds.then(|| params.range(range.clone()));
-            let first = (param.whole_offset + param.rows.start * param.row_numel() + range.start - param.offset) as u64;
+            if range.is_empty() {
+                continue;
+            }
+            let first = param.whole_index(range.start) as u64;
             let draws = Draws { seed: seed_of(update.seed, self.name_hash), first };
             let [params, exp_avg, exp_avg_sq] = self.state(params, range).map(|section| section.tensor());
             let grads = grads.narrow(0, in_tile.start as i64, in_tile.len() as i64);

@@ -28,14 +28,12 @@ impl DeviceSum {
         self.sum.as_ref().map_or(HOST, Tensor::device)
     }
 
-    /// The sum, where it is: a scalar, fp64.
-    pub(super) fn tensor(&self) -> Tensor {
-        self.sum.as_ref().map_or_else(|| Tensor::from(0f64), Tensor::shallow_clone)
-    }
-
-    /// The sum on `device`: a scalar, fp64. It is there, or nothing was added to it.
+    /// The sum on `device`: a scalar, fp64. It is there, or nothing was added to it. Does not wait for the device.
     pub(super) fn tensor_on(&self, device: tch::Device) -> Tensor {
-        self.tensor().to_device(device)
+        match &self.sum {
+            Some(sum) => sum.to_device(device),
+            None => Tensor::zeros([0i64; 0], (tch::Kind::Double, device)),
+        }
     }
 
     /// Several sums as one tensor, `[n]` fp64, on their device. Does not wait for it.

@@ -1,13 +1,14 @@
 //! A rank's end of a communicator.
 
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::thread;
 use std::time::Duration;
 
 use crate::Comm;
 use crate::region::{Aborted, Of, Region};
-use crate::transfer::Call;
+use crate::transfer::{Call, Kind};
 
 /// Between two looks whether calls are done.
 const PAUSE: Duration = Duration::from_micros(50);
@@ -22,6 +23,8 @@ pub struct Communicator {
     busy: AtomicUsize,
     /// Calls that streams have not made yet.
     under_way: AtomicUsize,
+    /// What is connected: all for collectives (`None`), and the sender and receiver of messages.
+    connected: Mutex<HashSet<Option<[usize; 2]>>>,
 }
 
 /// The caller's, to be written once it is made.
@@ -83,8 +86,27 @@ impl Communicator {
         });
     }
 
-    /// A call, for a stream to make.
+    /// Whoever makes the first call of its kind, or the first message between two ranks, waits on the host until the others have come to
+    /// theirs: busy until then.
+    fn connect(self: Arc<Self>, call: &Call) {
+        let rank = self.region().rank();
+        let what = match call.kind {
+            Kind::Send => Some([rank, call.peer]),
+            Kind::Recv => Some([call.peer, rank]),
+            _ => None,
+        };
+        if self.connected.lock().expect("nobody panics").insert(what) {
+            self.on_a_thread(move |of| match what {
+                Some(sides) => of.region().connect(sides, &of.aborted),
+                None => of.region().meet(Of::Connections, &of.aborted),
+            });
+        }
+    }
+
+    /// A call, for a stream to make. May leave the communicator busy.
     pub fn job(self: Arc<Self>, call: Call) -> Box<dyn FnOnce() + Send> {
+        assert!(!self.is_busy(), "a call while another is in progress: {call:?}");
+        self.clone().connect(&call);
         self.under_way.fetch_add(1, SeqCst);
         Box::new(move || {
             let call = call;

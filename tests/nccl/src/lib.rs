@@ -1,8 +1,9 @@
 //! An NCCL between emulated GPUs, for tests: ranks are processes, their data moves through shared memory, and each call is made on the
 //! stream that it is given, beside what its rank computes.
 //!
-//! It is as strict as it can be: a call that a dead rank does not come to waits for ever, until its communicator is aborted; a send
-//! waits for its receiver; what a reduce-scatter leaves of the slices that are not a rank's own is NaN; ranks that call different
+//! It is as strict as it can be: a call that a dead rank does not come to waits for ever, until its communicator is aborted; the first
+//! collective, and the first message between two ranks, has the host wait for the others, for that is when they are connected; a send
+//! waits for its receiver; a call while another is in progress ends the process; what a reduce-scatter leaves of the slices that are not a rank's own is NaN; ranks that call different
 //! things end with a message. Sums are taken in the order of ranks, as over shared memory: the same bits.
 //!
 //! In the place of `libnccl.so.2`, and beside ranks whose GPU is emulated ([`stream`]).
@@ -233,8 +234,7 @@ unsafe fn start(comm: Comm, stream: *const Stream, call: Call) -> Code {
     // SAFETY: the caller vouches for both.
     unsafe {
         let communicator = of(comm);
-        let job = communicator.job(call);
-        stream::enqueue(stream, job);
+        stream::enqueue(stream, communicator.clone().job(call));
+        if communicator.is_busy() { IN_PROGRESS } else { SUCCESS }
     }
-    SUCCESS
 }

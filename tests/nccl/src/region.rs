@@ -36,6 +36,10 @@ struct Head {
     /// What each rank says before a meeting.
     said: [[AtomicU64; 4]; RANKS_MAX],
     said_of_splits: [[AtomicU64; 4]; RANKS_MAX],
+    /// Of first collectives.
+    connections: Meeting,
+    /// `[from][to][side]`: whether the sender (0) and the receiver (1) have come to their first message.
+    connected: [[[AtomicU64; 2]; RANKS_MAX]; RANKS_MAX],
     /// Of the file's first region: regions that were given away.
     given: AtomicU64,
     /// `[from][to]`: chunks sent, and taken.
@@ -48,11 +52,12 @@ struct Head {
 const HEAD_BYTES: usize = size_of::<Head>().next_multiple_of(4096);
 const REGION_BYTES: usize = HEAD_BYTES + (RANKS_MAX + RANKS_MAX * RANKS_MAX) * CHUNK_BYTES;
 
-/// Which of a region's two meetings.
+/// Which of a region's meetings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Of {
     Collectives,
     Splits,
+    Connections,
 }
 
 /// One communicator's memory, as one of its ranks sees it.
@@ -108,6 +113,7 @@ impl Region {
         let meeting = match of {
             Of::Collectives => &self.head().collectives,
             Of::Splits => &self.head().splits,
+            Of::Connections => &self.head().connections,
         };
         let number = meeting.0[self.rank].fetch_add(1, SeqCst) + 1;
         wait(aborted, || meeting.0[..self.size].iter().all(|come| come.load(SeqCst) >= number))
@@ -118,12 +124,21 @@ impl Region {
         let said = match of {
             Of::Collectives => &self.head().said,
             Of::Splits => &self.head().said_of_splits,
+            Of::Connections => unreachable!("nobody says anything there"),
         };
         said[self.rank].iter().zip(words).for_each(|(to, word)| to.store(word, SeqCst));
         self.meet(of, aborted)?;
         let heard = said[..self.size].iter().map(|words| words.each_ref().map(|word| word.load(SeqCst))).collect();
         self.meet(of, aborted)?;
         Ok(heard)
+    }
+
+    /// Comes to the first message from a rank to another, on one of its sides, and waits for the other side.
+    pub fn connect(&self, [from, to]: [usize; 2], aborted: &AtomicBool) -> Result<(), Aborted> {
+        let sides = &self.head().connected[from][to];
+        let own = usize::from(self.rank == to);
+        sides[own].store(1, SeqCst);
+        wait(aborted, || sides[1 - own].load(SeqCst) == 1)
     }
 
     /// Where a rank puts its data of a collective: [`CHUNK_BYTES`].

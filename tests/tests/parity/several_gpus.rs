@@ -40,6 +40,9 @@ fn layouts() -> Vec<Layout> {
         pipeline(2, "1f1b"),
         pipeline(2, "interleaved"),
         pipeline(2, "zero_bubble"),
+        // The stages of a tied embedding are no neighbours.
+        pipeline(3, "zero_bubble"),
+        pipeline(4, "1f1b"),
         Layout { tensor: 2, zero_stage: 3, ..four },
         Layout { pipeline: 2, zero_stage: 2, ..four },
     ]

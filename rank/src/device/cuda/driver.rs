@@ -53,6 +53,15 @@ pub enum GpuError {
         /// Its instruction set.
         capability: Capability,
     },
+    /// It does not multiply in fp8.
+    #[error("model.matmul: fp8 needs compute capability {}.{}, and {name} has {}.{}", LEAST_FOR_FP8.0, LEAST_FOR_FP8.1,
+        .capability.major, .capability.minor)]
+    NoFp8 {
+        /// The GPU's name.
+        name: String,
+        /// Its instruction set.
+        capability: Capability,
+    },
     /// libtorch's half for GPUs is not there.
     #[error("libtorch cannot use GPUs")]
     NoTorch(#[source] LibraryError),
@@ -66,6 +75,9 @@ pub enum GpuError {
 
 /// The oldest compute capability: that of an A100, the first with bf16.
 const LEAST_MAJOR: u32 = 8;
+
+/// The oldest compute capability that multiplies in fp8.
+const LEAST_FOR_FP8: (u32, u32) = (8, 9);
 
 pub(super) fn text(error: &DriverError) -> String {
     let name = error.error_name().map_or_else(|_| format!("{error:?}"), |name| name.to_string_lossy().into_owned());
@@ -144,6 +156,15 @@ impl Driver {
             functions: RefCell::default(),
             of_thread: PhantomData,
         })
+    }
+
+    /// Whether it multiplies in fp8.
+    pub fn check_fp8(&self) -> Result<(), GpuError> {
+        let Capability { major, minor } = self.capability;
+        match (major, minor) >= LEAST_FOR_FP8 {
+            true => Ok(()),
+            false => Err(GpuError::NoFp8 { name: self.name.clone(), capability: self.capability }),
+        }
     }
 
     /// Lets libtorch compute on it too, from now on, on a stream of their own. Before anything has asked libtorch for a GPU.

@@ -10,7 +10,7 @@ use std::ptr::{self, NonNull};
 use std::rc::Rc;
 use std::time::Duration;
 
-use comm::nccl::{Nccl, NcclOptions, NcclWorld, Streams, UniqueId};
+use comm::nccl::{Nccl, NcclOptions, NcclWorld, SCRATCH_BYTES, ShareId, Streams};
 use comm::{CommError, ShmOptions, SoloWorld};
 use tch::{Kind, Tensor};
 
@@ -137,12 +137,8 @@ pub fn solo_world(arena_bytes: usize, timeout: Duration) -> SoloWorld {
 ///
 /// # Errors
 /// As of [`NcclWorld::join`].
-pub fn nccl_world(
-    ranks: ShmOptions,
-    nccl: &'static Nccl,
-    share_id: &dyn Fn(Option<UniqueId>) -> Result<UniqueId, String>,
-) -> Result<NcclWorld, CommError> {
-    let arena = allocate(ranks.arena_bytes);
+pub fn nccl_world(ranks: ShmOptions, nccl: &'static Nccl, share_id: &ShareId) -> Result<NcclWorld, CommError> {
+    let arena = allocate(ranks.arena_bytes + SCRATCH_BYTES);
     // SAFETY: allocated for it, zero and never freed.
     unsafe { NcclWorld::join(NcclOptions { ranks, nccl, arena, streams: streams(), share_id }) }
 }

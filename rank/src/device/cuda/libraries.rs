@@ -39,8 +39,11 @@ pub(super) fn load_of_driver(name: &str) -> Result<(), LibraryError> {
     load_from(vec![], name, "NVIDIA's driver")
 }
 
-/// Where NCCL is looked for: nowhere but where `DSLAUNCH_NCCL_LIB` says, if it says anything; else, in this order, the one that this process has loaded, for two would not
-/// know of each other; where the system's loader finds it; beside torch.
+/// Where NCCL is looked for: only where `DSLAUNCH_NCCL_LIB` says, if it says anything. Else in this order:
+///
+/// 1. the one that this process has loaded: two would not know of each other;
+/// 2. where the system's loader finds it;
+/// 3. beside torch.
 pub fn nccl_names() -> Vec<PathBuf> {
     const NAME: &str = "libnccl.so.2";
     if let Some(named) = variable("DSLAUNCH_NCCL_LIB") {
