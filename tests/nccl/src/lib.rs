@@ -6,7 +6,7 @@
 //! waits for its receiver; a call while another is in progress ends the process; what a reduce-scatter leaves of the slices that are not a rank's own is NaN; ranks that call different
 //! things end with a message. Sums are taken in the order of ranks, as over shared memory: the same bits.
 //!
-//! In the place of `libnccl.so.2`, and beside ranks whose GPU is emulated ([`stream`]).
+//! In the place of `libnccl.so.2`, and beside ranks whose GPU is emulated (`stream.rs`).
 
 #![allow(unsafe_code, reason = "it has the C interface of NCCL")]
 #![allow(non_snake_case, reason = "the names are NCCL's")]
