@@ -92,7 +92,7 @@ fn three_mistakes_are_reported_at_once_and_nothing_starts() {
 fn what_is_not_supported_yet_is_refused_with_its_place() {
     let scratch = Scratch::new();
     let model = tiny_model(&scratch.path("model"));
-    let finished = scratch.job(&model, &scratch.rows(), "[comm]\nbackend = \"nccl\"\n").finish();
+    let finished = scratch.job(&model, &scratch.rows(), "[comm]\nbackend = \"tcp\"\n").finish();
     check_refused(&finished, 2, &["train.toml:11:11", "comm.backend", "not supported yet"]);
 }
 

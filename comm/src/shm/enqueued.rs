@@ -77,6 +77,9 @@ impl EnqueuedCalls {
         }
         let desc = OpDesc { seq: number, ..desc };
         self.enter(&desc);
+        if number > COMPARED_CALLS {
+            group.world.arrive(); // else it has, where they met
+        }
         member.enqueued.store(number, Release);
         Ok(Come { desc, others: Others::Members(group.members) })
     }
@@ -104,6 +107,7 @@ impl EnqueuedCalls {
         let seq = count.get() + 1;
         let desc = OpDesc { seq, ..group.describe(op, Some(buf)) };
         self.enter(&desc);
+        group.world.arrive();
         count.set(seq);
         word.advance();
         Ok(Come { desc, others: Others::Peer(peer) })
@@ -112,7 +116,6 @@ impl EnqueuedCalls {
     fn enter(&self, desc: &OpDesc) {
         let world = &self.0.world;
         world.control().cells[world.rank()].enter(desc);
-        world.arrive();
     }
 
     /// What this rank has come to is with its device: it goes on.

@@ -1,5 +1,6 @@
 //! A world over NCCL: its groups, its order, and how it ends.
 
+use std::cell::Cell;
 use std::ffi::{c_int, c_void};
 use std::ptr::NonNull;
 use std::rc::Rc;
@@ -207,6 +208,26 @@ fn stages_in_a_ring_send_before_they_receive() {
             assert_eq!(received, Ok(vec![before, before, next, next]), "rank {rank} of {size}");
         }
     }
+}
+
+#[test]
+fn a_rank_comes_to_each_call_once() {
+    let fake = Fake::new();
+    let arrivals = fake.world(2, LONG, |world| {
+        let (pair, buf) = (world.group(1, &[0, 1], UseOf::Messages).expect("both ask"), filled(world, 1));
+        let count = Rc::new(Cell::new(0));
+        let counted = count.clone();
+        world.on_arrival(Box::new(move || counted.set(counted.get() + 1)));
+        (0..MANY).for_each(|_| _ = all_reduce(world, &*pair, buf).expect("both call it"));
+        pair.barrier().expect("both come");
+        let work = match pair.rank() {
+            0 => pair.send(buf, 1, Channel::Forward),
+            _ => pair.recv(buf, 0, Channel::Forward),
+        };
+        work.and_then(Work::wait).expect("both come");
+        count.get()
+    });
+    assert_eq!(arrivals, [MANY + 2; 2]);
 }
 
 #[test]
