@@ -16,6 +16,7 @@
 #![forbid(unsafe_code)]
 
 pub mod checkpointing;
+pub mod compute_capability;
 pub mod config;
 pub mod dataset;
 pub mod dial;

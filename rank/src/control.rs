@@ -313,8 +313,8 @@ async fn forward(mut client: Client, mut messages: UnboundedReceiver<Message>, l
     }
 }
 
-/// Makes a call, which takes at most `limit`, again over a new connection if the old one breaks. The launcher knows by their numbers which reports it has
-/// got; other messages may come twice.
+/// Makes a call, which takes at most `limit`, again over a new connection if the old one breaks. The launcher knows by their numbers
+/// which reports it has got; other messages may come twice.
 async fn deliver<M: Clone, R>(
     client: &mut Client,
     message: M,

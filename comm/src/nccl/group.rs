@@ -25,47 +25,34 @@ pub(super) struct NcclGroup {
     pub lanes: Vec<usize>,
 }
 
+/// Gives a communicator a call: from the start of its buffer, on its stream.
+trait Start: FnOnce(&Communicator, *mut c_void, Stream, Patience) -> std::result::Result<(), NcclError> {}
+
+impl<F> Start for F where F: FnOnce(&Communicator, *mut c_void, Stream, Patience) -> std::result::Result<(), NcclError> {}
+
 impl NcclGroup {
     /// A collective. The first communicator carries it.
-    fn collective(
-        &self,
-        call: Collectively,
-        start: impl FnOnce(&Communicator, *mut c_void, Stream, Patience) -> std::result::Result<(), NcclError>,
-    ) -> Result<Work> {
+    fn collective(&self, call: Collectively, start: impl Start) -> Result<Work> {
         let come = self.calls.come(call)?;
         self.enqueue(come, call.buf, self.lanes[0], start)
     }
 
-    /// A message. `from`: which member sends it.
-    fn message(
-        &self,
-        op: Op,
-        buf: Buffer,
-        peer: usize,
-        [channel, from]: [usize; 2],
-        start: impl FnOnce(&Communicator, *mut c_void, Stream, Patience) -> std::result::Result<(), NcclError>,
-    ) -> Result<Work> {
+    /// A message, which takes the lane of its sender.
+    fn message(&self, op: Op, buf: Buffer, peer: usize, lane: Lane, start: impl Start) -> Result<Work> {
         let come = self.calls.come_to_message(op, buf, peer)?;
-        let lane = Lane::of(Channel::ALL[channel], from, self.size()).index(self.size());
         // The group of all has one communicator for all messages.
-        self.enqueue(come, buf, *self.lanes.get(lane).unwrap_or(&self.lanes[0]), start)
+        let communicator = self.lanes.get(lane.index(self.size())).unwrap_or(&self.lanes[0]);
+        self.enqueue(come, buf, *communicator, start)
     }
 
     /// Hands a call to the GPU: after what it computes so far.
-    fn enqueue(
-        &self,
-        come: Come,
-        buf: Buffer,
-        communicator: usize,
-        start: impl FnOnce(&Communicator, *mut c_void, Stream, Patience) -> std::result::Result<(), NcclError>,
-    ) -> Result<Work> {
+    fn enqueue(&self, come: Come, buf: Buffer, communicator: usize, start: impl Start) -> Result<Work> {
         let (place, idx) = (&self.place, communicator);
         let (communicator, stream) = place.communicator(idx);
         let start_of_buf = place.at(buf).as_ptr().cast();
         place.streams.follow(stream);
         let begin = place.streams.point(stream);
-        let patience = Patience { timeout: place.overseer.timeout(), fault: &|| place.overseer.fault() };
-        let started = start(&communicator, start_of_buf, stream, patience);
+        let started = place.patiently(|patience| start(&communicator, start_of_buf, stream, patience));
         started.map_err(|error| place.overseer.call_fails(&come, &error))?;
         let end = place.streams.point(stream);
         place.overseer.watch(idx, come, [begin, end.clone()]);
@@ -128,16 +115,16 @@ impl Collective for NcclGroup {
     }
 
     fn send(&self, buf: Buffer, to: usize, channel: Channel) -> Result<Work> {
-        let by = [channel as usize, self.rank()];
-        self.message(Op::Send(channel), buf, to, by, |communicator, start, stream, patience| {
+        let lane = Lane::of(channel, self.rank(), self.size());
+        self.message(Op::Send(channel), buf, to, lane, |communicator, start, stream, patience| {
             // SAFETY: as above; they are only read.
             unsafe { communicator.send(start, buf.numel(), buf.dtype(), to, stream, patience) }
         })
     }
 
     fn recv(&self, buf: Buffer, from: usize, channel: Channel) -> Result<Work> {
-        let by = [channel as usize, from];
-        self.message(Op::Recv(channel), buf, from, by, |communicator, start, stream, patience| {
+        let lane = Lane::of(channel, from, self.size());
+        self.message(Op::Recv(channel), buf, from, lane, |communicator, start, stream, patience| {
             // SAFETY: as above.
             unsafe { communicator.recv(start, buf.numel(), buf.dtype(), from, stream, patience) }
         })

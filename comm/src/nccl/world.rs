@@ -9,8 +9,9 @@
 //!
 //! A call comes after what the GPU computes so far, and [`Work::wait`](crate::Work::wait) has what the GPU computes from then on come
 //! after it: the host waits for neither. It waits for the other ranks' where a communicator is made, where two ranks are connected by their
-//! first message, and where members compare calls ([`crate::shm`]). What the host then reads of the GPU is good only if the world has no fault afterwards: the
-//! watchdog ends calls that wait for a dead rank, and what they leave in their buffers is anything. [`World::check`] tells.
+//! first message, and where members compare calls ([`crate::shm`]). What the host then reads of the GPU is good only if the world has no
+//! fault afterwards: the watchdog ends calls that wait for a dead rank, and what they leave in their buffers is anything.
+//! [`World::check`] tells.
 
 #![allow(unsafe_code, reason = "vouches for the arena's pointers")]
 
@@ -158,8 +159,12 @@ impl Place {
 
     /// Makes a call of NCCL's. If it fails, the job does.
     pub fn nccl<T>(&self, call: impl FnOnce(Patience) -> std::result::Result<T, NcclError>) -> Result<T> {
-        let patience = Patience { timeout: self.overseer.timeout(), fault: &|| self.overseer.fault() };
-        call(patience).map_err(|error| self.overseer.fails(&error))
+        self.patiently(call).map_err(|error| self.overseer.fails(&error))
+    }
+
+    /// Makes a call of NCCL's, whose host waits until the world's timeout or its first fault.
+    pub fn patiently<T>(&self, call: impl FnOnce(Patience) -> T) -> T {
+        call(Patience { timeout: self.overseer.timeout(), fault: &|| self.overseer.fault() })
     }
 
     /// One of [`Place::communicators`], and its stream.

@@ -17,7 +17,7 @@ use nvml_wrapper::error::NvmlError;
 use nvml_wrapper::{Device, Nvml};
 use serde::Serialize;
 
-pub use visible::{LEAST_COMPUTE, Unfit, Visible};
+pub use visible::{Unfit, Visible};
 
 /// The kernel module shows itself here.
 const DRIVER: &str = "/proc/driver/nvidia/version";
@@ -61,7 +61,7 @@ pub struct Gpu {
     /// Of these, free now.
     pub memory_free: u64,
     /// Compute capability.
-    pub compute: Option<(i32, i32)>,
+    pub compute: Option<(u32, u32)>,
     /// Its address on the PCI bus.
     pub pci: Option<String>,
     /// PCIe generation and lanes that are possible.
@@ -180,7 +180,10 @@ fn gpu(index: usize, device: &Device<'_>) -> Result<Gpu, NvmlError> {
         uuid: device.uuid().ok(),
         memory: memory.total,
         memory_free: memory.free,
-        compute: device.cuda_compute_capability().ok().map(|compute| (compute.major, compute.minor)),
+        compute: device
+            .cuda_compute_capability()
+            .ok()
+            .and_then(|compute| Some((u32::try_from(compute.major).ok()?, u32::try_from(compute.minor).ok()?))),
         pci: device.pci_info().ok().map(|pci| pci.bus_id),
         pcie: device.max_pcie_link_gen().ok().zip(device.max_pcie_link_width().ok()),
         pcie_now: device.current_pcie_link_gen().ok().zip(device.current_pcie_link_width().ok()),

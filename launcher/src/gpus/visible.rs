@@ -5,10 +5,9 @@
 
 use std::fmt;
 
-use super::{Gpu, Gpus};
+use proto::compute_capability::LEAST;
 
-/// The oldest compute capability that ranks train on: an A100's, the first with bf16.
-pub const LEAST_COMPUTE: (i32, i32) = (8, 0);
+use super::{Gpu, Gpus};
 
 /// The GPUs of a machine that a job sees, by their places in [`Gpus::Found`]: rank r has the r-th.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -38,7 +37,7 @@ pub enum Unfit {
         /// Its name.
         name: String,
         /// Its compute capability.
-        compute: (i32, i32),
+        compute: (u32, u32),
     },
 }
 
@@ -62,7 +61,7 @@ impl Visible {
         if let (Some(value), true) = (variable, seen.0.is_empty() && !all.is_empty()) {
             return Err(Unfit::Hidden { value: value.to_owned(), gpus: all.len() });
         }
-        let too_old = |&&index: &&usize| all[index].compute.is_some_and(|compute| compute < LEAST_COMPUTE);
+        let too_old = |&&index: &&usize| all[index].compute.is_some_and(|compute| compute < LEAST);
         match seen.0.iter().find(too_old) {
             Some(&index) => {
                 let Gpu { index, name, compute, .. } = &all[index];
@@ -112,7 +111,7 @@ impl fmt::Display for Unfit {
                 write!(f, "CUDA_VISIBLE_DEVICES names {name}, a part of a GPU, and ranks train on whole ones")
             }
             Self::TooOld { index, name, compute: (major, minor) } => {
-                let (least, _) = LEAST_COMPUTE;
+                let (least, _) = LEAST;
                 write!(
                     f,
                     "GPU {index} ({name}) has compute capability {major}.{minor}, and at least {least}.0 is needed; \
@@ -127,8 +126,8 @@ impl fmt::Display for Unfit {
 mod tests {
     use super::*;
 
-    fn machine(computes: &[(i32, i32)]) -> Gpus {
-        let gpu = |(index, &compute): (usize, &(i32, i32))| Gpu {
+    fn machine(computes: &[(u32, u32)]) -> Gpus {
+        let gpu = |(index, &compute): (usize, &(u32, u32))| Gpu {
             index,
             name: format!("card {index}"),
             uuid: Some(format!("GPU-{index}f93")),

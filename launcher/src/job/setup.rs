@@ -8,6 +8,7 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use proto::compute_capability::LEAST_FOR_FP8;
 use proto::config::{AutoOr, ConfigErrors, Device, Matmul, Problem, TrainConfig};
 use proto::env::variable;
 use proto::manifest::Progress;
@@ -203,14 +204,11 @@ impl Setup {
     }
 }
 
-/// The oldest compute capability that multiplies in fp8: an L4's and an RTX 40's; an H100 has 9.0.
-const LEAST_COMPUTE_FOR_FP8: (i32, i32) = (8, 9);
-
 /// What keeps ranks from multiplying in fp8 on these GPUs, if they are to.
 fn too_old_for_fp8(config: &TrainConfig, gpus: &[&Gpu]) -> Option<Problem> {
-    let is_old = |gpu: &&&Gpu| gpu.compute.is_some_and(|compute| compute < LEAST_COMPUTE_FOR_FP8);
+    let is_old = |gpu: &&&Gpu| gpu.compute.is_some_and(|compute| compute < LEAST_FOR_FP8);
     let gpu = gpus.iter().find(is_old).filter(|_| config.model.matmul == Matmul::Fp8)?;
-    let ((major, minor), (least, of_least)) = (gpu.compute.unwrap_or_default(), LEAST_COMPUTE_FOR_FP8);
+    let ((major, minor), (least, of_least)) = (gpu.compute.unwrap_or_default(), LEAST_FOR_FP8);
     let Gpu { index, name, .. } = gpu;
     let rule = format!("fp8 needs compute capability {least}.{of_least}, and GPU {index} ({name}) has {major}.{minor}");
     Some(config.origins.problem("model.matmul", rule).suggest("bf16"))

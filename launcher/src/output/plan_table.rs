@@ -234,12 +234,15 @@ pub(super) mod tests {
 
     /// The plan of a job on GPUs that need not be there.
     pub fn imagined(world_size: usize, toml: &str) -> Plan {
+        draft(world_size, toml, Room::default()).without_data().unwrap()
+    }
+
+    fn draft(world_size: usize, toml: &str, room: Room) -> Draft {
         let text = format!("[model]\npath = \"/m\"\n[data]\ntrain = \"a.jsonl\"\n{toml}");
         let config = TrainConfig::parse(Path::new("sft.toml"), &text, &[]).unwrap();
         let model = ModelConfig::parse(Path::new("config.json"), DEEPSEEK).unwrap();
-        let room = Room::default();
         let world = World { world_size, cores: 8, current_dir: "/here".into(), machine: Machine::Imagined, room };
-        Draft::new(&config, world, model).unwrap().without_data().unwrap()
+        Draft::new(&config, world, model).unwrap()
     }
 
     fn plan(toml: &str, world_size: usize) -> Plan {
@@ -288,12 +291,8 @@ pub(super) mod tests {
     #[test]
     fn a_plan_for_gpus_says_what_their_host_needs_and_checks_it_where_its_memory_is_known() {
         let row = |world_size, toml: &str, host: Option<u64>| {
-            let text = format!("[model]\npath = \"/m\"\n[data]\ntrain = \"a.jsonl\"\n{toml}");
-            let config = TrainConfig::parse(Path::new("sft.toml"), &text, &[]).unwrap();
-            let model = ModelConfig::parse(Path::new("config.json"), DEEPSEEK).unwrap();
             let room = Room { gpu: Some(80 << 30), host };
-            let world = World { world_size, cores: 8, current_dir: "/here".into(), machine: Machine::Imagined, room };
-            let draft = Draft::new(&config, world, model).unwrap();
+            let draft = draft(world_size, toml, room);
             let plan = draft.without_data().unwrap();
             let shortages = draft.check_memory(&plan).err().unwrap_or_default();
             let missing: Vec<u64> = shortages.iter().map(Shortage::missing).collect();

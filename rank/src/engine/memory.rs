@@ -283,13 +283,9 @@ impl Memory {
 
     /// Sums the gradients of parameters that several tensor-parallel ranks hold and each of which saw only a part.
     fn sum_replicas(&self, unit: usize) -> Result<(), CommError> {
-        let (flat, layout) = (self.grads.get(unit).flat(), &self.units[unit].layout);
+        let (flat, layout, groups) = (self.grads.get(unit).flat(), &self.units[unit].layout, self.groups());
         for param in layout.params.iter().filter(|param| param.is_trained && param.sums_replicas) {
-            let group = if param.replicas == self.ranks.groups.tp.size() {
-                &self.ranks.groups.tp
-            } else {
-                &self.ranks.groups.key_value
-            };
+            let group = if param.replicas == groups.tp.size() { &groups.tp } else { &groups.key_value };
             group.all_reduce(flat.operand().slice(param.offset, param.numel()), ReduceOp::Sum)?.wait()?;
         }
         Ok(())

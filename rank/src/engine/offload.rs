@@ -1,6 +1,6 @@
 //! Moves tiles between a rank's buffers and optimizer state in the host's memory (ZeRO-Offload, Ren et al., 2021):
-//! gradients come in tiles, updated parameters go back in the compute type: where a step goes by micro-batches. On a CPU both sides are memory of the host,
-//! and the copies are the same as a GPU's would be.
+//! gradients come in tiles, updated parameters go back in the compute type: where a step goes by micro-batches. On a CPU both sides are
+//! memory of the host, and the copies are the same as a GPU's would be.
 
 use std::ops::Range;
 

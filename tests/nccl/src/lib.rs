@@ -3,8 +3,9 @@
 //!
 //! It is as strict as it can be: a call that a dead rank does not come to waits for ever, until its communicator is aborted; the first
 //! collective, and the first message between two ranks, has the host wait for the others, for that is when they are connected; a send
-//! waits for its receiver; a call while another is in progress ends the process; what a reduce-scatter leaves of the slices that are not a rank's own is NaN; ranks that call different
-//! things end with a message. Sums are taken in the order of ranks, as over shared memory: the same bits.
+//! waits for its receiver; a call while another is in progress ends the process; what a reduce-scatter leaves of the slices that are not a
+//! rank's own is NaN; ranks that call different things end with a message. Sums are taken in the order of ranks, as over shared memory:
+//! the same bits.
 //!
 //! In the place of `libnccl.so.2`, and beside ranks whose GPU is emulated (`stream.rs`).
 

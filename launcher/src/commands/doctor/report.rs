@@ -1,5 +1,6 @@
 //! Judges the facts: a line for each, and a verdict on whether something is missing that training needs. Pure.
 
+use proto::compute_capability::LEAST;
 use serde::Serialize;
 use serde_json::json;
 
@@ -7,7 +8,7 @@ use super::Facts;
 use super::disk::DiskSpeed;
 use super::host::{Cgroup, Host, Slurm};
 use super::libraries::{Cuda, Libraries, Nccl, Worker};
-use crate::gpus::{Distance, Gpu, Gpus, LEAST_COMPUTE, Link};
+use crate::gpus::{Distance, Gpu, Gpus, Link};
 use crate::output::units::{self, bytes, plural, printable};
 
 /// Training data needs a disk with this many bytes per second.
@@ -275,8 +276,8 @@ fn judge(gpu: &Gpu) -> (Verdict, String) {
         verdict = Verdict::Poor;
         text += &format!("; {what}");
     };
-    if gpu.compute.is_some_and(|compute| compute < LEAST_COMPUTE) {
-        wrong(format!("too old: ranks need compute {}.{}", LEAST_COMPUTE.0, LEAST_COMPUTE.1));
+    if gpu.compute.is_some_and(|compute| compute < LEAST) {
+        wrong(format!("too old: ranks need compute {}.{}", LEAST.0, LEAST.1));
     }
     if let (Some((_, lanes)), Some((_, now))) = (gpu.pcie, gpu.pcie_now)
         && now < lanes

@@ -49,24 +49,22 @@ fn update(numel: i64, clip: f32, is_aligned: bool, order: i32) -> [Tensor; 5] {
     [masters, exp_avg, exp_avg_sq, params, grads]
 }
 
+/// Masters and moments as the CPU leaves them.
+fn updated_on_cpu(state: [Tensor; 3], draws: Draws) -> [Tensor; 3] {
+    let [params, exp_avg, exp_avg_sq] = state.each_ref().map(Tensor::shallow_clone);
+    let grads = drawn(2, &params.size(), Kind::Float);
+    let stretch = Stretch { params, grads, exp_avg, exp_avg_sq, rounded: None, decays: true, draws };
+    adamw(&Update { clip: Tensor::from(0.7f32).into(), constants: CONSTANTS, seed: 0 }, stretch);
+    state
+}
+
 #[test]
 fn updates_have_the_bits_of_the_cpu() {
     for (numel, is_aligned) in [(1i64, true), (1000, true), (1003, true), (1003, false)] {
         let what = format!("{numel} {is_aligned}");
         let [masters, exp_avg, exp_avg_sq, params, grads] =
             in_all_orders(&what, |order| update(numel, 0.7, is_aligned, order));
-        let expected = state(numel);
-        let [params_of, exp_avg_of, exp_avg_sq_of] = expected.each_ref().map(Tensor::shallow_clone);
-        let stretch = Stretch {
-            rounded: None,
-            params: params_of,
-            grads: drawn(2, &[numel], Kind::Float),
-            exp_avg: exp_avg_of,
-            exp_avg_sq: exp_avg_sq_of,
-            decays: true,
-            draws: Draws::default(),
-        };
-        adamw(&Update { clip: Tensor::from(0.7f32).into(), constants: CONSTANTS, seed: 0 }, stretch);
+        let expected = updated_on_cpu(state(numel), Draws::default());
         let pairs = [&masters, &exp_avg, &exp_avg_sq].into_iter().zip(&expected);
         assert!(pairs.into_iter().all(|(got, expected)| same_bits(got, expected)), "{what}");
         assert!(same_bits(&params, &masters.to_kind(Kind::BFloat16)), "{what}: parameters are masters, rounded");
@@ -129,18 +127,7 @@ fn what_is_kept_in_bf16_has_the_bits_of_the_cpu() {
             let what = format!("{kinds:?} {numel} {is_aligned}");
             let [masters, exp_avg, exp_avg_sq, grads, params] =
                 in_all_orders(&what, |order| update_in(kinds, numel, is_aligned, order));
-            let expected = state_in(kinds, numel);
-            let [params_of, exp_avg_of, exp_avg_sq_of] = expected.each_ref().map(Tensor::shallow_clone);
-            let stretch = Stretch {
-                rounded: None,
-                params: params_of,
-                grads: drawn(2, &[numel], Kind::Float),
-                exp_avg: exp_avg_of,
-                exp_avg_sq: exp_avg_sq_of,
-                decays: true,
-                draws: DRAWS,
-            };
-            adamw(&Update { clip: Tensor::from(0.7f32).into(), constants: CONSTANTS, seed: 0 }, stretch);
+            let expected = updated_on_cpu(state_in(kinds, numel), DRAWS);
             let pairs = [&masters, &exp_avg, &exp_avg_sq].into_iter().zip(&expected);
             assert!(pairs.into_iter().all(|(got, expected)| same_bits(got, expected)), "{what}");
             assert_eq!(grads.abs().max().double_value(&[]), 0.0, "{what}: gradients are zero afterwards");

@@ -13,9 +13,11 @@ use std::rc::Rc;
 use comm::nccl::Streams;
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys::{self, CUcontext, CUdevice, CUdevice_attribute, CUdeviceptr, CUfunction, CUmodule, CUstream};
+use proto::compute_capability::{LEAST, LEAST_FOR_FP8};
 
 use super::cache::Cache;
-use super::copying::{self, CopyStreams, DriverCopier, Event};
+use super::copying::{self, CopyStreams, DriverCopier};
+use super::event::Event;
 use super::gpu::{Copier, CopyBeside, Gpu, Mark};
 use super::libraries::{self, LibraryError};
 use super::nvrtc::{Capability, Nvrtc, NvrtcError, Source};
@@ -46,7 +48,7 @@ pub enum GpuError {
     },
     /// It is older than what is compiled for.
     #[error("{name} has compute capability {major}.{minor}, and at least {least}.0 is needed", major = .capability.major,
-        minor = .capability.minor, least = LEAST_MAJOR)]
+        minor = .capability.minor, least = LEAST.0)]
     TooOld {
         /// The GPU's name.
         name: String,
@@ -72,12 +74,6 @@ pub enum GpuError {
     #[error(transparent)]
     Kernels(#[from] NvrtcError),
 }
-
-/// The oldest compute capability: that of an A100, the first with bf16.
-const LEAST_MAJOR: u32 = 8;
-
-/// The oldest compute capability that multiplies in fp8.
-const LEAST_FOR_FP8: (u32, u32) = (8, 9);
 
 pub(super) fn text(error: &DriverError) -> String {
     let name = error.error_name().map_or_else(|_| format!("{error:?}"), |name| name.to_string_lossy().into_owned());
@@ -124,7 +120,7 @@ impl Driver {
             minor: number(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
         };
         let name = result::device::get_name(device).map_err(failed("cuDeviceGetName"))?;
-        if capability.major < LEAST_MAJOR {
+        if (capability.major, capability.minor) < LEAST {
             return Err(GpuError::TooOld { name, capability });
         }
         // SAFETY: a device that the driver has given; its context stays for the life of the process. A thread that waits for the

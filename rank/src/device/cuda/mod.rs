@@ -4,6 +4,7 @@
 pub mod cache;
 mod copying;
 pub mod driver;
+mod event;
 pub mod gpu;
 mod libraries;
 pub mod nvrtc;
