@@ -13,7 +13,7 @@ use proto::config::{AutoOr, ConfigErrors, Device, Matmul, Problem, TrainConfig};
 use proto::env::variable;
 use proto::manifest::Progress;
 use proto::memory::Room;
-use proto::model_config::ModelConfig;
+use proto::model_config::{ModelConfig, ModelConfigFile};
 use proto::plan::Plan;
 use proto::resolve::{Draft, Machine, PreparedData, World, default_world_size};
 use proto::run_dir::RunDir;
@@ -53,7 +53,8 @@ impl Setup {
     pub fn load(args: &JobArgs, imagined: Option<Room>) -> Result<Self, LaunchError> {
         let config = TrainConfig::load(&args.train_toml, &args.sets)?;
         let current_dir = env::current_dir().map_err(LaunchError::io("find the current folder"))?;
-        let model = ModelConfig::load(&current_dir.join(&config.model.path).join("config.json"))?;
+        let ModelConfigFile { config: model, notes: mut notes } =
+            ModelConfigFile::load(&current_dir.join(&config.model.path).join("config.json"))?;
         let cores = num_cores();
         // A job on the CPU does not wait for the driver.
         let asks_for_gpus = config.model.device != AutoOr::Given(Device::Cpu) && imagined.is_none();
@@ -80,7 +81,8 @@ impl Setup {
         if let Some(problem) = too_old_for_fp8(&config, &of_ranks) {
             return Err(ConfigErrors::from(problem).into());
         }
-        Ok(Self { config, notes: draft.notes(), model, draft, room, current_dir, cores, gpus: gpus_of_ranks })
+        notes.extend(draft.notes());
+        Ok(Self { config, notes, model, draft, room, current_dir, cores, gpus: gpus_of_ranks })
     }
 
     /// Notes on the job's plan for the user.

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use proto::manifest::{FileEntry, Manifest, coverage};
-use proto::model_config::ModelConfig;
+use proto::model_config::ModelConfigFile;
 use proto::run_dir::RunDir;
 
 /// Everything that is wrong, one line each: files by name, then what does not fit together. Reads every file, in at
@@ -98,7 +98,7 @@ fn unnamed(checkpoint: &Path, manifest: &Manifest) -> io::Result<Vec<String>> {
 
 /// config.json has a hash, the manifest has none: what both say has to agree.
 fn other_model(checkpoint: &Path, manifest: &Manifest) -> Option<String> {
-    let config = ModelConfig::load(&checkpoint.join("config.json")).ok()?;
+    let config = ModelConfigFile::load(&checkpoint.join("config.json")).ok()?.config;
     let key = manifest.model.difference(&config)?;
     Some(format!("its model has another {key} than config.json"))
 }
