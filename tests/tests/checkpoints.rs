@@ -115,7 +115,7 @@ fn pruning_keeps_the_newest_whatever_lies_beside_them() {
     let job = job_in(&scratch, "job", extra);
     fs::create_dir_all(job.run_dir().path("checkpoints/step-00000999")).unwrap();
     let run = job.succeed();
-    assert_eq!(run.checkpoints(), ["step-00000006", "step-00000009", "step-00000999"]);
+    assert_eq!(run.checkpoints(), ["step-00000009", "step-00000010", "step-00000999"]);
 }
 
 #[test]

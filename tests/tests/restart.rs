@@ -115,16 +115,16 @@ fn ctrl_c_and_sigterm_stop_everything_in_time() {
 }
 
 #[test]
-fn ctrl_c_stops_even_ranks_that_are_stopped() {
+fn sigterm_stops_even_ranks_that_are_stopped() {
     let folder = tempfile::tempdir().unwrap();
     let mut running = job(&folder, "frozen", "").start();
     running.wait_for("step 20/");
     let (ranks, start) = (running.ranks(), Instant::now());
     send(ranks[1], Signal::SIGSTOP);
-    running.signal(Signal::SIGINT);
+    running.signal(Signal::SIGTERM);
     let finished = running.wait();
     assert!(start.elapsed() < Duration::from_secs(2), "took {:?}", start.elapsed());
-    assert_eq!(finished.status.code(), Some(130), "{}{}", finished.stdout, finished.stderr);
+    assert_eq!(finished.status.code(), Some(143), "{}{}", finished.stdout, finished.stderr);
     wait_until_gone(&ranks, Duration::ZERO);
 }
 

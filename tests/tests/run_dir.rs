@@ -131,7 +131,7 @@ fn changed_settings_are_named_in_one_line() {
     let changed = job(&scratch).set("train.steps=6").set("optimizer.learning_rate=1e-4").set("data.packing=false");
     let finished = changed.finish();
     assert!(finished.status.success(), "{}{}", finished.stdout, finished.stderr);
-    let line = "note: since step 3: data.packing true -> false, optimizer.learning_rate 0.001 -> 0.0001, \
+    let line = "note: since step 4: data.packing true -> false, optimizer.learning_rate 0.001 -> 0.0001, \
                 train.steps 4 -> 6\n";
     assert!(finished.stderr.contains(line), "{}", finished.stderr);
     let again = changed.set("train.steps=7").finish();
@@ -152,7 +152,7 @@ fn a_finished_job_is_left_alone_until_it_is_made_longer() {
         let finished = job.finish();
         assert_eq!(finished.status.code(), Some(0), "{}{}", finished.stdout, finished.stderr);
         for text in
-            ["this job is finished: 4 steps are done", "above ", "step-00000003", "checkpoint.resume = \"never\""]
+            ["this job is finished: 4 steps are done", "above ", "step-00000004", "checkpoint.resume = \"never\""]
         {
             assert!(finished.stdout.contains(text), "expected {text:?} in:\n{}", finished.stdout);
         }
@@ -163,7 +163,7 @@ fn a_finished_job_is_left_alone_until_it_is_made_longer() {
     }
     let longer = job(&scratch).set("train.steps=5").finish();
     assert!(longer.status.success(), "{}{}", longer.stdout, longer.stderr);
-    assert!(longer.stdout.contains("going on from step 3"), "{}", longer.stdout);
+    assert!(longer.stdout.contains("going on from step 4"), "{}", longer.stdout);
     assert_eq!(run.steps().len(), 5);
     assert!(results(&run) != before);
     let finished = job(&scratch).set("train.steps=5").finish();

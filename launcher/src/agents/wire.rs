@@ -132,7 +132,7 @@ impl From<Interrupt> for agents::Stopped {
 }
 
 fn interrupt(stopped: agents::Stopped) -> Result<Interrupt, Status> {
-    let known = Interrupt::ALL.into_iter().find(|interrupt| interrupt.signal() as i32 == stopped.signal);
+    let known = Interrupt::BY_SIGNAL.into_iter().find(|interrupt| interrupt.signal() as i32 == stopped.signal);
     known.ok_or_else(|| incomplete("a signal that stops a run"))
 }
 
@@ -176,7 +176,7 @@ mod tests {
             assert_eq!(ending(failed.clone().into()).unwrap(), failed);
             assert_eq!(report(Some(Report::Failed(cause.clone()).into())).unwrap(), Report::Failed(cause));
         }
-        for interrupt in Interrupt::ALL {
+        for interrupt in Interrupt::BY_SIGNAL {
             assert_eq!(ending(Ending::Stopped(interrupt).into()).unwrap(), Ending::Stopped(interrupt));
             assert_eq!(report(Some(Report::Stopped(interrupt).into())).unwrap(), Report::Stopped(interrupt));
         }

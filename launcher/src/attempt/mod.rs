@@ -39,7 +39,7 @@ pub trait AttemptKind {
     fn noticed(&mut self, notice: Self::Notice) -> Vec<Event>;
 
     /// Takes note of the user's wish, and returns what of it is the supervisor's business. `signals` have heard it.
-    fn interrupted(&mut self, interrupt: Interrupt, signals: &Signals) -> Option<Event>;
+    fn interrupted(&mut self, interrupt: Interrupt, signals: &mut Signals) -> Option<Event>;
 
     /// Waits for anything else that this kind of attempt depends on, takes note of it and returns what of it is the
     /// supervisor's business. Cancel safe.

@@ -25,7 +25,7 @@ impl AttemptKind for Shells {
         finished.into_iter().chain([Event::RankExited { rank, exit }]).collect()
     }
 
-    fn interrupted(&mut self, interrupt: Interrupt, _: &Signals) -> Option<Event> {
+    fn interrupted(&mut self, interrupt: Interrupt, _: &mut Signals) -> Option<Event> {
         Some(Event::Interrupted(interrupt))
     }
 

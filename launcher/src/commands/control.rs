@@ -16,6 +16,7 @@ use crate::output::console::{Console, Shown};
 use crate::output::status::{JobStatus, State};
 use crate::output::terminal::Terminal;
 use crate::output::units;
+use crate::process::signals::Stop;
 use crate::runtime::on_runtime;
 
 /// The commands for a job that runs, or has run.
@@ -32,13 +33,16 @@ pub enum ControlTask {
         #[arg(long)]
         json: bool,
     },
-    /// Stop a job as SIGTERM does, and wait until it has ended
+    /// Stop a job at once, as SIGTERM does, or after a checkpoint, and wait until it has ended
     ///
     /// Exit codes: 0 it does not run (any more); 1 it still does after --timeout, or does not answer; 2 no run there.
     Stop {
         /// The run directory: output_dir of the job
         #[arg(value_name = "RUN_DIR")]
         dir: PathBuf,
+        /// Let it finish its step and make a checkpoint first
+        #[arg(long)]
+        save: bool,
         /// Seconds to wait for its end
         #[arg(long, value_name = "SECONDS", default_value_t = 300)]
         timeout: u64,
@@ -64,7 +68,10 @@ pub fn run(task: &ControlTask, terminal: &Terminal) -> Result<u8, LaunchError> {
                 console.say(&if *json { to_json() } else { status.table(dir) });
                 Ok(status.verdict())
             }
-            ControlTask::Stop { dir, timeout } => stop(dir, Duration::from_secs(*timeout), &mut console).await,
+            ControlTask::Stop { dir, save, timeout } => {
+                let how = if *save { Stop::Saving } else { Stop::AtOnce };
+                stop(dir, how, Duration::from_secs(*timeout), &mut console).await
+            }
             ControlTask::Attach { dir } => attach(dir, &mut console).await,
         };
         Ok(code?)
@@ -86,9 +93,9 @@ async fn status(run_dir: &RunDir) -> Result<JobStatus, ControlError> {
 }
 
 /// 0: the job does not run any more. 1: it still does after `limit`.
-async fn stop(dir: &Path, limit: Duration, console: &mut Console) -> Result<u8, ControlError> {
+async fn stop(dir: &Path, how: Stop, limit: Duration, console: &mut Console) -> Result<u8, ControlError> {
     let run_dir = RunDir::new(dir);
-    let Some((mut job, reply)) = Connection::ask(&run_dir, Request::Stop).await? else {
+    let Some((mut job, reply)) = Connection::ask(&run_dir, Request::Stop(how)).await? else {
         let status = past::status(&run_dir)?;
         if status.state == State::Silent {
             return Err(ControlError::NoAnswer { dir: dir.to_owned(), pid: status.pid });
@@ -183,9 +190,9 @@ mod tests {
     fn jobs_are_looked_at_stopped_and_followed() {
         let control = |task| Ok(Task::Control(task));
         assert_eq!(parse("status --json runs/x"), control(ControlTask::Status { dir: "runs/x".into(), json: true }));
-        assert_eq!(parse("stop runs/x"), control(ControlTask::Stop { dir: "runs/x".into(), timeout: 300 }));
-        let stop = ControlTask::Stop { dir: "runs/x".into(), timeout: 5 };
-        assert_eq!(parse("stop --timeout 5 runs/x"), control(stop));
+        let stop = |save, timeout| control(ControlTask::Stop { dir: "runs/x".into(), save, timeout });
+        assert_eq!(parse("stop runs/x"), stop(false, 300));
+        assert_eq!(parse("stop --save --timeout 5 runs/x"), stop(true, 5));
         assert_eq!(parse("attach runs/x"), control(ControlTask::Attach { dir: "runs/x".into() }));
     }
 

@@ -26,6 +26,7 @@ struct EventRow {
     exit_code: Option<u8>,
     reason: Option<String>,
     signal: Option<String>,
+    saved_step: Option<u64>,
     pid: Option<u32>,
 }
 
@@ -70,13 +71,17 @@ fn ended(events: &str, metrics: &str, steps: u64) -> JobStatus {
             "failed" => (State::Failed, last.exit_code.or(Some(1))),
             "interrupted" => {
                 let interrupt =
-                    Interrupt::ALL.into_iter().find(|interrupt| last.signal.as_deref() == Some(interrupt.name()));
+                    Interrupt::BY_SIGNAL.into_iter().find(|interrupt| last.signal.as_deref() == Some(interrupt.name()));
                 (State::Interrupted, interrupt.map(Interrupt::exit_code))
             }
             "preempted" => (State::Preempted, Some(Interrupt::Preempt.exit_code())),
             _ => (State::Died, None),
         };
-        status.reason = last.reason.clone().or_else(|| last.signal.clone());
+        let signal = last.signal.as_ref().map(|signal| match last.saved_step {
+            Some(step) => format!("{signal}, with a checkpoint of step {step}"),
+            None => signal.clone(),
+        });
+        status.reason = last.reason.clone().or(signal);
     }
     let latest = rows_of_steps(metrics).last();
     status.steps = steps;

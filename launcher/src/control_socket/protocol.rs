@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::output::console::Shown;
 use crate::output::status::JobStatus;
+use crate::process::signals::Stop;
 
 /// Longest request, its newline included.
 pub const REQUEST_BYTES: usize = 64;
@@ -15,27 +16,30 @@ pub const REPLY_BYTES: usize = 1 << 20;
 pub enum Request {
     /// Asks for the status: one [`Reply::Status`].
     Status,
-    /// That the job stops, as SIGTERM would make it: one [`Reply::Stopping`]. The connection stays open until the
-    /// launcher's process has ended.
-    Stop,
+    /// That the job stops: one [`Reply::Stopping`]. The connection stays open until the launcher's process has ended.
+    Stop(Stop),
     /// To see what the terminal shows: one [`Reply::Status`], then [`Reply::Shown`] until the job has ended.
     Attach,
 }
 
 impl Request {
+    /// All there are.
+    const ALL: [Request; 4] =
+        [Request::Status, Request::Stop(Stop::AtOnce), Request::Stop(Stop::Saving), Request::Attach];
+
     /// The request as it is sent.
     pub fn line(self) -> &'static str {
         match self {
             Request::Status => "status\n",
-            Request::Stop => "stop\n",
+            Request::Stop(Stop::AtOnce) => "stop\n",
+            Request::Stop(Stop::Saving) => "save and stop\n",
             Request::Attach => "attach\n",
         }
     }
 
     /// The request of a line, if it is one.
     pub fn parse(line: &[u8]) -> Option<Self> {
-        let requests = [Request::Status, Request::Stop, Request::Attach];
-        requests.into_iter().find(|request| request.line().as_bytes() == line)
+        Self::ALL.into_iter().find(|request| request.line().as_bytes() == line)
     }
 }
 
@@ -71,7 +75,7 @@ mod tests {
 
     #[test]
     fn requests_are_whole_lines() {
-        for request in [Request::Status, Request::Stop, Request::Attach] {
+        for request in Request::ALL {
             assert_eq!(Request::parse(request.line().as_bytes()), Some(request));
             assert!(request.line().len() <= REQUEST_BYTES);
         }

@@ -160,9 +160,9 @@ async fn answer(
 ) -> io::Result<()> {
     match (request, place) {
         (Request::Status, _) => client.write(Reply::Status(source.now())).await,
-        (Request::Stop, place) => {
+        (Request::Stop(how), place) => {
             client.write(Reply::Stopping).await?;
-            signals::stop_this_process()?;
+            signals::stop_this_process(how)?;
             // On its own: the end of the job does not wait for those who wait for it. Who finds no place hears only that.
             if let Some(place) = place {
                 tokio::spawn(async move {

@@ -24,8 +24,8 @@ use crate::error::LaunchError;
 use crate::gpus::watch::Watch;
 use crate::output::Output;
 use crate::output::events::Moment;
-use crate::output::report;
-use crate::process::signals::{Interrupt, Signals};
+use crate::output::{report, units};
+use crate::process::signals::{Interrupt, Leaving, Signals};
 use crate::process::spawn::{Sink, Spec};
 use crate::process::timer::Timer;
 use crate::ranks::notice::Notice;
@@ -46,6 +46,9 @@ const RENDEZVOUS_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// A driver that does not answer after a failure is not waited for longer than this.
 const LAST_LOOK_LIMIT: Duration = Duration::from_millis(1500);
+
+/// Told once the user wants the job to stop.
+const SAVING: &str = "stopping: the step under way is finished and a checkpoint made; once more stops at once";
 
 /// Signals that mean something to the launcher and nothing to a rank: a scheduler sends them to every process of a job.
 const TO_THE_LAUNCHER: [Signal; 5] =
@@ -68,6 +71,8 @@ pub struct TrainingJob {
     pub hang_limits: Option<HangLimits>,
     /// The memory for the newest steps of ranks, if they keep them.
     pub snapshots: Option<SnapshotMemory>,
+    /// How long a checkpoint may take once the user wants the job to stop.
+    pub save_patience: Duration,
     /// Indices of the GPUs that its ranks train on: rank r on the r-th, and the next on the first again where there are fewer.
     pub gpus: Vec<usize>,
 }
@@ -80,8 +85,8 @@ pub type Edge<'a> = crate::attempt::Edge<'a, &'a mut Output>;
 pub struct AttemptEnd {
     /// Its end.
     pub outcome: Outcome,
-    /// The step after which all ranks have made a checkpoint and ended, because the machine is wanted back.
-    pub preempted_after: Option<u64>,
+    /// The step after which all ranks have made a checkpoint and ended, because they were asked to stop.
+    pub stopped_after: Option<u64>,
     /// Each rank's last line on the progress page.
     pub lines: Vec<Line>,
     /// Processes that the kernel has killed meanwhile for lack of memory, on the whole machine.
@@ -114,23 +119,24 @@ pub async fn run(
     // The ranks have their own copies now: with the last rank, the memory is gone.
     drop(workers);
     let hangs = job.hang_limits.map(|limits| HangWatch::new(course(&job.plan, from), limits));
-    let mut training = Training::begin(&job.plan, edge.output, progress, server, hangs);
+    let mut training = Training::begin(job, edge.output, progress, server, hangs);
+    training.has_unsaved_steps = matches!(from, StartingPoint::Snapshot(_));
     training.rendezvous = Timer::after(rendezvous_timeout);
     if !job.gpus.is_empty() {
         training.gpus = Some(Watch::start(job.gpus.clone()).map_err(LaunchError::io("start to watch the GPUs"))?);
     }
-    training.preempt(edge.signals);
+    training.leave(edge.signals);
     let outcome = attempt.supervise(&mut training, edge.signals).await;
     if let (Outcome::Failed { .. }, Some(gpus)) = (&outcome, &training.gpus) {
         let looks = gpus.take_now(LAST_LOOK_LIMIT);
         training.output.gpus(looks, false);
     }
-    let (preempted_after, lines) = (training.preempted_after, training.progress.lines());
+    let (stopped_after, lines) = (training.stopped_after, training.progress.lines());
     for warning in attempt.clear().await.warnings() {
         edge.output.console().warn(&format!("warning: {warning}"));
     }
     let kernel_kills = out_of_memory::kernel_kills().saturating_sub(kernel_kills);
-    Ok(AttemptEnd { outcome, preempted_after, lines, kernel_kills })
+    Ok(AttemptEnd { outcome, stopped_after, lines, kernel_kills })
 }
 
 /// The ranks and steps of an attempt that begins at `from`.
@@ -267,15 +273,21 @@ struct Training<'a> {
     last_look: Instant,
     /// Goes off when all ranks should have registered.
     rendezvous: Timer,
-    /// Goes off when the machine is wanted back.
-    preemption: Timer,
-    /// See [`AttemptEnd::preempted_after`].
-    preempted_after: Option<u64>,
+    /// The job is on its way to the end, and ranks have been asked for a checkpoint.
+    leaving: Option<Leaving>,
+    /// Goes off when it ends without.
+    no_longer: Timer,
+    /// How long a checkpoint may take once the user wants the job to stop.
+    save_patience: Duration,
+    /// The attempt has begun from steps that only the launcher's memory holds.
+    has_unsaved_steps: bool,
+    /// See [`AttemptEnd::stopped_after`].
+    stopped_after: Option<u64>,
 }
 
 impl<'a> Training<'a> {
     fn begin(
-        plan: &'a Plan,
+        job: &'a TrainingJob,
         output: &'a mut Output,
         progress: ProgressPage,
         server: Server,
@@ -283,6 +295,7 @@ impl<'a> Training<'a> {
     ) -> Self {
         let mut looks = tokio::time::interval(LOOK_INTERVAL);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let plan = &job.plan;
         Self {
             plan,
             output,
@@ -295,18 +308,27 @@ impl<'a> Training<'a> {
             looks,
             last_look: Instant::now(),
             rendezvous: Timer::off(),
-            preemption: Timer::off(),
-            preempted_after: None,
+            leaving: None,
+            no_longer: Timer::off(),
+            save_patience: job.save_patience,
+            has_unsaved_steps: false,
+            stopped_after: None,
         }
     }
 
-    /// Asks ranks for a checkpoint if the machine is wanted back: `signals` may have said so before this attempt, which may
-    /// be a second one on the way to the checkpoint.
-    fn preempt(&mut self, signals: &Signals) {
-        self.preemption = signals.deadline().map_or(Timer::off(), |deadline| {
+    /// Asks ranks for a checkpoint if the job is to end with one: `signals` may have said so before this attempt, which may be
+    /// a second one on the way to the checkpoint.
+    fn leave(&mut self, signals: &Signals) {
+        self.leaving = signals.leaving();
+        self.no_longer = self.leaving.map_or(Timer::off(), |leaving| {
             self.progress.ask_to_stop();
-            Timer::after(deadline.saturating_duration_since(Instant::now()))
+            Timer::after(leaving.deadline.saturating_duration_since(Instant::now()))
         });
+    }
+
+    /// Whether the job would lose steps if it ended at once.
+    fn would_lose_steps(&self) -> bool {
+        self.has_unsaved_steps || self.progress.lines().iter().any(|line| line.place.step > 0)
     }
 
     /// Looks at what ranks do. Returns the event of a rank that hangs, if one does.
@@ -351,7 +373,7 @@ impl<'a> Training<'a> {
             Notice::Eval(eval) => output.eval(&eval),
             Notice::Checkpoint(saved) => output.checkpoint(&saved),
             Notice::Finished { rank, report } => {
-                self.preempted_after = report.preempted.then_some(report.step);
+                self.stopped_after = report.stopped_early.then_some(report.step);
                 output.finished(rank, &report);
                 return Some(Event::Finished { rank });
             }
@@ -367,22 +389,34 @@ impl AttemptKind for Training<'_> {
         self.write_down(notice).into_iter().collect()
     }
 
-    fn interrupted(&mut self, interrupt: Interrupt, signals: &Signals) -> Option<Event> {
+    fn interrupted(&mut self, interrupt: Interrupt, signals: &mut Signals) -> Option<Event> {
         self.output.stopping();
         match interrupt {
             Interrupt::Preempt => {
-                self.preempt(signals);
+                self.leave(signals);
                 None
             }
-            Interrupt::Interrupt | Interrupt::Terminate => Some(Event::Interrupted(interrupt)),
+            Interrupt::Interrupt | Interrupt::SaveAndTerminate if self.leaving.is_none() && self.would_lose_steps() => {
+                signals.leave(interrupt, self.save_patience);
+                self.leave(signals);
+                self.output.event(Moment::Stopping { signal: interrupt.name() });
+                self.output.console().warn(SAVING);
+                None
+            }
+            _ => Some(Event::Interrupted(interrupt)),
         }
     }
 
     async fn next(&mut self, ranks: &Ranks) -> Option<Event> {
         tokio::select! {
-            () = self.preemption.over() => {
-                self.output.console().warn("the machine is wanted back now, and the checkpoint is not complete");
-                Some(Event::Interrupted(Interrupt::Terminate))
+            () = self.no_longer.over() => {
+                let wanted_by = self.leaving.map_or(Interrupt::Terminate, |leaving| leaving.interrupt);
+                let (why, interrupt) = match wanted_by {
+                    Interrupt::Preempt => ("the machine is wanted back now".to_owned(), Interrupt::Terminate),
+                    other => (format!("{} have passed", units::duration(self.save_patience)), other),
+                };
+                self.output.console().warn(&format!("{why}, and the checkpoint is not complete"));
+                Some(Event::Interrupted(interrupt))
             }
             () = self.rendezvous.over() => self.server.overdue(),
             _ = self.looks.tick() => self.look(ranks),

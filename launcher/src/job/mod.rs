@@ -45,7 +45,7 @@ use crate::process::spawn::Spawner;
 use crate::process::timer::Timer;
 use crate::random::random_hex;
 use crate::ranks::snapshots::SnapshotMemory;
-use crate::run_dir::checkpoints::Checkpoint;
+use crate::run_dir::checkpoints::{self, Checkpoint};
 use crate::run_dir::files::write_atomically;
 use crate::run_dir::leftovers;
 use crate::run_dir::lock::RunLock;
@@ -87,7 +87,9 @@ pub fn train(args: &JobArgs, job_control: JobControl, terminal: &Terminal, start
             output.console().clear();
             let reason = error.to_string();
             output.event(match error {
-                LaunchError::Interrupted(interrupt) => Moment::Interrupted { signal: interrupt.name() },
+                LaunchError::Interrupted(interrupt) => {
+                    Moment::Interrupted { signal: interrupt.name(), saved_step: None }
+                }
                 _ => Moment::Failed { exit_code: error.exit_code(), reason: &reason },
             });
         }
@@ -155,7 +157,7 @@ impl Launch<'_> {
 
 /// What the user should know of the plan, and of where the job goes on.
 pub fn notes(setup: &Setup, owned: &Ownership, from: Option<&Checkpoint>, plan: &Plan) -> Vec<String> {
-    let of_checkpoint = from.map_or(vec![], |from| resume::notes(from, plan));
+    let of_checkpoint = from.map_or(vec![], |from| resume::notes(from, resume::plan_before(from).as_ref(), plan));
     setup.notes_on(plan).into_iter().chain(owned.note(from)).chain(of_checkpoint).collect()
 }
 
@@ -176,7 +178,8 @@ fn prepare(plan: Plan, setup: &Setup, worker: &Path) -> Result<TrainingJob, Laun
     let snapshots = SnapshotMemory::create(&plan).map_err(LaunchError::io("create the memory for snapshots"))?;
     let worker = worker.to_owned();
     let gpus = if plan.device == Device::Cuda { setup.gpus_of_ranks().to_vec() } else { vec![] };
-    Ok(TrainingJob { plan, run_dir, worker, run_id, max_restarts, hang_limits, snapshots, gpus })
+    let save_patience = hang_limits.map_or(patience, |limits| limits.unlearned);
+    Ok(TrainingJob { plan, run_dir, worker, run_id, max_restarts, hang_limits, snapshots, save_patience, gpus })
 }
 
 /// Writes the plan that ranks read. Before each attempt: a damaged one costs no more than that.
@@ -218,8 +221,9 @@ async fn attempts(
             edge.output.console().warn(&format!("note: {error}"));
         }
         // Also where the time was over before the last rank had gone.
-        if let (Outcome::Done | Outcome::Interrupted(_), Some(step)) = (&ended.outcome, ended.preempted_after) {
-            return Ok(JobEnd::WithCode(preempted(step, edge.output)));
+        if let (Outcome::Done | Outcome::Interrupted(_), Some(step)) = (&ended.outcome, ended.stopped_after) {
+            let by = edge.signals.leaving().map_or(Interrupt::Preempt, |leaving| leaving.interrupt);
+            return Ok(JobEnd::WithCode(saved(step, by, &job.run_dir, edge.output)));
         }
         let cause = match ended.outcome {
             Outcome::Failed { .. } => explain(job, number, ended, edge.output),
@@ -240,7 +244,7 @@ async fn attempts(
                 edge.output
                     .console()
                     .warn(&format!("starting all ranks again from step {resume_step}{when} ({budget})"));
-                match back_off(after, edge).await {
+                match back_off(after, job, &from, edge).await {
                     Some(interrupt) => {
                         let code = end(job, number, Outcome::Interrupted(interrupt), edge.output);
                         return Ok(JobEnd::WithCode(code));
@@ -258,9 +262,9 @@ async fn attempts(
     }
 }
 
-/// Waits before a restart. Returns the user's wish to stop, if that comes first.
-async fn back_off(pause: Duration, edge: &mut Edge<'_>) -> Option<Interrupt> {
-    if edge.signals.deadline().is_some() {
+/// Waits before a restart at `from`. Returns the user's wish to stop, if that comes first and there is nothing to save.
+async fn back_off(pause: Duration, job: &TrainingJob, from: &StartingPoint, edge: &mut Edge<'_>) -> Option<Interrupt> {
+    if edge.signals.leaving().is_some() {
         // There is no time to lose on the way to the checkpoint.
         return None;
     }
@@ -269,10 +273,14 @@ async fn back_off(pause: Duration, edge: &mut Edge<'_>) -> Option<Interrupt> {
         // Signals second: what came meanwhile is heard by the next attempt.
         biased;
         () = pause.over() => None,
-        interrupt = edge.signals.next() => match interrupt {
+        interrupt = edge.signals.next() => match (interrupt, from) {
             // Ranks have to be there to make a checkpoint.
-            Interrupt::Preempt => None,
-            Interrupt::Interrupt | Interrupt::Terminate => Some(interrupt),
+            (Interrupt::Preempt, _) => None,
+            (Interrupt::Interrupt | Interrupt::SaveAndTerminate, StartingPoint::Snapshot(_)) => {
+                edge.signals.leave(interrupt, job.save_patience);
+                None
+            }
+            _ => Some(interrupt),
         },
     }
 }
@@ -282,9 +290,10 @@ fn end(job: &TrainingJob, restarts: u32, outcome: Outcome, output: &mut Output) 
     output.console().clear();
     match outcome {
         Outcome::Interrupted(interrupt) => {
-            output.event(Moment::Interrupted { signal: interrupt.name() });
+            output.event(Moment::Interrupted { signal: interrupt.name(), saved_step: None });
             output.console().hurry();
-            output.console().warn(&format!("stopped by {}: no rank is left", interrupt.name()));
+            let lost = lost_steps(&job.run_dir, output.latest().step);
+            output.console().warn(&format!("stopped by {}: no rank is left{lost}", interrupt.name()));
             interrupt.exit_code()
         }
         Outcome::Stuck { ranks } => {
@@ -306,12 +315,36 @@ fn end(job: &TrainingJob, restarts: u32, outcome: Outcome, output: &mut Output) 
     }
 }
 
-/// The end of a job that has made room, and goes on from its checkpoint when it is started again. Returns the exit code.
-fn preempted(step: u64, output: &mut Output) -> u8 {
+/// The end of a job that was asked to stop, and goes on from its checkpoint when it is started again. Returns the exit code.
+fn saved(step: u64, by: Interrupt, run_dir: &RunDir, output: &mut Output) -> u8 {
     output.console().clear();
-    output.event(Moment::Preempted { step });
-    output.console().warn(&format!("preempted after step {step}, with a checkpoint: to be started again"));
-    Interrupt::Preempt.exit_code()
+    if by == Interrupt::Preempt {
+        output.event(Moment::Preempted { step });
+        output.console().warn(&format!("preempted after step {step}, with a checkpoint: to be started again"));
+    } else {
+        output.event(Moment::Interrupted { signal: by.name(), saved_step: Some(step) });
+        let path = run_dir.checkpoint(step);
+        let path = path.display();
+        output
+            .console()
+            .warn(&format!("stopped by {} after step {step}, saved in {path}: started again, it goes on", by.name()));
+    }
+    by.exit_code()
+}
+
+/// Says which of the steps up to `step` are in no checkpoint, for the end of a sentence.
+fn lost_steps(run_dir: &RunDir, step: u64) -> String {
+    let newest = checkpoints::newest(run_dir, None).ok().and_then(|found| found.newest);
+    let saved = newest.as_ref().map_or(0, Checkpoint::step);
+    let lost = match step.checked_sub(saved) {
+        None | Some(0) => return String::new(),
+        Some(1) => format!("; step {step} is lost"),
+        Some(_) => format!("; steps {} to {step} are lost", saved + 1),
+    };
+    match newest {
+        Some(_) => format!("{lost}, the newest checkpoint is of step {saved}"),
+        None => format!("{lost}, there is no checkpoint"),
+    }
 }
 
 /// Tells the user what failed, with the evidence that the rank left behind. Returns the cause.

@@ -9,6 +9,7 @@ use proto::manifest::{Manifest, ManifestError, Progress};
 use proto::model_config::ModelConfig;
 use proto::plan::Plan;
 use proto::run_dir::RunDir;
+use proto::sealed;
 
 use crate::error::LaunchError;
 use crate::job::setup::Setup;
@@ -17,6 +18,9 @@ use crate::ranks::snapshots::SnapshotMemory;
 use crate::run_dir::checkpoints::{self, Checkpoint, Found};
 use crate::run_dir::identity::Difference;
 use crate::run_dir::starting_point::StartingPoint;
+
+/// A learning rate that differs by less than this part is no jump.
+const LEAST_JUMP: f64 = 0.01;
 
 /// The starting point that the user asks for.
 #[derive(Debug)]
@@ -244,8 +248,9 @@ pub fn after_failure(
     Ok(snapshot.filter(is_newer).map_or(from_disk, StartingPoint::Snapshot))
 }
 
-/// Lists the differences from a run without the interruption, one note each.
-pub fn notes(from: &Checkpoint, plan: &Plan) -> Vec<String> {
+/// Lists the differences from a run without the interruption, one note each. `before`: the plan that the checkpoint was made by, if
+/// it is still there.
+pub fn notes(from: &Checkpoint, before: Option<&Plan>, plan: &Plan) -> Vec<String> {
     let Manifest { seed, data, .. } = &from.manifest;
     let manifest = from.path.join(Manifest::FILE);
     let (manifest, mut notes) = (manifest.display(), vec![]);
@@ -261,7 +266,27 @@ pub fn notes(from: &Checkpoint, plan: &Plan) -> Vec<String> {
             "the training data is {train}, but {manifest} has {data}: from here on rows are other ones than before"
         ));
     }
+    notes.extend(before.and_then(|before| schedule_jump(from.step(), before, plan)));
     notes
+}
+
+/// The plan of the run in whose folder `from` lies.
+pub fn plan_before(from: &Checkpoint) -> Option<Plan> {
+    sealed::read(&RunDir::new(from.path.parent()?.parent()?).plan()).ok()
+}
+
+/// A jump of the learning rate after `step`: the same schedule over more steps is another one.
+fn schedule_jump(step: u64, before: &Plan, plan: &Plan) -> Option<String> {
+    let (was, is) = (before.schedule.at(step), plan.schedule.at(step));
+    let jumps = (was - is).abs() > LEAST_JUMP * was.max(is);
+    let why = match (before.steps, plan.steps) {
+        (was, is) if was == is => String::new(),
+        (was, is) => format!(": the schedule was over {was} steps, and is over {is} now"),
+    };
+    let next = step + 1;
+    jumps.then(|| {
+        format!("the learning rate jumps at step {next}: it is {is:.2e}, and would have been {was:.2e} before{why}")
+    })
 }
 
 fn find(run_dir: &RunDir, beginning: Option<&Checkpoint>) -> Result<Found, LaunchError> {

@@ -53,7 +53,7 @@ impl Setup {
     pub fn load(args: &JobArgs, imagined: Option<Room>) -> Result<Self, LaunchError> {
         let config = TrainConfig::load(&args.train_toml, &args.sets)?;
         let current_dir = env::current_dir().map_err(LaunchError::io("find the current folder"))?;
-        let ModelConfigFile { config: model, notes: mut notes } =
+        let ModelConfigFile { config: model, mut notes } =
             ModelConfigFile::load(&current_dir.join(&config.model.path).join("config.json"))?;
         let cores = num_cores();
         // A job on the CPU does not wait for the driver.

@@ -136,10 +136,18 @@ pub enum Moment<'a> {
         /// The part of all time that was spent on steps that count.
         goodput: f64,
     },
+    /// The user wants it to stop: ranks finish a step and make a checkpoint.
+    Stopping {
+        /// How.
+        signal: &'a str,
+    },
     /// The user stopped it.
     Interrupted {
         /// How.
         signal: &'a str,
+        /// The step after which ranks have made a checkpoint for it.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        saved_step: Option<u64>,
     },
     /// The machine was wanted back: ranks have made a checkpoint and ended.
     Preempted {

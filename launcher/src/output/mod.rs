@@ -66,7 +66,9 @@ pub struct Output {
 /// The latest of what ranks reported, for the summary.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Latest {
-    /// Loss of the latest step.
+    /// The latest step that is done.
+    pub step: u64,
+    /// Its loss.
     pub loss: Option<f64>,
     /// Loss of the latest validation.
     pub eval_loss: Option<f64>,
@@ -177,6 +179,7 @@ impl Output {
     pub fn step(&mut self, plan: &Plan, step: &StepMetrics) {
         let recovery = self.timeline.step(step.step, Instant::now());
         self.recovered(recovery);
+        self.latest.step = step.step;
         self.latest.loss = Some(step.loss);
         self.latest.tokens = step.tokens;
         self.status.send_modify(|status| status.step(step));

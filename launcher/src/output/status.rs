@@ -148,6 +148,7 @@ impl JobStatus {
                 self.state
             }
             Moment::Done { .. } => State::Done,
+            Moment::Stopping { .. } => State::Stopping,
             Moment::Interrupted { .. } => State::Interrupted,
             Moment::Preempted { .. } => State::Preempted,
             Moment::Failed { .. } => State::Failed,

@@ -17,26 +17,32 @@ const KILL_WAIT: Duration = Duration::from_secs(29);
 /// How long a checkpoint may take where nobody says when the machine is wanted back. Ranks that hang are found sooner.
 const PATIENCE: Duration = Duration::from_secs(3600);
 
+/// The signals of one Ctrl-C: a scheduler sends its own to every process of a job, so that it comes twice, by way of the
+/// guardian too.
+const ONE_PRESS: Duration = Duration::from_millis(300);
+
 /// The job is to stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Interrupt {
-    /// SIGINT: Ctrl-C.
+    /// SIGINT: Ctrl-C. The first one leaves time for a checkpoint.
     Interrupt,
-    /// SIGTERM, or a terminal that was closed.
+    /// SIGTERM, or a terminal that was closed: at once.
     Terminate,
+    /// `dslaunch stop --save`: after a step, with a checkpoint.
+    SaveAndTerminate,
     /// SIGUSR1, or a scheduler's SIGTERM: after a step, with a checkpoint, to be started again.
     Preempt,
 }
 
 impl Interrupt {
-    /// All of them.
-    pub const ALL: [Interrupt; 3] = [Interrupt::Interrupt, Interrupt::Terminate, Interrupt::Preempt];
+    /// One for each signal.
+    pub const BY_SIGNAL: [Interrupt; 3] = [Interrupt::Interrupt, Interrupt::Terminate, Interrupt::Preempt];
 
     /// The launcher's exit code.
     pub fn exit_code(self) -> u8 {
         match self {
             Interrupt::Interrupt => 130,
-            Interrupt::Terminate => 143,
+            Interrupt::Terminate | Interrupt::SaveAndTerminate => 143,
             Interrupt::Preempt => 75,
         }
     }
@@ -45,7 +51,7 @@ impl Interrupt {
     pub fn signal(self) -> nix::sys::signal::Signal {
         match self {
             Interrupt::Interrupt => nix::sys::signal::Signal::SIGINT,
-            Interrupt::Terminate => nix::sys::signal::Signal::SIGTERM,
+            Interrupt::Terminate | Interrupt::SaveAndTerminate => nix::sys::signal::Signal::SIGTERM,
             Interrupt::Preempt => nix::sys::signal::Signal::SIGUSR1,
         }
     }
@@ -56,13 +62,34 @@ impl Interrupt {
     }
 }
 
-/// Whether `dslaunch stop` has asked for the end: then SIGTERM means that, whoever has started the launcher.
+/// How `dslaunch stop` ends a job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stop {
+    /// At once.
+    AtOnce,
+    /// After a step, with a checkpoint.
+    Saving,
+}
+
+/// Whether `dslaunch stop` has asked for the end, and whether with a checkpoint: then SIGTERM means that, whoever has started
+/// the launcher.
 static STOPPED: AtomicBool = AtomicBool::new(false);
+static SAVES: AtomicBool = AtomicBool::new(false);
 
 /// Stops this process as SIGTERM from its user does: whatever the job waits for, signals are listened for there.
-pub fn stop_this_process() -> io::Result<()> {
+pub fn stop_this_process(how: Stop) -> io::Result<()> {
+    SAVES.store(how == Stop::Saving, Relaxed);
     STOPPED.store(true, Relaxed);
     Ok(kill(Pid::this(), nix::sys::signal::Signal::SIGTERM)?)
+}
+
+/// The job is on its way to the end, with a checkpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Leaving {
+    /// Why.
+    pub interrupt: Interrupt,
+    /// When it ends without.
+    pub deadline: Instant,
 }
 
 /// The signals that have arrived since they were listened for.
@@ -74,14 +101,15 @@ pub struct Signals {
     hangup: Option<Signal>,
     /// `None` where a job cannot be preempted.
     preempt: Option<Preempt>,
+    leaving: Option<Leaving>,
+    /// The latest Ctrl-C.
+    pressed: Option<Instant>,
 }
 
 #[derive(Debug)]
 struct Preempt {
     warning: Signal,
     scheduler: SchedulerEnv,
-    /// Once the machine is wanted back: when.
-    deadline: Option<Instant>,
 }
 
 impl Signals {
@@ -92,17 +120,30 @@ impl Signals {
             terminate: signal(SignalKind::terminate())?,
             hangup: if hangup_is_ignored()? { None } else { Some(signal(SignalKind::hangup())?) },
             preempt: None,
+            leaving: None,
+            pressed: None,
         })
     }
 
     /// The same for a job that can make a checkpoint before it goes. `scheduler`: who has started the launcher.
     pub fn listen_with_preemption(scheduler: SchedulerEnv) -> io::Result<Self> {
-        let preempt = Preempt { warning: signal(SignalKind::user_defined1())?, scheduler, deadline: None };
+        let preempt = Preempt { warning: signal(SignalKind::user_defined1())?, scheduler };
         Ok(Self { preempt: Some(preempt), ..Self::listen()? })
     }
 
     /// Waits for the next one. Cancel safe.
     pub async fn next(&mut self) -> Interrupt {
+        loop {
+            let interrupt = self.next_signal().await;
+            let is_press = interrupt == Interrupt::Interrupt;
+            let before = if is_press { self.pressed.replace(Instant::now()) } else { None };
+            if before.is_none_or(|before| before.elapsed() >= ONE_PRESS) {
+                return interrupt;
+            }
+        }
+    }
+
+    async fn next_signal(&mut self) -> Interrupt {
         let hangup = async {
             match &mut self.hangup {
                 Some(hangup) => hangup.recv().await,
@@ -123,23 +164,31 @@ impl Signals {
                 Some(preempt) if preempt.scheduler.terminates_to_preempt() && !STOPPED.load(Relaxed) => {
                     return self.preempted(nix::sys::signal::Signal::SIGTERM);
                 }
+                _ if SAVES.load(Relaxed) => Interrupt::SaveAndTerminate,
                 _ => Interrupt::Terminate,
             },
         };
         if interrupt == Interrupt::Preempt { self.preempted(interrupt.signal()) } else { interrupt }
     }
 
-    /// When the machine is wanted back, once that was heard.
-    pub fn deadline(&self) -> Option<Instant> {
-        self.preempt.as_ref()?.deadline
+    /// The way to the end, once the job is on it.
+    pub fn leaving(&self) -> Option<Leaving> {
+        self.leaving
     }
 
-    /// A later signal can only bring the end nearer. A scheduler sends its signals to every process of a job, so that the same
-    /// one comes twice, by way of the guardian too.
+    /// The job sets out for its end, which comes after `patience` at the latest.
+    pub fn leave(&mut self, interrupt: Interrupt, patience: Duration) {
+        // A later wish can only bring the end nearer.
+        let deadline = Instant::now() + patience;
+        let deadline = self.leaving.map_or(deadline, |leaving| leaving.deadline.min(deadline));
+        self.leaving = Some(Leaving { interrupt, deadline });
+    }
+
+    /// A scheduler sends its signals to every process of a job, so that the same one comes twice, by way of the guardian too.
     fn preempted(&mut self, by: nix::sys::signal::Signal) -> Interrupt {
-        let preempt = self.preempt.as_mut().expect("only heard by a job that can be preempted");
-        let deadline = Instant::now() + patience(&preempt.scheduler, by, SystemTime::now());
-        preempt.deadline = Some(preempt.deadline.map_or(deadline, |earlier| earlier.min(deadline)));
+        let preempt = self.preempt.as_ref().expect("only heard by a job that can be preempted");
+        let patience = patience(&preempt.scheduler, by, SystemTime::now());
+        self.leave(Interrupt::Preempt, patience);
         Interrupt::Preempt
     }
 }

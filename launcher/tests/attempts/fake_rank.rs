@@ -79,9 +79,9 @@ impl Rank {
         self.finish(self.plan.steps, false).await;
     }
 
-    async fn finish(&mut self, step: u64, preempted: bool) {
+    async fn finish(&mut self, step: u64, stopped_early: bool) {
         let (peak_memory_bytes, baseline_memory_bytes) = (1 << 20, 1 << 19);
-        let finished = Finished { step, peak_memory_bytes, baseline_memory_bytes, preempted, gpu_peak_bytes: 0 };
+        let finished = Finished { step, peak_memory_bytes, baseline_memory_bytes, stopped_early, gpu_peak_bytes: 0 };
         let request = ReportRequest { caller: self.caller(), event: Some(Event::Finished(finished)), number: 0 };
         self.client.report(request).await.unwrap();
     }

@@ -130,9 +130,10 @@ impl Plan {
         is_kept && self.model.compute_dtype != Dtype::Fp32
     }
 
-    /// Whether a checkpoint is made after step `step` (from 1).
+    /// Whether a checkpoint is made after step `step` (from 1): when due, and always after the last, so that every job can be
+    /// made longer.
     pub fn saves_after(&self, step: u64) -> bool {
-        step.is_multiple_of(self.checkpoint.every_steps)
+        step.is_multiple_of(self.checkpoint.every_steps) || step == self.steps
     }
 
     /// Whether the validation set is scored after step `step` (from 1): when due, and always after the last. A restart may go

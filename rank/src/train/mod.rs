@@ -147,7 +147,8 @@ impl Trainer {
                 self.validate(step, control)?;
                 self.clock.pauses();
             }
-            if self.plan.saves_after(step) && may_save {
+            // After the last step there is nothing sounder to wait for, and no other checkpoint is removed for it.
+            if self.plan.saves_after(step) && (may_save || step == self.plan.steps) {
                 self.save_checkpoint(control)?;
                 self.clock.pauses();
             }
@@ -166,14 +167,14 @@ impl Trainer {
         self.finish(End::Done, control)
     }
 
-    /// The machine is wanted back: first the checkpoint, then what else belongs to the step.
+    /// The job is to stop before its end: first the checkpoint, then what else belongs to the step.
     fn stop_early(&mut self, step: u64, control: &Control) -> Result<(), TrainError> {
         self.save_checkpoint(control)?;
         self.publish(control)?;
         if self.plan.validates_after(step) {
             self.validate(step, control)?;
         }
-        self.finish(End::Preempted, control)
+        self.finish(End::Early, control)
     }
 
     /// The last that the launcher hears.
@@ -183,7 +184,7 @@ impl Trainer {
             step: self.progress.step,
             peak_memory_bytes: process::peak_memory_bytes(),
             baseline_memory_bytes: self.baseline_memory_bytes,
-            preempted: end == End::Preempted,
+            stopped_early: end == End::Early,
             gpu_peak_bytes: gpu::peak_bytes(),
         }));
         Ok(())
@@ -193,7 +194,7 @@ impl Trainer {
     fn has_to_know_after(&self, step: u64) -> bool {
         let plan = &self.plan;
         let is_kept = self.pace.is_due_after(step);
-        step == plan.steps || plan.validates_after(step) || plan.saves_after(step) || is_kept
+        plan.validates_after(step) || plan.saves_after(step) || is_kept
     }
 
     /// Reads the outcome of the newest step, if that was not done yet.
@@ -371,8 +372,8 @@ const REPORTED_SAMPLES_MAX: usize = 1000;
 enum End {
     /// All steps are done.
     Done,
-    /// The machine is wanted back.
-    Preempted,
+    /// The launcher wished it so.
+    Early,
 }
 
 /// What every rank knows at the end of a step, the same on all.

@@ -291,7 +291,7 @@ fn a_node_that_dies_while_others_join_is_waited_for() {
 
 #[test]
 fn the_user_stops_all_nodes_from_any() {
-    for interrupt in Interrupt::ALL {
+    for interrupt in Interrupt::BY_SIGNAL {
         let mut running = run(2, 3);
         running.begin(&["0a", "1a"], 0);
         running.report("1a", 0, Report::Stopped(interrupt));

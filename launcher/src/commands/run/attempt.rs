@@ -97,7 +97,7 @@ impl AttemptKind for Program<'_> {
         finished.into_iter().chain([Event::RankExited { rank, exit }]).collect()
     }
 
-    fn interrupted(&mut self, interrupt: Interrupt, _: &Signals) -> Option<Event> {
+    fn interrupted(&mut self, interrupt: Interrupt, _: &mut Signals) -> Option<Event> {
         self.interrupted = true;
         self.peer_nodes.tell(Report::Stopped(interrupt));
         Some(Event::Interrupted(interrupt))
