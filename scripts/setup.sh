@@ -126,5 +126,5 @@ if $dev; then install_dev; install_slurm; fi
 has tokenizers "$TOKENIZERS" || pip install --no-deps "tokenizers==$TOKENIZERS"
 
 cargo build --release --locked --quiet -p launcher -p rank
-if $dev; then cargo build --release --locked --quiet -p emulation -p emulated-nvml -p emulated-nccl; fi
+if $dev; then cargo build --release --locked --quiet -p emulation -p emulated-nvml -p emulated-nccl -p io-faults; fi
 echo "setup: target/release/dslaunch and target/release/dslaunch-rank are ready"

@@ -3,7 +3,7 @@
 //!
 //! In reading order: [`fixtures`] (models and data), [`job`] (a train.toml and its run), [`layout`] (jobs that differ only
 //! in what must not change the result), [`run`] (a run's results), [`nodes`] (`dslaunch run` as several nodes), [`slurm`]
-//! (a Slurm of the test's own), [`process`] (what the kernel knows of it all), [`flood`] (strangers from the network),
+//! (a Slurm of the test's own), [`process`] (what the kernel knows of it all), [`flood`] (strangers from the network), [`sites`] (where the system is asked),
 //! [`daemons`] (workers that are hard to end), [`trials`] (draws at random).
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "tests tell how they go")]
@@ -16,6 +16,7 @@ pub mod layout;
 pub mod nodes;
 pub mod process;
 pub mod run;
+pub mod sites;
 pub mod slurm;
 pub mod trials;
 
