@@ -2,11 +2,9 @@
 
 use crate::error::LaunchError;
 
-/// Runs the launcher's tasks: two threads are plenty, and a blocking one that is left (data preparation) is not waited
-/// for.
+/// Runs the launcher's tasks, all on this thread. Work that blocks has threads of its own ([`crate::process::threads`]).
 pub fn on_runtime(task: impl Future<Output = Result<u8, LaunchError>>) -> Result<u8, LaunchError> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-    let runtime = runtime.map_err(LaunchError::io("start the runtime"))?;
+    let runtime = proto::runtime::on_this_thread().map_err(LaunchError::io("start the runtime"))?;
     let result = runtime.block_on(task);
     runtime.shutdown_background();
     result

@@ -17,6 +17,7 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::thread;
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
@@ -25,6 +26,7 @@ use nix::sys::socket::{
     AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, sendmsg, setsockopt, socketpair, sockopt,
 };
 use nix::sys::time::{TimeVal, TimeValLike};
+use tokio::sync::oneshot;
 use tonic::codegen::Service;
 use tonic::codegen::http::Uri;
 use tonic::transport::{Channel, Endpoint};
@@ -103,7 +105,10 @@ impl<F: Fn() -> io::Result<UnixStream> + Clone + Send + 'static> Service<Uri> fo
     fn call(&mut self, _: Uri) -> Self::Future {
         let dial = self.0.clone();
         Box::pin(async move {
-            let stream = tokio::task::spawn_blocking(dial).await.map_err(io::Error::other)??;
+            let (done, dialled) = oneshot::channel();
+            let dial = move || drop(done.send(dial()));
+            thread::Builder::new().name("dial".into()).spawn(dial)?;
+            let stream = dialled.await.map_err(io::Error::other)??;
             stream.set_nonblocking(true)?;
             Ok(TokioIo::new(tokio::net::UnixStream::from_std(stream)?))
         })

@@ -8,7 +8,7 @@
 //! damage), [`manifest`] (what a checkpoint holds), [`weight_files`] (which tensor is in which of its files),
 //! [`weights_folder`] (which files of a folder hold a model), [`mod@env`] (worker
 //! environment), [`progress`] (what each rank is doing), [`fault`] (faults on purpose), [`snapshot`] (state in memory),
-//! [`control`] (the gRPC service for ranks), [`dial`] (how they reach it) and [`agents`] (the one for several machines).
+//! [`control`] (the gRPC service for ranks), [`dial`] (how they reach it), [`runtime`] (what both sides run it on) and [`agents`] (the one for several machines).
 //!
 //! **Invariant:** no tensors, no libtorch, no NCCL here: the launcher must start, and explain itself, on a
 //! machine without them.
@@ -32,6 +32,7 @@ pub mod plan;
 pub mod progress;
 pub mod resolve;
 pub mod run_dir;
+pub mod runtime;
 pub mod say;
 pub mod schedule;
 pub mod sealed;

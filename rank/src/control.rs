@@ -58,6 +58,12 @@ pub enum ControlError {
         /// The launcher's words.
         message: String,
     },
+    /// The system grants no thread, or no descriptors, to call the launcher with.
+    #[error("cannot start what calls the launcher")]
+    Start {
+        /// The system's reason.
+        source: std::io::Error,
+    },
     /// The launcher refused the registration, or other ranks did not come.
     #[error("the launcher refused rank {rank}: {message}")]
     Refused {
@@ -109,8 +115,10 @@ impl Control {
         let lost = Arc::new(OnceLock::new());
         let tell_lost = lost.clone();
         let thread = std::thread::Builder::new().name("control".into()).spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-            let runtime = runtime.expect("the kernel grants an epoll descriptor");
+            let runtime = match proto::runtime::on_this_thread() {
+                Ok(runtime) => runtime,
+                Err(source) => return drop(registered.send(Err(ControlError::Start { source }))),
+            };
             runtime.block_on(async {
                 match enroll(descriptor, breaker, caller, timeout).await {
                     Ok(client) => {
@@ -121,7 +129,7 @@ impl Control {
                 }
             });
         });
-        let thread = thread.expect("the kernel grants a thread");
+        let thread = thread.map_err(|source| ControlError::Start { source })?;
         wait.recv().expect("the control thread answers before it ends")?;
         Ok(Self { queue: Some(queue), thread: Some(thread), caller, reports: Cell::new(0), lost })
     }

@@ -42,7 +42,11 @@ pub enum DataError {
 
 impl From<DataError> for LaunchError {
     fn from(error: DataError) -> Self {
-        Self::refused(error, 2)
+        let exit_code = match error {
+            DataError::Problems(_) | DataError::NoLabels { .. } => 2,
+            DataError::Folder { .. } | DataError::Write(_) => 3,
+        };
+        Self::refused(error, exit_code)
     }
 }
 

@@ -25,6 +25,7 @@ use crate::job::args::JobArgs;
 use crate::job::host_memory;
 use crate::output::console::Console;
 use crate::process::signals::Signals;
+use crate::process::threads;
 
 /// Preparing data that takes longer than this is shown.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -177,7 +178,7 @@ impl Setup {
             cache_dir: self.run_dir().data(),
             threads: self.cores,
         };
-        let mut preparing = tokio::task::spawn_blocking(move || data::prepare(&job));
+        let mut preparing = std::pin::pin!(threads::run("data", move || data::prepare(&job)));
         let mut patience = std::pin::pin!(tokio::time::sleep(PATIENCE));
         let prepared = loop {
             tokio::select! {
@@ -192,17 +193,12 @@ impl Setup {
             }
         };
         console.end_wait();
-        match prepared {
-            Ok(prepared) => {
-                let prepared = prepared?;
-                if let Origin::MadeInsteadOf(error) = &prepared.origin {
-                    let why = error.source().map_or(String::new(), |source| format!(": {source}"));
-                    console.warn(&format!("warning: the {} data was prepared anew: {error}{why}", split.name()));
-                }
-                Ok(prepared)
-            }
-            Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
+        let prepared = prepared.map_err(LaunchError::io("start a thread that prepares the data"))??;
+        if let Origin::MadeInsteadOf(error) = &prepared.origin {
+            let why = error.source().map_or(String::new(), |source| format!(": {source}"));
+            console.warn(&format!("warning: the {} data was prepared anew: {error}{why}", split.name()));
         }
+        Ok(prepared)
     }
 }
 

@@ -19,6 +19,8 @@ use crate::run_dir::files::write_atomically;
 pub struct MetricsFile {
     path: PathBuf,
     file: Option<File>,
+    /// Rows of later steps are still to be dropped. `None`: nothing was rewound yet.
+    rewind_to: Option<u64>,
 }
 
 /// A logged step. Fields are the file's keys, in its order.
@@ -76,11 +78,13 @@ impl From<&EvalMetrics> for EvalRow {
 impl MetricsFile {
     /// The file at `path`; nothing is touched yet.
     pub fn new(path: PathBuf) -> Self {
-        Self { path, file: None }
+        Self { path, file: None, rewind_to: None }
     }
 
-    /// Drops every row of a step after `step` (MET-1), and opens the file for what comes now.
+    /// Drops every row of a step after `step` (MET-1), and opens the file for what comes now. After an error the next row tries it
+    /// again.
     pub fn rewind(&mut self, step: u64) -> io::Result<()> {
+        self.rewind_to = Some(step);
         self.file = None;
         let old = match fs::read(&self.path) {
             Ok(old) => old,
@@ -97,7 +101,10 @@ impl MetricsFile {
 
     /// Adds one row, with one write, so that a reader sees whole rows.
     pub fn write(&mut self, row: &impl Serialize) -> io::Result<()> {
-        let file = self.file.as_mut().ok_or_else(|| io::Error::other("it could not be opened"))?;
+        if let (None, Some(step)) = (&self.file, self.rewind_to) {
+            self.rewind(step)?;
+        }
+        let file = self.file.as_mut().ok_or_else(|| io::Error::other("it was not opened"))?;
         let mut line = serde_json::to_vec(row)?;
         line.push(b'\n');
         file.write_all(&line)

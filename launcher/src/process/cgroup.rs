@@ -72,8 +72,11 @@ impl Group {
     fn create(own: &Path, number: u32) -> io::Result<Self> {
         let job = job_folder(own).ok_or(io::ErrorKind::NotFound)?;
         let folder = job.join(format!("attempt-{number}"));
-        fs::create_dir_all(job)?;
-        fs::create_dir(&folder)?;
+        fs::create_dir_all(&job)?;
+        if let Err(error) = fs::create_dir(&folder) {
+            let _ = fs::remove_dir(job);
+            return Err(error);
+        }
         let procs = OpenOptions::new().write(true).open(folder.join("cgroup.procs"));
         // Before Linux 5.14 a group cannot be killed.
         match procs.and_then(|procs| File::open(folder.join("cgroup.kill")).map(|_| procs)) {

@@ -12,4 +12,5 @@ pub mod signals;
 pub mod spawn;
 pub mod sweeper;
 pub mod sys;
+pub mod threads;
 pub mod timer;

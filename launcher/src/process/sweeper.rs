@@ -1,11 +1,11 @@
 //! The thread that cleans up, with a table of descriptors of its own: however many descriptors the rest of the launcher has
 //! used up, it can read /proc and open processes. It is started in advance, so that at the time nothing has to be got first.
 
-use std::sync::OnceLock;
-use std::sync::mpsc::{self, Sender};
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
 
-use crate::process::sys;
+use crate::process::{sys, threads};
 
 type Task = Box<dyn FnOnce() + Send>;
 
@@ -24,21 +24,22 @@ pub fn start() {
     });
 }
 
-/// Runs `task` on the thread. Where there is none, on another one, with what descriptors there are.
+/// Runs `task` on the thread. Where there is none, on this one, with what descriptors there are.
 pub async fn run<T: Send + 'static>(task: impl FnOnce() -> T + Send + 'static) -> T {
     start();
-    tokio::task::spawn_blocking(move || match SWEEPER.get().and_then(Option::as_ref) {
-        Some(sweeper) => {
-            // A channel that needs no descriptor: to wake a task of tokio's, the thread would need one that it has not.
-            let (done, result) = mpsc::channel();
-            let sent = sweeper.send(Box::new(move || drop(done.send(task()))));
-            sent.expect("the sweeper never ends");
-            result.recv().expect("cleaning up does not panic")
-        }
-        None => task(),
-    })
-    .await
-    .expect("cleaning up does not panic")
+    let Some(sweeper) = SWEEPER.get().and_then(Option::as_ref) else { return task() };
+    // A channel that needs no descriptor: to wake a task of tokio's, the thread would need one that it has not.
+    let (done, result) = mpsc::channel();
+    sweeper.send(Box::new(move || drop(done.send(task())))).expect("the sweeper never ends");
+    let result = Arc::new(Mutex::new(result));
+    let waiting = result.clone();
+    // Where no thread can wait, this one does.
+    threads::run("swept", move || receive(&waiting)).await.unwrap_or_else(|_| receive(&result))
+}
+
+fn receive<T>(result: &Mutex<Receiver<T>>) -> T {
+    let result = result.lock().unwrap_or_else(PoisonError::into_inner);
+    result.recv().expect("cleaning up does not panic")
 }
 
 #[cfg(test)]

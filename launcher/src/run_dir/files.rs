@@ -9,12 +9,20 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
     let temporary = parent.join(format!(".{}.tmp", name.to_string_lossy()));
-    let mut file = File::create(&temporary)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    fs::rename(&temporary, path)?;
+    let replaced = write_synced(&temporary, bytes).and_then(|()| fs::rename(&temporary, path));
+    if let Err(error) = replaced {
+        // What cannot be removed is written over by the next one.
+        let _ = fs::remove_file(&temporary);
+        return Err(error);
+    }
     // The new name is on disk only once the folder is.
     File::open(parent)?.sync_all()
+}
+
+fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = File::create(path)?;
+    file.write_all(bytes)?;
+    file.sync_all()
 }
 
 /// A name in `folder` that is not taken: `name` itself or `name.1`, `name.2` and so on.

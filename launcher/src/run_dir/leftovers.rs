@@ -1,5 +1,5 @@
-//! Removes the hidden folders that interrupted saves leave behind. They are as large as a checkpoint, and no rank comes
-//! back for them.
+//! Removes the hidden folders and files that interrupted saves leave behind. They may be as large as a checkpoint, and nobody
+//! comes back for them.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -19,7 +19,9 @@ pub fn remove(run_dir: &RunDir) -> Result<(), LaunchError> {
     if fs::symlink_metadata(&model).is_err() && replaced.is_dir() {
         fs::rename(&replaced, &model).map_err(LaunchError::io(format!("rename {}", replaced.display())))?;
     }
-    remove_those_of(run_dir.root(), |of| of == name)?;
+    let files = [run_dir.metrics(), run_dir.plan(), run_dir.identity()];
+    let is_file = |of: &str| files.iter().any(|path| path.file_name().is_some_and(|name| name == of));
+    remove_those_of(run_dir.root(), |of| of == name || is_file(of))?;
     remove_those_of(&run_dir.checkpoints(), |of| RunDir::checkpoint_step(of).is_some())
 }
 
@@ -75,6 +77,7 @@ mod tests {
             fs::create_dir_all(run_dir.checkpoints().join(name).join("files")).unwrap();
         }
         fs::write(run_dir.checkpoints().join(".step-00000006.old"), "a file").unwrap();
+        fs::write(dir.path().join(".metrics.jsonl.tmp"), "half").unwrap();
         for name in [".final.tmp", ".final.old", "final", ".cache.old"] {
             fs::create_dir_all(dir.path().join(name).join(name)).unwrap();
         }
