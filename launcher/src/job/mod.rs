@@ -7,8 +7,8 @@
 pub mod args;
 pub mod attempt;
 pub mod background;
-pub mod host_memory;
 pub mod identify;
+pub mod model_folder;
 pub mod ownership;
 pub mod resume;
 pub mod setup;

@@ -13,6 +13,7 @@ use std::sync::{Arc, OnceLock};
 
 use proto::env::Cgroups;
 
+use crate::machine::control_groups::{ControlGroups, Hierarchy};
 use crate::process::descendants::{self, Swept};
 use crate::process::sweeper;
 use crate::random::random_hex;
@@ -130,45 +131,5 @@ fn remove(folder: &Path) {
 
 /// This process's own group, where cgroup v2 is mounted: alone at /sys/fs/cgroup or, beside v1, below it.
 fn own() -> Option<PathBuf> {
-    let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
-    let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
-    own_in(&mounts, &groups)
-}
-
-/// From the texts of mountinfo(5) and cgroups(7). Pure.
-fn own_in(mounts: &str, groups: &str) -> Option<PathBuf> {
-    let group = groups.lines().find_map(|line| line.strip_prefix("0::"))?;
-    let mount = mounts.lines().find_map(|line| {
-        let (fields, of_type) = line.split_once(" - ")?;
-        let mut fields = fields.split(' ').skip(3);
-        let (root, mount) = (fields.next()?, fields.next()?);
-        of_type.starts_with("cgroup2 ").then_some((root, mount))
-    });
-    let (root, mount) = mount?;
-    // A mount may show only a part of the tree.
-    let below = Path::new(group).strip_prefix(root).ok()?;
-    Some(Path::new(mount).join(below))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_own_group_is_found_in_both_kinds_of_trees() {
-        let unified = "30 23 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate\n";
-        let hybrid = "31 30 0:27 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n\
-                      32 30 0:28 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n";
-        let groups = "4:memory:/box\n0::/user.slice/user-1000.slice\n";
-        let at = |mounts, groups| own_in(mounts, groups).map(|path| path.display().to_string());
-        assert_eq!(at(unified, groups).as_deref(), Some("/sys/fs/cgroup/user.slice/user-1000.slice"));
-        assert_eq!(at(hybrid, groups).as_deref(), Some("/sys/fs/cgroup/unified/user.slice/user-1000.slice"));
-        assert_eq!(at(hybrid, "0::/\n").as_deref(), Some("/sys/fs/cgroup/unified/"));
-        assert_eq!(at("31 30 0:27 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n", groups), None);
-        assert_eq!(at(unified, "4:memory:/box\n"), None);
-        let part = unified.replace(" / /sys", " /user.slice /sys");
-        assert_eq!(at(&part, groups).as_deref(), Some("/sys/fs/cgroup/user-1000.slice"));
-        assert_eq!(at(&part, "0::/system.slice\n"), None);
-        assert_eq!(at(&part, "0::/user.slices/x\n"), None);
-    }
+    ControlGroups::of_process().own(Hierarchy::Unified)
 }

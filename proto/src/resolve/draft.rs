@@ -24,6 +24,8 @@ pub struct World {
     pub world_size: usize,
     /// Cores this process may use; shared by the ranks.
     pub cores: usize,
+    /// Threads that each rank is to have by the environment, above 0.
+    pub omp_num_threads: Option<usize>,
     /// The folder that train.toml's relative paths start from, absolute.
     pub current_dir: PathBuf,
     /// The machine that ranks compute on.
@@ -99,6 +101,7 @@ impl Draft {
             let seq_len = self.config.data.seq_len;
             notes.push(format!("{place}: data.seq_len = {seq_len} is longer than the model's {longest} positions"));
         }
+        notes.extend(self.note_on_threads());
         notes.extend(device::idle_gpus(&self.world.machine, self.world.world_size, self.ground.device));
         notes
     }
@@ -133,6 +136,32 @@ impl Draft {
         let stage = self.zero_stage(&rows);
         let plan = self.plan(stage, self.checkpointing(stage, &rows), &rows);
         Ok(self.without_snapshots_that_do_not_fit(plan))
+    }
+
+    /// As train.toml says, else as OMP_NUM_THREADS does, else an equal share of the cores.
+    fn threads_per_rank(&self) -> usize {
+        let World { world_size, cores, omp_num_threads, .. } = self.world;
+        match self.config.job.threads_per_rank {
+            AutoOr::Given(threads) => threads as usize,
+            AutoOr::Auto => omp_num_threads.unwrap_or((cores / world_size).max(1)),
+        }
+    }
+
+    /// Says where ranks do not have an equal share of the cores, and what it costs.
+    fn note_on_threads(&self) -> Option<String> {
+        let World { world_size, cores, omp_num_threads, .. } = self.world;
+        let (threads, share) = (self.threads_per_rank(), (cores / world_size).max(1));
+        let is_of_environment = self.config.job.threads_per_rank == AutoOr::Auto && omp_num_threads.is_some();
+        let all = threads * world_size;
+        if all > cores.max(world_size) {
+            let of = if is_of_environment { "OMP_NUM_THREADS" } else { "job.threads_per_rank" };
+            return Some(format!(
+                "{of} = {threads}: {world_size} ranks have {all} threads on {cores} cores, and wait for each other"
+            ));
+        }
+        (is_of_environment && threads != share).then(|| {
+            format!("OMP_NUM_THREADS = {threads}: each rank has {threads} of the {cores} cores, and its share would be {share}")
+        })
     }
 
     /// Snapshots as they are asked for.
@@ -222,7 +251,7 @@ impl Draft {
             sequence_parallel: config.parallel.sequence && self.mesh.tp > 1,
             pipeline: self.pipeline.clone(),
             start: rows.start,
-            threads_per_rank: (self.world.cores / self.world.world_size).max(1),
+            threads_per_rank: self.threads_per_rank(),
             steps: rows.steps,
             model: self.model_plan(),
             data: self.data_plan(rows),

@@ -17,7 +17,14 @@ fn draft(extra: &str, world_size: usize) -> Result<Draft, Vec<String>> {
 fn draft_for(machine: Machine, extra: &str, sets: &[&str], world_size: usize) -> Result<Draft, Vec<String>> {
     let sets: Vec<String> = sets.iter().map(|set| set.to_string()).collect();
     let config = TrainConfig::parse(Path::new("train.toml"), &format!("{MINIMAL}{extra}"), &sets).unwrap();
-    let world = World { world_size, cores: 4, current_dir: "/home/u".into(), machine, room: Room::default() };
+    let world = World {
+        world_size,
+        cores: 4,
+        omp_num_threads: None,
+        current_dir: "/home/u".into(),
+        machine,
+        room: Room::default(),
+    };
     let texts = |errors: ConfigErrors| errors.problems().iter().map(|p| format!("{}: {}", p.key, p.rule)).collect();
     Draft::new(&config, world, model()).map_err(texts)
 }
@@ -148,7 +155,8 @@ fn as_little_is_computed_again_as_fits_into_memory() {
         let config = TrainConfig::parse(Path::new("train.toml"), MINIMAL, &sets).unwrap();
         let room = Room { gpu, host: Some(1) };
         let machine = Machine::Imagined;
-        let world = World { world_size: 1, cores: 4, current_dir: "/home/u".into(), machine, room };
+        let world =
+            World { world_size: 1, cores: 4, omp_num_threads: None, current_dir: "/home/u".into(), machine, room };
         Draft::new(&config, world, model()).unwrap().without_data().unwrap()
     };
     let needed = |plan: &Plan| memory::needs(plan)[0].bytes;
@@ -250,4 +258,21 @@ fn every_unit_is_in_one_chunk_and_few_units_are_not_interleaved() {
     assert_eq!(chunks(2, "interleaved"), (4, 0));
     assert_eq!(chunks(4, "interleaved"), (4, 1));
     assert_eq!(chunks(1, "interleaved"), (1, 0));
+}
+
+#[test]
+fn ranks_share_the_cores_unless_somebody_says_otherwise() {
+    let check = |job: &str, omp_num_threads: Option<usize>, threads: usize, note: Option<&str>| {
+        let mut draft = draft(job, 2).unwrap();
+        draft.world.omp_num_threads = omp_num_threads;
+        assert_eq!((draft.threads_per_rank(), draft.note_on_threads().as_deref()), (threads, note), "{job}");
+    };
+    check("", None, 2, None);
+    check("", Some(2), 2, None);
+    let fewer = "OMP_NUM_THREADS = 1: each rank has 1 of the 4 cores, and its share would be 2";
+    check("", Some(1), 1, Some(fewer));
+    let more = |of: &str| format!("{of} = 3: 2 ranks have 6 threads on 4 cores, and wait for each other");
+    check("", Some(3), 3, Some(&more("OMP_NUM_THREADS")));
+    check("[job]\nthreads_per_rank = 3\n", Some(1), 3, Some(&more("job.threads_per_rank")));
+    check("[job]\nthreads_per_rank = 1\n", Some(3), 1, None);
 }
