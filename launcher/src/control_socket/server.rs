@@ -29,8 +29,10 @@ use crate::process::signals;
 const NEWCOMERS: usize = 64;
 /// For how long a newcomer is safe from those who come after it: a line is said at once.
 const GRACE: Duration = Duration::from_millis(50);
-/// Clients at a time that stay, likewise: they follow the job, or wait for its end.
+/// Clients at a time that follow the job, likewise.
 const FOLLOWERS: usize = 32;
+/// Clients at a time that wait for its end: others than those, so that no number of followers keeps anybody from stopping it.
+const WAITERS: usize = 32;
 /// How long a client may take for its request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a client may leave a line unread; a stopped follower that comes back later finds the connection closed.
@@ -90,7 +92,7 @@ impl Drop for ControlSocket {
 /// Until the end is near, and then until followers have read the last lines.
 async fn serve(listener: UnixListener, source: Source, mut end: oneshot::Receiver<()>) {
     let affordable = descriptors::share(8).max(1);
-    let places = Arc::new(Semaphore::new(FOLLOWERS.min(affordable)));
+    let places = [FOLLOWERS, WAITERS].map(|places| Arc::new(Semaphore::new(places.min(affordable))));
     let mut newcomers: Newcomers<Option<i32>, AbortHandle> = Newcomers::new(NEWCOMERS.min(affordable), GRACE);
     let (mut asking, mut answering) = (JoinSet::new(), JoinSet::new());
     let mut paused_until = None;
@@ -119,6 +121,8 @@ async fn serve(listener: UnixListener, source: Source, mut end: oneshot::Receive
                 newcomers.retain(AbortHandle::is_finished);
                 // A client that goes away, or had to, is no business of the job.
                 if let Ok(Ok(Some((client, request)))) = asked {
+                    let [followers, waiters] = &places;
+                    let places = if matches!(request, Request::Stop(_)) { waiters } else { followers };
                     let place = places.clone().try_acquire_owned().ok();
                     answering.spawn(answer(client, request, source.clone(), place));
                 }

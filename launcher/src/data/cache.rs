@@ -1,8 +1,9 @@
 //! Finds the prepared file of a job, and the files that belong to no job any more. The name of a prepared file is a
 //! hash of everything that its contents depend on, so a file that is there and sound can be used as it is.
 
-use std::fs;
+use std::fs::{self, DirBuilder};
 use std::io;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use proto::config::AutoOr;
@@ -38,7 +39,8 @@ pub struct CacheEntry {
 impl CacheEntry {
     /// For `job` with these `sources`; creates the folder.
     pub fn new(job: &DataJob, sources: &[Source]) -> io::Result<Self> {
-        fs::create_dir_all(&job.cache_dir)?;
+        // Rows are as private as what they were made of.
+        DirBuilder::new().recursive(true).mode(0o700).create(&job.cache_dir)?;
         let prefix = format!("{}-", job.split.name());
         let name = format!("{prefix}{}.rows", &key(job, sources).to_hex()[..16]);
         Ok(Self { folder: job.cache_dir.clone(), prefix, name })

@@ -254,6 +254,11 @@ impl Output {
         self.notifier.tell(|service, _| service.stopping());
     }
 
+    /// Whether the user wants it to stop.
+    pub fn is_stopping(&self) -> bool {
+        self.status.borrow().state == State::Stopping
+    }
+
     /// A rank's work is done.
     pub fn finished(&mut self, rank: usize, report: &Finished) {
         self.latest.memory.insert(rank, (report.peak_memory_bytes, report.baseline_memory_bytes));

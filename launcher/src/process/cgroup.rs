@@ -10,6 +10,8 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use proto::env::Cgroups;
 
@@ -27,6 +29,9 @@ pub fn name_job() -> io::Result<()> {
     NAME.get_or_init(|| format!("dslaunch-{}-{suffix}", std::process::id()));
     Ok(())
 }
+
+/// How long what a killed job has left may take to end.
+const LEFT_BEHIND_DEADLINE: Duration = Duration::from_secs(2);
 
 /// Everything of one attempt.
 #[derive(Debug)]
@@ -71,7 +76,7 @@ impl AttemptGroup {
 
 impl Group {
     fn create(own: &Path, number: u32) -> io::Result<Self> {
-        let job = job_folder(own).ok_or(io::ErrorKind::NotFound)?;
+        let job = named(own).ok_or(io::ErrorKind::NotFound)?;
         let folder = job.join(format!("attempt-{number}"));
         fs::create_dir_all(&job)?;
         if let Err(error) = fs::create_dir(&folder) {
@@ -101,13 +106,48 @@ pub fn remove_all() {
     attempts().iter().for_each(|attempt| remove(attempt));
 }
 
+/// Ends what a job that nobody looks after any more has left in its groups, by the folder that it wrote down, and removes them.
+/// Only where that is such a folder: the text may be old, or somebody else's.
+pub fn end_left_behind(job: &Path) {
+    let is_below = own().and_then(|own| Some(job.parent()? == own)).unwrap_or(false);
+    let name = job.file_name().unwrap_or_default().to_string_lossy();
+    if !is_below || !is_of_a_job(&name) {
+        return;
+    }
+    let attempts = attempts_in(job);
+    attempts.iter().for_each(|attempt| drop(kill(attempt)));
+    let deadline = Instant::now() + LEFT_BEHIND_DEADLINE;
+    while job.exists() && Instant::now() < deadline {
+        attempts.iter().for_each(|attempt| remove(attempt));
+        let _ = fs::remove_dir(job);
+        // The kernel takes a moment to end them, and tells nobody when.
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// `dslaunch-<pid>-<random>`.
+fn is_of_a_job(name: &str) -> bool {
+    let parts = name.strip_prefix("dslaunch-").and_then(|rest| rest.split_once('-'));
+    parts.is_some_and(|(pid, random)| {
+        pid.parse::<u32>().is_ok() && random.len() == 8 && random.bytes().all(|byte| byte.is_ascii_hexdigit())
+    })
+}
+
 fn attempts() -> Vec<PathBuf> {
-    let job = own().and_then(|own| job_folder(&own));
-    let entries = job.and_then(|job| fs::read_dir(job).ok()).into_iter().flatten().flatten();
+    job_folder().map_or(vec![], |job| attempts_in(&job))
+}
+
+fn attempts_in(job: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(job).into_iter().flatten().flatten();
     entries.map(|entry| entry.path()).filter(|path| path.is_dir()).collect()
 }
 
-fn job_folder(own: &Path) -> Option<PathBuf> {
+/// The folder of this job's groups, where there is one for them.
+pub fn job_folder() -> Option<PathBuf> {
+    own().and_then(|own| named(&own))
+}
+
+fn named(own: &Path) -> Option<PathBuf> {
     Some(own.join(NAME.get()?))
 }
 
@@ -132,4 +172,19 @@ fn remove(folder: &Path) {
 /// This process's own group, where cgroup v2 is mounted: alone at /sys/fs/cgroup or, beside v1, below it.
 fn own() -> Option<PathBuf> {
     ControlGroups::of_process().own(Hierarchy::Unified)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_groups_of_jobs_are_taken_for_some() {
+        assert!(is_of_a_job("dslaunch-4711-0123abcd"));
+        for name in
+            ["", "dslaunch-", "dslaunch-x-0123abcd", "dslaunch-4711-0123abc", "dslaunch-4711-0123abcg", "user.slice"]
+        {
+            assert!(!is_of_a_job(name), "{name}");
+        }
+    }
 }
