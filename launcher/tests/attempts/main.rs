@@ -417,13 +417,16 @@ fn a_deepspeed_config_becomes_a_train_toml() {
     };
     let (code, stdout, stderr) = map(r#"{"zero_optimization": {"stage": 3, "stage3_max_live_parameters": 1e9}}"#);
     assert!(code == 0 && stdout.contains("stage = 3  # zero_optimization.stage\n"), "{code} {stdout}");
-    assert!(
-        stderr.starts_with("ds_config.json: zero_optimization.stage3_max_live_parameters: no effect here: "),
-        "{stderr}"
-    );
-    let (code, stdout, stderr) = map(r#"{"fp16": {"enabled": true}, "steps_per_print": 1}"#);
+    let key = "zero_optimization.stage3_max_live_parameters";
+    assert_eq!(stderr, format!("ds_config.json: no effect here (--explain says why): {key}\n"));
+    let (code, _, stderr) = run.command(&["plan", "--deepspeed", "ds_config.json", "--explain"]);
+    let explained = format!("ds_config.json: {key}: no effect here: parameters are gathered by the unit");
+    assert!(code == 0 && stderr.starts_with(&explained), "{code} {stderr}");
+    let (code, stdout, stderr) = map(r#"{"fp16": {"enabled": true}, "amp": {"enabled": true}, "steps_per_print": 1}"#);
     assert!(code == 2 && stdout.contains("every_steps = 1  # steps_per_print\n"), "{code} {stdout}");
-    assert!(stderr.starts_with("ds_config.json: fp16.enabled = true: refused: "), "{stderr}");
+    let (first, rest) = stderr.split_once('\n').unwrap();
+    assert!(first.starts_with("ds_config.json: amp.enabled = true: refused: "), "{stderr}");
+    assert!(rest.starts_with("ds_config.json: fp16.enabled = true: model.dtype = \"bf16\" instead: "), "{stderr}");
     let (code, stdout, stderr) = map("{");
     assert!(code == 2 && stdout.is_empty() && stderr.starts_with("error: ds_config.json: EOF"), "{code} {stderr}");
 }

@@ -1,7 +1,7 @@
 //! Makes the plan from the user's configuration: first without the data, then with it.
 
 use super::device::{self, Ground, Machine};
-use super::{parallel, trained, unsupported};
+use super::{parallel, trained, unsupported, without_effect};
 use crate::checkpointing::Checkpointing;
 use crate::config::{
     ActivationCheckpointing, AutoOr, Batch, ConfigErrors, Device, Dtype, Length, Matmul, Offload, Problem, TrainConfig,
@@ -95,6 +95,7 @@ impl Draft {
     pub fn notes(&self) -> Vec<String> {
         let mut notes = unsupported::notes(&self.config);
         notes.extend(parallel::notes(&self.config, &self.pipeline, self.mesh));
+        notes.extend(without_effect::notes(&self.config, self.mesh));
         let longest = self.model.max_position_embeddings as u64;
         if self.config.data.seq_len > longest && self.config.origins.is_set("data.seq_len") {
             let place = self.config.origins.place("data.seq_len");
@@ -111,7 +112,8 @@ impl Draft {
         let is_off = plan.snapshots == Snapshots::Never && self.config.restart.snapshot_every_steps == AutoOr::Auto;
         let note = "no snapshots are taken: the host's memory is too small for two of 12 bytes a parameter; after a failure \
                     training goes on from the newest checkpoint";
-        is_off.then(|| note.to_owned()).into_iter().collect()
+        let without_effect = without_effect::notes_on(&self.config, plan);
+        is_off.then(|| note.to_owned()).into_iter().chain(without_effect).collect()
     }
 
     /// Number of ranks on each axis.
