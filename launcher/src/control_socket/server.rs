@@ -21,6 +21,7 @@ use crate::listening::descriptors;
 use crate::listening::newcomers::Newcomers;
 use crate::output::Output;
 use crate::output::console::Shown;
+use crate::output::stall::Pulse;
 use crate::output::status::JobStatus;
 use crate::process::signals;
 
@@ -55,6 +56,7 @@ pub struct ControlSocket {
 struct Source {
     status: watch::Receiver<JobStatus>,
     shown: broadcast::WeakSender<Shown>,
+    pulse: watch::Receiver<Pulse>,
     start: Instant,
 }
 
@@ -65,7 +67,8 @@ impl ControlSocket {
         let listener = address::listen(&path)?;
         listener.set_nonblocking(true)?;
         let listener = UnixListener::from_std(listener)?;
-        let source = Source { status: output.status(), shown: output.console().followers(), start };
+        let (status, pulse, shown) = (output.status(), output.pulse(), output.console().followers());
+        let source = Source { status, shown, pulse, start };
         let (end, ended) = oneshot::channel();
         Ok(Self { path, end: Some(end), task: tokio::spawn(serve(listener, source, ended)) })
     }
@@ -185,9 +188,8 @@ async fn answer(
 
 impl Source {
     fn now(&self) -> JobStatus {
-        let mut status = self.status.borrow().clone();
-        status.elapsed_seconds = self.start.elapsed().as_secs_f64();
-        status
+        let (status, pulse) = (self.status.borrow().clone(), *self.pulse.borrow());
+        status.at(self.start.elapsed(), pulse.stall(Instant::now()))
     }
 }
 

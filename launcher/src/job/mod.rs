@@ -238,19 +238,22 @@ async fn attempts(
         };
         if let (Kind::Damaged, StartingPoint::Checkpoint(checkpoint)) = (cause.kind, &from) {
             if beginning == Some(checkpoint.as_ref()) {
+                edge.output
+                    .console()
+                    .release("the checkpoint that the job began from is damaged: another one is looked for");
                 return Ok(JobEnd::BeginningDamaged);
             }
             resume::set_aside_damaged(&job.run_dir, checkpoint, edge.output.console())?;
         }
-        from = resume::after_failure(&job.run_dir, job.snapshots.as_ref(), beginning, edge.output.console())?;
+        from = resume::after_failure(&job.run_dir, job.snapshots.as_ref(), beginning, edge.output.console())
+            .inspect_err(|error| edge.output.console().release(&format!("the job does not go on: {error}")))?;
         let resume_step = from.progress().step;
         let (exit_code, reason) = match policy.decide(&cause, resume_step) {
             Verdict::Restart { after } => {
                 let budget = format!("restart {} of {}", policy.restarts(), job.max_restarts);
                 let when = if after.is_zero() { String::new() } else { format!(" in {} s", after.as_secs()) };
-                edge.output
-                    .console()
-                    .warn(&format!("starting all ranks again from step {resume_step}{when} ({budget})"));
+                let goes_on = format!("the job goes on from step {resume_step}{when} ({budget})");
+                edge.output.console().release(&goes_on);
                 match back_off(after, job, &from, edge).await {
                     Some(interrupt) => {
                         let code = end(job, number, Outcome::Interrupted(interrupt), edge.output);
@@ -259,12 +262,12 @@ async fn attempts(
                     None => continue,
                 }
             }
-            Verdict::Input => (2, "not started again: a restart cannot help against wrong input".to_owned()),
-            Verdict::Environment => (3, "not started again: a restart cannot help in this environment".to_owned()),
-            Verdict::GiveUp(reason) => (1, format!("giving up: {reason}")),
+            Verdict::Input => (2, "a restart cannot help against wrong input".to_owned()),
+            Verdict::Environment => (3, "a restart cannot help in this environment".to_owned()),
+            Verdict::GiveUp(reason) => (1, reason),
         };
         edge.output.event(Moment::Failed { exit_code, reason: &reason });
-        edge.output.console().warn(&reason);
+        edge.output.console().release(&format!("the job does not go on: {reason}"));
         return Ok(JobEnd::WithCode(exit_code));
     }
 }
@@ -354,7 +357,8 @@ fn lost_steps(run_dir: &RunDir, step: u64) -> String {
     }
 }
 
-/// Tells the user what failed, with the evidence that the rank left behind. Returns the cause.
+/// Tells the user what failed, with the evidence that the rank left behind, once it was said what comes of it. Returns the
+/// cause.
 fn explain(job: &TrainingJob, attempt: u32, ended: AttemptEnd, output: &mut Output) -> Failure {
     let AttemptEnd { outcome: Outcome::Failed { mut cause, follow_ons }, lines, kernel_kills, .. } = ended else {
         panic!("an attempt that has not failed needs no explanation");
@@ -392,7 +396,7 @@ fn explain(job: &TrainingJob, attempt: u32, ended: AttemptEnd, output: &mut Outp
     output.event(Moment::Stopped { rank: cause.rank, cause: &cause.summary(), step: cause.step });
     let place = report::place(&job.plan, cause.rank, line.place);
     let report = FailureReport { attempt, cause: &cause, place, follow_ons: &follow_ons, log, tail };
-    output.console().clear();
+    output.console().hold();
     output.console().warn(&report.text());
     cause
 }

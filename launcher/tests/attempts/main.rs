@@ -97,7 +97,7 @@ fn a_killed_rank_is_restarted_from_the_newest_checkpoint() {
     assert!(end.stdout.contains("goodput") && end.stdout.contains("recovering from failures"), "{end:?}");
     assert!(end.stderr.contains("rank 1 failed at step 5 of attempt 0: killed by SIGKILL"), "{end:?}");
     assert!(end.stderr.contains("  | rank 1 begins step 5"), "the end of its log is quoted: {end:?}");
-    assert!(end.stderr.contains("starting all ranks again from step 4 (restart 1 of 3)"), "{end:?}");
+    assert!(end.stderr.starts_with("the job goes on from step 4 (restart 1 of 3)\nrank 1 failed at step 5"), "{end:?}");
     assert!(run.path("logs/attempt-1/rank-0.err").is_file());
 }
 
@@ -265,7 +265,9 @@ fn the_restart_budget_ends() {
     let end = run.launch(&["--set", "restart.max_restarts=2"]).end();
     assert_eq!(end.code, 1, "{end:?}");
     assert_eq!(run.events().iter().filter(|event| *event == "restarted").count(), 2);
-    assert!(end.stderr.ends_with("giving up: the restart budget is used up (restart.max_restarts = 2)\n"), "{end:?}");
+    let last =
+        "the job does not go on: the restart budget is used up (restart.max_restarts = 2)\nrank 1 failed at step 3";
+    assert!(end.stderr.contains(last), "the verdict, then the report: {end:?}");
 }
 
 fn the_same_failure_twice_ends_it_early() {
@@ -280,7 +282,8 @@ fn wrong_input_is_not_restarted() {
     let run = Run::new("report input rank 1 at 1");
     let end = run.launch(&[]).end();
     assert_eq!(end.code, 2, "{end:?}");
-    assert!(end.stderr.contains("  reported input"), "{end:?}");
+    let first = "the job does not go on: a restart cannot help against wrong input\nrank 1 failed";
+    assert!(end.stderr.starts_with(first) && end.stderr.contains("  reported input"), "{end:?}");
     assert_eq!(run.event("failed")["exit_code"], 2);
 }
 
