@@ -1,7 +1,8 @@
 //! How far the preparation of data is, for whoever waits for it, and their wish that it stops.
 
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Counts of a preparation under way, shared by its threads and whoever waits.
 #[derive(Debug, Default)]
@@ -12,6 +13,8 @@ pub struct DataProgress {
     bytes: AtomicU64,
     /// Tokens that they gave.
     tokens: AtomicU64,
+    /// When parsing began.
+    began: OnceLock<Instant>,
     is_stopped: AtomicBool,
 }
 
@@ -19,6 +22,7 @@ impl DataProgress {
     /// There are so many bytes to parse.
     pub fn begin(&self, all_bytes: u64) {
         self.all_bytes.store(all_bytes, Relaxed);
+        self.began.get_or_init(Instant::now);
     }
 
     /// So many of them were parsed, and gave so many tokens.
@@ -37,8 +41,12 @@ impl DataProgress {
         self.is_stopped.load(Relaxed)
     }
 
-    /// `37 %, 1234567 tokens/s, 12s left`, if parsing began `elapsed` ago; empty before that.
-    pub fn text(&self, elapsed: Duration) -> String {
+    /// `37 %, 1234567 tokens/s, 12 s left`; empty before anything was parsed.
+    pub fn text(&self) -> String {
+        self.began.get().map_or(String::new(), |began| self.text_after(began.elapsed()))
+    }
+
+    fn text_after(&self, elapsed: Duration) -> String {
         let [all_bytes, bytes, tokens] = [&self.all_bytes, &self.bytes, &self.tokens].map(|count| count.load(Relaxed));
         if bytes == 0 || all_bytes == 0 {
             return String::new();
@@ -57,13 +65,13 @@ mod tests {
     fn it_says_how_far_how_fast_and_how_long() {
         let progress = DataProgress::default();
         let seconds = Duration::from_secs;
-        assert_eq!(progress.text(seconds(1)), "");
+        assert_eq!(progress.text(), "");
         progress.begin(1000);
-        assert_eq!(progress.text(seconds(1)), "");
+        assert_eq!(progress.text(), "");
         progress.parsed(100, 40);
         progress.parsed(150, 60);
-        assert_eq!(progress.text(seconds(2)), "25 %, 50 tokens/s, 6 s left");
+        assert_eq!(progress.text_after(seconds(2)), "25 %, 50 tokens/s, 6 s left");
         progress.parsed(750, 300);
-        assert_eq!(progress.text(seconds(4)), "100 %, 100 tokens/s, 0 s left");
+        assert_eq!(progress.text_after(seconds(4)), "100 %, 100 tokens/s, 0 s left");
     }
 }

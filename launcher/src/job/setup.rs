@@ -7,7 +7,7 @@ use std::error::Error;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use proto::compute_capability::LEAST_FOR_FP8;
 use proto::config::{AutoOr, ConfigErrors, Device, Init, Matmul, Problem, TrainConfig};
@@ -34,6 +34,9 @@ use crate::process::threads;
 
 /// Preparing data that takes longer than this is shown.
 const PATIENCE: Duration = Duration::from_secs(1);
+
+/// How often it is shown how far it is.
+const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Data that is being prepared may take this long to stop.
 const STOP_LIMIT: Duration = Duration::from_secs(1);
@@ -221,7 +224,9 @@ impl Setup {
         let progress = Arc::new(DataProgress::default());
         let shared = progress.clone();
         let mut preparing = std::pin::pin!(threads::run("data", move || data::prepare(&job, &shared)));
-        let mut patience = std::pin::pin!(tokio::time::sleep(PATIENCE));
+        let began = Instant::now();
+        let what = format!("preparing {} data", split.name());
+        let mut looks = tokio::time::interval_at((began + PATIENCE).into(), LOOK_INTERVAL);
         let prepared = loop {
             tokio::select! {
                 prepared = &mut preparing => break prepared,
@@ -232,8 +237,9 @@ impl Setup {
                     let _ = timeout(STOP_LIMIT, preparing).await;
                     return Err(LaunchError::Interrupted(interrupt));
                 }
-                () = &mut patience, if !patience.is_elapsed() => {
-                    console.wait(&format!("preparing {} data", split.name()));
+                _ = looks.tick() => {
+                    let how_far = progress.text();
+                    console.preparing(&if how_far.is_empty() { what.clone() } else { format!("{what}: {how_far}") });
                 }
             }
         };

@@ -11,7 +11,7 @@ use tests::job::{Job, Running, send};
 use tests::trials::Trials;
 
 /// Longer than every limit of the job.
-const FROZEN: Duration = Duration::from_secs(5);
+const FROZEN: Duration = Duration::from_secs(12);
 
 fn job(folder: &Path, name: &str) -> Job {
     let model = tiny_model(&folder.join("model"));
@@ -19,7 +19,7 @@ fn job(folder: &Path, name: &str) -> Job {
     let toml = format!(
         "[model]\npath = {model:?}\ninit = \"random\"\n[data]\ntrain = {data:?}\nseq_len = 40\n\
          [train]\nsteps = 400\nmicro_batch_size = 2\nglobal_batch_size = 8\n[checkpoint]\nevery_steps = 100\n\
-         [comm]\ntimeout_seconds = 3\n[restart]\nhang_timeout_seconds = 3\n[log]\nevery_steps = 1\n"
+         [comm]\ntimeout_seconds = 8\n[restart]\nhang_timeout_seconds = 8\n[log]\nevery_steps = 1\n"
     );
     Job::new(&folder.join(name), &toml).nproc(2)
 }

@@ -15,6 +15,7 @@ const EXAMPLE: &str = r#"[job]
 name = "sft"                       # default: the file's stem
 output_dir = "runs/sft"            # default: runs/<name>, relative to the current folder
 seed = 42
+threads_per_rank = "auto"          # CPU threads of each rank
 
 [model]
 path = "models/deepseek-llm-7b"    # required: a Hugging Face folder (config.json, *.safetensors, tokenizer.json)
