@@ -48,6 +48,14 @@ const RENDEZVOUS_TIMEOUT: Duration = Duration::from_secs(300);
 /// A driver that does not answer after a failure is not waited for longer than this.
 const LAST_LOOK_LIMIT: Duration = Duration::from_millis(1500);
 
+/// How often a waiting thread of libtorch's OpenMP (GNU's) looks before it sleeps: long enough for what comes next within a step, some
+/// 30 us. Without it, it looks for milliseconds.
+const SPINS: &str = "3000";
+
+/// The variable that says so, and the one that says it in other words: the user's count.
+const SPIN_COUNT: &str = "GOMP_SPINCOUNT";
+const WAITING: [&str; 2] = [SPIN_COUNT, "OMP_WAIT_POLICY"];
+
 /// The time that passes between two looks at most, as far as it counts for ranks that stand still.
 const LONGEST_LOOK: Duration = Duration::from_secs(1);
 
@@ -202,6 +210,10 @@ impl Workers<'_> {
         env.extend(ServiceEnv::VARIABLES.map(|name| (name, None)));
         env.extend(worker_env.to_vars().into_iter().map(|(name, value)| (name, Some(value))));
         env.push(("MKL_NUM_THREADS", Some(worker_env.threads.to_string().into())));
+        if WAITING.iter().all(|name| variable(name).is_none()) {
+            // Threads that wait for each other sleep soon: those of another job on the same cores would else hardly ever run.
+            env.push((SPIN_COUNT, Some(SPINS.into())));
+        }
         if self.job.plan.device == Device::Cuda {
             // The driver numbers GPUs so for whoever asks it, the launcher among them.
             env.push(("CUDA_DEVICE_ORDER", Some("PCI_BUS_ID".into())));

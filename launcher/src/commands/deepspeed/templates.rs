@@ -44,6 +44,7 @@ fn plan(mapping: &Mapping, nproc: u64) -> Result<(), String> {
     let world = World {
         world_size: nproc as usize,
         cores: 4,
+        omp_num_threads: None,
         current_dir: "/".into(),
         machine: Machine::Imagined,
         room: Room::default(),
