@@ -23,7 +23,7 @@ if [ "$name" = launch ]; then
 fi
 if [ "${1:-}" = --beside ]; then
     shift
-    name=beside
     [ -e runs/quickstart-data ] || .venv/bin/python examples/quickstart/make_corpus.py --out runs/quickstart-data
+    exec .venv/bin/python scripts/bench_beside.py "$@"
 fi
 exec .venv/bin/python "scripts/peers/bench_$name.py" "$@"

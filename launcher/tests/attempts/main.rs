@@ -339,13 +339,6 @@ fn signals_stop_everything_in_time() {
         let run = Run::new(fault);
         let launch = run.launch(&[]);
         let pids = launch.wait_for_step(2);
-        if signal == SIGINT {
-            // The first Ctrl-C waits for a checkpoint, which does not come here.
-            launch.signal(signal);
-            launch.wait_for_event("stopping");
-            // Two presses, not two signals of one.
-            std::thread::sleep(std::time::Duration::from_millis(400));
-        }
         let end = launch.stop(signal);
         assert_eq!(end.code, code, "{signal} while {fault}: {end:?}");
         assert!(end.after_signal.as_millis() < 2000, "{signal} while {fault}: {:?}", end.after_signal);

@@ -44,7 +44,9 @@ fn plan_in(group: &Group, job: &Job) -> (Option<i32>, String) {
 }
 
 fn toml(model: &Path, data: &Path) -> String {
-    format!("[model]\npath = {model:?}\ninit = \"random\"\n[data]\ntrain = {data:?}\nseq_len = 32\n[train]\nsteps = 2\n")
+    format!(
+        "[model]\npath = {model:?}\ninit = \"random\"\n[data]\ntrain = {data:?}\nseq_len = 32\n[train]\nsteps = 2\n"
+    )
 }
 
 #[test]
