@@ -177,11 +177,7 @@ fn weights_that_are_no_numbers_are_named_and_not_taken_for_divergence() {
     bytes[last..].copy_from_slice(&f32::NAN.to_le_bytes());
     fs::write(&path, bytes).unwrap();
     let finished = scratch.job(&model, &scratch.rows(), "").finish();
-    check_refused(
-        &finished,
-        2,
-        &["model.safetensors: tensor ", "NaN in 1 of its "],
-    );
+    check_refused(&finished, 2, &["model.safetensors: tensor ", "NaN in 1 of its "]);
     assert!(!finished.stderr.contains("diverged"), "{}", finished.stderr);
 }
 

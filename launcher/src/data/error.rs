@@ -46,6 +46,8 @@ pub enum DataError {
 impl From<DataError> for LaunchError {
     fn from(error: DataError) -> Self {
         let exit_code = match error {
+            // That a file cannot be read now says nothing of the file.
+            DataError::Problems(ref problems) if problems.shown.iter().any(|problem| problem.rule.is_of_system()) => 3,
             DataError::Problems(_) | DataError::NoLabels { .. } | DataError::Stopped => 2,
             DataError::Folder { .. } | DataError::Write(_) => 3,
         };
@@ -152,6 +154,8 @@ pub enum Rule {
     NotRegular,
     #[error("cannot read it: {0}")]
     Unreadable(String),
+    #[error("cannot read it: {0}")]
+    RefusedBySystem(String),
     #[error("this is a {0} file; only JSON Lines as plain text are supported, so unpack or convert it first")]
     NotPlainText(&'static str),
     #[error("the file is empty: it needs at least one row")]
@@ -220,6 +224,13 @@ pub enum Rule {
     SmallVocabulary { config: String, largest: u32, vocab_size: usize },
     #[error("the tokenizer fails on this text: {0}")]
     Tokenizer(String),
+}
+
+impl Rule {
+    /// Whether the operating system, not the user, is to blame.
+    fn is_of_system(&self) -> bool {
+        matches!(self, Rule::RefusedBySystem(_))
+    }
 }
 
 fn did_you_mean(suggestion: &Option<String>) -> String {

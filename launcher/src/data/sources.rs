@@ -6,6 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use glob::{MatchOptions, glob_with};
+use nix::errno::Errno;
 
 use super::error::{Problem, Problems, Rule};
 
@@ -108,7 +109,11 @@ fn read(path: &Path) -> Result<Source, Rule> {
 
 /// Makes a rule of the system's error about a file.
 pub fn unreadable(error: io::Error) -> Rule {
-    if error.kind() == io::ErrorKind::NotFound { Rule::NoFile } else { Rule::Unreadable(error.to_string()) }
+    match error.raw_os_error().map(Errno::from_raw) {
+        Some(Errno::ENOENT) => Rule::NoFile,
+        Some(Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM | Errno::EIO) => Rule::RefusedBySystem(error.to_string()),
+        _ => Rule::Unreadable(error.to_string()),
+    }
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Decides when training stands still, and has it told. What is decided is pure ([`Pulse`], [`Sayings`]); [`watch`] waits.
+//! Decides when training stands still, and has it told. What is decided is pure ([`Pulse`], [`Sayings`]); [`watch()`] waits.
 //!
 //! - STL-1 Training stands still when nothing has moved for ten seconds and for a few times what a step takes: then nobody
 //!   is told a speed or a time left that no longer hold.

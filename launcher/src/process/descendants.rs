@@ -18,7 +18,9 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::sys::signal::Signal;
+use nix::sys::wait::{Id, WaitPidFlag, waitid};
 
 use crate::process::sys;
 
@@ -78,6 +80,10 @@ pub fn end_all() -> Swept {
     let deadline = Instant::now() + KILL_DEADLINE;
     loop {
         let pass = Pass::over(family_of_this_process());
+        if pass.problem.is_some() && has_no_children() {
+            // Whoever is left is a child of this process, or of one: it is a subreaper.
+            return Swept { left: pass.refused, problem: None };
+        }
         let is_over = Instant::now() >= deadline;
         if is_over || (pass.dying.is_empty() && pass.problem.is_none()) {
             let stuck = pass.dying.iter().map(|&(pid, _)| Left::new(pid, "it does not die of SIGKILL".into()));
@@ -132,6 +138,12 @@ impl Pass {
             Err(error) => self.problem = Some(error),
         }
     }
+}
+
+/// Whether this process has no children, zombies included. Takes no descriptor.
+fn has_no_children() -> bool {
+    let ended = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+    matches!(waitid(Id::All, ended), Err(Errno::ECHILD))
 }
 
 fn is_short_of_descriptors(error: &io::Error) -> bool {

@@ -48,8 +48,8 @@ fn every_limit_ends_in_words() {
         };
         let what = format!("trial {trial}, ulimit -{flag} {limit}");
         let script = format!("ulimit -{flag} {limit} && exec \"$@\"");
-        let shell = ["sh", "-c", &script, "sh"];
-        let nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "sh", "-c", &script, "sh"];
+        let shell = ["bash", "-c", &script, "bash"];
+        let nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "bash", "-c", &script, "bash"];
         let since = Instant::now();
         let finished = if flag == "u" && geteuid().is_root() {
             fs::create_dir_all(job.run_dir().path("")).unwrap();
