@@ -3,10 +3,15 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use safetensors::SafeTensors;
 use safetensors::tensor::Dtype;
 use serde_json::Value;
+
+/// Until what a launcher writes down has to be there, on a busy machine too.
+const EVENT_DEADLINE: Duration = Duration::from_secs(60);
 
 /// A run directory.
 #[derive(Debug, Clone)]
@@ -54,6 +59,15 @@ impl RunDir {
     /// The launcher's timeline.
     pub fn events(&self) -> Vec<Value> {
         json_lines(&self.path("events.jsonl"))
+    }
+
+    /// Waits until the launcher has written down this event.
+    pub fn wait_for_event(&self, name: &str) {
+        let began = Instant::now();
+        while !self.path("events.jsonl").exists() || !self.events().iter().any(|event| event["event"] == name) {
+            assert!(began.elapsed() < EVENT_DEADLINE, "no {name} after {EVENT_DEADLINE:?}");
+            thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// Names of the checkpoints, ascending.

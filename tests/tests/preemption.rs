@@ -96,11 +96,7 @@ fn a_job_is_preempted_while_it_starts() {
     let job = job(&folder, "early");
     let running = job.start();
     // The ranks are there, and none has made a step.
-    while !job.run_dir().path("events.jsonl").exists()
-        || !job.run_dir().events().iter().any(|event| event["event"] == "spawned")
-    {
-        std::thread::sleep(Duration::from_millis(1));
-    }
+    job.run_dir().wait_for_event("spawned");
     running.signal(Signal::SIGUSR1);
     check_goes_on("early", &job, &running.wait(), &quiet);
 }

@@ -52,25 +52,25 @@ const LAST_LOOK_LIMIT: Duration = Duration::from_millis(1500);
 /// 30 us. Without it, it looks for milliseconds.
 const SPINS: &str = "3000";
 
-/// The variable that says so, and the one that says it in other words: the user's count.
+/// The variable that says so.
 const SPIN_COUNT: &str = "GOMP_SPINCOUNT";
-const WAITING: [&str; 2] = [SPIN_COUNT, "OMP_WAIT_POLICY"];
+
+/// The variables by which a user says how threads wait.
+const WAIT_POLICY: [&str; 2] = [SPIN_COUNT, "OMP_WAIT_POLICY"];
 
 /// The time that passes between two looks at most, as far as it counts for ranks that stand still.
 const LONGEST_LOOK: Duration = Duration::from_secs(1);
 
 /// How often it is looked whether the run directory is still where it was.
-const WHEREABOUTS_INTERVAL: Duration = Duration::from_secs(1);
+const LOCK_LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Told once the user wants the job to stop.
 const SAVING: &str = "stopping: the step under way is finished and a checkpoint made; once more stops at once";
 
-/// Signals that mean something to the launcher and nothing to a rank: a scheduler sends them to every process of a job.
-const TO_THE_LAUNCHER: [Signal; 5] =
-    [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGUSR2];
-
-/// Without it a write past `ulimit -f` is an error, which says what could not be written.
-const INSTEAD_OF_AN_ERROR: Signal = Signal::SIGXFSZ;
+/// Signals that ranks ignore: those that mean something to the launcher, which a scheduler sends to every process of a job, and
+/// SIGXFSZ, without which a write past `ulimit -f` is an error that says what could not be written.
+const IGNORED_BY_RANKS: [Signal; 6] =
+    [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGXFSZ];
 
 /// The part of a job that does not change from attempt to attempt.
 #[derive(Debug)]
@@ -210,7 +210,7 @@ impl Workers<'_> {
         env.extend(ServiceEnv::VARIABLES.map(|name| (name, None)));
         env.extend(worker_env.to_vars().into_iter().map(|(name, value)| (name, Some(value))));
         env.push(("MKL_NUM_THREADS", Some(worker_env.threads.to_string().into())));
-        if WAITING.iter().all(|name| variable(name).is_none()) {
+        if WAIT_POLICY.iter().all(|name| variable(name).is_none()) {
             // Threads that wait for each other sleep soon: those of another job on the same cores would else hardly ever run.
             env.push((SPIN_COUNT, Some(SPINS.into())));
         }
@@ -225,7 +225,7 @@ impl Workers<'_> {
             env,
             stdout: Sink::File(self.logs.join(format!("rank-{rank}.out"))),
             stderr: Sink::File(self.logs.join(format!("rank-{rank}.err"))),
-            ignore: TO_THE_LAUNCHER.into_iter().chain([INSTEAD_OF_AN_ERROR]).collect(),
+            ignore: IGNORED_BY_RANKS.to_vec(),
             cgroup: None,
             inherit: self.inherited.fds(),
         }
@@ -295,8 +295,10 @@ struct Training<'a> {
     /// Goes off when ranks are to be looked at.
     looks: Interval,
     last_look: Instant,
-    /// The run directory's lock, and when it was looked at.
-    lock: (&'a RunLock, Instant),
+    /// The run directory's.
+    lock: &'a RunLock,
+    /// When it was last looked whether that is still in its place.
+    lock_looked_at: Instant,
     /// Goes off when all ranks should have registered.
     rendezvous: Timer,
     /// The job is on its way to the end, and ranks have been asked for a checkpoint.
@@ -333,7 +335,8 @@ impl<'a> Training<'a> {
             gpus: None,
             looks,
             last_look: Instant::now(),
-            lock: (&job.lock, Instant::now()),
+            lock: &job.lock,
+            lock_looked_at: Instant::now(),
             rendezvous: Timer::off(),
             leaving: None,
             no_longer: Timer::off(),
@@ -388,12 +391,11 @@ impl<'a> Training<'a> {
 
     /// Whoever moves the run directory, or makes another in its place, opens it to a second job: this one ends.
     fn look_for_the_run_directory(&mut self) -> Option<Event> {
-        let (lock, looked_at) = &mut self.lock;
-        if looked_at.elapsed() < WHEREABOUTS_INTERVAL || self.output.is_stopping() {
+        if self.lock_looked_at.elapsed() < LOCK_LOOK_INTERVAL || self.output.is_stopping() {
             return None;
         }
-        *looked_at = Instant::now();
-        let message = lock.moved()?;
+        self.lock_looked_at = Instant::now();
+        let message = self.lock.moved()?;
         let step = self.lines.iter().map(|line| line.place.step).max().unwrap_or(0);
         Some(Event::FailedReported { rank: 0, kind: Kind::Environment, step, message })
     }

@@ -17,7 +17,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use nix::sys::statvfs::statvfs;
 use proto::config::AutoOr;
 use proto::env::{SchedulerEnv, ServiceEnv};
 use proto::manifest::Progress;
@@ -48,6 +47,7 @@ use crate::process::timer::Timer;
 use crate::random::random_hex;
 use crate::ranks::snapshots::SnapshotMemory;
 use crate::run_dir::checkpoints::{self, Checkpoint};
+use crate::run_dir::disk;
 use crate::run_dir::files::write_atomically;
 use crate::run_dir::leftovers;
 use crate::run_dir::lock::RunLock;
@@ -58,9 +58,6 @@ use crate::supervise::hang::HangLimits;
 use crate::supervise::out_of_memory::{self, OutOfMemory};
 use crate::supervise::restart::{RestartPolicy, Verdict};
 use crate::supervise::{Failure, Kind, Outcome};
-
-/// A disk with less than this left is full.
-const FULL_BYTES: u64 = 64 << 10;
 
 /// `dslaunch train.toml`: trains. Returns the exit code. `start` is when the launcher started.
 pub fn train(args: &JobArgs, job_control: JobControl, terminal: &Terminal, start: Instant) -> Result<u8, LaunchError> {
@@ -384,7 +381,7 @@ fn explain(job: &TrainingJob, attempt: u32, ended: AttemptEnd, output: &mut Outp
         }
     }
     if matches!(cause.kind, Kind::Died | Kind::Internal)
-        && let Some(full) = full_disk(job.run_dir.root())
+        && let Some(full) = disk::full(job.run_dir.root())
     {
         cause.message = Some(cause.message.map_or(full.clone(), |message| format!("{message}\n{full}")));
         cause.kind = Kind::Environment;
@@ -399,13 +396,6 @@ fn explain(job: &TrainingJob, attempt: u32, ended: AttemptEnd, output: &mut Outp
     output.console().hold();
     output.console().warn(&report.text());
     cause
-}
-
-/// Says that the disk of `folder` is full: a rank that cannot write may not be able to say so either.
-fn full_disk(folder: &Path) -> Option<String> {
-    let disk = statvfs(folder).ok()?;
-    let left = disk.blocks_available().saturating_mul(disk.fragment_size());
-    (left < FULL_BYTES).then(|| format!("the disk of {} is full: {left} bytes are left", folder.display()))
 }
 
 /// The progress of a job at `checkpoint`, or at its very beginning.

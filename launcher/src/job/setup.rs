@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use proto::compute_capability::LEAST_FOR_FP8;
-use proto::config::{AutoOr, ConfigErrors, Device, Init, Matmul, Problem, TrainConfig};
+use proto::config::{AutoOr, ConfigErrors, Device, Init, Matmul, Problem, THREADS_MAX, TrainConfig};
 use proto::env::variable;
 use proto::manifest::Progress;
 use proto::memory::Room;
@@ -40,9 +40,6 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Data that is being prepared may take this long to stop.
 const STOP_LIMIT: Duration = Duration::from_secs(1);
-
-/// Most threads that a rank may have.
-const THREADS_MAX: usize = 4096;
 
 /// A job that has been read and checked, but for its data.
 #[derive(Debug)]
@@ -224,9 +221,8 @@ impl Setup {
         let progress = Arc::new(DataProgress::default());
         let shared = progress.clone();
         let mut preparing = std::pin::pin!(threads::run("data", move || data::prepare(&job, &shared)));
-        let began = Instant::now();
         let what = format!("preparing {} data", split.name());
-        let mut looks = tokio::time::interval_at((began + PATIENCE).into(), LOOK_INTERVAL);
+        let mut looks = tokio::time::interval_at((Instant::now() + PATIENCE).into(), LOOK_INTERVAL);
         let prepared = loop {
             tokio::select! {
                 prepared = &mut preparing => break prepared,
@@ -278,7 +274,7 @@ fn omp_num_threads(value: Option<OsString>) -> (Option<usize>, Option<String>) {
     let Some(value) = value else { return (None, None) };
     let text = value.to_string_lossy();
     let outermost = text.split(',').next().and_then(|first| first.trim().parse::<usize>().ok());
-    match outermost.filter(|threads| (1..=THREADS_MAX).contains(threads)) {
+    match outermost.filter(|&threads| (1..=THREADS_MAX).contains(&(threads as u64))) {
         Some(threads) => (Some(threads), None),
         None if text.is_empty() => (None, None),
         None => {

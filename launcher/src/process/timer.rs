@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
 
-/// The longest sleep at a time.
-const SLICE: Duration = Duration::from_secs(1);
+/// The longest sleep at a time: a stop of the process is found by a sleep that took too long.
+pub const SLICE: Duration = Duration::from_secs(1);
 
 /// A sleep that is over by this much longer than it should have been: the process was not run, and not only late.
 const LATE: Duration = Duration::from_secs(1);

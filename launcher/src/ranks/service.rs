@@ -17,6 +17,7 @@ use tokio::task::JoinHandle;
 use tokio::time::sleep_until;
 use tonic::{Code, Request, Response, Status};
 
+use crate::process::timer::SLICE;
 use crate::ranks::hatch;
 use crate::ranks::notice::{Notice, Receipt};
 use crate::ranks::rendezvous::{Answer, Call, Caller, Refusal, Rendezvous, Replies, Reply, Ticket};
@@ -118,9 +119,6 @@ struct Service {
     waiting_calls: Arc<Mutex<WaitingCalls>>,
     notices: mpsc::UnboundedSender<Notice>,
 }
-
-/// The longest sleep at a time: time in which nobody ran is found by a sleep that took too long.
-const SLICE: Duration = Duration::from_secs(1);
 
 impl Service {
     /// Puts a call to the rendezvous and waits for its reply.

@@ -3,6 +3,7 @@
 //! Owns the folder and who may use it. It refuses to know which checkpoint a job should go on from, and what the user sees.
 
 pub mod checkpoints;
+pub mod disk;
 pub mod files;
 pub mod identity;
 pub mod leftovers;

@@ -32,7 +32,8 @@ pub use choices::{
 pub use origins::Origins;
 pub use problem::{ConfigErrors, Problem};
 pub use sections::{
-    Checkpoint, Comm, Data, Job, Log, Model, Optimizer, Parallel, Restart, Schedule, Train, Validation, Zero,
+    Checkpoint, Comm, Data, Job, Log, Model, Optimizer, Parallel, Restart, Schedule, THREADS_MAX, Train, Validation,
+    Zero,
 };
 pub use trained::Trained;
 

@@ -33,13 +33,16 @@ pub(super) const SECTIONS: [&str; 13] = [
     "log",
 ];
 
+/// Most CPU threads that a rank may have, whoever says how many.
+pub const THREADS_MAX: u64 = 4096;
+
 /// Any count from 0. TOML integers are signed 64 bit.
 const ANY: RangeInclusive<u64> = 0..=i64::MAX as u64;
 /// Any count from 1.
 const SOME: RangeInclusive<u64> = 1..=i64::MAX as u64;
 const ROWS: RangeInclusive<u64> = 1..=1_000_000;
 const RANKS: RangeInclusive<u64> = 1..=65_536;
-const THREADS: RangeInclusive<u64> = 1..=4096;
+const THREADS: RangeInclusive<u64> = 1..=THREADS_MAX;
 const TOKENS: RangeInclusive<u64> = 1..=10_000_000;
 /// Up to about 30 years: in milliseconds, and added to any clock, it still fits.
 const SECONDS: RangeInclusive<u64> = 1..=1_000_000_000;

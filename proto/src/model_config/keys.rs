@@ -130,7 +130,7 @@ impl Keys {
         let old_name = rope.take("type");
         let kind = rope.take("rope_type").or(old_name).unwrap_or_else(|| "default".into());
         let scaling = rope.rope_scaling(&kind, max_position_embeddings);
-        let rest = rope.judge_rest_of_rope();
+        let rest = rope.judge_rest(other_keys::judge_of_rope);
         self.problems.extend(rest.problems.into_iter().map(|problem| format!("{name}.{problem}")));
         (theta, scaling)
     }
@@ -239,16 +239,9 @@ impl Keys {
         }
     }
 
-    /// Judges the keys that nobody asked for; the problems found before come first.
-    pub fn judge_rest(self) -> Rest {
-        let mut rest = other_keys::judge(self.object);
-        rest.problems.splice(0..0, self.problems);
-        rest
-    }
-
-    /// Likewise in an object that is about nothing but rotary embedding: what is not known there may change it.
-    fn judge_rest_of_rope(self) -> Rest {
-        let mut rest = other_keys::judge_of_rope(self.object);
+    /// Has the keys that nobody asked for judged; the problems found before come first.
+    pub fn judge_rest(self, judge: fn(Map<String, Value>) -> Rest) -> Rest {
+        let mut rest = judge(self.object);
         rest.problems.splice(0..0, self.problems);
         rest
     }

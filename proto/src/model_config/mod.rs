@@ -142,7 +142,7 @@ impl ModelConfigFile {
             return Err(fail(vec![problem]));
         }
         let config = keys.model();
-        let rest = keys.judge_rest();
+        let rest = keys.judge_rest(other_keys::judge);
         if !rest.problems.is_empty() {
             return Err(fail(rest.problems));
         }

@@ -1,43 +1,20 @@
 //! A job that nobody runs for a while, a laptop whose lid is closed or a virtual machine that is paused, goes on when it is run again,
 //! and blames nobody: time that nobody ran counts for no limit.
 
-use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use tests::fixtures::{tiny_model, token_rows};
-use tests::job::{Job, Running, send};
+use tests::job::{Job, send};
+use tests::process::family;
 use tests::trials::Trials;
 
 /// Longer than every limit of the job.
 const FROZEN: Duration = Duration::from_secs(12);
 
 fn job(folder: &Path, name: &str) -> Job {
-    let model = tiny_model(&folder.join("model"));
-    let data = token_rows(&folder.join("rows.jsonl"), 64, 32);
-    let toml = format!(
-        "[model]\npath = {model:?}\ninit = \"random\"\n[data]\ntrain = {data:?}\nseq_len = 40\n\
-         [train]\nsteps = 400\nmicro_batch_size = 2\nglobal_batch_size = 8\n[checkpoint]\nevery_steps = 100\n\
-         [comm]\ntimeout_seconds = 8\n[restart]\nhang_timeout_seconds = 8\n[log]\nevery_steps = 1\n"
-    );
-    Job::new(&folder.join(name), &toml).nproc(2)
-}
-
-/// Guardian, launcher and ranks.
-fn everybody(running: &Running) -> Vec<u32> {
-    let mut all = vec![running.pid()];
-    let mut next = 0;
-    while next < all.len() {
-        let pid = all[next];
-        let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
-        for task in tasks {
-            let children = fs::read_to_string(task.path().join("children")).unwrap_or_default();
-            all.extend(children.split_whitespace().map(|pid| pid.parse::<u32>().expect("a process id")));
-        }
-        next += 1;
-    }
-    all
+    let job = super::job(folder, name).set("train.steps=400").set("checkpoint.every_steps=100");
+    job.set("comm.timeout_seconds=8").set("restart.hang_timeout_seconds=8")
 }
 
 #[test]
@@ -49,7 +26,8 @@ fn a_job_that_is_frozen_and_thawed_goes_on_as_if_nothing_had_been() {
         let mut running = job.start();
         let step = 1 + draw.below(300);
         running.wait_for(&format!("step {step}/"));
-        let all = everybody(&running);
+        // Guardian, launcher and ranks.
+        let all = family(running.pid());
         assert!(all.len() >= 4, "{all:?}");
         all.iter().for_each(|&pid| send(pid, Signal::SIGSTOP));
         std::thread::sleep(FROZEN);

@@ -6,7 +6,6 @@ use std::path::Path;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::unistd::geteuid;
-use tests::fixtures::{tiny_model, token_rows};
 use tests::job::{Finished, Job};
 use tests::run::RunDir;
 use tests::trials::Trials;
@@ -15,13 +14,7 @@ use tests::trials::Trials;
 const ALL_KIB: usize = 2600;
 
 fn job(folder: &Path, name: &str) -> Job {
-    let model = tiny_model(&folder.join("model"));
-    let data = token_rows(&folder.join("rows.jsonl"), 64, 32);
-    let toml = format!(
-        "[model]\npath = {model:?}\ninit = \"random\"\n[data]\ntrain = {data:?}\nseq_len = 40\n\
-         [train]\nsteps = 12\nmicro_batch_size = 2\nglobal_batch_size = 8\n[checkpoint]\nevery_steps = 4\n[log]\nevery_steps = 1\n"
-    );
-    Job::new(&folder.join(name), &toml).nproc(2)
+    super::job(folder, name).set("train.steps=12").set("checkpoint.every_steps=4")
 }
 
 /// It ended with 0, or with 3 and the words of the system, once.

@@ -2,29 +2,27 @@
 //! in its control group, and comes to the result of a quiet run. A run directory that moves away ends its job.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use tests::fixtures::{tiny_model, token_rows};
-use tests::job::{Job, Running, send};
+use tests::job::{Job, send};
+use tests::process::family;
 use tests::trials::Trials;
 
 fn job(folder: &Path, name: &str) -> Job {
-    let model = tiny_model(&folder.join("model"));
-    let data = token_rows(&folder.join("rows.jsonl"), 64, 32);
-    let toml = format!(
-        "[model]\npath = {model:?}\ninit = \"random\"\n[data]\ntrain = {data:?}\nseq_len = 40\n\
-         [train]\nsteps = 300\nmicro_batch_size = 2\nglobal_batch_size = 8\n[checkpoint]\nevery_steps = 50\n[log]\nevery_steps = 1\n"
-    );
-    Job::new(&folder.join(name), &toml).nproc(2)
+    super::job(folder, name).set("train.steps=300").set("checkpoint.every_steps=50")
 }
 
-/// The launcher: the guardian's only child.
-fn launcher(running: &Running) -> u32 {
-    let pid = running.pid();
-    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).expect("the guardian runs");
-    children.split_whitespace().next().expect("a launcher").parse().expect("a process id")
+/// How much rather than others the kernel ends a process when memory runs out.
+fn oom_score(pid: u32) -> String {
+    fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).expect("the process runs").trim().to_owned()
+}
+
+/// Whether nobody else may look into a folder.
+fn is_private(folder: &Path) -> bool {
+    fs::metadata(folder).expect("a folder").permissions().mode() & 0o077 == 0
 }
 
 /// The folder of the job's control groups, as the lock says.
@@ -46,7 +44,8 @@ fn after_both_are_killed_the_next_start_goes_on_and_leaves_nothing() {
         let mut running = job.start();
         running.wait_for(&format!("step {}/", 1 + draw.below(200)));
         let groups = control_groups(&job);
-        let launcher = launcher(&running);
+        // The guardian's one child.
+        let launcher = family(running.pid())[1];
         let mut both = [running.pid(), launcher];
         if draw.below(2) == 0 {
             both.reverse();
@@ -78,4 +77,20 @@ fn a_job_whose_folder_moves_away_ends_and_lets_nobody_in_beside_it() {
     assert_eq!(finished.status.code(), Some(3), "{}{}", finished.stdout, finished.stderr);
     assert!(finished.stderr.contains("was moved or replaced while the job ran"), "{}", finished.stderr);
     tests::job::wait_until_gone(&ranks, Duration::from_secs(1));
+}
+
+#[test]
+fn the_kernel_takes_ranks_first_and_nobody_else_reads_logs_and_rows() {
+    let folder = tempfile::tempdir().unwrap();
+    let job = job(folder.path(), "private");
+    let mut running = job.start();
+    running.wait_for("step 10/");
+    let (own, launcher) = (oom_score(std::process::id()), family(running.pid())[1]);
+    assert_eq!([running.pid(), launcher].map(oom_score), [own.clone(), own]);
+    running.ranks().into_iter().for_each(|rank| assert_eq!(oom_score(rank), "300"));
+    for private in ["logs", "data"] {
+        assert!(is_private(&job.run_dir().path(private)), "{private}");
+    }
+    running.signal(Signal::SIGTERM);
+    running.wait();
 }

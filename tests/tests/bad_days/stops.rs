@@ -1,41 +1,19 @@
 //! Nothing that was trained is thrown away: the user stops a job, or it ends, and it can go on from there.
 
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
-use tests::fixtures::{tiny_model, token_rows};
 use tests::job::{Finished, Job, Running, send, wait_until_gone};
 use tests::run::RunDir;
 
-const STEPS: u64 = 300;
-
-fn toml(folder: &Path) -> String {
-    let model = tiny_model(&folder.join("model"));
-    let data = token_rows(&folder.join("rows.jsonl"), 64, 32);
-    format!(
-        "[model]\npath = {model:?}\ninit = \"random\"\n[data]\ntrain = {data:?}\nseq_len = 40\n\
-         [train]\nsteps = {STEPS}\nmicro_batch_size = 2\nglobal_batch_size = 8\n[optimizer]\nlearning_rate = 1e-3\n\
-         [checkpoint]\nevery_steps = 1000\n[log]\nevery_steps = 1\n"
-    )
-}
-
+/// A job of so many steps that all of a test is over before it is.
 fn job(folder: &TempDir, name: &str) -> Job {
-    Job::new(&folder.path().join(name), &toml(folder.path())).nproc(2)
+    super::job(folder.path(), name).set("train.steps=300").set("checkpoint.every_steps=1000")
 }
 
 fn output(finished: &Finished) -> String {
     format!("{}{}", finished.stdout, finished.stderr)
-}
-
-/// Until the launcher has written it down.
-fn wait_for_event(run: &RunDir, name: &str) {
-    let begun = Instant::now();
-    while !run.path("events.jsonl").exists() || !run.events().iter().any(|event| event["event"] == name) {
-        assert!(begun.elapsed() < Duration::from_secs(60), "no {name}");
-        std::thread::sleep(Duration::from_millis(1));
-    }
 }
 
 /// It ended with `code` and a checkpoint of its latest step, says so, and goes on to the end of a quiet run.
@@ -89,7 +67,7 @@ fn the_second_ctrl_c_and_a_plain_stop_end_at_once_and_say_what_is_lost() {
             // Nobody finishes the step.
             send(ranks[1], Signal::SIGSTOP);
             running.signal(signal);
-            wait_for_event(&job.run_dir(), "stopping");
+            job.run_dir().wait_for_event("stopping");
             // Two presses, not two signals of one.
             std::thread::sleep(Duration::from_millis(400));
         }
@@ -117,7 +95,7 @@ fn before_the_first_step_there_is_nothing_to_save() {
     // Before the group has met.
     let job = job.env("DSLAUNCH_FAULT", "hang rank=1 phase=rendezvous");
     let running = job.start();
-    wait_for_event(&job.run_dir(), "spawned");
+    job.run_dir().wait_for_event("spawned");
     let signalled = Instant::now();
     running.signal(Signal::SIGINT);
     let stopped = running.wait();

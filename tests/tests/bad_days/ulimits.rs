@@ -6,7 +6,6 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::unistd::geteuid;
-use tests::fixtures::{tiny_model, token_rows};
 use tests::job::Job;
 use tests::trials::Trials;
 
@@ -14,13 +13,7 @@ use tests::trials::Trials;
 const DEADLINE: Duration = Duration::from_secs(60);
 
 fn job(folder: &Path, name: &str) -> Job {
-    let model = tiny_model(&folder.join("model"));
-    let data = token_rows(&folder.join("rows.jsonl"), 32, 32);
-    let toml = format!(
-        "[model]\npath = {model:?}\ninit = \"random\"\n[data]\ntrain = {data:?}\nseq_len = 40\n\
-         [train]\nsteps = 4\nmicro_batch_size = 2\nglobal_batch_size = 8\n[checkpoint]\nevery_steps = 2\n"
-    );
-    Job::new(&folder.join(name), &toml).nproc(2)
+    super::job(folder, name).set("train.steps=4").set("checkpoint.every_steps=2")
 }
 
 /// Opens a folder and all in it to everybody: another user than root, whom limits bind, uses it.
