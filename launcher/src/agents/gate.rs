@@ -110,6 +110,11 @@ fn is_its_own(error: &io::Error) -> bool {
     kinds.contains(&error.kind())
 }
 
+/// Whether the error says that the other end's system has no such connection any more.
+fn is_of_the_other_end(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe)
+}
+
 /// Whoever has one address of version 6 has 2^64 of them.
 fn network(ip: IpAddr) -> IpAddr {
     match ip.to_canonical() {
@@ -206,6 +211,13 @@ impl Line {
         let _ = self.0.on_closed.set(Box::new(act));
     }
 
+    /// An answer may be the first to find out.
+    fn note(&self, written: &Poll<io::Result<usize>>) {
+        if matches!(written, Poll::Ready(Err(error)) if is_of_the_other_end(error)) {
+            self.close();
+        }
+    }
+
     fn close(&self) {
         if !self.0.closed.swap(true, Ordering::Relaxed)
             && let Some(act) = self.0.on_closed.get()
@@ -238,7 +250,7 @@ impl AsyncRead for Admitted {
         let read = Pin::new(&mut self.stream).poll_read(cx, buf);
         let is_closed = match &read {
             Poll::Ready(Ok(())) => room > 0 && buf.filled().len() == filled,
-            Poll::Ready(Err(error)) => error.kind() == io::ErrorKind::ConnectionReset,
+            Poll::Ready(Err(error)) => is_of_the_other_end(error),
             Poll::Pending => false,
         };
         if is_closed {
@@ -250,7 +262,9 @@ impl AsyncRead for Admitted {
 
 impl AsyncWrite for Admitted {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
+        let written = Pin::new(&mut self.stream).poll_write(cx, buf);
+        self.line.note(&written);
+        written
     }
 
     fn poll_write_vectored(
@@ -258,7 +272,9 @@ impl AsyncWrite for Admitted {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        self.line.note(&written);
+        written
     }
 
     fn is_write_vectored(&self) -> bool {
