@@ -256,6 +256,10 @@ impl Service {
         let until = tokio::time::Instant::now() + HOLD;
         let mut open = OnHangUp { waiting_calls: &self.waiting_calls, caller: Some(caller.clone()), line };
         let answer = loop {
+            // The call is still here, and its agent is not: asking again would say that it was heard.
+            if open.line.is_closed() {
+                break Err(Status::cancelled("the agent has closed its connection"));
+            }
             match self.call(&caller, call.clone()) {
                 Ok(Answer::Wait) => {}
                 answer => break answer,
