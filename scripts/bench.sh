@@ -2,7 +2,7 @@
 # Benchmarks that fail below their targets. `train` compares dslaunch's tokens/s, time to the first step and peak memory with
 # torchrun and transformers; `engine` compares every layout of the engine with FSDP2 and DeepSpeed; `launch` measures the launcher
 # beside torchrun. All take --before DIR: dslaunch against the programs of an earlier build instead of peers.
-# Options: scripts/bench.sh train --help
+# `train --beside` measures two jobs at once on the same cores instead. Options: scripts/bench.sh train --help
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -19,6 +19,11 @@ if [ "$name" = engine ] && [[ " $* " != *" --before"* ]] && ! .venv/bin/python -
 fi
 if [ "$name" = launch ]; then
     cargo build --release --locked --workspace --examples
+    [ -e runs/quickstart-data ] || .venv/bin/python examples/quickstart/make_corpus.py --out runs/quickstart-data
+fi
+if [ "${1:-}" = --beside ]; then
+    shift
+    name=beside
     [ -e runs/quickstart-data ] || .venv/bin/python examples/quickstart/make_corpus.py --out runs/quickstart-data
 fi
 exec .venv/bin/python "scripts/peers/bench_$name.py" "$@"

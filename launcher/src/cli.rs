@@ -3,6 +3,7 @@
 //! Lists the commands, whose arguments are their own.
 
 use std::ffi::OsString;
+use std::iter;
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand};
@@ -15,7 +16,7 @@ use crate::commands::doctor::DoctorArgs;
 use crate::commands::plan::PlanCommand;
 use crate::commands::run::{RunArgs, RunFlags};
 use crate::commands::schedulers::{SlurmArgs, SystemdArgs};
-use crate::commands::train::TrainFlags;
+use crate::commands::train::{TRAIN, TrainCommand, TrainFlags};
 use crate::job::args::JobArgs;
 
 /// Fine-tunes LLaMA-family models on one machine and keeps going when something breaks.
@@ -35,6 +36,8 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    #[command(hide = true)]
+    Train(TrainCommand),
     Run(Box<RunFlags>),
     Plan(PlanCommand),
     #[command(subcommand)]
@@ -54,7 +57,10 @@ impl Cli {
 
     /// The pure half of [`Cli::parse_task`].
     pub(crate) fn parse_in(words: &[OsString], slurm: Option<SlurmStep>) -> Result<Task, clap::Error> {
-        let cli = Cli::try_parse_from(words)?;
+        let mut cli = Cli::try_parse_from(train_first(words))?;
+        if let Some(Command::Train(TrainCommand { job, flags })) = cli.command {
+            cli = Cli { command: None, train: Some(job), flags };
+        }
         let refusal = cli.train.as_ref().and_then(|_| cli.flags.several_machines(slurm.as_ref()));
         match refusal {
             Some(rule) => Err(Cli::command().error(ErrorKind::ValueValidation, rule)),
@@ -64,6 +70,7 @@ impl Cli {
 
     fn task(self, words: &[OsString]) -> Task {
         match (self.command, self.train) {
+            (Some(Command::Train(TrainCommand { job, flags })), _) => flags.task(job),
             (Some(Command::Run(flags)), _) => Task::Run(Box::new(RunArgs::new(*flags, words))),
             (Some(Command::Plan(command)), _) => command.task(),
             (Some(Command::Checkpoint(task)), _) => Task::Checkpoint(task),
@@ -75,6 +82,32 @@ impl Cli {
             (None, None) => unreachable!("clap asks for help when there are no arguments"),
         }
     }
+}
+
+/// The same command line with `train` before its flags, where that is the command: `--detach train x.toml` is `train --detach
+/// x.toml`. After `--`, and after another command, `train` is a file's name or an argument.
+fn train_first(words: &[OsString]) -> Vec<OsString> {
+    let cli = Cli::command();
+    let takes_value = |word: &OsString| {
+        let flag = word.to_str().and_then(|word| word.strip_prefix("--"));
+        let argument = cli.get_arguments().find(|argument| flag.is_some() && argument.get_long() == flag);
+        argument.is_some_and(|argument| argument.get_action().takes_values())
+    };
+    let is_flag = |word: &OsString| word.as_encoded_bytes().starts_with(b"-");
+    let mut rest = words.iter().enumerate().skip(1);
+    while let Some((idx, word)) = rest.next() {
+        if word == TRAIN {
+            let (before, after) = (&words[1..idx], &words[idx + 1..]);
+            return iter::once(&words[0]).chain([word]).chain(before).chain(after).cloned().collect();
+        }
+        if !is_flag(word) || word == "--" {
+            break;
+        }
+        if takes_value(word) {
+            rest.next();
+        }
+    }
+    words.to_vec()
 }
 
 #[cfg(test)]

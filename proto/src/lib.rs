@@ -6,9 +6,10 @@
 //! (which parameters a unit owns), [`sharding`] (ZeRO: who keeps what), [`memory`] (how much that is),
 //! [`dataset`] (prepared training data on disk), [`run_dir`] (where everything of a run lies), [`sealed`] (JSON that shows
 //! damage), [`manifest`] (what a checkpoint holds), [`weight_files`] (which tensor is in which of its files),
-//! [`weights_folder`] (which files of a folder hold a model), [`mod@env`] (worker
+//! [`weights_folder`] (which files of a folder hold a model, and whether it is config.json's), [`regular_file`] (reading what may be a
+//! pipe), [`mod@env`] (worker
 //! environment), [`progress`] (what each rank is doing), [`fault`] (faults on purpose), [`snapshot`] (state in memory),
-//! [`control`] (the gRPC service for ranks), [`dial`] (how they reach it), [`runtime`] (what both sides run it on) and [`agents`] (the one for several machines).
+//! [`control`] (the gRPC service for ranks), [`dial`] (how they reach it), [`runtime`] (what both sides run it on), [`panics`] (libraries') and [`agents`] (the one for several machines).
 //!
 //! **Invariant:** no tensors, no libtorch, no NCCL here: the launcher must start, and explain itself, on a
 //! machine without them.
@@ -27,9 +28,11 @@ pub mod manifest;
 pub mod memory;
 pub mod mesh;
 pub mod model_config;
+pub mod panics;
 pub mod pipeline;
 pub mod plan;
 pub mod progress;
+pub mod regular_file;
 pub mod resolve;
 pub mod run_dir;
 pub mod runtime;

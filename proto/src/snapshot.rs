@@ -181,6 +181,7 @@ mod tests {
         let world = World {
             world_size,
             cores: 8,
+            omp_num_threads: None,
             current_dir: "/".into(),
             machine: Machine::This { gpus: Ok(0) },
             room: Room::default(),

@@ -150,11 +150,16 @@ impl Job {
     }
 
     /// Runs another command of dslaunch in the job's folder.
-    #[allow(clippy::disallowed_methods, reason = "tests start dslaunch as a user does")]
     pub fn dslaunch(&self, arguments: &[&str]) -> Output {
+        self.command_of(arguments).stdin(Stdio::null()).output().expect("dslaunch starts")
+    }
+
+    /// Another command of dslaunch in the job's folder, for tests that change how it starts.
+    #[allow(clippy::disallowed_methods, reason = "tests start dslaunch as a user does")]
+    pub fn command_of(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.dslaunch);
-        command.args(arguments).current_dir(&self.folder).envs(self.env.iter().cloned()).stdin(Stdio::null());
-        command.output().expect("dslaunch starts")
+        command.args(arguments).current_dir(&self.folder).envs(self.env.iter().cloned());
+        command
     }
 
     /// The command, with piped output, for tests that change how it starts.

@@ -15,6 +15,7 @@ pub mod job;
 pub mod layout;
 pub mod nodes;
 pub mod process;
+pub mod pty;
 pub mod run;
 pub mod sites;
 pub mod slurm;

@@ -5,6 +5,7 @@
 #![allow(clippy::disallowed_methods, reason = "tests start dslaunch as a user does")]
 
 use std::fs;
+use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::process::Command;
@@ -197,4 +198,32 @@ fn who_says_nothing_to_the_control_socket_keeps_nobody_from_being_heard() {
     assert!(finished.status.success(), "{}{}", finished.stdout, finished.stderr);
     assert_eq!(finished.run.steps().len(), 12);
     assert_eq!(finished.run.events().iter().filter(|event| event["event"] == "restarted").count(), 1);
+}
+
+#[test]
+fn followers_keep_nobody_from_asking_and_stopping() {
+    let scratch = Scratch::new(32);
+    let job = job(&scratch).env("DSLAUNCH_FAULT", "slow=60000 rank=1 phase=forward step=4 unit=1 attempt=0");
+    let mut running = job.start();
+    running.wait_for("step 3/");
+    let socket = job.run_dir().path("control.sock");
+    // As many as may follow, and more; none of them reads.
+    let followers: Vec<_> = (0..40)
+        .map(|_| {
+            let mut follower = UnixStream::connect(&socket).unwrap();
+            follower.write_all(b"attach\n").unwrap();
+            follower
+        })
+        .collect();
+    let status = job.dslaunch(&["status", "run"]);
+    assert!(status.status.success(), "{status:?}");
+    let ranks = running.ranks();
+    let since = Instant::now();
+    let stopped = job.dslaunch(&["stop", "run"]);
+    assert!(stopped.status.success() && since.elapsed() < Duration::from_secs(5), "{:?}: {stopped:?}", since.elapsed());
+    // It has waited for the end, not only asked for it.
+    assert!(String::from_utf8_lossy(&stopped.stdout).contains("stopped by the user"), "{stopped:?}");
+    tests::job::wait_until_gone(&ranks, Duration::ZERO);
+    assert_eq!(running.wait().status.code(), Some(143));
+    drop(followers);
 }

@@ -12,6 +12,9 @@ use tests::fixtures::{VOCAB, tiny_model, token_rows, write_model};
 use tests::job::{Finished, Job};
 use tests::run::names_in;
 
+/// For models that have no weights.
+const RANDOM: &str = "model.init=\"random\"";
+
 struct Scratch {
     folder: TempDir,
 }
@@ -101,7 +104,7 @@ fn a_job_that_needs_more_memory_than_there_is_starts_nothing() {
     let scratch = Scratch::new();
     // 2^40 elements in the embedding alone.
     let model = write_model(&scratch.path("model"), &[1 << 20, 1 << 20, 2, 4, 2, 1 << 20]);
-    let finished = scratch.job(&model, &scratch.rows(), "").finish();
+    let finished = scratch.job(&model, &scratch.rows(), "").set(RANDOM).finish();
     check_refused(&finished, 3, &["all ranks together need", "are available", "what would help"]);
 }
 
@@ -131,11 +134,55 @@ fn bad_rows_are_named_with_file_and_line() {
     for (text, place) in cases {
         let data = scratch.path("bad.jsonl");
         fs::write(&data, &text).unwrap();
-        let finished = scratch.job(&model, &data, "").finish();
+        let finished = scratch.job(&model, &data, "").set(RANDOM).finish();
         check_refused(&finished, 2, &[place]);
     }
-    let missing = scratch.job(&model, &scratch.path("nowhere-*.jsonl"), "").finish();
+    let missing = scratch.job(&model, &scratch.path("nowhere-*.jsonl"), "").set(RANDOM).finish();
     check_refused(&missing, 2, &["nowhere-*.jsonl"]);
+}
+
+#[test]
+fn weights_are_looked_at_before_data_is() {
+    let scratch = Scratch::new();
+    let model = tiny_model(&scratch.path("without"));
+    let nowhere = scratch.path("nowhere.jsonl");
+    let refused = |model: &Path, texts: &[&str]| check_refused(&scratch.job(model, &nowhere, "").finish(), 2, texts);
+    refused(&model, &["without: no *.safetensors here"]);
+    fs::write(model.join("pytorch_model.bin"), "").unwrap();
+    refused(&model, &["convert pytorch_model*.bin to safetensors first"]);
+    fs::write(model.join("model.safetensors"), "version https://git-lfs.github.com/spec/v1\noid sha256:0\n").unwrap();
+    refused(&model, &["model.safetensors: damaged: is a Git LFS pointer"]);
+    refused(
+        Path::new("deepseek-ai/deepseek-llm-7b-base"),
+        &["train.toml:2", "hf download deepseek-ai/deepseek-llm-7b-base"],
+    );
+    refused(Path::new("~/model"), &["only a shell knows what ~ is"]);
+    let model = scratch.pretrained();
+    let config = fs::read_to_string(model.join("config.json")).unwrap();
+    let change = |from: &str, to: &str| {
+        assert!(config.contains(from), "{config}");
+        fs::write(model.join("config.json"), config.replace(from, to)).unwrap();
+    };
+    change(&format!("\"vocab_size\":{VOCAB}"), &format!("\"vocab_size\":{}", VOCAB + 1));
+    refused(&model, &["model.embed_tokens.weight: has shape", &format!("(vocab_size = {})", VOCAB + 1)]);
+}
+
+#[test]
+fn weights_that_are_no_numbers_are_named_and_not_taken_for_divergence() {
+    let scratch = Scratch::new();
+    let model = scratch.pretrained();
+    let path = model.join("model.safetensors");
+    let mut bytes = fs::read(&path).unwrap();
+    let last = bytes.len() - 4;
+    bytes[last..].copy_from_slice(&f32::NAN.to_le_bytes());
+    fs::write(&path, bytes).unwrap();
+    let finished = scratch.job(&model, &scratch.rows(), "").finish();
+    check_refused(
+        &finished,
+        2,
+        &["model.safetensors: tensor ", "holds 1 values that are not finite (NaN or infinity)"],
+    );
+    assert!(!finished.stderr.contains("diverged"), "{}", finished.stderr);
 }
 
 #[test]

@@ -102,8 +102,9 @@ where
         }
     }
 
-    /// Sleeps until the event, a fault, the departure of a missing rank, or `deadline`.
-    pub fn sleep_until(&self, deadline: Duration) -> Result<(), Interrupted> {
+    /// Sleeps until the event, a fault, the departure of a missing rank, or `deadline`. Time in which this process was not run
+    /// does not count: those that it waits for were mostly not run either.
+    pub fn sleep_until(&self, mut deadline: Duration) -> Result<(), Interrupted> {
         loop {
             let seen = self.word.value.load(SeqCst);
             if let Some(outcome) = self.look() {
@@ -119,10 +120,20 @@ where
                 let missing = (self.missing)();
                 return self.look().unwrap_or(Err(Interrupted::Deadline(missing)));
             }
-            self.word.sleep(seen, deadline);
+            let wake = deadline.min(futex::now().saturating_add(SLICE));
+            self.word.sleep(seen, wake);
+            let late = futex::now().saturating_sub(wake);
+            if late > LATE {
+                deadline = deadline.saturating_add(late);
+            }
         }
     }
 }
+
+/// The longest sleep at a time.
+const SLICE: Duration = Duration::from_secs(1);
+/// A sleep that is over by this much longer than it should have been: the process was stopped, not only late.
+const LATE: Duration = Duration::from_secs(1);
 
 /// Pauses of one spin: about as long as a wake-up costs on an idle virtual CPU (30 us).
 const SPIN_PAUSES: u32 = 1000;

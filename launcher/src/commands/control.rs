@@ -137,6 +137,9 @@ async fn attach(dir: &Path, console: &mut Console) -> Result<u8, ControlError> {
         if status.step > 0 {
             console.row(&format!("at step {} of {}", status.step, status.steps));
         }
+        if let (State::Training, Some(loss)) = (status.state, status.loss) {
+            console.show(Shown::of_a_step_before(status.step, loss));
+        }
     }
     loop {
         let reply = tokio::select! {
@@ -170,8 +173,8 @@ fn tame(shown: Shown) -> Shown {
         Shown::Row(text) => Shown::Row(clean(text)),
         Shown::Say(text) => Shown::Say(clean(text)),
         Shown::Warn(text) => Shown::Warn(clean(text)),
-        Shown::Step { step, logged, text } => Shown::Step { step, logged, text: clean(text) },
-        Shown::EndWait | Shown::Begin { .. } | Shown::Clear => shown,
+        Shown::Step { step, logged, text } => Shown::Step { step, logged, text: text.map(clean) },
+        Shown::EndWait | Shown::Begin { .. } | Shown::Still { .. } | Shown::Moves | Shown::Clear => shown,
     }
 }
 

@@ -82,7 +82,7 @@ mod tests {
             JobArgs { share_gpu: true, ..JobArgs::example(Some(2), &[]) },
             JobArgs::example(Some(4), &["train.steps=3", "job.name=a=b", "job.name=\"-x y\""]),
         ] {
-            for train_toml in ["train.toml", "-x", "plan", "--detach"] {
+            for train_toml in ["train.toml", "-x", "plan", "train", "--detach"] {
                 let args = JobArgs { train_toml: train_toml.into(), ..args.clone() };
                 let words: Vec<_> = std::iter::once("dslaunch".into()).chain(words_in_background(&args)).collect();
                 assert_eq!(Cli::parse_task(&words).unwrap(), Task::TrainInBackground(args));

@@ -7,7 +7,7 @@ use proto::memory::Room;
 use proto::plan::Plan;
 
 use super::Task;
-use super::deepspeed::DeepspeedArgs;
+use super::deepspeed::{DeepspeedArgs, Detail};
 use crate::error::LaunchError;
 use crate::job::args::JobArgs;
 use crate::job::ownership::Ownership;
@@ -27,8 +27,8 @@ use crate::runtime::on_runtime;
 /// folder.
 ///
 /// With --deepspeed, nothing is planned: the train.toml that says what a DeepSpeed config says is printed on
-/// standard output, and on standard error a line for each key that is not in it: it has no effect here, is "auto",
-/// refused or unknown. Exit codes then: 0; 2 a key is refused or unknown, or the file is damaged.
+/// standard output, and on standard error what became of the keys that are not in it: refused, unknown, replaced by something
+/// close, left open by "auto", or without effect here. Exit codes then: 0; 2 a key is refused or unknown, or the file is damaged.
 #[derive(Debug, Args)]
 pub struct PlanCommand {
     /// Print the plan as JSON, as ranks read it
@@ -37,6 +37,9 @@ pub struct PlanCommand {
     /// Map a DeepSpeed config to a train.toml, key by key
     #[arg(long, value_name = "ds_config.json", conflicts_with_all = ["json", "sets", "train_toml", "gpu_memory", "host_memory"])]
     deepspeed: Option<PathBuf>,
+    /// With --deepspeed: say of each key without effect why it has none
+    #[arg(long, requires = "deepspeed", conflicts_with = "train_toml")]
+    explain: bool,
     /// Plan for GPUs with this much memory each (80GiB, 24GB), which need not be there, and look at no data: rows are
     /// taken as data.seq_len long. Exit code 3 if the job does not fit
     #[arg(long, value_name = "SIZE", value_parser = memory_size)]
@@ -101,10 +104,11 @@ pub fn run(args: &PlanArgs, terminal: &Terminal) -> Result<u8, LaunchError> {
 impl PlanCommand {
     /// Returns the task that was meant: a plan, or a config that is mapped.
     pub fn task(self) -> Task {
-        let Self { json, deepspeed, gpu_memory, host_memory, nproc, share_gpu, sets, train_toml } = self;
+        let Self { json, deepspeed, explain, gpu_memory, host_memory, nproc, share_gpu, sets, train_toml } = self;
         let imagined = gpu_memory.map(|gpu| Room { gpu: Some(gpu), host: host_memory });
+        let detail = if explain { Detail::EachKey } else { Detail::Grouped };
         match (deepspeed, train_toml) {
-            (Some(config), _) => Task::MapDeepspeed(DeepspeedArgs { config, nproc }),
+            (Some(config), _) => Task::MapDeepspeed(DeepspeedArgs { config, nproc, detail }),
             (None, Some(train_toml)) => {
                 Task::Plan(PlanArgs { json, imagined, job: JobArgs { nproc, share_gpu, sets, train_toml } })
             }
@@ -165,9 +169,13 @@ mod tests {
 
     #[test]
     fn plan_maps_a_deepspeed_config() {
-        let args = |nproc| Ok(Task::MapDeepspeed(DeepspeedArgs { config: "ds.json".into(), nproc }));
+        let detail = Detail::Grouped;
+        let args = |nproc| Ok(Task::MapDeepspeed(DeepspeedArgs { config: "ds.json".into(), nproc, detail }));
         assert_eq!(parse("plan --deepspeed ds.json"), args(None));
         assert_eq!(parse("plan --nproc 4 --deepspeed ds.json"), args(Some(4)));
         assert!(parse("plan --deepspeed ds.json --host-memory 1TiB").is_err(), "nothing is planned");
+        let each = DeepspeedArgs { config: "ds.json".into(), nproc: None, detail: Detail::EachKey };
+        assert_eq!(parse("plan --deepspeed ds.json --explain"), Ok(Task::MapDeepspeed(each)));
+        assert!(parse("plan train.toml --explain").is_err(), "there is nothing to explain");
     }
 }

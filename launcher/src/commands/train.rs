@@ -8,6 +8,20 @@ use super::run::nodes::NumNodes;
 use super::run::rendezvous::Endpoint;
 use crate::job::args::JobArgs;
 
+/// The word that may stand before a job.
+pub const TRAIN: &str = "train";
+
+/// Train: the same as `dslaunch train.toml`, with the same flags before or after the word
+#[derive(Debug, Args)]
+pub struct TrainCommand {
+    /// The job.
+    #[command(flatten)]
+    pub job: JobArgs,
+    /// The rest.
+    #[command(flatten)]
+    pub flags: TrainFlags,
+}
+
 /// The flags of `dslaunch train.toml` that are not about which job.
 #[derive(Debug, Args)]
 pub struct TrainFlags {
@@ -62,6 +76,8 @@ impl TrainFlags {
 mod tests {
     use std::ffi::OsString;
 
+    use clap::error::ErrorKind;
+
     use super::*;
     use crate::cli::Cli;
     use crate::cli::tests::parse;
@@ -78,13 +94,67 @@ mod tests {
     }
 
     #[test]
+    fn the_word_train_may_stand_before_a_job() {
+        for line in [
+            "train.toml",
+            "--nproc 4 train.toml",
+            "--nproc=4 --set job.name=plan train.toml --set=train.steps=3",
+            "--share-gpu --detach train.toml",
+            "--nnodes 1 --node-rank 0 train.toml",
+            "--in-background -- train.toml",
+            "--detach -- -x",
+            "--set train train.toml",
+        ] {
+            let words: Vec<&str> = line.split(' ').collect();
+            let expected = parse(line).unwrap();
+            // Where a flag's value, or what follows `--`, would be cut off from it, the word is none.
+            let is_flags_place = |idx: usize| {
+                let before = &words[..idx];
+                let is_value =
+                    before.last().is_some_and(|flag| ["--nproc", "--set", "--nnodes", "--node-rank"].contains(flag));
+                let is_first = before.iter().all(|word| word.starts_with("--") || !word.contains(".toml"));
+                !is_value && is_first && !before.contains(&"--")
+            };
+            for idx in (0..words.len()).filter(|&idx| is_flags_place(idx)) {
+                let line = [&words[..idx], &["train"], &words[idx..]].concat().join(" ");
+                assert_eq!(parse(&line).as_ref(), Ok(&expected), "{line}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_job_may_have_the_name_of_a_command() {
+        let job = |train_toml: &str| {
+            Ok(Task::Train(JobArgs { train_toml: train_toml.into(), ..JobArgs::example(None, &[]) }))
+        };
+        assert_eq!(parse("train plan"), job("plan"));
+        assert_eq!(parse("train train"), job("train"));
+        assert_eq!(parse("-- train"), job("train"));
+        assert_eq!(parse("train -- --nproc"), job("--nproc"));
+        for line in ["train", "--nproc 2 train", "train --detach"] {
+            assert_eq!(parse(line), Err(ErrorKind::MissingRequiredArgument), "{line}");
+        }
+        for line in ["train a.toml b.toml", "train --bogus a.toml", "--nproc 2 plan train a.toml"] {
+            assert!(parse(line).is_err(), "{line}");
+        }
+        assert_eq!(parse("train --help"), Err(ErrorKind::DisplayHelp));
+    }
+
+    #[test]
+    fn the_help_does_not_say_everything_twice() {
+        let words: Vec<_> = ["dslaunch", "--help"].map(OsString::from).into();
+        let help = Cli::parse_task(&words).unwrap_err().to_string();
+        assert!(help.lines().count() < 60 && !help.contains("  train  "), "{help}");
+    }
+
+    #[test]
     fn training_has_one_machine() {
         assert_eq!(parse("--nnodes 1 --node-rank 0 train.toml"), Ok(Task::Train(JobArgs::example(None, &[]))));
-        for flag in ["--nnodes 2", "--node-rank 1", "--rendezvous h:1"] {
+        for flag in ["--nnodes 2", "--node-rank 1", "--rendezvous h:1", "train --nnodes 2"] {
             let line = format!("dslaunch {flag} train.toml");
             let words: Vec<_> = line.split(' ').map(OsString::from).collect();
             let error = Cli::parse_task(&words).unwrap_err();
-            let (name, text) = (flag.split_once(' ').unwrap().0, error.to_string());
+            let (name, text) = (flag.split(' ').find(|word| word.starts_with("--")).unwrap(), error.to_string());
             assert!(text.contains(&format!("{name}: training across nodes waits for comm's tcp backend")), "{text}");
             assert_eq!(error.exit_code(), 2);
         }

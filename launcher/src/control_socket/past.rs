@@ -52,6 +52,8 @@ pub fn status(run_dir: &RunDir) -> Result<JobStatus, ControlError> {
     if let Some(pid) = lock::holder(run_dir.root()) {
         (status.state, status.pid) = (State::Silent, Some(pid));
         (status.exit_code, status.reason) = (None, None);
+        // The rate that it had when it last wrote; nobody says that it still does.
+        status.tokens_per_second = None;
     }
     Ok(status)
 }

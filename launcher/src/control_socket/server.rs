@@ -21,6 +21,7 @@ use crate::listening::descriptors;
 use crate::listening::newcomers::Newcomers;
 use crate::output::Output;
 use crate::output::console::Shown;
+use crate::output::stall::Pulse;
 use crate::output::status::JobStatus;
 use crate::process::signals;
 
@@ -29,8 +30,10 @@ use crate::process::signals;
 const NEWCOMERS: usize = 64;
 /// For how long a newcomer is safe from those who come after it: a line is said at once.
 const GRACE: Duration = Duration::from_millis(50);
-/// Clients at a time that stay, likewise: they follow the job, or wait for its end.
+/// Clients at a time that follow the job, likewise.
 const FOLLOWERS: usize = 32;
+/// Clients at a time that wait for its end: others than those, so that no number of followers keeps anybody from stopping it.
+const WAITERS: usize = 32;
 /// How long a client may take for its request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a client may leave a line unread; a stopped follower that comes back later finds the connection closed.
@@ -53,6 +56,7 @@ pub struct ControlSocket {
 struct Source {
     status: watch::Receiver<JobStatus>,
     shown: broadcast::WeakSender<Shown>,
+    pulse: watch::Receiver<Pulse>,
     start: Instant,
 }
 
@@ -63,7 +67,8 @@ impl ControlSocket {
         let listener = address::listen(&path)?;
         listener.set_nonblocking(true)?;
         let listener = UnixListener::from_std(listener)?;
-        let source = Source { status: output.status(), shown: output.console().followers(), start };
+        let (status, pulse, shown) = (output.status(), output.pulse(), output.console().followers());
+        let source = Source { status, shown, pulse, start };
         let (end, ended) = oneshot::channel();
         Ok(Self { path, end: Some(end), task: tokio::spawn(serve(listener, source, ended)) })
     }
@@ -90,7 +95,7 @@ impl Drop for ControlSocket {
 /// Until the end is near, and then until followers have read the last lines.
 async fn serve(listener: UnixListener, source: Source, mut end: oneshot::Receiver<()>) {
     let affordable = descriptors::share(8).max(1);
-    let places = Arc::new(Semaphore::new(FOLLOWERS.min(affordable)));
+    let places = [FOLLOWERS, WAITERS].map(|places| Arc::new(Semaphore::new(places.min(affordable))));
     let mut newcomers: Newcomers<Option<i32>, AbortHandle> = Newcomers::new(NEWCOMERS.min(affordable), GRACE);
     let (mut asking, mut answering) = (JoinSet::new(), JoinSet::new());
     let mut paused_until = None;
@@ -119,6 +124,8 @@ async fn serve(listener: UnixListener, source: Source, mut end: oneshot::Receive
                 newcomers.retain(AbortHandle::is_finished);
                 // A client that goes away, or had to, is no business of the job.
                 if let Ok(Ok(Some((client, request)))) = asked {
+                    let [followers, waiters] = &places;
+                    let places = if matches!(request, Request::Stop(_)) { waiters } else { followers };
                     let place = places.clone().try_acquire_owned().ok();
                     answering.spawn(answer(client, request, source.clone(), place));
                 }
@@ -181,9 +188,8 @@ async fn answer(
 
 impl Source {
     fn now(&self) -> JobStatus {
-        let mut status = self.status.borrow().clone();
-        status.elapsed_seconds = self.start.elapsed().as_secs_f64();
-        status
+        let (status, pulse) = (self.status.borrow().clone(), *self.pulse.borrow());
+        status.at(self.start.elapsed(), pulse.stall(Instant::now()))
     }
 }
 

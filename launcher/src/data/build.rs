@@ -8,7 +8,6 @@ use std::thread;
 
 use proto::dataset::{DatasetError, DatasetSummary, DatasetWriter, Origin, Sample};
 
-use super::DataJob;
 use super::error::{DataError, Problem, Problems, Rule};
 use super::format::{LineFormat, Parser};
 use super::lines::{Chunk, ChunkReader};
@@ -16,13 +15,19 @@ use super::object::LineError;
 use super::pack::Packer;
 use super::sources::Source;
 use super::tokenize::Encoder;
+use super::{DataJob, DataProgress};
 
 /// Chunks in memory for each thread: enough to even out lines that take longer than others.
 const CHUNKS_PER_THREAD: usize = 8;
 
 /// Prepares `sources` into the file `path`. After the first problem nothing more is written, but all lines are still
-/// checked.
-pub fn build(job: &DataJob, sources: &[Source], path: &Path) -> Result<DatasetSummary, DataError> {
+/// checked. Stopped, it leaves nothing.
+pub fn build(
+    job: &DataJob,
+    sources: &[Source],
+    path: &Path,
+    progress: &DataProgress,
+) -> Result<DatasetSummary, DataError> {
     let threads = job.threads.max(1);
     let names: Vec<_> = sources.iter().map(|source| source.name.clone()).collect();
     let mut rows = Rows::create(job, path, names)?;
@@ -34,7 +39,10 @@ pub fn build(job: &DataJob, sources: &[Source], path: &Path) -> Result<DatasetSu
         if chunks.is_empty() {
             break;
         }
-        let work = Work { job, sources, encoder: &encoder, chunks };
+        if progress.is_stopped() {
+            return Err(DataError::Stopped);
+        }
+        let work = Work { job, sources, encoder: &encoder, chunks, progress };
         for parsed in work.run(threads) {
             problems.append(parsed.problems);
             for sample in parsed.samples {
@@ -55,6 +63,7 @@ struct Work<'a> {
     /// Loaded by the first chunk that needs it. If that fails, it is a problem of every file that needs it.
     encoder: &'a OnceLock<Result<Encoder, Rule>>,
     chunks: Vec<Result<Chunk, Problem>>,
+    progress: &'a DataProgress,
 }
 
 /// The result of one chunk.
@@ -74,7 +83,10 @@ impl Work<'_> {
         };
         let work = || {
             while let Some((chunk, slot)) = take() {
-                let unset = slot.set(self.parse(chunk)).is_ok();
+                let parsed = self.parse(chunk);
+                let tokens = parsed.samples.iter().map(|sample| sample.tokens.len() as u64).sum();
+                self.progress.parsed(chunk.as_ref().map_or(0, Chunk::bytes), tokens);
+                let unset = slot.set(parsed).is_ok();
                 assert!(unset, "each chunk is taken by one thread");
             }
         };
@@ -110,7 +122,15 @@ impl Work<'_> {
         for (line, text) in chunk.lines() {
             let origin = Origin { source: chunk.source, line };
             if let Err(LineError { column, rule }) = parser.parse(chunk.format, text, origin, &mut parsed.samples) {
-                parsed.problems.push(Problem { line: Some(line), column, ..Problem::of_file(name, rule) });
+                // One mistake, however many rows show it.
+                let of_config = match &rule {
+                    Rule::SmallVocabulary { config, .. } => Some(config.clone()),
+                    _ => None,
+                };
+                parsed.problems.push(match of_config {
+                    Some(config) => Problem::of_file(config, rule),
+                    None => Problem { line: Some(line), column, ..Problem::of_file(name, rule) },
+                });
             }
         }
         parsed
@@ -120,7 +140,7 @@ impl Work<'_> {
         if !format.needs_encoder() {
             return Ok(None);
         }
-        let load = || Encoder::load(self.job.tokenizer.as_deref(), self.job.eos_token_id, format.name());
+        let load = || Encoder::load(self.job, format.name());
         self.encoder.get_or_init(load).as_ref().map(Some)
     }
 }

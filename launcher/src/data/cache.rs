@@ -1,18 +1,20 @@
 //! Finds the prepared file of a job, and the files that belong to no job any more. The name of a prepared file is a
 //! hash of everything that its contents depend on, so a file that is there and sound can be used as it is.
 
-use std::fs;
+use std::fs::{self, DirBuilder};
 use std::io;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use proto::config::AutoOr;
 use proto::dataset::{self, DatasetError, DatasetSummary, FORMAT_VERSION};
+use proto::regular_file;
 
 use super::DataJob;
 use super::sources::Source;
 
 /// Raised whenever the same sources would give other rows: a change of packing, splitting or masking.
-const PREPARATION_VERSION: u32 = 1;
+const PREPARATION_VERSION: u32 = 2;
 
 /// What a look into the cache finds.
 #[derive(Debug)]
@@ -37,7 +39,8 @@ pub struct CacheEntry {
 impl CacheEntry {
     /// For `job` with these `sources`; creates the folder.
     pub fn new(job: &DataJob, sources: &[Source]) -> io::Result<Self> {
-        fs::create_dir_all(&job.cache_dir)?;
+        // Rows are as private as what they were made of.
+        DirBuilder::new().recursive(true).mode(0o700).create(&job.cache_dir)?;
         let prefix = format!("{}-", job.split.name());
         let name = format!("{prefix}{}.rows", &key(job, sources).to_hex()[..16]);
         Ok(Self { folder: job.cache_dir.clone(), prefix, name })
@@ -58,14 +61,23 @@ impl CacheEntry {
         }
     }
 
-    /// Removes the other prepared files of this split, and what a killed launcher left half-written.
+    /// Removes what a killed launcher left half-written.
+    pub fn remove_temporary(&self) -> io::Result<()> {
+        self.remove(|name| !name.ends_with(".rows"))
+    }
+
+    /// Removes the other prepared files of this split.
     ///
     /// Nobody else uses them: a run directory has one launcher, and no rank has started.
     pub fn remove_others(&self) -> io::Result<()> {
+        self.remove(|name| name != self.name)
+    }
+
+    fn remove(&self, which: impl Fn(&str) -> bool) -> io::Result<()> {
         for entry in fs::read_dir(&self.folder)? {
             let name = entry?.file_name();
             let name = name.to_string_lossy();
-            if *name != *self.name && is_prepared(&name, &self.prefix) {
+            if is_prepared(&name, &self.prefix) && which(&name) {
                 remove_if_there(&self.folder.join(&*name))?;
             }
         }
@@ -109,9 +121,9 @@ fn key(job: &DataJob, sources: &[Source]) -> blake3::Hash {
     part("seq_len", &job.seq_len.to_le_bytes());
     part("packing", &[u8::from(job.packing)]);
     part("vocab_size", &job.vocab_size.to_le_bytes());
-    part("eos", format!("{:?}", job.eos_token_id).as_bytes());
+    part("end tokens", format!("{:?}", job.end_tokens).as_bytes());
     // One that is not there or not readable is reported by whoever needs it; rows of token ids do not.
-    let tokenizer = job.tokenizer.as_ref().and_then(|path| fs::read(path).ok());
+    let tokenizer = job.tokenizer.as_ref().and_then(|path| regular_file::read(path).ok());
     part("tokenizer", tokenizer.as_deref().unwrap_or_default());
     for source in sources {
         // The name is in the file too, for reports.

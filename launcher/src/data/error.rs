@@ -27,6 +27,9 @@ pub enum DataError {
         /// Rows in all.
         rows: u64,
     },
+    /// Whoever wanted the data does not want it any more.
+    #[error("stopped")]
+    Stopped,
     /// The folder for prepared data cannot be made or listed.
     #[error("{}: cannot keep prepared data here", .folder.display())]
     Folder {
@@ -43,7 +46,7 @@ pub enum DataError {
 impl From<DataError> for LaunchError {
     fn from(error: DataError) -> Self {
         let exit_code = match error {
-            DataError::Problems(_) | DataError::NoLabels { .. } => 2,
+            DataError::Problems(_) | DataError::NoLabels { .. } | DataError::Stopped => 2,
             DataError::Folder { .. } | DataError::Write(_) => 3,
         };
         Self::refused(error, exit_code)
@@ -60,8 +63,11 @@ pub struct Problems {
 }
 
 impl Problems {
-    /// Adds one.
+    /// Adds one. What is wrong with a whole file is told once.
     pub fn push(&mut self, problem: Problem) {
+        if problem.line.is_none() && self.shown.contains(&problem) {
+            return;
+        }
         self.total += 1;
         if self.shown.len() < SHOWN {
             self.shown.push(problem);
@@ -70,9 +76,8 @@ impl Problems {
 
     /// Adds those that were found after these.
     pub fn append(&mut self, later: Self) {
-        self.total += later.total;
-        self.shown.extend(later.shown);
-        self.shown.truncate(SHOWN);
+        self.total += later.total - later.shown.len() as u64;
+        later.shown.into_iter().for_each(|problem| self.push(problem));
     }
 
     /// True until the first [`Problems::push`].
@@ -200,10 +205,19 @@ pub enum Rule {
     #[error("format {format} needs the tokenizer, but {} is not readable: {message}", .path.display())]
     BadTokenizer { format: DataFormat, path: PathBuf, message: String },
     #[error(
-        "format {format} ends each sample with the end-of-sequence token, but the model's config.json has no \
-         eos_token_id: add it there"
+        "format {format} ends each sample with the end-of-sequence token, but neither tokenizer_config.json (eos_token) \
+         nor generation_config.json nor config.json (eos_token_id) of the model names one: add it there"
     )]
     NoEos { format: DataFormat },
+    #[error(
+        "the end-of-sequence token is {id} by the model's {file}, which is not below vocab_size = {vocab_size} of its config.json"
+    )]
+    EosOutsideVocabulary { file: &'static str, id: u32, vocab_size: usize },
+    #[error(
+        "vocab_size = {vocab_size}, but the data has tokens beyond that: the tokenizer's ids go up to {largest}, so this is \
+         the wrong config.json or the wrong tokenizer"
+    )]
+    SmallVocabulary { config: String, largest: u32, vocab_size: usize },
     #[error("the tokenizer fails on this text: {0}")]
     Tokenizer(String),
 }

@@ -1,5 +1,8 @@
 //! Small tokenizers for the tests, as the text of a `tokenizer.json`. Built with the crate that reads them.
 
+use std::path::{Path, PathBuf};
+
+use proto::config::AutoOr;
 use tokenizers::models::bpe::BPE;
 use tokenizers::models::wordlevel::WordLevel;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
@@ -7,8 +10,31 @@ use tokenizers::pre_tokenizers::whitespace::WhitespaceSplit;
 use tokenizers::processors::template::TemplateProcessing;
 use tokenizers::{AddedToken, PaddingParams, PaddingStrategy, Tokenizer, TruncationParams};
 
+use super::{DataJob, EndTokens, Split};
+
 /// `</s>` in all of them.
 pub const EOS: u32 = 2;
+
+/// What a model's files say of it.
+pub fn end_tokens() -> EndTokens {
+    EndTokens { of_config: Some(EOS), ..EndTokens::default() }
+}
+
+/// A job for nothing but its tokenizer.
+pub fn job(tokenizer: Option<&Path>) -> DataJob {
+    DataJob {
+        split: Split::Train,
+        paths: vec![],
+        format: AutoOr::Auto,
+        seq_len: 8,
+        packing: false,
+        vocab_size: 100,
+        end_tokens: end_tokens(),
+        tokenizer: tokenizer.map(Path::to_owned),
+        cache_dir: PathBuf::new(),
+        threads: 1,
+    }
+}
 
 fn vocab<C: FromIterator<(String, u32)>>(words: &[&str]) -> C {
     words.iter().enumerate().map(|(id, word)| (word.to_string(), id as u32)).collect()

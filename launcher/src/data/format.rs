@@ -128,7 +128,6 @@ impl Parser<'_> {
             return Err(Rule::EmptyValue("text").into());
         }
         let tokens = self.encoder().text(text)?;
-        self.check_vocabulary(&tokens)?;
         let seq_len = self.seq_len;
         let pieces = tokens.len().div_ceil(seq_len);
         Ok((0..pieces).map(move |piece| {
@@ -151,7 +150,6 @@ impl Parser<'_> {
             let prompt = encoded.prompt_len();
             return Err(Rule::PromptTooLong { len, prompt, seq_len: self.seq_len }.into());
         }
-        self.check_vocabulary(&encoded.tokens)?;
         Ok(Sample { tokens: encoded.tokens, labels: Some(encoded.labels), origin })
     }
 
@@ -165,19 +163,6 @@ impl Parser<'_> {
             return Err(Rule::OutsideVocabulary { key, position, value: ids[position], vocab_size: self.vocab_size });
         }
         Ok(ids.iter().map(|id| *id as i32).collect())
-    }
-
-    /// A tokenizer may know more tokens than the model has rows in its embedding.
-    fn check_vocabulary(&self, tokens: &[i32]) -> Result<(), Rule> {
-        match tokens.iter().position(|id| !(0..self.vocab_size as i64).contains(&i64::from(*id))) {
-            None => Ok(()),
-            Some(position) => Err(Rule::OutsideVocabulary {
-                key: "tokens",
-                position,
-                value: i64::from(tokens[position]),
-                vocab_size: self.vocab_size,
-            }),
-        }
     }
 }
 

@@ -37,6 +37,11 @@ struct LineBounds {
 }
 
 impl Chunk {
+    /// Its length in the file.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.len() as u64
+    }
+
     /// The lines that are not blank, with their numbers from 1, without their line ends.
     pub fn lines(&self) -> impl Iterator<Item = (u64, &[u8])> {
         self.lines.iter().map(|line| (line.number, &self.bytes[line.start..line.end]))
@@ -190,7 +195,9 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), contents).unwrap();
         let hash = blake3::hash(hashed.as_bytes());
-        let sources = [Source { path: file.path().to_owned(), name: "a.jsonl".into(), hash }];
+        let read = super::super::sources::find(&[file.path().to_string_lossy().into_owned()]).unwrap();
+        let mut sources = read;
+        (sources[0].name, sources[0].hash) = ("a.jsonl".into(), hash);
         let mut all = Vec::new();
         for chunk in ChunkReader::new(&sources, AutoOr::Given(DataFormat::Text)) {
             let chunk = chunk.map_err(|problem| problem.to_string())?;

@@ -9,6 +9,7 @@
 
 mod build;
 mod cache;
+mod end_token;
 mod error;
 #[cfg(test)]
 mod fixture;
@@ -16,6 +17,7 @@ mod format;
 mod lines;
 mod object;
 mod pack;
+mod progress;
 mod sources;
 #[cfg(test)]
 mod tests;
@@ -27,7 +29,10 @@ use proto::config::{AutoOr, DataFormat};
 use proto::dataset::{DatasetError, DatasetSummary};
 
 use cache::Lookup;
+pub use end_token::EndTokens;
 pub use error::{DataError, Problem, Problems, Rule};
+pub use progress::DataProgress;
+use sources::Source;
 
 /// The data to prepare, and the facts of the model it is for.
 #[derive(Debug, Clone)]
@@ -44,8 +49,8 @@ pub struct DataJob {
     pub packing: bool,
     /// Token ids are smaller than this.
     pub vocab_size: usize,
-    /// The token that ends a text; from the model's config.json.
-    pub eos_token_id: Option<u32>,
+    /// The tokens that may end a sample.
+    pub end_tokens: EndTokens,
     /// The model's `tokenizer.json`, which need not be there for rows of token ids.
     pub tokenizer: Option<PathBuf>,
     /// The folder of prepared data (`<output_dir>/data`). Other prepared files of the same split in it are removed.
@@ -82,6 +87,8 @@ pub struct Prepared {
     pub summary: DatasetSummary,
     /// Its origin.
     pub origin: Origin,
+    /// The files that it was made of.
+    pub sources: Vec<Source>,
     /// Which share of `rows * seq_len` is tokens: the closer to 1, the less padding.
     pub fill: f64,
 }
@@ -97,15 +104,35 @@ pub enum Origin {
     MadeInsteadOf(DatasetError),
 }
 
-/// Prepares the data of `job`, or finds it prepared. Blocks for as long as that takes.
-pub fn prepare(job: &DataJob) -> Result<Prepared, DataError> {
+impl Prepared {
+    /// The files that were named more than once: their rows count as often.
+    pub fn repeated(&self) -> Vec<&str> {
+        let is_again =
+            |&(i, source): &(usize, &Source)| self.sources[..i].iter().any(|other| other.is_same_file(source));
+        let mut names: Vec<_> =
+            self.sources.iter().enumerate().filter(is_again).map(|(_, of)| of.name.as_str()).collect();
+        names.dedup();
+        names
+    }
+
+    /// The files whose contents are also those of a file of `other`.
+    pub fn also_in(&self, other: &Prepared) -> Vec<&str> {
+        let is_there = |source: &&Source| other.sources.iter().any(|of| of.hash == source.hash);
+        self.sources.iter().filter(is_there).map(|source| source.name.as_str()).collect()
+    }
+}
+
+/// Prepares the data of `job`, or finds it prepared. Blocks for as long as that takes, or until `progress` is stopped.
+pub fn prepare(job: &DataJob, progress: &DataProgress) -> Result<Prepared, DataError> {
     assert!(job.seq_len > 0 && job.vocab_size <= i32::MAX as usize, "the plan has checked {job:?}");
     let sources = sources::find(&job.paths)?;
+    progress.begin(sources.iter().map(|source| source.bytes).sum());
     let in_folder = |source| DataError::Folder { folder: job.cache_dir.clone(), source };
     let entry = cache::CacheEntry::new(job, &sources).map_err(in_folder)?;
+    entry.remove_temporary().map_err(in_folder)?;
     let path = entry.path();
     let make = || -> Result<DatasetSummary, DataError> {
-        let summary = build::build(job, &sources, &path)?;
+        let summary = build::build(job, &sources, &path, progress)?;
         entry.remove_others().map_err(in_folder)?;
         Ok(summary)
     };
@@ -115,5 +142,5 @@ pub fn prepare(job: &DataJob) -> Result<Prepared, DataError> {
         Lookup::Damaged(error) => (make()?, Origin::MadeInsteadOf(error)),
     };
     let fill = summary.tokens as f64 / (summary.rows as f64 * job.seq_len as f64);
-    Ok(Prepared { path, summary, origin, fill })
+    Ok(Prepared { path, summary, origin, sources, fill })
 }

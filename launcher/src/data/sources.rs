@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use glob::{MatchOptions, glob_with};
@@ -30,6 +31,17 @@ pub struct Source {
     pub name: String,
     /// BLAKE3 of its contents.
     pub hash: blake3::Hash,
+    /// Their length.
+    pub bytes: u64,
+    /// Which file of which device it is.
+    inode: (u64, u64),
+}
+
+impl Source {
+    /// Whether `other` is the same file, by whatever name.
+    pub fn is_same_file(&self, other: &Source) -> bool {
+        self.inode == other.inode
+    }
 }
 
 /// The files of `paths`: in the order in which the paths were given, those of one glob sorted by name. Each of them
@@ -90,7 +102,8 @@ fn read(path: &Path) -> Result<Source, Rule> {
         }
         hasher.update(&buffer[..len]);
     }
-    Ok(Source { path: path.to_owned(), name, hash: hasher.finalize() })
+    let (bytes, inode) = (meta.len(), (meta.dev(), meta.ino()));
+    Ok(Source { path: path.to_owned(), name, hash: hasher.finalize(), bytes, inode })
 }
 
 /// Makes a rule of the system's error about a file.

@@ -25,7 +25,7 @@ impl Setup {
             seq_len: 8,
             packing: false,
             vocab_size: 100,
-            eos_token_id: Some(fixture::EOS),
+            end_tokens: fixture::end_tokens(),
             tokenizer: Some(tokenizer),
             cache_dir: folder.path().join("run/data"),
             threads: 2,
@@ -41,7 +41,7 @@ impl Setup {
 
     /// The error, without the folder's path.
     fn error(&self) -> String {
-        let error = prepare(&self.job).unwrap_err();
+        let error = prepare(&self.job, &DataProgress::default()).unwrap_err();
         assert_eq!(self.cached(), [""; 0], "an error leaves nothing behind");
         error.to_string().replace(&format!("{}/", self.folder.path().display()), "")
     }
@@ -69,7 +69,7 @@ fn token_rows_keep_their_order_and_labels_default_to_the_ids() {
         "\t",
         "{\"input_ids\": [7]}\r",
     ]);
-    let prepared = prepare(&setup.job).unwrap();
+    let prepared = prepare(&setup.job, &DataProgress::default()).unwrap();
     let expected =
         [(vec![1, 2, 3], vec![2, 3, IGNORED]), (vec![4, 5, 6], vec![IGNORED, 9, IGNORED]), (vec![7], vec![IGNORED])];
     assert_eq!(rows(&prepared.path), expected);
@@ -89,14 +89,14 @@ fn a_text_is_ended_and_split_into_pieces_of_seq_len() {
         (vec![1, 4, 4, 4], vec![4, 4, 4, IGNORED]),
         (vec![2], vec![IGNORED]),
     ];
-    assert_eq!(rows(&prepare(&setup.job).unwrap().path), expected);
+    assert_eq!(rows(&prepare(&setup.job, &DataProgress::default()).unwrap().path), expected);
 }
 
 #[test]
 fn only_the_completion_is_predicted() {
     let setup = Setup::new(&[r#"{"prompt": "hello hello ", "completion": "world"}"#]);
     let expected = [(vec![1, 4, 4, 5, 2], vec![IGNORED, IGNORED, 5, 2, IGNORED])];
-    assert_eq!(rows(&prepare(&setup.job).unwrap().path), expected);
+    assert_eq!(rows(&prepare(&setup.job, &DataProgress::default()).unwrap().path), expected);
 }
 
 #[test]
@@ -106,7 +106,10 @@ fn the_format_is_told_from_each_files_first_line() {
     setup.write("b.jsonl", "\n\n{\"completion\": \"hello\", \"prompt\": \"\", \"text\": 1}\n");
     setup.write("c.jsonl", "{\"input_ids\": [1, 2], \"text\": \"hello\"}");
     setup.job.paths = vec![setup.folder.path().join("[abc].jsonl").display().to_string()];
-    let tokens: Vec<_> = rows(&prepare(&setup.job).unwrap().path).into_iter().map(|(tokens, _)| tokens).collect();
+    let tokens: Vec<_> = rows(&prepare(&setup.job, &DataProgress::default()).unwrap().path)
+        .into_iter()
+        .map(|(tokens, _)| tokens)
+        .collect();
     assert_eq!(tokens, [vec![1, 4, 2], vec![1, 4, 2], vec![1, 2]]);
 }
 
@@ -192,7 +195,12 @@ fn a_bad_row_of_text_is_named_with_its_line() {
     );
     let mut setup = Setup::new(&[r#"{"text": "hello"}"#]);
     setup.job.vocab_size = 4;
-    assert_eq!(setup.error(), "data.jsonl:1: tokens[1] is 4, but a token satisfies 0 <= id < vocab_size 4");
+    let rule = "vocab_size = 4, but the data has tokens beyond that: the tokenizer's ids go up to 5, so this is the wrong \
+                config.json or the wrong tokenizer";
+    assert_eq!(setup.error(), format!("config.json: {rule}"), "once, not for each row");
+    setup.job.vocab_size = 2;
+    let rule = "the end-of-sequence token is 2 by the model's config.json, which is not below vocab_size = 2 of its config.json";
+    assert_eq!(setup.error(), format!("data.jsonl: {rule}"));
 }
 
 #[test]
@@ -205,14 +213,14 @@ fn bytes_that_are_no_text_are_named_with_line_and_column() {
 #[test]
 fn a_missing_tokenizer_or_end_token_says_what_to_do() {
     let mut setup = Setup::new(&[r#"{"text": "hello"}"#, r#"{"text": "hello"}"#]);
-    setup.job.eos_token_id = None;
-    assert!(setup.error().ends_with("config.json has no eos_token_id: add it there"));
+    setup.job.end_tokens = EndTokens::default();
+    assert!(setup.error().ends_with("of the model names one: add it there"));
     fs::remove_file(setup.folder.path().join("tokenizer.json")).unwrap();
     let expected = "data.jsonl: format text needs a tokenizer, but tokenizer.json is not there: \
                     copy it from the original model, or give rows of input_ids";
     assert_eq!(setup.error(), expected);
     setup.write("data.jsonl", r#"{"input_ids": [1, 2]}"#);
-    assert_eq!(prepare(&setup.job).unwrap().summary.rows, 1);
+    assert_eq!(prepare(&setup.job, &DataProgress::default()).unwrap().summary.rows, 1);
 }
 
 #[test]
@@ -250,7 +258,7 @@ fn packed_rows_hold_every_sample_once_whatever_the_number_of_threads() {
     let mut results = Vec::new();
     for threads in [1, 3] {
         setup.job.threads = threads;
-        let prepared = prepare(&setup.job).unwrap();
+        let prepared = prepare(&setup.job, &DataProgress::default()).unwrap();
         assert!(matches!(prepared.origin, Origin::Made) && prepared.fill > 0.95, "{prepared:?}");
         results.push(fs::read(&prepared.path).unwrap());
         fs::remove_file(&prepared.path).unwrap();
@@ -275,40 +283,40 @@ fn packed_rows_hold_every_sample_once_whatever_the_number_of_threads() {
 #[test]
 fn prepared_data_is_reused_until_something_it_was_made_from_changes() {
     let mut setup = Setup::new(&[r#"{"text": "hello"}"#]);
-    let first = prepare(&setup.job).unwrap();
-    let again = prepare(&setup.job).unwrap();
+    let first = prepare(&setup.job, &DataProgress::default()).unwrap();
+    let again = prepare(&setup.job, &DataProgress::default()).unwrap();
     assert!(matches!(again.origin, Origin::Kept));
     assert_eq!((again.path, again.summary, again.fill), (first.path, first.summary, first.fill));
     setup.job.threads = 1;
-    assert!(matches!(prepare(&setup.job).unwrap().origin, Origin::Kept));
+    assert!(matches!(prepare(&setup.job, &DataProgress::default()).unwrap().origin, Origin::Kept));
 
     let changes: [fn(&mut Setup); 7] = [
         |setup| setup.job.seq_len = 9,
         |setup| setup.job.packing = true,
         |setup| setup.job.vocab_size = 101,
-        |setup| setup.job.eos_token_id = Some(3),
+        |setup| setup.job.end_tokens.of_generation = Some(3),
         |setup| setup.job.format = AutoOr::Given(DataFormat::Text),
         |setup| setup.write("data.jsonl", "{\"text\": \"world\"}"),
         |setup| setup.write("tokenizer.json", fixture::words_with("$A <s>")),
     ];
     for (i, change) in changes.iter().enumerate() {
         change(&mut setup);
-        assert!(matches!(prepare(&setup.job).unwrap().origin, Origin::Made), "change {i}");
+        assert!(matches!(prepare(&setup.job, &DataProgress::default()).unwrap().origin, Origin::Made), "change {i}");
         assert_eq!(setup.cached().len(), 1, "the file from before change {i} is gone");
-        assert!(matches!(prepare(&setup.job).unwrap().origin, Origin::Kept));
+        assert!(matches!(prepare(&setup.job, &DataProgress::default()).unwrap().origin, Origin::Kept));
     }
 }
 
 #[test]
 fn a_damaged_prepared_file_is_named_and_built_again() {
     let setup = Setup::new(&[r#"{"input_ids": [1, 2]}"#]);
-    let first = prepare(&setup.job).unwrap();
+    let first = prepare(&setup.job, &DataProgress::default()).unwrap();
     let bytes = fs::read(&first.path).unwrap();
     let mut flipped = bytes.clone();
     flipped[17] ^= 1;
     for damaged in [&bytes[..bytes.len() - 1], &bytes[1..], &[], &flipped] {
         fs::write(&first.path, damaged).unwrap();
-        let again = prepare(&setup.job).unwrap();
+        let again = prepare(&setup.job, &DataProgress::default()).unwrap();
         let Origin::MadeInsteadOf(error) = again.origin else { panic!("{again:?}") };
         assert!(error.to_string().starts_with(first.path.to_str().unwrap()), "{error}");
         assert_eq!((again.path, again.summary), (first.path.clone(), first.summary.clone()));
@@ -319,22 +327,50 @@ fn a_damaged_prepared_file_is_named_and_built_again() {
 #[test]
 fn a_prepared_file_of_another_version_is_built_again() {
     let setup = Setup::new(&[r#"{"input_ids": [1, 2]}"#]);
-    let first = prepare(&setup.job).unwrap();
+    let first = prepare(&setup.job, &DataProgress::default()).unwrap();
     let bytes = fs::read(&first.path).unwrap();
     let mut older = bytes.clone();
     older[8] = 1;
     fs::write(&first.path, older).unwrap();
-    assert!(matches!(prepare(&setup.job).unwrap().origin, Origin::Made));
+    assert!(matches!(prepare(&setup.job, &DataProgress::default()).unwrap().origin, Origin::Made));
     assert_eq!(fs::read(&first.path).unwrap(), bytes);
 }
 
 #[test]
 fn the_other_split_and_foreign_files_are_left_alone() {
     let mut setup = Setup::new(&[r#"{"input_ids": [1, 2]}"#]);
-    let train = prepare(&setup.job).unwrap();
+    let train = prepare(&setup.job, &DataProgress::default()).unwrap();
     setup.job.split = Split::Validation;
     setup.write("run/data/notes.txt", "");
-    let validation = prepare(&setup.job).unwrap();
+    let validation = prepare(&setup.job, &DataProgress::default()).unwrap();
     assert!(train.path.exists() && validation.path.exists() && train.path != validation.path);
     assert_eq!(setup.cached().len(), 3);
+}
+
+#[test]
+fn a_preparation_that_is_stopped_leaves_nothing() {
+    let setup = Setup::new(&[r#"{"input_ids": [1, 2, 3]}"#]);
+    let progress = DataProgress::default();
+    progress.stop();
+    assert!(matches!(prepare(&setup.job, &progress), Err(DataError::Stopped)));
+    assert_eq!(setup.cached(), [""; 0]);
+}
+
+#[test]
+fn files_that_count_twice_are_known() {
+    let mut setup = Setup::new(&[r#"{"input_ids": [1, 2, 3]}"#]);
+    setup.write("other.jsonl", r#"{"input_ids": [4]}"#);
+    let paths = |names: &[&str]| -> Vec<String> {
+        names.iter().map(|name| setup.folder.path().join(name).display().to_string()).collect()
+    };
+    let (twice, once) = (paths(&["*.jsonl", "data.jsonl"]), paths(&["data.jsonl"]));
+    setup.job.paths = twice;
+    let twice = prepare(&setup.job, &DataProgress::default()).unwrap();
+    assert_eq!(twice.summary.rows, 3);
+    assert!(matches!(&twice.repeated()[..], [name] if name.ends_with("/data.jsonl")), "{:?}", twice.repeated());
+    setup.job.paths = once;
+    let once = prepare(&setup.job, &DataProgress::default()).unwrap();
+    assert_eq!(once.repeated(), [""; 0]);
+    assert!(matches!(&once.also_in(&twice)[..], [name] if name.ends_with("/data.jsonl")));
+    assert_eq!(twice.also_in(&once).len(), 2, "both times");
 }

@@ -1,19 +1,25 @@
 //! Turns text into token ids as `tokenizer.json` says. It imitates no Python tokenizer class, and it switches off the
 //! file's truncation and padding, because both would change data silently.
 
-use std::path::Path;
-
 use proto::config::DataFormat;
 use proto::dataset::IGNORED;
+use proto::panics;
+use proto::regular_file::{self, GIT_LFS_RULE, is_git_lfs_pointer};
 use serde_json::Value;
 use tokenizers::{Encoding, PostProcessorWrapper, Tokenizer};
 
+use super::DataJob;
 use super::error::Rule;
 
 /// A tokenizer and the token that ends each sample. Shared by all threads.
 pub struct Encoder {
     tokenizer: Tokenizer,
     eos: i32,
+    /// The special tokens that the post-processor puts in front of a text.
+    front: Vec<u32>,
+    /// What is wrong if a text has a token that is not below the model's vocabulary.
+    small_vocabulary: Rule,
+    vocab_size: u32,
 }
 
 /// A prompt and its completion as one sequence.
@@ -33,26 +39,41 @@ impl Completion {
 }
 
 impl Encoder {
-    /// Reads `tokenizer.json`. `format` is what it is needed for.
-    pub fn load(path: Option<&Path>, eos: Option<u32>, format: DataFormat) -> Result<Self, Rule> {
-        let path = path.ok_or(Rule::NoTokenizerPath { format })?;
+    /// Reads the tokenizer of `job`. `format` is what it is needed for.
+    pub fn load(job: &DataJob, format: DataFormat) -> Result<Self, Rule> {
+        let path = job.tokenizer.as_deref().ok_or(Rule::NoTokenizerPath { format })?;
         if !path.exists() {
             return Err(Rule::NoTokenizer { format, path: path.to_owned() });
         }
         let bad = |message: String| Rule::BadTokenizer { format, path: path.to_owned(), message };
-        let bytes = std::fs::read(path).map_err(|error| bad(error.to_string()))?;
-        let mut tokenizer = Tokenizer::from_bytes(bytes).map_err(|error| bad(error.to_string()))?;
+        let bytes = regular_file::read(path).map_err(|error| bad(error.to_string()))?;
+        if is_git_lfs_pointer(&bytes) {
+            return Err(bad(GIT_LFS_RULE.into()));
+        }
+        let mut tokenizer = parse(&bytes).map_err(bad)?;
         tokenizer.with_padding(None).with_truncation(None).map_err(|error| bad(error.to_string()))?;
         keep_whole_offsets(&mut tokenizer).map_err(|error| bad(error.to_string()))?;
-        let eos = eos.ok_or(Rule::NoEos { format })?;
-        Ok(Self { tokenizer, eos: eos as i32 })
+        let (eos, file) = job.end_tokens.choose(&tokenizer).ok_or(Rule::NoEos { format })?;
+        let vocab_size = job.vocab_size;
+        if eos as usize >= vocab_size {
+            return Err(Rule::EosOutsideVocabulary { file, id: eos, vocab_size });
+        }
+        let largest = tokenizer.get_vocab(true).into_values().max().unwrap_or(0);
+        let config = path.with_file_name("config.json").display().to_string();
+        Ok(Self {
+            front: front(&tokenizer).map_err(|error| bad(error.to_string()))?,
+            tokenizer,
+            eos: eos as i32,
+            small_vocabulary: Rule::SmallVocabulary { config, largest, vocab_size },
+            vocab_size: vocab_size as u32,
+        })
     }
 
     /// One document: with the special tokens of the tokenizer's post-processor, and the end of sequence once.
     pub fn text(&self, text: &str) -> Result<Vec<i32>, Rule> {
         // `encode_fast` does not keep track of offsets, which nothing here asks for.
         let encoding = self.tokenizer.encode_fast(text, true).map_err(|error| Rule::Tokenizer(error.to_string()))?;
-        Ok(self.with_eos(&encoding))
+        self.with_eos(&encoding)
     }
 
     /// `prompt` and `completion` encoded as the one text that the model will see.
@@ -63,21 +84,45 @@ impl Encoder {
         let text = [prompt, completion].concat();
         let encoding =
             self.tokenizer.encode(text.as_str(), true).map_err(|error| Rule::Tokenizer(error.to_string()))?;
-        let tokens = self.with_eos(&encoding);
+        let tokens = self.with_eos(&encoding)?;
         let mut labels = tokens.clone();
-        labels[..prompt_len(&encoding, prompt.len())].fill(IGNORED);
+        let prompt_len = prompt_len(&encoding, prompt.len()) - self.doubled(&encoding);
+        labels[..prompt_len].fill(IGNORED);
         Ok(Completion { tokens, labels })
     }
 
-    fn with_eos(&self, encoding: &Encoding) -> Vec<i32> {
+    /// How many tokens at the front are there twice: a text that begins with the BOS token needs no other.
+    fn doubled(&self, encoding: &Encoding) -> usize {
+        let begins_with_them =
+            encoding.get_ids().get(self.front.len()..).is_some_and(|ids| ids.starts_with(&self.front));
+        if begins_with_them { self.front.len() } else { 0 }
+    }
+
+    fn with_eos(&self, encoding: &Encoding) -> Result<Vec<i32>, Rule> {
+        let ids = &encoding.get_ids()[self.doubled(encoding)..];
+        if ids.iter().any(|id| *id >= self.vocab_size) {
+            return Err(self.small_vocabulary.clone());
+        }
         // Capacity for one more, so that the usual push does not reallocate.
-        let mut tokens = Vec::with_capacity(encoding.len() + 1);
-        tokens.extend(encoding.get_ids().iter().map(|id| *id as i32));
+        let mut tokens = Vec::with_capacity(ids.len() + 1);
+        tokens.extend(ids.iter().map(|id| *id as i32));
         if tokens.last() != Some(&self.eos) {
             tokens.push(self.eos);
         }
-        tokens
+        Ok(tokens)
     }
+}
+
+/// Makes a tokenizer of `tokenizer.json`. The library panics at some that it cannot read.
+fn parse(bytes: &[u8]) -> Result<Tokenizer, String> {
+    panics::as_text(|| Tokenizer::from_bytes(bytes)).and_then(|read| read.map_err(|error| error.to_string()))
+}
+
+/// The special tokens in front of any text.
+fn front(tokenizer: &Tokenizer) -> tokenizers::Result<Vec<u32>> {
+    let encoding = tokenizer.encode("a", true)?;
+    let special = encoding.get_special_tokens_mask().iter().take_while(|special| **special == 1).count();
+    Ok(encoding.get_ids()[..special].to_vec())
 }
 
 /// Switches off `trim_offsets`, which would move the begin of a token past its leading space: a token that begins in
@@ -118,7 +163,9 @@ fn prompt_len(encoding: &Encoding, seam: usize) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use super::super::fixture;
+    use std::path::Path;
+
+    use super::super::{EndTokens, fixture};
     use super::*;
 
     fn check(encoder: &Encoder, prompt: &str, completion: &str, tokens: &[i32], labels: &[i32]) {
@@ -129,7 +176,7 @@ mod tests {
     fn load(json: &str) -> Encoder {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), json).unwrap();
-        Encoder::load(Some(file.path()), Some(fixture::EOS), DataFormat::Text).unwrap()
+        Encoder::load(&fixture::job(Some(file.path())), DataFormat::Text).unwrap()
     }
 
     #[test]
@@ -180,15 +227,37 @@ mod tests {
 
     #[test]
     fn what_is_missing_is_named_with_advice() {
-        let check = |path: Option<&Path>, eos, expected: &str| {
-            let rule = Encoder::load(path, eos, DataFormat::Text).err().unwrap();
+        let check = |path: Option<&Path>, end_tokens: EndTokens, expected: &str| {
+            let job = DataJob { end_tokens, ..fixture::job(path) };
+            let rule = Encoder::load(&job, DataFormat::Text).err().unwrap();
             assert!(rule.to_string().contains(expected), "{rule}");
         };
-        check(None, Some(2), "put tokenizer.json into the model folder");
-        check(Some(Path::new("no/tokenizer.json")), Some(2), "no/tokenizer.json is not there: copy it");
+        let end = fixture::end_tokens;
+        check(None, end(), "put tokenizer.json into the model folder");
+        check(Some(Path::new("no/tokenizer.json")), end(), "no/tokenizer.json is not there: copy it");
         let file = tempfile::NamedTempFile::new().unwrap();
-        check(Some(file.path()), Some(2), "is not readable");
-        std::fs::write(file.path(), fixture::words()).unwrap();
-        check(Some(file.path()), None, "config.json has no eos_token_id");
+        let write = |text: &str| std::fs::write(file.path(), text).unwrap();
+        check(Some(file.path()), end(), "is not readable");
+        write("version https://git-lfs.github.com/spec/v1\n");
+        check(Some(file.path()), end(), "Git LFS pointer");
+        let bad_regex = fixture::words().replace(
+            r#"{"type":"WhitespaceSplit"}"#,
+            r#"{"type":"Split","pattern":{"Regex":"(["},"behavior":"Isolated","invert":false}"#,
+        );
+        assert!(bad_regex.contains("Regex"));
+        write(&bad_regex);
+        check(Some(file.path()), end(), "is not readable");
+        write(&fixture::words());
+        check(Some(file.path()), EndTokens::default(), "of the model names one: add it there");
+    }
+
+    #[test]
+    fn a_text_that_begins_with_the_bos_token_has_no_second_one() {
+        let encoder = load(&fixture::words());
+        assert_eq!(encoder.text("<s> hello").unwrap(), [1, 4, 2]);
+        check(&encoder, "<s> hello ", "world", &[1, 4, 5, 2], &[-100, -100, 5, 2]);
+        check(&encoder, "hello ", "<s> world", &[1, 4, 1, 5, 2], &[-100, -100, 1, 5, 2]);
+        let without = load(&fixture::words_with("$A </s>"));
+        assert_eq!(without.text("<s> hello").unwrap(), [1, 4, 2]);
     }
 }

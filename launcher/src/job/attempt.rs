@@ -5,7 +5,6 @@
 //! reaches a later one.
 
 use std::ffi::OsString;
-use std::fs;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -33,11 +32,13 @@ use crate::ranks::progress_page::{self, ProgressPage};
 use crate::ranks::rendezvous::Rendezvous;
 use crate::ranks::service::Server;
 use crate::ranks::snapshots::SnapshotMemory;
+use crate::run_dir::files::create_private_folder;
+use crate::run_dir::lock::RunLock;
 use crate::run_dir::starting_point::StartingPoint;
 use crate::supervise::hang::{Course, HangLimits, HangWatch, LOOK_INTERVAL, ProcessState};
 use crate::supervise::out_of_memory;
 use crate::supervise::straggler::StragglerWatch;
-use crate::supervise::{Event, OnInterrupt, Outcome};
+use crate::supervise::{Event, Kind, OnInterrupt, Outcome};
 
 /// Ranks may take this long from their start until all have registered: mostly for the loading of libtorch, which a cold
 /// network file system can draw out. A rank that dies is noticed at once; this is for one that hangs. Where ranks wait for
@@ -47,12 +48,29 @@ const RENDEZVOUS_TIMEOUT: Duration = Duration::from_secs(300);
 /// A driver that does not answer after a failure is not waited for longer than this.
 const LAST_LOOK_LIMIT: Duration = Duration::from_millis(1500);
 
+/// How often a waiting thread of libtorch's OpenMP (GNU's) looks before it sleeps: long enough for what comes next within a step, some
+/// 30 us. Without it, it looks for milliseconds.
+const SPINS: &str = "3000";
+
+/// The variable that says so, and the one that says it in other words: the user's count.
+const SPIN_COUNT: &str = "GOMP_SPINCOUNT";
+const WAITING: [&str; 2] = [SPIN_COUNT, "OMP_WAIT_POLICY"];
+
+/// The time that passes between two looks at most, as far as it counts for ranks that stand still.
+const LONGEST_LOOK: Duration = Duration::from_secs(1);
+
+/// How often it is looked whether the run directory is still where it was.
+const WHEREABOUTS_INTERVAL: Duration = Duration::from_secs(1);
+
 /// Told once the user wants the job to stop.
 const SAVING: &str = "stopping: the step under way is finished and a checkpoint made; once more stops at once";
 
 /// Signals that mean something to the launcher and nothing to a rank: a scheduler sends them to every process of a job.
 const TO_THE_LAUNCHER: [Signal; 5] =
     [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGUSR2];
+
+/// Without it a write past `ulimit -f` is an error, which says what could not be written.
+const INSTEAD_OF_AN_ERROR: Signal = Signal::SIGXFSZ;
 
 /// The part of a job that does not change from attempt to attempt.
 #[derive(Debug)]
@@ -61,6 +79,8 @@ pub struct TrainingJob {
     pub plan: Plan,
     /// The run directory.
     pub run_dir: RunDir,
+    /// Its lock.
+    pub lock: Arc<RunLock>,
     /// The worker binary.
     pub worker: PathBuf,
     /// The run's name for ranks.
@@ -111,7 +131,7 @@ pub async fn run(
     let (server, control) = served.map_err(LaunchError::io("make the ranks' way to the launcher"))?;
     let inherited = Inherited::new(job, control, progress_fd)?;
     let logs = job.run_dir.attempt_logs(number);
-    fs::create_dir_all(&logs).map_err(LaunchError::io(format!("create {}", logs.display())))?;
+    create_private_folder(&logs).map_err(LaunchError::io(format!("create {}", logs.display())))?;
 
     let workers = Workers { job, number, inherited, rendezvous_timeout, logs, beginning: from.for_ranks() };
     attempt.start(edge.spawner, (0..num_ranks).map(|rank| workers.spec(rank))).await?;
@@ -190,6 +210,10 @@ impl Workers<'_> {
         env.extend(ServiceEnv::VARIABLES.map(|name| (name, None)));
         env.extend(worker_env.to_vars().into_iter().map(|(name, value)| (name, Some(value))));
         env.push(("MKL_NUM_THREADS", Some(worker_env.threads.to_string().into())));
+        if WAITING.iter().all(|name| variable(name).is_none()) {
+            // Threads that wait for each other sleep soon: those of another job on the same cores would else hardly ever run.
+            env.push((SPIN_COUNT, Some(SPINS.into())));
+        }
         if self.job.plan.device == Device::Cuda {
             // The driver numbers GPUs so for whoever asks it, the launcher among them.
             env.push(("CUDA_DEVICE_ORDER", Some("PCI_BUS_ID".into())));
@@ -201,7 +225,7 @@ impl Workers<'_> {
             env,
             stdout: Sink::File(self.logs.join(format!("rank-{rank}.out"))),
             stderr: Sink::File(self.logs.join(format!("rank-{rank}.err"))),
-            ignore: TO_THE_LAUNCHER.to_vec(),
+            ignore: TO_THE_LAUNCHER.into_iter().chain([INSTEAD_OF_AN_ERROR]).collect(),
             cgroup: None,
             inherit: self.inherited.fds(),
         }
@@ -271,6 +295,8 @@ struct Training<'a> {
     /// Goes off when ranks are to be looked at.
     looks: Interval,
     last_look: Instant,
+    /// The run directory's lock, and when it was looked at.
+    lock: (&'a RunLock, Instant),
     /// Goes off when all ranks should have registered.
     rendezvous: Timer,
     /// The job is on its way to the end, and ranks have been asked for a checkpoint.
@@ -307,6 +333,7 @@ impl<'a> Training<'a> {
             gpus: None,
             looks,
             last_look: Instant::now(),
+            lock: (&job.lock, Instant::now()),
             rendezvous: Timer::off(),
             leaving: None,
             no_longer: Timer::off(),
@@ -333,7 +360,8 @@ impl<'a> Training<'a> {
 
     /// Looks at what ranks do. Returns the event of a rank that hangs, if one does.
     fn look(&mut self, ranks: &Ranks) -> Option<Event> {
-        let passed = self.last_look.elapsed();
+        // More, and the launcher itself was not run; ranks were mostly not either.
+        let passed = self.last_look.elapsed().min(LONGEST_LOOK);
         self.last_look = Instant::now();
         let lines = self.progress.lines();
         if lines != self.lines {
@@ -346,6 +374,9 @@ impl<'a> Training<'a> {
             let trains = lines.iter().all(|line| line.place.phase.is_of_step());
             self.output.gpus(gpus.take(), trains);
         }
+        if let Some(event) = self.look_for_the_run_directory() {
+            return Some(event);
+        }
         let state = |rank: usize| ranks.is_running(rank).then(|| ProcessState::of(ranks.pid(rank)));
         let hang = self.hangs.as_mut().and_then(|hangs| hangs.look(&lines, passed, state));
         self.lines = lines;
@@ -353,6 +384,18 @@ impl<'a> Training<'a> {
         let place = report::place(self.plan, hang.rank, hang.line.place);
         let message = report::hang(&hang, place.as_deref());
         Some(Event::Hung { rank: hang.rank, step: hang.line.place.step, message })
+    }
+
+    /// Whoever moves the run directory, or makes another in its place, opens it to a second job: this one ends.
+    fn look_for_the_run_directory(&mut self) -> Option<Event> {
+        let (lock, looked_at) = &mut self.lock;
+        if looked_at.elapsed() < WHEREABOUTS_INTERVAL || self.output.is_stopping() {
+            return None;
+        }
+        *looked_at = Instant::now();
+        let message = lock.moved()?;
+        let step = self.lines.iter().map(|line| line.place.step).max().unwrap_or(0);
+        Some(Event::FailedReported { rank: 0, kind: Kind::Environment, step, message })
     }
 
     /// Writes what a rank tells down, and returns what of it is the supervisor's business.

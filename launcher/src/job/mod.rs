@@ -7,15 +7,17 @@
 pub mod args;
 pub mod attempt;
 pub mod background;
-pub mod host_memory;
 pub mod identify;
+pub mod model_folder;
 pub mod ownership;
 pub mod resume;
 pub mod setup;
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use nix::sys::statvfs::statvfs;
 use proto::config::AutoOr;
 use proto::env::{SchedulerEnv, ServiceEnv};
 use proto::manifest::Progress;
@@ -57,6 +59,9 @@ use crate::supervise::out_of_memory::{self, OutOfMemory};
 use crate::supervise::restart::{RestartPolicy, Verdict};
 use crate::supervise::{Failure, Kind, Outcome};
 
+/// A disk with less than this left is full.
+const FULL_BYTES: u64 = 64 << 10;
+
 /// `dslaunch train.toml`: trains. Returns the exit code. `start` is when the launcher started.
 pub fn train(args: &JobArgs, job_control: JobControl, terminal: &Terminal, start: Instant) -> Result<u8, LaunchError> {
     let setup = Setup::load(args, None)?;
@@ -66,7 +71,7 @@ pub fn train(args: &JobArgs, job_control: JobControl, terminal: &Terminal, start
         let mut signals = Signals::listen_with_preemption(SchedulerEnv::from_process())
             .map_err(LaunchError::io("listen for signals"))?;
         let run_dir = setup.run_dir();
-        let _lock = RunLock::acquire(run_dir.root())?;
+        let lock = Arc::new(RunLock::acquire(run_dir.root())?);
         let output = Output::open(&run_dir, &setup.config.log.sinks, terminal.clone(), start);
         let mut output = output.map_err(LaunchError::io(format!("write {}", run_dir.events().display())))?;
         output.event(Moment::start());
@@ -81,7 +86,7 @@ pub fn train(args: &JobArgs, job_control: JobControl, terminal: &Terminal, start
             let what = "dslaunch status, stop and attach will not reach this job";
             output.console().warn(&format!("note: {what}: {}: {error}", run_dir.control_socket().display()));
         }
-        let launch = Launch { setup: &setup, worker: &worker, wish: &wish, job_control };
+        let launch = Launch { setup: &setup, worker: &worker, wish: &wish, lock: &lock, job_control };
         let result = launch.run(&mut signals, &mut output).await;
         if let Err(error) = &result {
             output.console().clear();
@@ -106,13 +111,14 @@ struct Launch<'a> {
     setup: &'a Setup,
     worker: &'a Path,
     wish: &'a Wish,
+    lock: &'a Arc<RunLock>,
     job_control: JobControl,
 }
 
 impl Launch<'_> {
     /// Trains, to whatever end. Returns the exit code.
     async fn run(self, signals: &mut Signals, output: &mut Output) -> Result<u8, LaunchError> {
-        let Self { setup, worker, wish, job_control } = self;
+        let Self { setup, worker, wish, lock, job_control } = self;
         let run_dir = setup.run_dir();
         leftovers::remove(&run_dir)?;
         let owned = Ownership::check(wish, setup, output.console())?;
@@ -124,7 +130,7 @@ impl Launch<'_> {
             return Ok(0);
         }
         note(&notes(setup, &owned, beginning.as_ref(), &plan), output.console());
-        let mut job = prepare(plan, setup, worker)?;
+        let mut job = prepare(plan, setup, worker, lock)?;
         background::begun(job_control, &run_dir)?;
         // Whatever happens between these two, nothing of another job is ever taken for this one's.
         wish.leave_others_behind(&run_dir, output.console())?;
@@ -148,7 +154,7 @@ impl Launch<'_> {
                     // Another beginning is another plan: a run by epochs counts the rows that are left.
                     plan = setup.plan(start_of(beginning.as_ref()), signals, output.console()).await?;
                     note(&notes(setup, &owned, beginning.as_ref(), &plan), output.console());
-                    job = prepare(plan, setup, worker)?;
+                    job = prepare(plan, setup, worker, lock)?;
                 }
             }
         }
@@ -162,7 +168,7 @@ pub fn notes(setup: &Setup, owned: &Ownership, from: Option<&Checkpoint>, plan: 
 }
 
 /// From a plan to a job that ranks can be started for, its plan on disk.
-fn prepare(plan: Plan, setup: &Setup, worker: &Path) -> Result<TrainingJob, LaunchError> {
+fn prepare(plan: Plan, setup: &Setup, worker: &Path, lock: &Arc<RunLock>) -> Result<TrainingJob, LaunchError> {
     let run_dir = setup.run_dir();
     write_plan(&plan, &run_dir)?;
     let max_restarts = u32::try_from(setup.config.restart.max_restarts).unwrap_or(u32::MAX);
@@ -179,7 +185,8 @@ fn prepare(plan: Plan, setup: &Setup, worker: &Path) -> Result<TrainingJob, Laun
     let worker = worker.to_owned();
     let gpus = if plan.device == Device::Cuda { setup.gpus_of_ranks().to_vec() } else { vec![] };
     let save_patience = hang_limits.map_or(patience, |limits| limits.unlearned);
-    Ok(TrainingJob { plan, run_dir, worker, run_id, max_restarts, hang_limits, snapshots, save_patience, gpus })
+    let lock = lock.clone();
+    Ok(TrainingJob { plan, run_dir, lock, worker, run_id, max_restarts, hang_limits, snapshots, save_patience, gpus })
 }
 
 /// Writes the plan that ranks read. Before each attempt: a damaged one costs no more than that.
@@ -231,19 +238,22 @@ async fn attempts(
         };
         if let (Kind::Damaged, StartingPoint::Checkpoint(checkpoint)) = (cause.kind, &from) {
             if beginning == Some(checkpoint.as_ref()) {
+                edge.output
+                    .console()
+                    .release("the checkpoint that the job began from is damaged: another one is looked for");
                 return Ok(JobEnd::BeginningDamaged);
             }
             resume::set_aside_damaged(&job.run_dir, checkpoint, edge.output.console())?;
         }
-        from = resume::after_failure(&job.run_dir, job.snapshots.as_ref(), beginning, edge.output.console())?;
+        from = resume::after_failure(&job.run_dir, job.snapshots.as_ref(), beginning, edge.output.console())
+            .inspect_err(|error| edge.output.console().release(&format!("the job does not go on: {error}")))?;
         let resume_step = from.progress().step;
         let (exit_code, reason) = match policy.decide(&cause, resume_step) {
             Verdict::Restart { after } => {
                 let budget = format!("restart {} of {}", policy.restarts(), job.max_restarts);
                 let when = if after.is_zero() { String::new() } else { format!(" in {} s", after.as_secs()) };
-                edge.output
-                    .console()
-                    .warn(&format!("starting all ranks again from step {resume_step}{when} ({budget})"));
+                let goes_on = format!("the job goes on from step {resume_step}{when} ({budget})");
+                edge.output.console().release(&goes_on);
                 match back_off(after, job, &from, edge).await {
                     Some(interrupt) => {
                         let code = end(job, number, Outcome::Interrupted(interrupt), edge.output);
@@ -252,12 +262,12 @@ async fn attempts(
                     None => continue,
                 }
             }
-            Verdict::Input => (2, "not started again: a restart cannot help against wrong input".to_owned()),
-            Verdict::Environment => (3, "not started again: a restart cannot help in this environment".to_owned()),
-            Verdict::GiveUp(reason) => (1, format!("giving up: {reason}")),
+            Verdict::Input => (2, "a restart cannot help against wrong input".to_owned()),
+            Verdict::Environment => (3, "a restart cannot help in this environment".to_owned()),
+            Verdict::GiveUp(reason) => (1, reason),
         };
         edge.output.event(Moment::Failed { exit_code, reason: &reason });
-        edge.output.console().warn(&reason);
+        edge.output.console().release(&format!("the job does not go on: {reason}"));
         return Ok(JobEnd::WithCode(exit_code));
     }
 }
@@ -347,7 +357,8 @@ fn lost_steps(run_dir: &RunDir, step: u64) -> String {
     }
 }
 
-/// Tells the user what failed, with the evidence that the rank left behind. Returns the cause.
+/// Tells the user what failed, with the evidence that the rank left behind, once it was said what comes of it. Returns the
+/// cause.
 fn explain(job: &TrainingJob, attempt: u32, ended: AttemptEnd, output: &mut Output) -> Failure {
     let AttemptEnd { outcome: Outcome::Failed { mut cause, follow_ons }, lines, kernel_kills, .. } = ended else {
         panic!("an attempt that has not failed needs no explanation");
@@ -372,6 +383,12 @@ fn explain(job: &TrainingJob, attempt: u32, ended: AttemptEnd, output: &mut Outp
             cause.kind = Kind::Environment;
         }
     }
+    if matches!(cause.kind, Kind::Died | Kind::Internal)
+        && let Some(full) = full_disk(job.run_dir.root())
+    {
+        cause.message = Some(cause.message.map_or(full.clone(), |message| format!("{message}\n{full}")));
+        cause.kind = Kind::Environment;
+    }
     for told in output.gpu_log().take_xids() {
         let text = gpu_log::xid(told);
         cause.message = Some(cause.message.map_or(text.clone(), |message| format!("{message}\n{text}")));
@@ -379,9 +396,16 @@ fn explain(job: &TrainingJob, attempt: u32, ended: AttemptEnd, output: &mut Outp
     output.event(Moment::Stopped { rank: cause.rank, cause: &cause.summary(), step: cause.step });
     let place = report::place(&job.plan, cause.rank, line.place);
     let report = FailureReport { attempt, cause: &cause, place, follow_ons: &follow_ons, log, tail };
-    output.console().clear();
+    output.console().hold();
     output.console().warn(&report.text());
     cause
+}
+
+/// Says that the disk of `folder` is full: a rank that cannot write may not be able to say so either.
+fn full_disk(folder: &Path) -> Option<String> {
+    let disk = statvfs(folder).ok()?;
+    let left = disk.blocks_available().saturating_mul(disk.fragment_size());
+    (left < FULL_BYTES).then(|| format!("the disk of {} is full: {left} bytes are left", folder.display()))
 }
 
 /// The progress of a job at `checkpoint`, or at its very beginning.

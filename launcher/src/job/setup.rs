@@ -4,12 +4,13 @@
 
 use std::env;
 use std::error::Error;
-use std::num::NonZeroUsize;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use proto::compute_capability::LEAST_FOR_FP8;
-use proto::config::{AutoOr, ConfigErrors, Device, Matmul, Problem, TrainConfig};
+use proto::config::{AutoOr, ConfigErrors, Device, Init, Matmul, Problem, TrainConfig};
 use proto::env::variable;
 use proto::manifest::Progress;
 use proto::memory::Room;
@@ -17,18 +18,31 @@ use proto::model_config::{ModelConfig, ModelConfigFile};
 use proto::plan::Plan;
 use proto::resolve::{Draft, Machine, PreparedData, World, default_world_size};
 use proto::run_dir::RunDir;
+use proto::weights_folder::{WeightFilesError, check_weights};
 
-use crate::data::{self, DataJob, Origin, Prepared, Split};
+use tokio::time::timeout;
+
+use crate::data::{self, DataJob, DataProgress, EndTokens, Origin, Prepared, Split};
 use crate::error::LaunchError;
 use crate::gpus::{Gpu, Gpus, Visible};
 use crate::job::args::JobArgs;
-use crate::job::host_memory;
+use crate::job::model_folder;
+use crate::machine::{cores, memory};
 use crate::output::console::Console;
 use crate::process::signals::Signals;
 use crate::process::threads;
 
 /// Preparing data that takes longer than this is shown.
 const PATIENCE: Duration = Duration::from_secs(1);
+
+/// How often it is shown how far it is.
+const LOOK_INTERVAL: Duration = Duration::from_millis(500);
+
+/// Data that is being prepared may take this long to stop.
+const STOP_LIMIT: Duration = Duration::from_secs(1);
+
+/// Most threads that a rank may have.
+const THREADS_MAX: usize = 4096;
 
 /// A job that has been read and checked, but for its data.
 #[derive(Debug)]
@@ -38,6 +52,7 @@ pub struct Setup {
     /// Notes for the user before training starts.
     pub notes: Vec<String>,
     model: ModelConfig,
+    end_tokens: EndTokens,
     draft: Draft,
     room: Room,
     /// The folder that relative paths start from.
@@ -47,6 +62,12 @@ pub struct Setup {
     gpus: Vec<usize>,
 }
 
+impl From<WeightFilesError> for LaunchError {
+    fn from(error: WeightFilesError) -> Self {
+        Self::refused(error, 2)
+    }
+}
+
 impl Setup {
     /// Reads and checks train.toml and the model's config.json. Starts and writes nothing.
     ///
@@ -54,9 +75,12 @@ impl Setup {
     pub fn load(args: &JobArgs, imagined: Option<Room>) -> Result<Self, LaunchError> {
         let config = TrainConfig::load(&args.train_toml, &args.sets)?;
         let current_dir = env::current_dir().map_err(LaunchError::io("find the current folder"))?;
-        let ModelConfigFile { config: model, mut notes } =
-            ModelConfigFile::load(&current_dir.join(&config.model.path).join("config.json"))?;
-        let cores = num_cores();
+        let folder = current_dir.join(&config.model.path);
+        if let Some(problem) = model_folder::problem(&config, &folder) {
+            return Err(ConfigErrors::from(problem).into());
+        }
+        let ModelConfigFile { config: model, mut notes } = ModelConfigFile::load(&folder.join("config.json"))?;
+        let cores = cores::available();
         // A job on the CPU does not wait for the driver.
         let asks_for_gpus = config.model.device != AutoOr::Given(Device::Cpu) && imagined.is_none();
         let gpus = if asks_for_gpus { Gpus::look() } else { Gpus::NoDriver };
@@ -68,7 +92,7 @@ impl Setup {
         let ranks_of_gpu = if args.share_gpu { world_size.div_ceil(of_ranks.len().max(1)) } else { 1 };
         let gpu_free = of_ranks.iter().map(|gpu| gpu.memory_free / ranks_of_gpu as u64).min();
         let gpus_of_ranks = of_ranks.iter().map(|gpu| gpu.index).collect();
-        let room = imagined.unwrap_or_else(|| Room { gpu: gpu_free, host: host_memory::available() });
+        let room = imagined.unwrap_or_else(|| Room { gpu: gpu_free, host: memory::available() });
         let machine = match imagined {
             Some(_) => Machine::Imagined,
             None => {
@@ -77,13 +101,23 @@ impl Setup {
                 Machine::This { gpus: gpus.map_err(|unfit| unfit.to_string()) }
             }
         };
-        let world = World { world_size, cores, current_dir: current_dir.clone(), machine, room };
+        let (omp_num_threads, note) = omp_num_threads(variable("OMP_NUM_THREADS"));
+        notes.extend(note);
+        let world = World { world_size, cores, omp_num_threads, current_dir: current_dir.clone(), machine, room };
         let draft = Draft::new(&config, world, model.clone())?;
         if let Some(problem) = too_old_for_fp8(&config, &of_ranks) {
             return Err(ConfigErrors::from(problem).into());
         }
+        if config.model.init == Init::Pretrained {
+            match check_weights(&folder, &model) {
+                // Of a machine that need not be there the weights need not be here.
+                Err(WeightFilesError::None { .. }) if imagined.is_some() => {}
+                checked => checked?,
+            }
+        }
+        let end_tokens = EndTokens::read(&folder, model.eos_token_id)?;
         notes.extend(draft.notes());
-        Ok(Self { config, notes, model, draft, room, current_dir, cores, gpus: gpus_of_ranks })
+        Ok(Self { config, notes, model, end_tokens, draft, room, current_dir, cores, gpus: gpus_of_ranks })
     }
 
     /// Notes on the job's plan for the user.
@@ -134,6 +168,15 @@ impl Setup {
             [] => None,
             paths => Some(self.prepare(Split::Validation, paths, signals, console).await?),
         };
+        for (key, prepared) in [("data.train", Some(&train)), ("data.validation", validation.as_ref())] {
+            for name in prepared.map_or(vec![], Prepared::repeated) {
+                console.warn(&format!("note: {key}: {name} is named more than once, and its rows count as often"));
+            }
+        }
+        for name in validation.as_ref().map_or(vec![], |validation| validation.also_in(&train)) {
+            let what = "is training data too, so its loss says nothing of other texts";
+            console.warn(&format!("note: data.validation: {name} {what}"));
+        }
         let plan = self.draft.with_data(planned(train), validation.map(planned), start)?;
         self.check_memory(&plan)?;
         Ok(plan)
@@ -173,22 +216,30 @@ impl Setup {
             seq_len: self.config.data.seq_len as usize,
             packing: self.config.data.packing,
             vocab_size: self.model.vocab_size,
-            eos_token_id: self.model.eos_token_id,
+            end_tokens: self.end_tokens.clone(),
             tokenizer: Some(self.model_file("tokenizer.json")),
             cache_dir: self.run_dir().data(),
             threads: self.cores,
         };
-        let mut preparing = std::pin::pin!(threads::run("data", move || data::prepare(&job)));
-        let mut patience = std::pin::pin!(tokio::time::sleep(PATIENCE));
+        let progress = Arc::new(DataProgress::default());
+        let shared = progress.clone();
+        let mut preparing = std::pin::pin!(threads::run("data", move || data::prepare(&job, &shared)));
+        let began = Instant::now();
+        let what = format!("preparing {} data", split.name());
+        let mut looks = tokio::time::interval_at((began + PATIENCE).into(), LOOK_INTERVAL);
         let prepared = loop {
             tokio::select! {
                 prepared = &mut preparing => break prepared,
                 interrupt = signals.next() => {
                     console.end_wait();
+                    progress.stop();
+                    // It takes away what it has half-written.
+                    let _ = timeout(STOP_LIMIT, preparing).await;
                     return Err(LaunchError::Interrupted(interrupt));
                 }
-                () = &mut patience, if !patience.is_elapsed() => {
-                    console.wait(&format!("preparing {} data", split.name()));
+                _ = looks.tick() => {
+                    let how_far = progress.text();
+                    console.preparing(&if how_far.is_empty() { what.clone() } else { format!("{what}: {how_far}") });
                 }
             }
         };
@@ -221,15 +272,20 @@ fn planned(prepared: Prepared) -> PreparedData {
     }
 }
 
-/// Cores that this process may use.
-pub fn num_cores() -> usize {
-    let allowed = nix::sched::sched_getaffinity(nix::unistd::Pid::from_raw(0)).ok().map(|set| {
-        let cores = 0..nix::sched::CpuSet::count();
-        cores.filter(|&core| set.is_set(core).unwrap_or(false)).count()
-    });
-    // More cores than the set has room for: ask the standard library, which counts a container's share too.
-    let available = || std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
-    allowed.filter(|&cores| cores > 0).unwrap_or_else(available)
+/// The threads of each rank by the environment; OpenMP's list for nested teams begins with the outermost. A note on what is no
+/// number.
+fn omp_num_threads(value: Option<OsString>) -> (Option<usize>, Option<String>) {
+    let Some(value) = value else { return (None, None) };
+    let text = value.to_string_lossy();
+    let outermost = text.split(',').next().and_then(|first| first.trim().parse::<usize>().ok());
+    match outermost.filter(|threads| (1..=THREADS_MAX).contains(threads)) {
+        Some(threads) => (Some(threads), None),
+        None if text.is_empty() => (None, None),
+        None => {
+            let rule = format!("is passed over: it has to be a number from 1 to {THREADS_MAX}");
+            (None, Some(format!("OMP_NUM_THREADS = {text:?} {rule}")))
+        }
+    }
 }
 
 /// The worker binary, which lies beside this one.
@@ -264,7 +320,15 @@ mod tests {
     }
 
     #[test]
-    fn this_process_may_use_a_core() {
-        assert!(num_cores() > 0);
+    fn the_environment_may_say_how_many_threads_a_rank_has() {
+        let threads = |value: &str| omp_num_threads(Some(value.into()));
+        assert_eq!(omp_num_threads(None), (None, None));
+        assert_eq!(threads(""), (None, None));
+        assert_eq!(threads("3"), (Some(3), None));
+        assert_eq!(threads(" 4,2"), (Some(4), None));
+        for bad in ["0", "-1", "x", "5000"] {
+            let note = format!("OMP_NUM_THREADS = {bad:?} is passed over: it has to be a number from 1 to 4096");
+            assert_eq!(threads(bad), (None, Some(note)));
+        }
     }
 }

@@ -2,38 +2,60 @@
 //! [`terminal`](super::terminal).
 
 use std::io::{self, IsTerminal};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use proto::control::{EvalMetrics, StepMetrics};
 use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast;
 
+use super::live_line::{StepText, no_progress};
+use super::stall::{Sayings, Stall};
 use super::terminal::{Item, Live, Stream, Terminal};
 use super::units;
 
 /// The lines that followers elsewhere may lag behind before they miss some.
 const FOLLOWERS_CAPACITY: usize = 256;
+/// How often new words of a wait are passed on at most.
+const PREPARING_PAUSE: Duration = Duration::from_millis(100);
+/// How often they are said where there is no live line.
+const PREPARING_ROWS: Duration = Duration::from_secs(10);
 
 /// The terminal as the user sees it.
 #[derive(Debug)]
 pub struct Console {
     terminal: Terminal,
-    /// Whether progress is shown at all.
-    progress: bool,
-    /// Whether somebody watches: then progress is one line that changes.
-    live: bool,
-    /// Whether steps are shown on that line now.
+    screen: ScreenKind,
+    /// What was said of stalls that another console has told of.
+    sayings: Sayings,
+    /// Whether steps are shown on the live line now.
     bar: bool,
     steps: u64,
+    /// When a wait that goes on was last passed on to whoever shows it, here and elsewhere.
+    waits_since: Option<Instant>,
+    /// When it was last said in a row.
+    wait_said: Option<Instant>,
+    /// Is shown later: see [`Console::hold`].
+    held: Option<Vec<Shown>>,
     /// Whoever follows the job from another terminal.
     followers: broadcast::Sender<Shown>,
+}
+
+/// How progress is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum ScreenKind {
+    /// Nobody wants to see it.
+    Off,
+    /// In rows.
+    Rows,
+    /// Somebody watches: rows, and one line that changes.
+    Live,
 }
 
 /// An item that a console shows. Another console shows the same item in its own way: as a row, or on a live line.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Shown {
-    /// Something takes a while.
+    /// Something takes a while; of what already does, other words.
     Wait(String),
     /// It has taken its while.
     EndWait,
@@ -48,11 +70,20 @@ pub enum Shown {
     Step {
         /// Steps done.
         step: u64,
-        /// Whether it is shown where there is no live line.
+        /// Whether it is a row.
         logged: bool,
-        /// The text about it.
-        text: String,
+        /// Its numbers.
+        text: StepText,
     },
+    /// Nothing has moved for so many seconds, since `step` was done.
+    Still {
+        /// How long.
+        seconds: u64,
+        /// Steps done.
+        step: u64,
+    },
+    /// Something moves again.
+    Moves,
     /// A line of progress.
     Row(String),
     /// Lines on standard output.
@@ -66,9 +97,15 @@ pub enum Shown {
 impl Console {
     /// `progress`: whether the user wants to see steps. Warnings and reports are shown in any case.
     pub fn new(terminal: Terminal, progress: bool) -> Self {
-        let live = progress && io::stdout().is_terminal() && io::stderr().is_terminal();
+        let screen = match progress {
+            false => ScreenKind::Off,
+            true if io::stdout().is_terminal() && io::stderr().is_terminal() => ScreenKind::Live,
+            true => ScreenKind::Rows,
+        };
         let (followers, _) = broadcast::channel(FOLLOWERS_CAPACITY);
-        Self { terminal, progress, live, bar: false, steps: 0, followers }
+        let (waits_since, wait_said, held) = (None, None, None);
+        let sayings = Sayings::default();
+        Self { terminal, screen, sayings, bar: false, steps: 0, waits_since, wait_said, held, followers }
     }
 
     /// Returns a channel that carries all that is shown from now on, steps included even if they are not shown here. It
@@ -82,6 +119,15 @@ impl Console {
         self.tell(Shown::Wait(what.to_owned()));
     }
 
+    /// Says how far a wait is, in new words for it: on a terminal in its place, elsewhere as a line every ten seconds. Costs
+    /// next to nothing when it is called often.
+    pub fn preparing(&mut self, text: &str) {
+        if is_over(self.waits_since, PREPARING_PAUSE) {
+            self.waits_since = Some(Instant::now());
+            self.wait(text);
+        }
+    }
+
     /// It has taken its while.
     pub fn end_wait(&mut self) {
         self.tell(Shown::EndWait);
@@ -92,7 +138,7 @@ impl Console {
         self.tell(Shown::Begin { step: resume_step, steps });
     }
 
-    /// Shows a step: always on a live line, else if it is logged.
+    /// Shows a step: on the live line, and in a row if it is logged.
     pub fn step(&mut self, step: &StepMetrics) {
         self.tell(Shown::Step { step: step.step, logged: step.logged, text: describe(step, self.steps) });
     }
@@ -117,9 +163,38 @@ impl Console {
         self.tell(Shown::Warn(text.to_owned()));
     }
 
-    /// Takes the live line away.
+    /// Takes the live line away, and shows what was held.
     pub fn clear(&mut self) {
+        let held = self.held.take();
         self.tell(Shown::Clear);
+        held.into_iter().flatten().for_each(|shown| self.tell(shown));
+    }
+
+    /// From now on nothing new is shown, until it is known what is to be said first.
+    pub fn hold(&mut self) {
+        self.held.get_or_insert_default();
+    }
+
+    /// Takes the live line away, says `first` on standard error, and then shows what was held.
+    pub fn release(&mut self, first: &str) {
+        let held = self.held.take();
+        self.tell(Shown::Clear);
+        self.warn(first);
+        held.into_iter().flatten().for_each(|shown| self.tell(shown));
+    }
+
+    /// Returns what tells of stalls, here and wherever the job is followed, beside this console.
+    pub fn stalls(&self) -> impl FnMut(Option<Stall>) + Send + use<> {
+        let (terminal, screen, followers) = (self.terminal.clone(), self.screen, self.followers());
+        let mut sayings = Sayings::default();
+        move |stall| {
+            let shown = Shown::from(stall);
+            show_stall(&shown, screen, &mut sayings, &terminal);
+            if let Some(followers) = followers.upgrade() {
+                // Without followers nobody is told.
+                let _ = followers.send(shown);
+            }
+        }
     }
 
     /// The user is in a hurry to leave.
@@ -128,6 +203,10 @@ impl Console {
     }
 
     fn tell(&mut self, shown: Shown) {
+        if let Some(held) = &mut self.held {
+            held.push(shown);
+            return;
+        }
         // Without followers nobody is told.
         let _ = self.followers.send(shown.clone());
         self.show(shown);
@@ -135,25 +214,37 @@ impl Console {
 
     /// Shows what another console has shown.
     pub fn show(&mut self, shown: Shown) {
+        let (is_live, has_rows) = (self.screen == ScreenKind::Live, self.screen != ScreenKind::Off);
         match shown {
-            Shown::Wait(what) if self.live => self.terminal.show(Item::Live(Live::Wait(what))),
-            Shown::Wait(what) if self.progress => self.terminal.show(Item::Text(Stream::Err, what)),
-            Shown::Wait(_) => {}
+            Shown::Wait(what) if is_live => self.terminal.show(Item::Live(Live::Wait(what))),
+            Shown::Wait(what) => {
+                if has_rows && is_over(self.wait_said, PREPARING_ROWS) {
+                    self.wait_said = Some(Instant::now());
+                    self.terminal.show(Item::Text(Stream::Err, what));
+                }
+            }
             Shown::EndWait | Shown::Clear => self.take_live_line_away(),
             Shown::Begin { step, steps } => {
                 self.take_live_line_away();
                 self.steps = steps;
-                self.bar = self.live;
-                if self.live {
+                self.bar = is_live;
+                if is_live {
                     self.terminal.show(Item::Live(Live::Begin { step, steps }));
                 }
             }
-            Shown::Step { step, text, .. } if self.bar => self.terminal.show(Item::Live(Live::Step { step, text })),
-            Shown::Step { step, logged: true, text } => {
-                self.show(Shown::Row(format!("step {step}/{}  {text}", self.steps)));
+            Shown::Step { step, logged, text } => {
+                self.sayings.over();
+                if logged {
+                    self.show(Shown::Row(format!("step {step}/{}  {}", self.steps, text.row())));
+                }
+                if self.bar {
+                    self.terminal.show(Item::Live(Live::Step { step, text }));
+                }
             }
-            Shown::Step { logged: false, .. } => {}
-            Shown::Row(line) if self.progress => self.terminal.show(Item::Row(line)),
+            Shown::Still { .. } | Shown::Moves => {
+                show_stall(&shown, self.screen, &mut self.sayings, &self.terminal);
+            }
+            Shown::Row(line) if has_rows => self.terminal.show(Item::Row(line)),
             Shown::Row(_) => {}
             Shown::Say(text) => self.terminal.show(Item::Text(Stream::Out, text)),
             Shown::Warn(text) => self.terminal.show(Item::Text(Stream::Err, text)),
@@ -162,20 +253,67 @@ impl Console {
 
     fn take_live_line_away(&mut self) {
         self.bar = false;
-        if self.live {
+        (self.waits_since, self.wait_said) = (None, None);
+        if self.screen == ScreenKind::Live {
             self.terminal.show(Item::Live(Live::Clear));
         }
     }
 }
 
+impl Drop for Console {
+    /// Nothing that was held is lost.
+    fn drop(&mut self) {
+        self.held.take().into_iter().flatten().for_each(|shown| self.tell(shown));
+    }
+}
+
+impl Shown {
+    /// A step that was done before anybody followed.
+    pub fn of_a_step_before(step: u64, loss: f64) -> Self {
+        Shown::Step { step, logged: false, text: StepText::of_loss(loss) }
+    }
+}
+
+impl From<Option<Stall>> for Shown {
+    fn from(stall: Option<Stall>) -> Self {
+        stall.map_or(Shown::Moves, |Stall { still, step }| Shown::Still { seconds: still.as_secs(), step })
+    }
+}
+
+/// Shows a stall, or that it is over: on the live line if there is one, else in a row once.
+fn show_stall(shown: &Shown, screen: ScreenKind, sayings: &mut Sayings, terminal: &Terminal) {
+    let still = match shown {
+        Shown::Still { seconds, step } => Some((Duration::from_secs(*seconds), *step)),
+        _ => None,
+    };
+    match (screen, still) {
+        (ScreenKind::Off, _) => {}
+        (ScreenKind::Live, still) => terminal.show(Item::Live(Live::Still(still.map(|(still, _)| still)))),
+        (ScreenKind::Rows, None) => sayings.over(),
+        (ScreenKind::Rows, Some((still, step))) => {
+            if sayings.is_due(Instant::now()) {
+                terminal.show(Item::Row(format!("step {step}: {}", no_progress(still))));
+            }
+        }
+    }
+}
+
+/// Whether `pause` has passed since `last`, if that ever was.
+fn is_over(last: Option<Instant>, pause: Duration) -> bool {
+    last.is_none_or(|last| last.elapsed() >= pause)
+}
+
 /// `loss 2.3456  grad norm 1.23  lr 5.00e-5  1234 tokens/s  1m20s left`
-fn describe(step: &StepMetrics, steps: u64) -> String {
+fn describe(step: &StepMetrics, steps: u64) -> StepText {
     let left = step.step_seconds * steps.saturating_sub(step.step) as f64;
     let left = Duration::try_from_secs_f64(left).map_or("?".to_owned(), units::duration);
-    format!(
-        "loss {:.4}  grad norm {:.3}  lr {:.2e}  {:.0} tokens/s  {left} left",
-        step.loss, step.grad_norm, step.learning_rate, step.tokens_per_second
-    )
+    StepText {
+        loss: format!("loss {:.4}", step.loss),
+        grad_norm: format!("grad norm {:.3}", step.grad_norm),
+        learning_rate: format!("lr {:.2e}", step.learning_rate),
+        speed: format!("{:.0} tokens/s", step.tokens_per_second),
+        left: format!("{left} left"),
+    }
 }
 
 #[cfg(test)]
@@ -194,9 +332,65 @@ mod tests {
             ..Default::default()
         };
         let line = "loss 2.3457  grad norm 1.000  lr 5.00e-5  1234 tokens/s  1m20s left";
-        assert_eq!(describe(&step, 50), line);
+        assert_eq!(describe(&step, 50).row(), line);
         let odd = StepMetrics { loss: f64::NAN, step_seconds: f64::INFINITY, ..step };
-        assert_eq!(describe(&odd, 50), "loss NaN  grad norm 1.000  lr 5.00e-5  1234 tokens/s  ? left");
-        assert!(describe(&step, 5).ends_with("0.0s left"), "more steps than planned");
+        assert_eq!(describe(&odd, 50).row(), "loss NaN  grad norm 1.000  lr 5.00e-5  1234 tokens/s  ? left");
+        assert!(describe(&step, 5).row().ends_with("0.0s left"), "more steps than planned");
+    }
+
+    /// A console that somebody follows, and what the follower is told.
+    fn followed() -> (Console, broadcast::Receiver<Shown>) {
+        let console = Console::new(Terminal::nobodys(), true);
+        let told = console.followers().upgrade().unwrap().subscribe();
+        (console, told)
+    }
+
+    fn all(told: &mut broadcast::Receiver<Shown>) -> Vec<Shown> {
+        std::iter::from_fn(|| told.try_recv().ok()).collect()
+    }
+
+    #[test]
+    fn what_is_held_comes_after_what_is_to_be_said_first() {
+        let texts = || [Shown::Row("row".into()), Shown::Warn("report".into())];
+        let hold = |console: &mut Console| {
+            console.hold();
+            console.row("row");
+            console.hold();
+            console.warn("report");
+        };
+        let (mut console, mut told) = followed();
+        hold(&mut console);
+        assert_eq!(all(&mut told), []);
+        console.release("it goes on");
+        let first = [Shown::Clear, Shown::Warn("it goes on".into())];
+        assert_eq!(all(&mut told), [first, texts()].concat());
+        hold(&mut console);
+        console.clear();
+        assert_eq!(all(&mut told), [vec![Shown::Clear], texts().into()].concat());
+        hold(&mut console);
+        drop(console);
+        assert_eq!(all(&mut told), texts(), "nothing is lost");
+    }
+
+    #[test]
+    fn new_words_for_a_wait_are_passed_on_now_and_then() {
+        let (mut console, mut told) = followed();
+        (0..1000).for_each(|number| console.preparing(&number.to_string()));
+        let told = all(&mut told);
+        assert_eq!(told[0], Shown::Wait("0".into()));
+        assert!(told.len() < 500, "{}", told.len());
+    }
+
+    #[test]
+    fn a_stall_is_told_to_followers_and_is_one_row() {
+        let (console, mut told) = followed();
+        let mut tell = console.stalls();
+        for seconds in [10, 11] {
+            tell(Some(Stall { still: Duration::from_secs(seconds), step: 7 }));
+        }
+        tell(None);
+        let still = |seconds| Shown::Still { seconds, step: 7 };
+        assert_eq!(all(&mut told), [still(10), still(11), Shown::Moves]);
+        assert_eq!(console.terminal.waiting(), [Item::Row("step 7: no progress for 10 s".into())]);
     }
 }

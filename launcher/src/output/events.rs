@@ -3,7 +3,7 @@
 //! Times are milliseconds since the launcher started, from a clock that never jumps; the `start` row ties them to the
 //! wall clock.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Write};
 use std::path::Path;
 use std::time::{Instant, SystemTime};
@@ -12,6 +12,7 @@ use serde::Serialize;
 
 use super::timeline::Recovery;
 use crate::process::guardian;
+use crate::run_dir::files::open_to_append;
 
 /// An event of the timeline.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -194,7 +195,7 @@ struct Row<'a> {
 impl EventLog {
     /// Opens the file at `path` for adding. `start` is when the launcher started.
     pub fn open(path: &Path, start: Instant) -> io::Result<Self> {
-        Ok(Self { file: OpenOptions::new().create(true).append(true).open(path)?, start, attempt: 0 })
+        Ok(Self { file: open_to_append(path)?, start, attempt: 0 })
     }
 
     /// From now on rows are of this attempt.

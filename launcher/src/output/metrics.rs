@@ -4,7 +4,7 @@
 //!   ones are added, and a torn last row is dropped too.
 //! - MET-2 A number that is not finite is null, for JSON has no other word for it.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::PathBuf;
 
@@ -12,7 +12,7 @@ use proto::control::{EvalMetrics, StepMetrics};
 use serde::Serialize;
 
 use crate::gpus::sample::Sample;
-use crate::run_dir::files::write_atomically;
+use crate::run_dir::files::{open_to_append, write_atomically};
 
 /// The file, open for adding once it was rewound.
 #[derive(Debug)]
@@ -95,7 +95,7 @@ impl MetricsFile {
         if kept != old {
             write_atomically(&self.path, &kept)?;
         }
-        self.file = Some(OpenOptions::new().create(true).append(true).open(&self.path)?);
+        self.file = Some(open_to_append(&self.path)?);
         Ok(())
     }
 

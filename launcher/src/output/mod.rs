@@ -7,11 +7,13 @@ pub mod console;
 pub mod events;
 mod exchanges;
 pub mod gpu_log;
+mod live_line;
 pub mod metrics;
 pub mod notify;
 pub mod plan_table;
 pub mod report;
 mod screen;
+pub mod stall;
 pub mod status;
 pub mod terminal;
 pub mod timeline;
@@ -36,6 +38,7 @@ use console::Console;
 use events::{EventLog, Moment};
 use gpu_log::GpuLog;
 use metrics::{EvalRow, MetricsFile, StepRow};
+use stall::Pulse;
 use status::{JobStatus, State};
 use terminal::Terminal;
 use timeline::{Goodput, Recovery, Timeline};
@@ -56,6 +59,8 @@ pub struct Output {
     latest: Latest,
     /// For whoever asks while the job runs.
     status: watch::Sender<JobStatus>,
+    /// Whether training moves. What beats is told to nobody who waits: only that training begins is.
+    pulse: watch::Sender<Pulse>,
     /// For whoever has started the launcher.
     notifier: Notifier,
     gpus: GpuLog,
@@ -84,17 +89,23 @@ pub struct Latest {
 const NAMED_SAMPLES: usize = 8;
 
 impl Output {
-    /// For a run in `run_dir` whose launcher started at `start`. Opens [`RunDir::events`] only.
+    /// For a run in `run_dir` whose launcher started at `start`. Opens [`RunDir::events`] only. Needs a tokio runtime, on which
+    /// it watches for stalls.
     pub fn open(run_dir: &RunDir, sinks: &[Sink], terminal: Terminal, start: Instant) -> io::Result<Self> {
+        let console = Console::new(terminal, sinks.contains(&Sink::Console));
+        let events = EventLog::open(&run_dir.events(), start)?;
+        let (pulse, watched) = watch::channel(Pulse::default());
+        tokio::spawn(stall::watch(watched, console.stalls()));
         Ok(Self {
-            console: Console::new(terminal, sinks.contains(&Sink::Console)),
+            console,
             metrics: sinks.contains(&Sink::Jsonl).then(|| MetricsFile::new(run_dir.metrics())),
-            events: EventLog::open(&run_dir.events(), start)?,
+            events,
             timeline: Timeline::new(start),
             start,
             lost_rows: 0,
             latest: Latest::default(),
             status: watch::Sender::new(JobStatus::new(State::Preparing, Some(guardian::public_pid()))),
+            pulse,
             notifier: Notifier::nobody(),
             gpus: GpuLog::default(),
             told_of_exchanges: false,
@@ -108,12 +119,26 @@ impl Output {
 
     /// A rank works on something else than a moment ago.
     pub fn progress(&mut self) {
+        self.beat(|pulse, now| pulse.beat(now));
         self.notifier.tell(|service, now| service.progress(now));
     }
 
     /// Returns the status of the job, now and from now on; the caller fills in the elapsed time.
     pub fn status(&self) -> watch::Receiver<JobStatus> {
         self.status.subscribe()
+    }
+
+    /// Returns the pulse of training, now and from now on.
+    pub fn pulse(&self) -> watch::Receiver<Pulse> {
+        self.pulse.subscribe()
+    }
+
+    /// Training moves, and nobody who waits for a beginning hears of it.
+    fn beat(&self, beat: impl FnOnce(&mut Pulse, Instant)) {
+        self.pulse.send_if_modified(|pulse| {
+            beat(pulse, Instant::now());
+            false
+        });
     }
 
     /// The terminal.
@@ -124,6 +149,20 @@ impl Output {
     /// Writes to the timeline.
     pub fn event(&mut self, moment: Moment<'_>) {
         self.status.send_modify(|status| status.event(&moment));
+        match &moment {
+            Moment::Started { resumed_step } => {
+                self.pulse.send_modify(|pulse| pulse.begin(*resumed_step, Instant::now()));
+            }
+            // What is done first is a checkpoint, which shows nothing until it is whole.
+            Moment::Stopping { .. } | Moment::Interrupted { .. } | Moment::Preempted { .. } => self.rest(),
+            Moment::Done { .. } | Moment::Failed { .. } => self.rest(),
+            Moment::FailureDetected { .. } => {
+                self.rest();
+                // What comes of it is said first.
+                self.console.hold();
+            }
+            _ => {}
+        }
         self.notifier.tell(|service, now| match &moment {
             Moment::FailureDetected { rank, cause, .. } => service.status(&format!("rank {rank} failed: {cause}"), now),
             Moment::Failed { reason, .. } => service.status(&format!("failed: {reason}"), now),
@@ -138,6 +177,11 @@ impl Output {
         let written = self.events.write(moment);
         self.row_written(written, "events.jsonl");
         self.recovered(recovery);
+    }
+
+    /// No steps are made any more.
+    fn rest(&self) {
+        self.beat(|pulse, _| pulse.rest());
     }
 
     /// A recovery is over, if there was one.
@@ -184,6 +228,12 @@ impl Output {
         self.latest.tokens = step.tokens;
         self.status.send_modify(|status| status.step(step));
         let steps = self.status.borrow().steps;
+        let took = Duration::try_from_secs_f64(step.step_seconds).unwrap_or_default();
+        self.beat(|pulse, now| pulse.step(step.step, took, now));
+        if step.step >= steps {
+            // The model is saved now, which shows nothing until it is whole.
+            self.rest();
+        }
         self.notifier.tell(|service, now| service.step(step.step, steps, step.loss, now));
         if step.logged {
             let row = StepRow::new(step, self.gpus.latest());
@@ -252,6 +302,11 @@ impl Output {
     pub fn stopping(&mut self) {
         self.status.send_modify(|status| status.state = State::Stopping);
         self.notifier.tell(|service, _| service.stopping());
+    }
+
+    /// Whether the user wants it to stop.
+    pub fn is_stopping(&self) -> bool {
+        self.status.borrow().state == State::Stopping
     }
 
     /// A rank's work is done.

@@ -241,7 +241,14 @@ pub(super) mod tests {
         let text = format!("[model]\npath = \"/m\"\n[data]\ntrain = \"a.jsonl\"\n{toml}");
         let config = TrainConfig::parse(Path::new("sft.toml"), &text, &[]).unwrap();
         let model = ModelConfig::parse(Path::new("config.json"), DEEPSEEK).unwrap();
-        let world = World { world_size, cores: 8, current_dir: "/here".into(), machine: Machine::Imagined, room };
+        let world = World {
+            world_size,
+            cores: 8,
+            omp_num_threads: None,
+            current_dir: "/here".into(),
+            machine: Machine::Imagined,
+            room,
+        };
         Draft::new(&config, world, model).unwrap()
     }
 
@@ -256,6 +263,7 @@ pub(super) mod tests {
         let world = World {
             world_size,
             cores: 8,
+            omp_num_threads: None,
             current_dir: "/here".into(),
             machine: Machine::This { gpus: Ok(0) },
             room: Room::default(),

@@ -318,6 +318,7 @@ mod tests {
         let world = World {
             world_size: 1,
             cores: 8,
+            omp_num_threads: None,
             current_dir: "/here".into(),
             machine: Machine::This { gpus: Ok(0) },
             room: Room::default(),

@@ -1,16 +1,21 @@
 //! The writing thread's half of [`Terminal`](super::terminal::Terminal): the only code that writes to standard output and
-//! standard error while a job runs, and the only code that draws.
+//! standard error while a job runs, and the only code that draws. What the live line says is decided in
+//! [`live_line`](super::live_line).
+//!
+//! - SCR-1 Whatever is printed is above the live line, and stays.
 //!
 //! A terminal that is gone (a closed pipe, a full disk) is no reason to stop training: what cannot be written is dropped and
 //! counted, and where standard error takes a line at the end, it is told how many are missing.
 
 use std::io::{self, Write};
 use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use tty::Term;
 
+use super::live_line::{LiveLine, TURN};
 use super::terminal::{Item, Live, Shared, Stream, Work};
 use super::units;
 
@@ -18,11 +23,17 @@ use super::units;
 const STUCK_MS: u8 = 100;
 /// Largest single write: a pipe that [`poll`] calls writable takes as much without blocking (PIPE_BUF).
 const CHUNK_BYTES: usize = 4096;
+/// The live line is drawn no more often: steps may take milliseconds.
+const REDRAW_PAUSE: Duration = Duration::from_millis(50);
+/// Columns of a terminal that does not say how many it has.
+const COLUMNS: u16 = 80;
+/// Takes the cursor to the beginning of its line, which becomes empty.
+const ERASE: &str = "\r\x1b[2K";
 
 /// Writes until the queue is closed and empty.
 pub(super) fn write_all(shared: &Shared, mut screen: Screen) {
     loop {
-        let oldest = match shared.work(screen.spins()) {
+        let oldest = match shared.work(screen.next_tick()) {
             Work::Write(stream) => stream,
             Work::Tick => {
                 screen.tick();
@@ -51,22 +62,32 @@ pub(super) fn write_all(shared: &Shared, mut screen: Screen) {
 /// The state of the terminal.
 #[derive(Debug)]
 pub(super) struct Screen {
-    live: Option<ProgressBar>,
+    live: Option<LiveLine>,
+    /// When the live line was last drawn.
+    drawn: Instant,
+    /// Whether it says something else by now.
+    is_outdated: bool,
 }
 
 impl Screen {
     pub(super) fn new() -> Self {
-        Self { live: None }
+        Self { live: None, drawn: Instant::now(), is_outdated: false }
     }
 
-    /// Whether there is a spinner: a live line without an end.
-    fn spins(&self) -> bool {
-        self.live.as_ref().is_some_and(|live| live.length().is_none())
+    /// When the live line is to be drawn again without anything new to show, if at all.
+    fn next_tick(&self) -> Option<Instant> {
+        match &self.live {
+            Some(_) if self.is_outdated => Some(self.drawn + REDRAW_PAUSE),
+            Some(line) if line.spins() => Some(self.drawn + TURN),
+            _ => None,
+        }
     }
 
-    fn tick(&self) {
-        if let Some(live) = self.live.as_ref().filter(|_| is_writable(Stream::Err, 0)) {
-            live.tick();
+    fn tick(&mut self) {
+        if is_writable(Stream::Err, 0) {
+            self.draw();
+        } else {
+            self.drawn = Instant::now();
         }
     }
 
@@ -74,59 +95,62 @@ impl Screen {
         match item {
             Item::Text(stream, text) => self.print(stream, text, shared),
             Item::Row(text) => self.print(Stream::Out, text, shared),
-            Item::Live(live) => self.draw(live),
+            Item::Live(change) => self.change(change),
         }
     }
 
-    /// Writes a line, above the live line if there is one.
-    fn print(&self, stream: Stream, mut line: String, shared: &Shared) {
+    /// SCR-1. Writes a line, above the live line if there is one.
+    fn print(&mut self, stream: Stream, mut line: String, shared: &Shared) {
         line.push('\n');
-        let print = || {
-            let mut chunks = line.as_bytes().chunks(CHUNK_BYTES);
-            let written = chunks.try_for_each(|chunk| {
-                match stream {
-                    Stream::Out => write(io::stdout(), chunk)?,
-                    Stream::Err => write(io::stderr(), chunk)?,
-                }
-                shared.progressed();
-                Ok::<(), io::Error>(())
-            });
-            if written.is_err() {
-                shared.lose();
+        if self.live.is_some() {
+            self.erase();
+        }
+        let mut chunks = line.as_bytes().chunks(CHUNK_BYTES);
+        let written = chunks.try_for_each(|chunk| {
+            match stream {
+                Stream::Out => write(io::stdout(), chunk)?,
+                Stream::Err => write(io::stderr(), chunk)?,
             }
-        };
+            shared.progressed();
+            Ok::<(), io::Error>(())
+        });
+        if written.is_err() {
+            shared.lose();
+        }
+        self.draw();
+    }
+
+    fn change(&mut self, change: Live) {
+        let (was_there, is_step) = (self.live.is_some(), matches!(change, Live::Step { .. } | Live::Wait(_)));
+        let now = Instant::now();
+        self.live = LiveLine::after(self.live.take(), change, now);
         match &self.live {
-            Some(live) => live.suspend(print),
-            None => print(),
+            Some(_) if was_there && is_step && now < self.drawn + REDRAW_PAUSE => self.is_outdated = true,
+            Some(_) => self.draw(),
+            None if was_there => self.erase(),
+            None => {}
         }
     }
 
-    fn draw(&mut self, change: Live) {
-        match change {
-            Live::Wait(what) => self.live = Some(live(None, "{spinner} {msg} {elapsed}").with_message(what)),
-            Live::Begin { step, steps } => {
-                let bar = live(Some(steps), "{bar:24} {pos}/{len} {wide_msg}").with_message("starting");
-                bar.set_position(step);
-                self.live = Some(bar);
-            }
-            Live::Step { step, text } => {
-                if let Some(bar) = &self.live {
-                    bar.set_position(step);
-                    bar.set_message(text);
-                }
-            }
-            Live::Clear => {
-                if let Some(live) = self.live.take() {
-                    live.finish_and_clear();
-                }
-            }
-        }
+    /// Draws the live line, if there is one. The last column stays free: with the cursor behind it, some terminals are on the
+    /// next line.
+    fn draw(&mut self) {
+        let Some(line) = &self.live else { return };
+        let columns = Term::stderr().size_checked().map_or(COLUMNS, |(_, columns)| columns);
+        let now = Instant::now();
+        let text = line.text(usize::from(columns.saturating_sub(1)), now);
+        (self.drawn, self.is_outdated) = (now, false);
+        self.put(&format!("{ERASE}{text}"));
     }
-}
 
-fn live(length: Option<u64>, template: &str) -> ProgressBar {
-    let style = ProgressStyle::with_template(template).expect("a valid template");
-    ProgressBar::with_draw_target(length, ProgressDrawTarget::stderr()).with_style(style)
+    fn erase(&self) {
+        self.put(ERASE);
+    }
+
+    /// A live line that cannot be written says nothing that the next one does not.
+    fn put(&self, text: &str) {
+        let _ = write(io::stderr(), text.as_bytes());
+    }
 }
 
 fn write(mut stream: impl Write, bytes: &[u8]) -> io::Result<()> {

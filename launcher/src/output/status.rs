@@ -7,6 +7,8 @@ use proto::control::StepMetrics;
 use serde::{Deserialize, Serialize};
 
 use super::events::Moment;
+use super::live_line::no_progress;
+use super::stall::Stall;
 use super::units;
 
 /// The state of a job, or its end.
@@ -92,6 +94,8 @@ pub struct JobStatus {
     pub loss: Option<f64>,
     /// Tokens per second, as metrics.jsonl counts them.
     pub tokens_per_second: Option<f64>,
+    /// How long nothing has moved, if that is longer than is usual: then it has no tokens per second.
+    pub no_progress_seconds: Option<f64>,
     /// The ranks' process ids, by rank.
     pub rank_pids: Vec<u32>,
     /// Since the launcher started.
@@ -114,6 +118,7 @@ impl JobStatus {
             steps: 0,
             loss: None,
             tokens_per_second: None,
+            no_progress_seconds: None,
             rank_pids: vec![],
             elapsed_seconds: 0.0,
             exit_code: None,
@@ -124,7 +129,21 @@ impl JobStatus {
     /// An attempt begins.
     pub fn begin_attempt(&mut self, attempt: u32, resume_step: u64, steps: u64) {
         (self.attempt, self.restarts) = (attempt, attempt);
+        if self.step != resume_step {
+            // It was another step's.
+            self.loss = None;
+        }
         (self.step, self.steps) = (resume_step, steps);
+    }
+
+    /// The status when the launcher has run for `elapsed`, and training stands still if there is a `stall`.
+    pub fn at(mut self, elapsed: Duration, stall: Option<Stall>) -> Self {
+        self.elapsed_seconds = elapsed.as_secs_f64();
+        self.no_progress_seconds = stall.map(|stall| stall.still.as_secs_f64());
+        if stall.is_some() {
+            self.tokens_per_second = None;
+        }
+        self
     }
 
     /// A step is done.
@@ -142,7 +161,10 @@ impl JobStatus {
                 self.unless_stopping(State::Starting)
             }
             Moment::Started { .. } => self.unless_stopping(State::Training),
-            Moment::FailureDetected { .. } => self.unless_stopping(State::Failing),
+            Moment::FailureDetected { .. } => {
+                self.tokens_per_second = None;
+                self.unless_stopping(State::Failing)
+            }
             Moment::Stopped { .. } => {
                 self.rank_pids.clear();
                 self.state
@@ -197,9 +219,12 @@ impl JobStatus {
         lines.join("\n")
     }
 
-    /// `runs/sft: training, process 7`, or how it ended.
+    /// `runs/sft: training, process 7`, `runs/sft: training, no progress for 40 s, process 7`, or how it ended.
     pub fn headline(&self, run_dir: &Path) -> String {
         let mut line = format!("{}: {}", run_dir.display(), self.state.words());
+        if let Some(still) = self.no_progress_seconds {
+            line += &format!(", {}", no_progress(Duration::try_from_secs_f64(still).unwrap_or_default()));
+        }
         match (self.pid, self.exit_code) {
             (_, Some(code)) if code > 0 => line += &format!(" with exit code {code}"),
             (Some(pid), None) if self.state.is_running() => line += &format!(", process {pid}"),
@@ -250,6 +275,16 @@ mod tests {
                         attempt     1, 1 restart\nranks       2: processes 8, 9\nruns for    1m20s";
         assert_eq!(status.table(run), expected);
         assert_eq!(status.verdict(), 0);
+        let stall = Stall { still: Duration::from_millis(40_500), step: 11 };
+        let still = status.clone().at(Duration::from_secs(80), Some(stall));
+        let expected = "runs/x: training, no progress for 40 s, process 7\nstep        11 of 20\nloss        2.5000\n\
+                        attempt     1, 1 restart\nranks       2: processes 8, 9\nruns for    1m20s";
+        assert_eq!((still.table(run).as_str(), still.no_progress_seconds), (expected, Some(40.5)));
+        assert_eq!(status.clone().at(Duration::from_secs(80), None), status);
+        let mut again = status.clone();
+        again.event(&Moment::FailureDetected { rank: 1, cause: "", silent_ms: 0.0 });
+        again.begin_attempt(2, 10, 20);
+        assert_eq!((again.loss, again.tokens_per_second), (None, None), "they were of steps that are no more");
         let failed = JobStatus { state: State::Failed, exit_code: Some(3), reason: Some("no disk".into()), ..status };
         assert_eq!(failed.headline(run), "runs/x: failed with exit code 3: no disk");
         assert_eq!(failed.verdict(), 1);

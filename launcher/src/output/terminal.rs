@@ -12,6 +12,7 @@ use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::live_line::StepText;
 use super::screen::{self, Screen};
 
 /// Rows and live lines are dropped while this many items wait.
@@ -22,8 +23,6 @@ const FED: usize = 8;
 pub const STALLED: Duration = Duration::from_millis(200);
 /// The longest wait at the end, for a reader that is slow.
 const LONGEST_FINISH: Duration = Duration::from_secs(5);
-/// How often a spinner turns.
-const TICK: Duration = Duration::from_millis(100);
 
 /// One of the two streams.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,7 +47,7 @@ pub enum Item {
 /// The line that changes, drawn on standard error. At most one at a time.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Live {
-    /// Something takes a while.
+    /// Something takes a while; of what already does, other words.
     Wait(String),
     /// Training of `steps` steps begins after `step`.
     Begin {
@@ -61,9 +60,11 @@ pub enum Live {
     Step {
         /// Steps done.
         step: u64,
-        /// The text beside the bar.
-        text: String,
+        /// Its numbers.
+        text: StepText,
     },
+    /// Nothing has moved for this long, or something does again.
+    Still(Option<Duration>),
     /// There is no live line any more.
     Clear,
 }
@@ -78,8 +79,15 @@ impl Item {
         }
     }
 
-    fn is_live_step(&self) -> bool {
-        matches!(self, Item::Live(Live::Step { .. }))
+    /// Whether nobody needs to see `self` once `next` has come.
+    fn is_outdated_by(&self, next: &Item) -> bool {
+        let (Item::Live(last), Item::Live(next)) = (self, next) else { return false };
+        match next {
+            Live::Step { .. } => matches!(last, Live::Step { .. } | Live::Still(_)),
+            Live::Still(_) => matches!(last, Live::Still(_)),
+            Live::Wait(_) => matches!(last, Live::Wait(_)),
+            Live::Begin { .. } | Live::Clear => false,
+        }
     }
 }
 
@@ -119,7 +127,7 @@ struct Queue {
 pub(super) enum Work {
     /// Write an item; the oldest is for this stream.
     Write(Stream),
-    /// Turn the spinner.
+    /// Draw the live line again.
     Tick,
     /// Nothing any more.
     End,
@@ -132,6 +140,18 @@ impl Terminal {
         let writer = shared.clone();
         std::thread::Builder::new().name("terminal".into()).spawn(move || screen::write_all(&writer, Screen::new()))?;
         Ok(Self { shared })
+    }
+
+    /// One that nothing writes.
+    #[cfg(test)]
+    pub(super) fn nobodys() -> Self {
+        Self { shared: Arc::default() }
+    }
+
+    /// The items that are still to be written.
+    #[cfg(test)]
+    pub(super) fn waiting(&self) -> Vec<Item> {
+        self.shared.lock().items.iter().cloned().collect()
     }
 
     /// Shows it, now or when somebody reads again. Does not wait.
@@ -188,8 +208,8 @@ impl Shared {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for something to do. `spins`: whether a spinner is to be turned meanwhile.
-    pub(super) fn work(&self, spins: bool) -> Work {
+    /// Waits for something to do. `tick`: the instant at which the live line is to be drawn again, if it is.
+    pub(super) fn work(&self, tick: Option<Instant>) -> Work {
         let mut queue = self.lock();
         loop {
             if let Some(item) = queue.items.front() {
@@ -198,15 +218,11 @@ impl Shared {
             if queue.closed {
                 return Work::End;
             }
-            if spins {
-                let (woken, wait) = self.changed.wait_timeout(queue, TICK).unwrap_or_else(PoisonError::into_inner);
-                queue = woken;
-                if wait.timed_out() && queue.items.is_empty() {
-                    return Work::Tick;
-                }
-            } else {
-                queue = self.changed.wait(queue).unwrap_or_else(PoisonError::into_inner);
-            }
+            queue = match tick.map(|tick| tick.saturating_duration_since(Instant::now())) {
+                Some(Duration::ZERO) => return Work::Tick,
+                Some(left) => self.changed.wait_timeout(queue, left).unwrap_or_else(PoisonError::into_inner).0,
+                None => self.changed.wait(queue).unwrap_or_else(PoisonError::into_inner),
+            };
         }
     }
 
@@ -243,13 +259,13 @@ impl Shared {
 impl Queue {
     /// TRM-2.
     fn push(&mut self, item: Item) {
-        if self.items.back().is_some_and(Item::is_live_step) && item.is_live_step() {
+        if self.items.back().is_some_and(|last| last.is_outdated_by(&item)) {
             self.items.pop_back();
         }
         let is_full = self.items.len() >= CAPACITY;
         match item {
             Item::Row(_) if is_full => self.not_shown += 1,
-            Item::Live(Live::Step { .. }) if is_full => {}
+            Item::Live(Live::Step { .. } | Live::Still(_)) if is_full => {}
             item => {
                 self.say_what_was_dropped();
                 self.items.push_back(item);
@@ -284,7 +300,7 @@ mod tests {
     }
 
     fn step(step: u64) -> Item {
-        Item::Live(Live::Step { step, text: String::new() })
+        Item::Live(Live::Step { step, text: StepText::default() })
     }
 
     #[test]
@@ -312,10 +328,19 @@ mod tests {
     }
 
     #[test]
-    fn live_steps_do_not_pile_up() {
-        let mut queue = Queue::default();
-        [step(1), step(2), row(1), step(3), Item::Live(Live::Clear)].into_iter().for_each(|item| queue.push(item));
-        assert_eq!(queue.items, [step(2), row(1), step(3), Item::Live(Live::Clear)]);
+    fn changes_of_the_live_line_do_not_pile_up() {
+        let check = |items: &[Item], left: &[Item]| {
+            let mut queue = Queue::default();
+            items.iter().for_each(|item| queue.push(item.clone()));
+            assert_eq!(queue.items, left);
+        };
+        let clear = Item::Live(Live::Clear);
+        let still = |seconds| Item::Live(Live::Still(Some(Duration::from_secs(seconds))));
+        let wait = |what: &str| Item::Live(Live::Wait(what.into()));
+        check(&[step(1), step(2), row(1), step(3), clear.clone()], &[step(2), row(1), step(3), clear.clone()]);
+        check(&[step(1), still(10), still(11)], &[step(1), still(11)]);
+        check(&[step(1), still(10), step(2)], &[step(1), step(2)]);
+        check(&[wait("a"), wait("b"), clear.clone(), wait("c")], &[wait("b"), clear, wait("c")]);
     }
 
     #[test]
@@ -323,7 +348,7 @@ mod tests {
         let shared = Shared::default();
         [row(1), text(Stream::Err, "a"), text(Stream::Err, "b")].into_iter().for_each(|item| shared.lock().push(item));
         assert_eq!(shared.take(Stream::Err), Some(text(Stream::Err, "a")));
-        assert!(matches!(shared.work(false), Work::Write(Stream::Out)));
+        assert!(matches!(shared.work(None), Work::Write(Stream::Out)));
         assert_eq!(shared.take(Stream::Out), Some(row(1)));
         assert_eq!(shared.take(Stream::Out), None);
         assert_eq!(shared.take(Stream::Err), Some(text(Stream::Err, "b")));
@@ -331,7 +356,7 @@ mod tests {
 
     #[test]
     fn a_fed_terminal_is_given_no_more_than_it_takes() {
-        let terminal = Terminal { shared: Arc::default() };
+        let terminal = Terminal::nobodys();
         let feeder = terminal.clone();
         let fed = std::thread::spawn(move || (0..FED + 1).for_each(|number| feeder.feed(row(number))));
         let mut queue = terminal.shared.lock();
@@ -349,7 +374,7 @@ mod tests {
 
     #[test]
     fn the_end_waits_for_nobody_who_does_not_read() {
-        let terminal = Terminal { shared: Arc::default() };
+        let terminal = Terminal::nobodys();
         terminal.show(row(1));
         let start = Instant::now();
         terminal.finish();

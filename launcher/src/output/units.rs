@@ -12,6 +12,14 @@ pub fn duration(duration: Duration) -> String {
     }
 }
 
+/// `40 s`, and like [`duration`] from a minute on: of what goes on, without parts of a second.
+pub fn seconds(duration: Duration) -> String {
+    match duration.as_secs() {
+        seconds @ 0..60 => format!("{seconds} s"),
+        seconds => self::duration(Duration::from_secs(seconds)),
+    }
+}
+
 /// `1.50 GiB`.
 pub fn bytes(bytes: u64) -> String {
     match bytes {
@@ -58,6 +66,10 @@ mod tests {
         check(59.7, "1m00s");
         check(200.0, "3m20s");
         check(3725.0, "1h02m");
+        let check = |millis: u64, text: &str| assert_eq!(seconds(Duration::from_millis(millis)), text);
+        check(40_900, "40 s");
+        check(59_999, "59 s");
+        check(60_000, "1m00s");
     }
 
     #[test]

@@ -10,9 +10,12 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use proto::env::Cgroups;
 
+use crate::machine::control_groups::{ControlGroups, Hierarchy};
 use crate::process::descendants::{self, Swept};
 use crate::process::sweeper;
 use crate::random::random_hex;
@@ -26,6 +29,9 @@ pub fn name_job() -> io::Result<()> {
     NAME.get_or_init(|| format!("dslaunch-{}-{suffix}", std::process::id()));
     Ok(())
 }
+
+/// How long what a killed job has left may take to end.
+const LEFT_BEHIND_DEADLINE: Duration = Duration::from_secs(2);
 
 /// Everything of one attempt.
 #[derive(Debug)]
@@ -70,7 +76,7 @@ impl AttemptGroup {
 
 impl Group {
     fn create(own: &Path, number: u32) -> io::Result<Self> {
-        let job = job_folder(own).ok_or(io::ErrorKind::NotFound)?;
+        let job = named(own).ok_or(io::ErrorKind::NotFound)?;
         let folder = job.join(format!("attempt-{number}"));
         fs::create_dir_all(&job)?;
         if let Err(error) = fs::create_dir(&folder) {
@@ -100,13 +106,48 @@ pub fn remove_all() {
     attempts().iter().for_each(|attempt| remove(attempt));
 }
 
+/// Ends what a job that nobody looks after any more has left in its groups, by the folder that it wrote down, and removes them.
+/// Only where that is such a folder: the text may be old, or somebody else's.
+pub fn end_left_behind(job: &Path) {
+    let is_below = own().and_then(|own| Some(job.parent()? == own)).unwrap_or(false);
+    let name = job.file_name().unwrap_or_default().to_string_lossy();
+    if !is_below || !is_of_a_job(&name) {
+        return;
+    }
+    let attempts = attempts_in(job);
+    attempts.iter().for_each(|attempt| drop(kill(attempt)));
+    let deadline = Instant::now() + LEFT_BEHIND_DEADLINE;
+    while job.exists() && Instant::now() < deadline {
+        attempts.iter().for_each(|attempt| remove(attempt));
+        let _ = fs::remove_dir(job);
+        // The kernel takes a moment to end them, and tells nobody when.
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// `dslaunch-<pid>-<random>`.
+fn is_of_a_job(name: &str) -> bool {
+    let parts = name.strip_prefix("dslaunch-").and_then(|rest| rest.split_once('-'));
+    parts.is_some_and(|(pid, random)| {
+        pid.parse::<u32>().is_ok() && random.len() == 8 && random.bytes().all(|byte| byte.is_ascii_hexdigit())
+    })
+}
+
 fn attempts() -> Vec<PathBuf> {
-    let job = own().and_then(|own| job_folder(&own));
-    let entries = job.and_then(|job| fs::read_dir(job).ok()).into_iter().flatten().flatten();
+    job_folder().map_or(vec![], |job| attempts_in(&job))
+}
+
+fn attempts_in(job: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(job).into_iter().flatten().flatten();
     entries.map(|entry| entry.path()).filter(|path| path.is_dir()).collect()
 }
 
-fn job_folder(own: &Path) -> Option<PathBuf> {
+/// The folder of this job's groups, where there is one for them.
+pub fn job_folder() -> Option<PathBuf> {
+    own().and_then(|own| named(&own))
+}
+
+fn named(own: &Path) -> Option<PathBuf> {
     Some(own.join(NAME.get()?))
 }
 
@@ -130,24 +171,7 @@ fn remove(folder: &Path) {
 
 /// This process's own group, where cgroup v2 is mounted: alone at /sys/fs/cgroup or, beside v1, below it.
 fn own() -> Option<PathBuf> {
-    let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
-    let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
-    own_in(&mounts, &groups)
-}
-
-/// From the texts of mountinfo(5) and cgroups(7). Pure.
-fn own_in(mounts: &str, groups: &str) -> Option<PathBuf> {
-    let group = groups.lines().find_map(|line| line.strip_prefix("0::"))?;
-    let mount = mounts.lines().find_map(|line| {
-        let (fields, of_type) = line.split_once(" - ")?;
-        let mut fields = fields.split(' ').skip(3);
-        let (root, mount) = (fields.next()?, fields.next()?);
-        of_type.starts_with("cgroup2 ").then_some((root, mount))
-    });
-    let (root, mount) = mount?;
-    // A mount may show only a part of the tree.
-    let below = Path::new(group).strip_prefix(root).ok()?;
-    Some(Path::new(mount).join(below))
+    ControlGroups::of_process().own(Hierarchy::Unified)
 }
 
 #[cfg(test)]
@@ -155,20 +179,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_own_group_is_found_in_both_kinds_of_trees() {
-        let unified = "30 23 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate\n";
-        let hybrid = "31 30 0:27 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n\
-                      32 30 0:28 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n";
-        let groups = "4:memory:/box\n0::/user.slice/user-1000.slice\n";
-        let at = |mounts, groups| own_in(mounts, groups).map(|path| path.display().to_string());
-        assert_eq!(at(unified, groups).as_deref(), Some("/sys/fs/cgroup/user.slice/user-1000.slice"));
-        assert_eq!(at(hybrid, groups).as_deref(), Some("/sys/fs/cgroup/unified/user.slice/user-1000.slice"));
-        assert_eq!(at(hybrid, "0::/\n").as_deref(), Some("/sys/fs/cgroup/unified/"));
-        assert_eq!(at("31 30 0:27 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n", groups), None);
-        assert_eq!(at(unified, "4:memory:/box\n"), None);
-        let part = unified.replace(" / /sys", " /user.slice /sys");
-        assert_eq!(at(&part, groups).as_deref(), Some("/sys/fs/cgroup/user-1000.slice"));
-        assert_eq!(at(&part, "0::/system.slice\n"), None);
-        assert_eq!(at(&part, "0::/user.slices/x\n"), None);
+    fn only_groups_of_jobs_are_taken_for_some() {
+        assert!(is_of_a_job("dslaunch-4711-0123abcd"));
+        for name in
+            ["", "dslaunch-", "dslaunch-x-0123abcd", "dslaunch-4711-0123abc", "dslaunch-4711-0123abcg", "user.slice"]
+        {
+            assert!(!is_of_a_job(name), "{name}");
+        }
     }
 }

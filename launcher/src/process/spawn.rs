@@ -13,9 +13,10 @@
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, PipeWriter};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -24,6 +25,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use nix::errno::Errno;
+use nix::fcntl::OFlag;
 use nix::sys::signal::{Signal, killpg};
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
@@ -105,6 +107,9 @@ pub fn reap_strangers() {
         let _ = waitpid(Pid::from_raw(pid.cast_signed()), Some(WaitPidFlag::WNOHANG));
     }
 }
+
+/// How much rather than others the kernel ends what was started here when memory runs out, of 1000.
+const OOM_SCORE: &str = "300";
 
 /// The thread that spawns. Dropping this leaves the thread, and so the processes, alive.
 #[derive(Debug)]
@@ -207,6 +212,8 @@ fn start(spec: &Spec) -> Result<u32, SpawnError> {
     let mut own = own();
     let child = command.spawn().map_err(SpawnError::new(format!("start {}", spec.program.display())))?;
     own.insert(child.id());
+    // Where memory runs out, the kernel is to choose what was started here, not the launcher or its guardian. It may say no.
+    let _ = fs::write(format!("/proc/{}/oom_score_adj", child.id()), OOM_SCORE);
     Ok(child.id())
 }
 
@@ -220,7 +227,9 @@ pub fn start_again(args: Vec<OsString>, output: PipeWriter) -> io::Result<Child>
 
 /// Appending, so that a grandchild that shares the file overwrites nothing.
 fn log_file(path: &Path) -> Result<File, SpawnError> {
-    let opened = OpenOptions::new().create(true).append(true).open(path);
+    // Not through a link that somebody has put there; those to descriptors are the kernel's.
+    let follow = if path.starts_with("/proc/self/fd") { OFlag::empty() } else { OFlag::O_NOFOLLOW };
+    let opened = OpenOptions::new().create(true).append(true).custom_flags(follow.bits()).open(path);
     opened.map_err(SpawnError::new(format!("open {}", path.display())))
 }
 

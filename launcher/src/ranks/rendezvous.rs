@@ -10,6 +10,8 @@
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
+use crate::process::timer::not_run;
+
 /// One waiting call.
 pub type Ticket = u64;
 
@@ -133,6 +135,8 @@ pub struct Rendezvous {
     world_size: usize,
     started: Instant,
     timeout: Duration,
+    /// The time at the latest [`Rendezvous::tick`].
+    looked: Instant,
     /// Process ids of the ranks that have registered. Written by `Register`.
     pids: BTreeMap<usize, u32>,
     registering: Gathering,
@@ -149,6 +153,7 @@ impl Rendezvous {
             world_size,
             started: now,
             timeout,
+            looked: now,
             pids: BTreeMap::new(),
             registering: Gathering::default(),
             barriers: HashMap::new(),
@@ -172,6 +177,10 @@ impl Rendezvous {
     pub fn call(&mut self, ticket: Ticket, caller: Caller, call: Call, now: Instant) -> Replies {
         if let Err(refusal) = self.admit(caller) {
             return vec![(ticket, Err(refusal))];
+        }
+        if self.next_deadline().is_none() {
+            // Nobody has ticked while nobody waited.
+            self.looked = now;
         }
         let rank = caller.rank;
         let waiting = |timeout: Duration| {
@@ -198,6 +207,18 @@ impl Rendezvous {
                 }
             },
         }
+    }
+
+    /// Takes note of the time, at least every second while somebody waits. If more has passed, this process was not run, and the
+    /// ranks were mostly not either: it does not count.
+    pub fn tick(&mut self, now: Instant) {
+        let not_run = not_run(now.saturating_duration_since(self.looked).saturating_sub(Duration::from_secs(1)));
+        self.looked = now;
+        self.started += not_run;
+        let gatherings = self.barriers.values_mut().chain([&mut self.registering]);
+        let gathering = gatherings.flat_map(|gathering| gathering.arrived.values_mut());
+        let getting = self.getting.values_mut().flatten();
+        gathering.chain(getting).for_each(|waiting| waiting.deadline += not_run);
     }
 
     /// Replies to every call whose deadline is over.
@@ -375,6 +396,23 @@ mod tests {
 
     fn done(tickets: impl IntoIterator<Item = Ticket>) -> Replies {
         tickets.into_iter().map(|ticket| (ticket, Ok(Answer::Done))).collect()
+    }
+
+    #[test]
+    fn time_in_which_nobody_ran_does_not_count() {
+        let mut clock = attempt(3);
+        clock.register(2);
+        for at in [1, 2, 3] {
+            clock.state.tick(clock.start + at * SECOND);
+        }
+        // Stopped for 200 s, longer than the 60 that ranks have.
+        clock.state.tick(clock.start + 204 * SECOND);
+        assert_eq!(clock.expire(204), []);
+        assert_eq!(clock.state.overdue(clock.start + 204 * SECOND), None);
+        for at in 205..=260 {
+            clock.state.tick(clock.start + at * SECOND);
+        }
+        assert_eq!(clock.expire(260).len(), 1, "60 s in which it ran");
     }
 
     #[test]

@@ -14,6 +14,7 @@ use proto::control::control_server::{Control, ControlServer};
 use proto::control::{self, report_request};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
+use tokio::time::sleep_until;
 use tonic::{Code, Request, Response, Status};
 
 use crate::ranks::hatch;
@@ -118,6 +119,9 @@ struct Service {
     notices: mpsc::UnboundedSender<Notice>,
 }
 
+/// The longest sleep at a time: time in which nobody ran is found by a sleep that took too long.
+const SLICE: Duration = Duration::from_secs(1);
+
 impl Service {
     /// Puts a call to the rendezvous and waits for its reply.
     async fn ask(&self, caller: Option<control::Caller>, call: Call) -> Result<Answer, Status> {
@@ -127,7 +131,7 @@ impl Service {
             let deadline = lock(&self.waiting_calls).rendezvous.next_deadline();
             let over = async {
                 match deadline {
-                    Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
+                    Some(deadline) => sleep_until(deadline.min(Instant::now() + SLICE).into()).await,
                     None => std::future::pending().await,
                 }
             };
@@ -135,6 +139,7 @@ impl Service {
                 reply = &mut reply => return reply.map_err(|_| Status::aborted("the attempt is over"))?.map_err(status),
                 () = over => {
                     let mut waiting_calls = lock(&self.waiting_calls);
+                    waiting_calls.rendezvous.tick(Instant::now());
                     // Before the ranks that did come are told, and fail because of it.
                     waiting_calls.overdue().into_iter().for_each(|event| self.tell(Notice::Supervise(event)));
                     waiting_calls.expire();

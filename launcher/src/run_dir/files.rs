@@ -1,8 +1,11 @@
 //! Writes files atomically: a reader sees the old content or the new, never a part.
 
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, ErrorKind, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
+
+use nix::fcntl::OFlag;
 
 /// Writes `bytes` to `path` so that a crash at any moment leaves the old file or the new one.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
@@ -19,10 +22,25 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
     File::open(parent)?.sync_all()
 }
 
+/// Writes a file that is not there, whatever lies at its name: a link is not followed to where it points.
 fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut file = File::create(path)?;
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut file = OpenOptions::new().write(true).create_new(true).open(path)?;
     file.write_all(bytes)?;
     file.sync_all()
+}
+
+/// Opens the file at `path` for adding to it, and makes it if need be. A link in its place is an error.
+pub fn open_to_append(path: &Path) -> io::Result<File> {
+    OpenOptions::new().create(true).append(true).custom_flags(OFlag::O_NOFOLLOW.bits()).open(path)
+}
+
+/// Makes a folder, and those above it, that nobody else may look into, unless it is there.
+pub fn create_private_folder(path: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
 
 /// A name in `folder` that is not taken: `name` itself or `name.1`, `name.2` and so on.
@@ -45,6 +63,31 @@ mod tests {
             assert_eq!(fs::read_to_string(&path).unwrap(), text);
         }
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn links_in_the_place_of_files_are_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        fs::write(path("victim"), "mine").unwrap();
+        for name in [".plan.json.tmp", "plan.json", "events.jsonl"] {
+            std::os::unix::fs::symlink(path("victim"), path(name)).unwrap();
+        }
+        write_atomically(&path("plan.json"), b"plan").unwrap();
+        assert!(open_to_append(&path("events.jsonl")).is_err());
+        assert_eq!(fs::read_to_string(path("victim")).unwrap(), "mine");
+        assert_eq!(fs::read_to_string(path("plan.json")).unwrap(), "plan");
+        assert!(fs::symlink_metadata(path("plan.json")).unwrap().is_file());
+    }
+
+    #[test]
+    fn a_private_folder_is_nobody_elses() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("logs/attempt-0");
+        create_private_folder(&path).unwrap();
+        create_private_folder(&path).unwrap();
+        assert_eq!(fs::metadata(path).unwrap().permissions().mode() & 0o777, 0o700);
     }
 
     #[test]

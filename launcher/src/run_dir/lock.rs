@@ -3,20 +3,23 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
 use std::os::fd::AsFd;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::{Flock, FlockArg, OFlag};
 
 use crate::error::LaunchError;
-use crate::process::{guardian, sys};
+use crate::process::{cgroup, guardian, sys};
 
 /// The lock on a run directory, held while this lives.
 #[derive(Debug)]
 pub struct RunLock {
-    _file: Flock<File>,
+    file: Flock<File>,
+    /// Its name.
+    path: PathBuf,
 }
 
 /// An error of locking a run directory.
@@ -53,20 +56,25 @@ impl RunLock {
         fs::create_dir_all(folder).map_err(refused)?;
         // Never removed and never replaced: the lock belongs to the file, not to its name.
         let options = OpenOptions::new().read(true).write(true).create(true).truncate(false).clone();
-        let file = options.open(folder.join(".lock")).map_err(refused)?;
+        let path = folder.join(".lock");
+        let file = options.clone().custom_flags(OFlag::O_NOFOLLOW.bits()).open(&path).map_err(refused)?;
         let mut holder = Holder::default();
         let mut locked = Flock::lock(file, FlockArg::LockExclusiveNonblock);
         if let Err((mut file, Errno::EWOULDBLOCK)) = locked {
             holder = Holder::read(&mut file);
-            holder.wait_if_it_is_ending();
-            locked = Flock::lock(file, FlockArg::LockExclusiveNonblock);
+            locked = holder.wait_if_it_is_ending(file);
         }
         match locked {
             Ok(mut file) => {
-                let pids = format!("{}\n{}\n", guardian::public_pid(), std::process::id());
+                if let Some(groups) = Holder::read(&mut file).groups {
+                    // Of a job that was killed with its guardian: nobody else is left to end what it has started.
+                    cgroup::end_left_behind(&groups);
+                }
+                let groups = cgroup::job_folder().map_or(String::new(), |folder| folder.display().to_string());
+                let text = format!("{}\n{}\n{groups}\n", guardian::public_pid(), std::process::id());
                 file.set_len(0).and_then(|()| file.rewind()).map_err(refused)?;
-                file.write_all(pids.as_bytes()).map_err(refused)?;
-                Ok(Self { _file: file })
+                file.write_all(text.as_bytes()).map_err(refused)?;
+                Ok(Self { file, path })
             }
             Err((_, Errno::EWOULDBLOCK)) => Err(LockError::Held { folder: folder.to_owned(), pid: holder.pid }),
             Err((_, errno)) => Err(refused(errno.into())),
@@ -74,8 +82,27 @@ impl RunLock {
     }
 }
 
+impl RunLock {
+    /// Says so if the run directory is no longer where it was locked: what is written there now is another job's, or nobody's.
+    pub fn moved(&self) -> Option<String> {
+        let folder = self.path.parent().unwrap_or(&self.path).display();
+        let ours = self.file.metadata().ok()?;
+        match fs::symlink_metadata(&self.path) {
+            Ok(there) if (there.dev(), there.ino()) == (ours.dev(), ours.ino()) => None,
+            Err(error) if error.kind() != io::ErrorKind::NotFound => None,
+            _ => Some(format!("{folder} was moved or replaced while the job ran, so another one could write there")),
+        }
+    }
+}
+
 /// How long a launcher whose guardian was killed may take to clear up before it counts as the holder.
 const ENDING_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How long the lock may outlive both: a process that they were about to start holds it until it runs its program.
+const LAST_CHILD_DEADLINE: Duration = Duration::from_secs(2);
+
+/// Between two tries to lock what such a process holds.
+const RETRY_PAUSE: Duration = Duration::from_millis(10);
 
 /// The holder of the lock, if it has had the time to write its name down.
 #[derive(Debug, Default)]
@@ -84,26 +111,46 @@ struct Holder {
     pid: Option<u32>,
     /// Its launcher, which has the lock.
     launcher: Option<u32>,
+    /// The folder of its control groups.
+    groups: Option<PathBuf>,
 }
 
 impl Holder {
     fn read(file: &mut File) -> Self {
         let mut text = String::new();
         // Only for the message, and for patience.
-        let _ = file.read_to_string(&mut text);
-        let mut pids = text.lines().map(|line| line.trim().parse().ok());
-        Self { pid: pids.next().flatten(), launcher: pids.next().flatten() }
+        let _ = file.rewind().and_then(|()| file.read_to_string(&mut text));
+        let mut lines = text.lines().map(str::trim);
+        let mut pid = || lines.next()?.parse().ok();
+        let (pid, launcher) = (pid(), pid());
+        let groups = text.lines().nth(2).filter(|line| !line.is_empty()).map(PathBuf::from);
+        Self { pid, launcher, groups }
     }
 
-    /// Where the guardian was killed, the launcher is about to end: what comes after `kill -9` need not fail for it.
-    fn wait_if_it_is_ending(&self) {
-        let (Some(guardian), Some(launcher)) = (self.pid, self.launcher) else { return };
-        let guardian_lives =
-            sys::pidfd_open(guardian).is_ok_and(|guardian| !sys::has_ended(guardian.as_fd()).unwrap_or(false));
-        if let (false, Ok(launcher)) = (guardian_lives, sys::pidfd_open(launcher)) {
+    /// Where the guardian was killed, the launcher is about to end: what comes after `kill -9` need not fail for it. Tries to lock
+    /// `file` until then.
+    fn wait_if_it_is_ending(&self, file: File) -> Result<Flock<File>, (File, Errno)> {
+        let lock = |file| Flock::lock(file, FlockArg::LockExclusiveNonblock);
+        let (Some(guardian), Some(launcher)) = (self.pid, self.launcher) else { return lock(file) };
+        let lives = |pid| sys::pidfd_open(pid).is_ok_and(|process| !sys::has_ended(process.as_fd()).unwrap_or(false));
+        if lives(guardian) {
+            return lock(file);
+        }
+        if let Ok(launcher) = sys::pidfd_open(launcher) {
             // If it does not end, it is the holder.
             let _ = sys::wait_for_end(launcher.as_fd(), Instant::now() + ENDING_DEADLINE);
         }
+        let deadline = Instant::now() + LAST_CHILD_DEADLINE;
+        let mut locked = lock(file);
+        while let Err((file, Errno::EWOULDBLOCK)) = locked {
+            if lives(launcher) || Instant::now() >= deadline {
+                return Err((file, Errno::EWOULDBLOCK));
+            }
+            // Nothing tells when a lock is free but waiting for it, without an end.
+            thread::sleep(RETRY_PAUSE);
+            locked = lock(file);
+        }
+        locked
     }
 }
 
@@ -112,7 +159,7 @@ impl Holder {
 pub fn holder(folder: &Path) -> Option<u32> {
     let mut file = File::open(folder.join(".lock")).ok()?;
     let inode = file.metadata().ok()?.ino();
-    let Holder { pid, launcher } = Holder::read(&mut file);
+    let Holder { pid, launcher, .. } = Holder::read(&mut file);
     holds(&fs::read_to_string("/proc/locks").ok()?, launcher?, inode).then_some(pid?)
 }
 
@@ -142,6 +189,27 @@ mod tests {
         drop(lock);
         assert_eq!(holder(&folder), None);
         RunLock::acquire(&folder).unwrap();
+    }
+
+    #[test]
+    fn a_folder_that_is_moved_or_replaced_is_noticed() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("run");
+        let lock = RunLock::acquire(&folder).unwrap();
+        assert_eq!(lock.moved(), None);
+        fs::rename(&folder, dir.path().join("elsewhere")).unwrap();
+        assert!(lock.moved().unwrap().contains("/run was moved or replaced"));
+        let second = RunLock::acquire(&folder).unwrap();
+        assert!(lock.moved().is_some() && second.moved().is_none());
+    }
+
+    #[test]
+    fn a_link_in_the_place_of_the_lock_is_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("victim"), "mine").unwrap();
+        std::os::unix::fs::symlink(dir.path().join("victim"), dir.path().join(".lock")).unwrap();
+        assert!(matches!(RunLock::acquire(dir.path()), Err(LockError::Io { .. })));
+        assert_eq!(fs::read_to_string(dir.path().join("victim")).unwrap(), "mine");
     }
 
     #[test]

@@ -199,11 +199,21 @@ impl Launch {
         self.end_since(Instant::now())
     }
 
+    /// Sends `signal` to it.
+    pub fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.pid().cast_signed()), signal).unwrap();
+    }
+
     /// Sends `signal` to it and waits until it ends.
     pub fn stop(self, signal: Signal) -> End {
         let since = Instant::now();
-        kill(Pid::from_raw(self.pid().cast_signed()), signal).unwrap();
+        self.signal(signal);
         self.end_since(since)
+    }
+
+    /// Waits until `event` is in events.jsonl.
+    pub fn wait_for_event(&self, event: &str) {
+        wait_until(event, || rows(&self.events).iter().any(|row| row["event"] == event));
     }
 
     /// Waits until `step` is in metrics.jsonl and returns the ranks' process ids.

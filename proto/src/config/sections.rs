@@ -39,6 +39,7 @@ const ANY: RangeInclusive<u64> = 0..=i64::MAX as u64;
 const SOME: RangeInclusive<u64> = 1..=i64::MAX as u64;
 const ROWS: RangeInclusive<u64> = 1..=1_000_000;
 const RANKS: RangeInclusive<u64> = 1..=65_536;
+const THREADS: RangeInclusive<u64> = 1..=4096;
 const TOKENS: RangeInclusive<u64> = 1..=10_000_000;
 /// Up to about 30 years: in milliseconds, and added to any clock, it still fits.
 const SECONDS: RangeInclusive<u64> = 1..=1_000_000_000;
@@ -52,6 +53,8 @@ pub struct Job {
     pub output_dir: PathBuf,
     /// Seed of every random choice. Default: 42.
     pub seed: u64,
+    /// CPU threads of each rank. Default: auto, what `OMP_NUM_THREADS` says, else an equal share of the cores.
+    pub threads_per_rank: AutoOr<u64>,
 }
 
 impl Job {
@@ -61,6 +64,7 @@ impl Job {
             output_dir: keys.or("output_dir", PathBuf::from("runs").join(&name)),
             name,
             seed: keys.within("seed", 42, ANY),
+            threads_per_rank: keys.within("threads_per_rank", AutoOr::Auto, THREADS),
         }
     }
 }

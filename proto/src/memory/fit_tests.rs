@@ -12,7 +12,7 @@ fn plan(extra: &str, world_size: usize, machine: Machine, room: Room) -> Plan {
     let model = ModelConfig::parse("config.json".as_ref(), text).unwrap();
     let toml = format!("[model]\npath = \"m\"\n[data]\ntrain = \"d\"\n{extra}");
     let config = TrainConfig::parse("train.toml".as_ref(), &toml, &[]).unwrap();
-    let world = World { world_size, cores: 8, current_dir: "/".into(), machine, room };
+    let world = World { world_size, cores: 8, omp_num_threads: None, current_dir: "/".into(), machine, room };
     Draft::new(&config, world, model).unwrap().without_data().unwrap()
 }
 

@@ -19,7 +19,8 @@ fn plan(model: &str, sections: &str, world_size: usize) -> Plan {
     let toml = format!("[model]\npath = \"m\"\ndtype = \"bf16\"\n[data]\ntrain = \"d\"\n{sections}\n");
     let config = TrainConfig::parse("train.toml".as_ref(), &toml, &[]).unwrap();
     let machine = Machine::This { gpus: Ok(0) };
-    let world = World { world_size, cores: 8, current_dir: "/".into(), machine, room: Room::default() };
+    let world =
+        World { world_size, cores: 8, omp_num_threads: None, current_dir: "/".into(), machine, room: Room::default() };
     let data = PreparedData { path: "/d".into(), rows: 8, tokens: 80, longest_row: 64 };
     Draft::new(&config, world, model).unwrap().with_data(data, None, Progress::default()).unwrap()
 }

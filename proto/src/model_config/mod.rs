@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::regular_file::{self, GIT_LFS_RULE, is_git_lfs_pointer};
 use keys::Keys;
 
 /// Sizes and switches of a LLaMA-architecture decoder. Field names are config.json's.
@@ -122,13 +123,16 @@ impl ModelConfigFile {
     /// Reads `config.json`; every problem in it is reported at once.
     pub fn load(path: &Path) -> Result<Self, ModelConfigError> {
         let fail = |problem: String| ModelConfigError { path: path.into(), problems: vec![problem] };
-        let text = std::fs::read_to_string(path).map_err(|err| fail(format!("cannot be read: {err}")))?;
+        let text = regular_file::read_to_string(path).map_err(|err| fail(format!("cannot be read: {err}")))?;
         Self::parse(path, &text)
     }
 
     /// The pure half of [`ModelConfigFile::load`]; `path` is only named in messages.
     pub fn parse(path: &Path, text: &str) -> Result<Self, ModelConfigError> {
         let fail = |problems: Vec<String>| ModelConfigError { path: path.into(), problems };
+        if is_git_lfs_pointer(text.as_bytes()) {
+            return Err(fail(vec![GIT_LFS_RULE.into()]));
+        }
         let mut keys = match serde_json::from_str(text) {
             Ok(Value::Object(object)) => Keys::new(object),
             Ok(_) => return Err(fail(vec!["is not a JSON object".into()])),

@@ -1,7 +1,7 @@
 //! Makes the plan from the user's configuration: first without the data, then with it.
 
 use super::device::{self, Ground, Machine};
-use super::{parallel, trained, unsupported};
+use super::{parallel, trained, unsupported, without_effect};
 use crate::checkpointing::Checkpointing;
 use crate::config::{
     ActivationCheckpointing, AutoOr, Batch, ConfigErrors, Device, Dtype, Length, Matmul, Offload, Problem, TrainConfig,
@@ -24,6 +24,8 @@ pub struct World {
     pub world_size: usize,
     /// Cores this process may use; shared by the ranks.
     pub cores: usize,
+    /// Threads that each rank is to have by the environment, above 0.
+    pub omp_num_threads: Option<usize>,
     /// The folder that train.toml's relative paths start from, absolute.
     pub current_dir: PathBuf,
     /// The machine that ranks compute on.
@@ -93,12 +95,14 @@ impl Draft {
     pub fn notes(&self) -> Vec<String> {
         let mut notes = unsupported::notes(&self.config);
         notes.extend(parallel::notes(&self.config, &self.pipeline, self.mesh));
+        notes.extend(without_effect::notes(&self.config, self.mesh));
         let longest = self.model.max_position_embeddings as u64;
         if self.config.data.seq_len > longest && self.config.origins.is_set("data.seq_len") {
             let place = self.config.origins.place("data.seq_len");
             let seq_len = self.config.data.seq_len;
             notes.push(format!("{place}: data.seq_len = {seq_len} is longer than the model's {longest} positions"));
         }
+        notes.extend(self.note_on_threads());
         notes.extend(device::idle_gpus(&self.world.machine, self.world.world_size, self.ground.device));
         notes
     }
@@ -108,7 +112,8 @@ impl Draft {
         let is_off = plan.snapshots == Snapshots::Never && self.config.restart.snapshot_every_steps == AutoOr::Auto;
         let note = "no snapshots are taken: the host's memory is too small for two of 12 bytes a parameter; after a failure \
                     training goes on from the newest checkpoint";
-        is_off.then(|| note.to_owned()).into_iter().collect()
+        let without_effect = without_effect::notes_on(&self.config, plan);
+        is_off.then(|| note.to_owned()).into_iter().chain(without_effect).collect()
     }
 
     /// Number of ranks on each axis.
@@ -133,6 +138,32 @@ impl Draft {
         let stage = self.zero_stage(&rows);
         let plan = self.plan(stage, self.checkpointing(stage, &rows), &rows);
         Ok(self.without_snapshots_that_do_not_fit(plan))
+    }
+
+    /// As train.toml says, else as OMP_NUM_THREADS does, else an equal share of the cores.
+    fn threads_per_rank(&self) -> usize {
+        let World { world_size, cores, omp_num_threads, .. } = self.world;
+        match self.config.job.threads_per_rank {
+            AutoOr::Given(threads) => threads as usize,
+            AutoOr::Auto => omp_num_threads.unwrap_or((cores / world_size).max(1)),
+        }
+    }
+
+    /// Says where ranks do not have an equal share of the cores, and what it costs.
+    fn note_on_threads(&self) -> Option<String> {
+        let World { world_size, cores, omp_num_threads, .. } = self.world;
+        let (threads, share) = (self.threads_per_rank(), (cores / world_size).max(1));
+        let is_of_environment = self.config.job.threads_per_rank == AutoOr::Auto && omp_num_threads.is_some();
+        let all = threads * world_size;
+        if all > cores.max(world_size) {
+            let of = if is_of_environment { "OMP_NUM_THREADS" } else { "job.threads_per_rank" };
+            return Some(format!(
+                "{of} = {threads}: {world_size} ranks have {all} threads on {cores} cores, and wait for each other"
+            ));
+        }
+        (is_of_environment && threads != share).then(|| {
+            format!("OMP_NUM_THREADS = {threads}: each rank has {threads} of the {cores} cores, and its share would be {share}")
+        })
     }
 
     /// Snapshots as they are asked for.
@@ -222,7 +253,7 @@ impl Draft {
             sequence_parallel: config.parallel.sequence && self.mesh.tp > 1,
             pipeline: self.pipeline.clone(),
             start: rows.start,
-            threads_per_rank: (self.world.cores / self.world.world_size).max(1),
+            threads_per_rank: self.threads_per_rank(),
             steps: rows.steps,
             model: self.model_plan(),
             data: self.data_plan(rows),

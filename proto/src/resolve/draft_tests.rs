@@ -17,7 +17,14 @@ fn draft(extra: &str, world_size: usize) -> Result<Draft, Vec<String>> {
 fn draft_for(machine: Machine, extra: &str, sets: &[&str], world_size: usize) -> Result<Draft, Vec<String>> {
     let sets: Vec<String> = sets.iter().map(|set| set.to_string()).collect();
     let config = TrainConfig::parse(Path::new("train.toml"), &format!("{MINIMAL}{extra}"), &sets).unwrap();
-    let world = World { world_size, cores: 4, current_dir: "/home/u".into(), machine, room: Room::default() };
+    let world = World {
+        world_size,
+        cores: 4,
+        omp_num_threads: None,
+        current_dir: "/home/u".into(),
+        machine,
+        room: Room::default(),
+    };
     let texts = |errors: ConfigErrors| errors.problems().iter().map(|p| format!("{}: {}", p.key, p.rule)).collect();
     Draft::new(&config, world, model()).map_err(texts)
 }
@@ -148,7 +155,8 @@ fn as_little_is_computed_again_as_fits_into_memory() {
         let config = TrainConfig::parse(Path::new("train.toml"), MINIMAL, &sets).unwrap();
         let room = Room { gpu, host: Some(1) };
         let machine = Machine::Imagined;
-        let world = World { world_size: 1, cores: 4, current_dir: "/home/u".into(), machine, room };
+        let world =
+            World { world_size: 1, cores: 4, omp_num_threads: None, current_dir: "/home/u".into(), machine, room };
         Draft::new(&config, world, model()).unwrap().without_data().unwrap()
     };
     let needed = |plan: &Plan| memory::needs(plan)[0].bytes;
@@ -192,6 +200,77 @@ fn a_default_without_effect_is_noted_when_written_down() {
     assert_eq!(draft("", 1).unwrap().notes(), Vec::<String>::new());
     let note = "train.toml:6: validation.min_delta has no effect, validation.early_stopping_patience is 0";
     assert_eq!(draft("[validation]\nmin_delta = 0.1\n", 1).unwrap().notes(), [note]);
+}
+
+#[test]
+fn a_key_that_the_others_leave_without_effect_is_noted_where_it_was_set() {
+    let check = |extra: &str, ranks: usize, expected: &[&str]| {
+        assert_eq!(draft(extra, ranks).unwrap().notes(), expected, "{extra}");
+    };
+    let validation =
+        "train.toml:6: validation.every_steps has no effect, there are no validation files (data.validation)";
+    check("[validation]\nevery_steps = 10\n", 1, &[validation]);
+    let ratio = "train.toml:7: schedule.min_lr_ratio has no effect, schedule.kind = \"constant\" never falls";
+    check("[schedule]\nkind = \"constant\"\nmin_lr_ratio = 0.1\n", 1, &[ratio]);
+    check("[schedule]\nkind = \"linear\"\nmin_lr_ratio = 0.1\n", 1, &[]);
+    check("[schedule]\nkind = \"constant\"\n", 1, &[]);
+    let schedule =
+        "train.toml:6: parallel.pipeline_schedule has no effect, there is one pipeline stage (parallel.pipeline)";
+    check("[parallel]\npipeline_schedule = \"zero_bubble\"\n", 2, &[schedule]);
+    check("[parallel]\npipeline = 2\npipeline_schedule = \"zero_bubble\"\n", 2, &[]);
+    let notes = |sets: &[&str]| draft_for(Machine::This { gpus: Ok(0) }, "", sets, 1).unwrap().notes();
+    assert_eq!(notes(&["validation.every_steps=10", "data.validation=v.jsonl"]), Vec::<String>::new());
+    let set = "--set validation.every_steps=10: validation.every_steps has no effect, there are no validation files \
+               (data.validation)";
+    assert_eq!(notes(&["validation.every_steps=10"]), [set]);
+}
+
+#[test]
+fn prefetching_is_noted_where_nothing_is_gathered() {
+    let check = |zero: &str, expected: &[&str]| {
+        let draft = draft(&format!("[zero]\n{zero}\n"), 2).unwrap();
+        assert_eq!(draft.notes_on(&draft.without_data().unwrap()), expected, "{zero}");
+    };
+    let at = |stage: u8| {
+        format!(
+            "train.toml:6: zero.prefetch_units has no effect, parameters are gathered at zero.stage 3 only, and this is \
+             stage {stage}"
+        )
+    };
+    check("prefetch_units = 2", &[&at(1)]);
+    check("prefetch_units = 2\nstage = 2", &[&at(2)]);
+    check("prefetch_units = 2\nstage = \"auto\"", &[&at(1)]);
+    check("prefetch_units = 2\nstage = 3", &[]);
+    check("prefetch_units = 2\noffload_optimizer = \"cpu\"", &[]);
+    check("stage = 2", &[]);
+    let off = "train.toml:6: zero.prefetch_units has no effect, zero.overlap_comm is false";
+    check("prefetch_units = 2\nstage = 3\noverlap_comm = false", &[off]);
+}
+
+#[test]
+fn a_warm_up_that_the_job_does_not_see_the_end_of_is_noted() {
+    let data = PreparedData { path: "/d".into(), rows: 80, tokens: 800, longest_row: 64 };
+    let check = |extra: &str, notes: &[&str]| {
+        let draft = draft(extra, 1).unwrap();
+        let plan = draft.with_data(data.clone(), None, Progress::default()).unwrap();
+        assert_eq!(draft.notes_on(&plan), notes, "{extra}");
+    };
+    let note = |place: u32, warm_up: u64| {
+        format!(
+            "train.toml:{place}: schedule.warmup_steps = {warm_up} is longer than the job's 10 steps: the learning rate \
+             never comes to its peak (optimizer.learning_rate)"
+        )
+    };
+    check("[schedule]\nwarmup_steps = 11\n", &[&note(6, 11)]);
+    check("[train]\nsteps = 10\n[schedule]\nwarmup_steps = 100\n", &[&note(8, 100)]);
+    check("[schedule]\nwarmup_steps = 10\n", &[]);
+    check("[train]\nepochs = 2\n[schedule]\nwarmup_steps = 11\n", &[]);
+    let without_data = |extra: &str| {
+        let draft = draft(extra, 1).unwrap();
+        draft.notes_on(&draft.without_data().unwrap()).len()
+    };
+    assert_eq!(without_data("[schedule]\nwarmup_steps = 100\n"), 0, "nobody has counted the rows");
+    assert_eq!(without_data("[train]\nsteps = 10\n[schedule]\nwarmup_steps = 100\n"), 1);
 }
 
 #[test]
@@ -249,5 +328,22 @@ fn every_unit_is_in_one_chunk_and_few_units_are_not_interleaved() {
     assert_eq!(chunks(2, "1f1b"), (2, 0));
     assert_eq!(chunks(2, "interleaved"), (4, 0));
     assert_eq!(chunks(4, "interleaved"), (4, 1));
-    assert_eq!(chunks(1, "interleaved"), (1, 0));
+    assert_eq!(chunks(1, "interleaved"), (1, 1));
+}
+
+#[test]
+fn ranks_share_the_cores_unless_somebody_says_otherwise() {
+    let check = |job: &str, omp_num_threads: Option<usize>, threads: usize, note: Option<&str>| {
+        let mut draft = draft(job, 2).unwrap();
+        draft.world.omp_num_threads = omp_num_threads;
+        assert_eq!((draft.threads_per_rank(), draft.note_on_threads().as_deref()), (threads, note), "{job}");
+    };
+    check("", None, 2, None);
+    check("", Some(2), 2, None);
+    let fewer = "OMP_NUM_THREADS = 1: each rank has 1 of the 4 cores, and its share would be 2";
+    check("", Some(1), 1, Some(fewer));
+    let more = |of: &str| format!("{of} = 3: 2 ranks have 6 threads on 4 cores, and wait for each other");
+    check("", Some(3), 3, Some(&more("OMP_NUM_THREADS")));
+    check("[job]\nthreads_per_rank = 3\n", Some(1), 3, Some(&more("job.threads_per_rank")));
+    check("[job]\nthreads_per_rank = 1\n", Some(3), 1, None);
 }

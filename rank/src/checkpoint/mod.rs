@@ -22,6 +22,6 @@ mod settling;
 mod weights;
 
 pub use error::CheckpointError;
-pub use pretrained::{load_pretrained, pretrained_dtype};
+pub use pretrained::load_pretrained;
 pub use resume::resume;
 pub use save::{Published, Saver};

@@ -19,13 +19,14 @@ use proto::manifest::{Manifest, Progress};
 use proto::plan::{Device, Init, Plan};
 use proto::progress::Phase;
 use proto::run_dir::RunDir;
+use proto::weights_folder::pretrained_dtype;
 
 pub use error::TrainError;
 use metrics::Metrics;
 use pace::{SnapshotPace, StepClock};
 use step::{StepOutcome, StepUnderWay};
 
-use crate::checkpoint::{self, Published, Saver};
+use crate::checkpoint::{CheckpointError, Published, Saver};
 use crate::control::Control;
 use crate::data::{TrainData, ValidationData};
 use crate::device::Moment;
@@ -77,7 +78,7 @@ impl Trainer {
         let plan = Rc::new(plan);
         let mut engine = Engine::new(plan.clone(), &ranks)?;
         let disk_dtype = match plan.model.init {
-            Init::Pretrained => checkpoint::pretrained_dtype(&plan.model.path)?,
+            Init::Pretrained => pretrained_dtype(&plan.model.path).map_err(CheckpointError::from)?,
             Init::Random => plan.model.disk_dtype,
         };
         let snapshots = env.snapshot_fd.map(|fd| Snapshots::new(process::inherited_fd(fd), &plan, &ranks));

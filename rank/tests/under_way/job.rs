@@ -95,7 +95,14 @@ impl Layout {
         let model = ModelConfig::parse(Path::new("config.json"), MODEL).expect("a good config.json");
         let machine = Machine::This { gpus: Ok(0) };
         let room = Room::default();
-        let world = resolve::World { world_size: ranks, cores: 2, current_dir: "/here".into(), machine, room };
+        let world = resolve::World {
+            world_size: ranks,
+            cores: 2,
+            omp_num_threads: None,
+            current_dir: "/here".into(),
+            machine,
+            room,
+        };
         let draft = Draft::new(&config, world, model).expect("a good layout");
         let rows = STEPS * ROWS_PER_STEP;
         let longest_row = TOKENS as u64;

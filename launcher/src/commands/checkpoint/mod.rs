@@ -13,7 +13,7 @@ use proto::manifest::{Manifest, ManifestError};
 use proto::run_dir::RunDir;
 
 use crate::error::LaunchError;
-use crate::job::setup::num_cores;
+use crate::machine::cores;
 use crate::output::console::Console;
 use crate::output::terminal::Terminal;
 use crate::output::units;
@@ -93,7 +93,7 @@ pub fn run(task: &CheckpointTask, terminal: &Terminal) -> Result<u8, LaunchError
             if bytes > QUICK_BYTES {
                 console.wait(&format!("reading {size}"));
             }
-            let problems = verify::problems(&path, &manifest, num_cores());
+            let problems = verify::problems(&path, &manifest, cores::available());
             console.end_wait();
             problems.iter().for_each(|problem| console.warn(&units::printable(problem)));
             if problems.is_empty() {

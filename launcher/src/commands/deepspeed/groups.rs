@@ -9,6 +9,10 @@ const ACCUMULATION: &str = "gradient_accumulation_steps";
 /// The one scheduler whose peak is 0.001 unless it is said.
 const WARMUP_DECAY: &str = "WarmupDecayLR";
 
+/// Steps between prints from which on a config means that nothing is to be printed.
+const RARELY: u64 = 1000;
+const PARAMS: &str = "zero.offload_params";
+
 /// Judges `key`, one of `group`, in `config`.
 pub(super) fn verdict(group: Group, key: &str, value: &Node, config: &Node, nproc: Option<u64>) -> Verdict {
     match group {
@@ -18,7 +22,10 @@ pub(super) fn verdict(group: Group, key: &str, value: &Node, config: &Node, npro
         Group::AdamMode => adam_mode(value, config),
         Group::ScheduleType => schedule_type(value),
         Group::Fp16 => flag(value, |on| match on {
-            true => refused("weights are bf16 or fp32: write bf16.enabled"),
+            true => {
+                let what = "model.dtype = \"bf16\" instead: it is as small as fp16, which is not there, and no loss needs scaling";
+                Verdict::Noted(vec![Setting { key: "model.dtype", value: "\"bf16\"".to_owned() }], what.to_owned())
+            }
             false => no_effect("it is off"),
         }),
         Group::Bf16 => flag(value, |on| match on {
@@ -33,21 +40,26 @@ pub(super) fn verdict(group: Group, key: &str, value: &Node, config: &Node, npro
         Group::QuantizedGradients => {
             flag(value, |on| honoured("comm.compression", if on { "\"int8\"" } else { "\"none\"" }))
         }
+        Group::Device(PARAMS) if value.as_str() == Some("cpu") && !shards_parameters(config) => whole_parameters(),
         Group::Device(ours) => match value.as_str() {
             Some("none") => honoured(ours, "\"none\""),
             Some("cpu") => honoured(ours, "\"cpu\""),
             Some("nvme") => refused("there is no offload to NVMe, only to \"cpu\""),
             _ => refused("must be \"none\" or \"cpu\""),
         },
+        Group::CpuOffload(PARAMS) if value.as_flag() == Some(true) && !shards_parameters(config) => whole_parameters(),
         Group::CpuOffload(ours) => flag(value, |on| honoured(ours, if on { "\"cpu\"" } else { "\"none\"" })),
         Group::Recompute => count(value, |checkpoints| match checkpoints {
             0 => no_effect("it is off"),
             _ => honoured("train.activation_checkpointing", "\"full\""),
         }),
         // 0 is DeepSpeed's default and means 1.
-        Group::TensorSize => count(value, |size| honoured("parallel.tensor", size.max(1))),
+        Group::TensorSize => count(value, |size| axis("parallel.tensor", size.max(1), config, nproc)),
+        Group::Stages => count(value, |stages| axis("parallel.pipeline", stages, config, nproc)),
         Group::Printing => count(value, |steps| match steps {
             0 => no_effect("it is off; log.every_steps says which steps are shown"),
+            // As in the templates, which leave the printing to transformers.
+            RARELY.. => no_effect("so rarely means: do not print; log.every_steps says which steps are shown"),
             _ => honoured("log.every_steps", steps),
         }),
     }
@@ -65,6 +77,7 @@ pub(super) fn implied(config: &Node) -> Vec<Setting> {
     let is_bf16 = is("bf16.enabled") || is("bfloat16.enabled");
     imply(!is_bf16 && !may_be_fp16(config), "model.dtype", "\"fp32\"");
     imply(is(MICRO) && !is(TOTAL) && !is(ACCUMULATION), "train.gradient_accumulation_steps", "1");
+    imply(!is("gradient_clipping"), "train.max_grad_norm", "0.0");
     let has_peak = is("optimizer.params.lr") || is("scheduler.params.warmup_max_lr");
     imply(is("optimizer.type") && !has_peak, "optimizer.learning_rate", "1e-3");
     imply(is("optimizer.type") && !is("optimizer.params.betas"), "optimizer.betas", "[0.9, 0.999]");
@@ -100,49 +113,110 @@ pub(super) fn fitting_nproc(config: &Node) -> Option<u64> {
     total?.is_multiple_of(per_rank).then(|| total.unwrap_or(0) / per_rank)?.checked_mul(model_ranks(config))
 }
 
+/// The parts of a step's rows, as far as they are known.
+struct Sizes {
+    micro: Option<u64>,
+    accumulation: Option<u64>,
+    /// Data-parallel ranks.
+    ranks: Option<u64>,
+}
+
+impl Sizes {
+    fn read(config: &Node, nproc: Option<u64>) -> Self {
+        let per_model = model_ranks(config);
+        let ranks = nproc.filter(|nproc| nproc.is_multiple_of(per_model)).map(|nproc| nproc / per_model);
+        Self { micro: size(config, MICRO), accumulation: size(config, ACCUMULATION), ranks }
+    }
+
+    /// Rows that the known parts make; what is not known counts as 1.
+    fn product(&self) -> u64 {
+        let parts = [self.micro, self.accumulation, self.ranks].map(|part| part.unwrap_or(1));
+        parts.iter().try_fold(1u64, |product, part| product.checked_mul(*part)).unwrap_or(u64::MAX)
+    }
+
+    /// `train_micro_batch_size_per_gpu 2 * data-parallel ranks 4`
+    fn named(&self) -> String {
+        let named =
+            [(self.micro, MICRO), (self.accumulation, ACCUMULATION), (self.ranks, "data-parallel ranks")].into_iter();
+        named.filter_map(|(part, name)| Some(format!("{name} {}", part?))).collect::<Vec<_>>().join(" * ")
+    }
+}
+
 /// DeepSpeed's identity: total = micro batch * accumulation * data-parallel ranks.
 fn batch(key: &str, value: &Node, config: &Node, nproc: Option<u64>) -> Verdict {
     let Some(rows) = value.as_count().filter(|rows| *rows > 0) else {
         return refused("must be a whole number from 1");
     };
-    match key {
-        MICRO => honoured("train.micro_batch_size", rows),
-        ACCUMULATION => honoured("train.gradient_accumulation_steps", rows),
-        _ => total(rows, config, nproc),
+    let sizes = Sizes::read(config, nproc);
+    match (key, &sizes) {
+        (MICRO, _) => honoured("train.micro_batch_size", rows),
+        // How many micro-batches that makes is known when the number of ranks is.
+        (ACCUMULATION, Sizes { micro: None, ranks: None, .. }) if size(config, TOTAL).is_some() => {
+            no_effect("train.global_batch_size says how many rows a step has, in as many micro-batches as it takes")
+        }
+        (ACCUMULATION, _) => honoured("train.gradient_accumulation_steps", rows),
+        _ => total(rows, &sizes, config),
     }
 }
 
-fn total(total: u64, config: &Node, nproc: Option<u64>) -> Verdict {
-    let ranks = nproc.filter(|nproc| nproc.is_multiple_of(model_ranks(config))).map(|n| n / model_ranks(config));
-    let (micro, accumulation) = (size(config, MICRO), size(config, ACCUMULATION));
-    // What is not there counts as 1.
-    let parts = [micro, accumulation, ranks].map(|part| part.unwrap_or(1));
-    let product = parts.iter().try_fold(1u64, |product, part| product.checked_mul(*part)).unwrap_or(u64::MAX);
-    let named = [(micro, MICRO), (accumulation, ACCUMULATION), (ranks, "data-parallel ranks")];
-    let named = named.map(|(part, name)| part.map(|part| format!("{name} {part}")));
-    let named = named.into_iter().flatten().collect::<Vec<_>>().join(" * ");
-    if !total.is_multiple_of(product) {
+fn total(total: u64, sizes: &Sizes, config: &Node) -> Verdict {
+    let (product, named) = (sizes.product(), sizes.named());
+    let is_open = [MICRO, ACCUMULATION].iter().any(|key| config.get(key).is_some_and(Node::is_auto));
+    let is_whole = total.is_multiple_of(product);
+    let Some(taken) = total.checked_next_multiple_of(product).filter(|_| is_whole || is_open) else {
         return Verdict::Refused(format!("must be a multiple of {named} = {product}"));
-    }
-    let rest = total / product;
-    match (micro, accumulation, ranks) {
-        (Some(_), Some(_), Some(_)) if rest != 1 => Verdict::Refused(format!("must be {named} = {product}")),
+    };
+    let setting = |key, value: u64| Setting { key, value: value.to_string() };
+    let global = setting("train.global_batch_size", taken);
+    let settings = match sizes {
+        Sizes { micro: Some(_), accumulation: Some(_), ranks: Some(_) } if taken != product => {
+            let fitting =
+                fitting_nproc(config).map_or(String::new(), |nproc| format!("; --nproc {nproc} makes it {total}"));
+            return Verdict::Refused(format!("must be {named} = {product}{fitting}"));
+        }
         // The other two say it.
-        (Some(_), Some(_), _) => Verdict::Honoured(vec![]),
-        (Some(_), None, _) => honoured("train.global_batch_size", total),
-        (None, Some(_), Some(_)) => honoured("train.micro_batch_size", rest),
-        (None, None, Some(_)) if config.get(MICRO).is_none() && config.get(ACCUMULATION).is_none() => {
-            let setting = |key, value: u64| Setting { key, value: value.to_string() };
-            Verdict::Honoured(vec![setting("train.micro_batch_size", rest), setting("train.global_batch_size", total)])
+        Sizes { micro: Some(_), accumulation: Some(_), .. } => vec![],
+        Sizes { micro: None, accumulation: Some(_), ranks: Some(_) } => {
+            vec![setting("train.micro_batch_size", taken / product)]
         }
-        (None, None, _) if [MICRO, ACCUMULATION].iter().any(|key| config.get(key).is_some()) => {
-            honoured("train.global_batch_size", total)
+        Sizes { micro: None, accumulation: None, ranks: Some(_) } if !is_open => {
+            vec![setting("train.micro_batch_size", taken / product), global]
         }
-        (None, _, _) => refused(
-            "how many rows a rank takes at once depends on the number of ranks: give --nproc N, or write \
-             train_micro_batch_size_per_gpu",
-        ),
+        _ => vec![global],
+    };
+    if taken != total {
+        return Verdict::Noted(settings, format!("does not split over {named}: a step has {taken} rows here"));
     }
+    match sizes {
+        Sizes { micro: None, ranks: None, .. } if !is_open => {
+            let why = "how many rows a rank takes at once depends on the number of ranks and changes no result: 1 here, unless \
+                       you give --nproc N or set train.micro_batch_size";
+            Verdict::Noted(settings, why.to_owned())
+        }
+        _ => Verdict::Honoured(settings),
+    }
+}
+
+/// The size of an axis of the model.
+fn axis(ours: &'static str, size: u64, config: &Node, nproc: Option<u64>) -> Verdict {
+    let per_model = model_ranks(config);
+    match nproc {
+        Some(nproc) if !nproc.is_multiple_of(per_model) => Verdict::Refused(format!(
+            "tensor_parallel.autotp_size * pipeline.stages = {per_model} ranks share a model, and --nproc {nproc} is no multiple of that"
+        )),
+        _ => honoured(ours, size),
+    }
+}
+
+fn shards_parameters(config: &Node) -> bool {
+    config.get("zero_optimization.stage").and_then(Node::as_count) == Some(3)
+}
+
+fn whole_parameters() -> Verdict {
+    Verdict::Noted(
+        vec![],
+        "only stage 3 shards parameters, so only there are they offloaded, by DeepSpeed too".to_owned(),
+    )
 }
 
 /// Ranks that share one model.
@@ -173,7 +247,7 @@ fn learning_rate(value: &Node, config: &Node) -> Verdict {
     match (value.as_number(), peak) {
         (None, _) => refused("must be a number"),
         (Some(_), Some(_)) if ["WarmupLR", WARMUP_DECAY].contains(&kind) && value.as_number() != peak => {
-            no_effect("the scheduler's warmup_max_lr is the peak")
+            Verdict::Noted(vec![], format!("the scheduler's warmup_max_lr = {:?} is the peak", peak.unwrap_or(0.0)))
         }
         (Some(rate), _) => honoured("optimizer.learning_rate", format!("{rate:?}")),
     }

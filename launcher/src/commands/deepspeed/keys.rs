@@ -1,7 +1,7 @@
 //! DeepSpeed's configuration keys and our rule for each: one row per key, in the order of DeepSpeed's documentation.
 //! Data only; [`super::rules`] explains the rules.
 
-use super::rules::Rule::{By, Disabled, Map, NoEffect, Off, Only, Refused};
+use super::rules::Rule::{By, Disabled, Instead, Map, NoEffect, Off, Only, Refused};
 use super::rules::{Group, Row, Type, row};
 
 const LOSS_SCALE: &str = "losses are scaled for fp16 only; bf16 and fp32 need none";
@@ -13,9 +13,11 @@ const NVME: &str = "it is about offload to NVMe, which is refused";
 const PINNED: &str = "how host memory is pinned is decided by dslaunch";
 const ONEBIT: &str = "1-bit optimizers are not supported; zero_quantized_gradients maps to comm.compression = \"int8\"";
 const CYCLE: &str = "schedules are constant, linear, cosine and wsd";
-const METRICS: &str = "metrics.jsonl in the run directory has loss, norm, rate and speed";
+const METRICS: &str = "dslaunch has none: metrics.jsonl in the run directory has loss, norm, rate and speed";
+const PROFILER: &str = "dslaunch has none: step times and tokens per second are in metrics.jsonl";
 const PROFILE: &str = "step times and tokens per second are in metrics.jsonl in any case";
 const KEPT: &str = "train.activation_checkpointing says what the backward pass computes again";
+const ON_DEVICE: &str = "activations stay on the device: train.activation_checkpointing, \"auto\" by default, computes again what does not fit";
 const FP32_STATE: &str = "masters and moments are fp32; optimizer.state and optimizer.masters make them smaller";
 const FP32_SUM: &str = "gradients are accumulated and reduced in fp32";
 const ELASTIC: &str = "train_batch_size maps to train.global_batch_size, which is the same on any number of ranks";
@@ -63,7 +65,7 @@ pub(super) const ROWS: &[Row] = &[
         .auto("--warmup_steps or --warmup_ratio", ""),
     row("scheduler.params.warmup_type", Only(&["linear"], "the warm-up is a straight line")),
     row("scheduler.params.total_num_steps", Map("train.steps", Type::Count))
-        .auto("the steps of the run", "train.epochs"),
+        .auto("--num_train_epochs or --max_steps", "train.epochs"),
     row("scheduler.params.cos_min_ratio", Map("schedule.min_lr_ratio", Type::Number)),
     row("scheduler.params.last_batch_iteration", Only(&["-1"], "a checkpoint says where a run goes on")),
     row("scheduler.params.cycle_min_lr", Refused(CYCLE)),
@@ -126,7 +128,7 @@ pub(super) const ROWS: &[Row] = &[
     row("zero_optimization.allgather_bucket_size", NoEffect(GATHERED)),
     row("zero_optimization.overlap_comm", Map("zero.overlap_comm", Type::Flag)),
     row("zero_optimization.sub_group_size", NoEffect("the optimizer works through its shard by the unit")),
-    row("zero_optimization.stage3_prefetch_bucket_size", By(Group::Prefetch)).auto(PREFETCHED, "zero.prefetch_units"),
+    row("zero_optimization.stage3_prefetch_bucket_size", By(Group::Prefetch)).auto(PREFETCHED, ""),
     row("zero_optimization.stage3_param_persistence_threshold", NoEffect(GATHERED)).auto(PERSISTENT, ""),
     row("zero_optimization.stage3_model_persistence_threshold", NoEffect(GATHERED)),
     row("zero_optimization.stage3_max_live_parameters", NoEffect(GATHERED)),
@@ -182,7 +184,7 @@ pub(super) const ROWS: &[Row] = &[
     // Activation checkpointing
     row("activation_checkpointing.partition_activations", NoEffect(KEPT)),
     row("activation_checkpointing.contiguous_memory_optimization", NoEffect(KEPT)),
-    row("activation_checkpointing.cpu_checkpointing", Off("activations stay on the device")),
+    row("activation_checkpointing.cpu_checkpointing", Instead(ON_DEVICE)),
     row("activation_checkpointing.number_checkpoints", By(Group::Recompute)),
     row("activation_checkpointing.synchronize_checkpoint_boundary", NoEffect(KEPT)),
     row("activation_checkpointing.profile", NoEffect(PROFILE)),
@@ -191,7 +193,7 @@ pub(super) const ROWS: &[Row] = &[
     row("tensor_parallel.preset_model", NoEffect("how LLaMA's layers are split is known")),
     row("tensor_parallel.partition_config", NoEffect("how LLaMA's layers are split is known")),
     row("tensor_parallel.tp_overlap_comm", NoEffect("what overlaps is decided by dslaunch")),
-    row("pipeline.stages", Map("parallel.pipeline", Type::Count)),
+    row("pipeline.stages", By(Group::Stages)),
     row("pipeline.partition", NoEffect("a stage is a range of units")),
     row("pipeline.partition_method", NoEffect("a stage is a range of units")),
     row("pipeline.seed_layers", NoEffect("job.seed is the seed of everything")),
@@ -239,14 +241,14 @@ pub(super) const ROWS: &[Row] = &[
     row("wall_clock_breakdown", NoEffect(PROFILE)),
     row("memory_breakdown", NoEffect(PROFILE)),
     row("dump_state", NoEffect("plan.json in the run directory has all that was resolved")),
-    row("flops_profiler", NoEffect(PROFILE)),
-    row("comms_logger", NoEffect(PROFILE)),
+    row("flops_profiler", Instead(PROFILER)),
+    row("comms_logger", Instead(PROFILER)),
     row("timers", NoEffect(PROFILE)),
-    row("monitor_config", NoEffect(METRICS)),
-    row("tensorboard", NoEffect(METRICS)),
-    row("wandb", NoEffect(METRICS)),
-    row("csv_monitor", NoEffect(METRICS)),
-    row("comet", NoEffect(METRICS)),
+    row("monitor_config", Instead(METRICS)),
+    row("tensorboard", Instead(METRICS)),
+    row("wandb", Instead(METRICS)),
+    row("csv_monitor", Instead(METRICS)),
+    row("comet", Instead(METRICS)),
     // Data, and what changes the training itself
     row("dataloader_drop_last", NoEffect("every row is taken: an epoch's last step is filled from the next epoch")),
     row("vocabulary_size", NoEffect("the model's config.json says it")),

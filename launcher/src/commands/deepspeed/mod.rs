@@ -1,15 +1,20 @@
 //! `dslaunch plan --deepspeed`: makes a train.toml from a DeepSpeed config, with a verdict on every key.
 //!
-//! - DSP-1 Every key of the config gets exactly one verdict: honoured (it is in the train.toml), without effect (and
-//!   why), refused (and why), or unknown. Nothing is passed over in silence.
+//! - DSP-1 Every key of the config gets exactly one verdict: honoured (it is in the train.toml), noted (something else is in its
+//!   place, and what), open (`"auto"`, a comment in the train.toml), without effect (and why), refused (and why), or unknown. Nothing
+//!   is passed over in silence.
 //! - DSP-2 What is honoured is checked by train.toml's own rules. Whether this version can do it is the plan's to say.
+//! - DSP-3 What a config leaves to transformers (`"auto"`) never contradicts the number of ranks.
 
 mod document;
 mod groups;
 mod keys;
 mod lookup;
+mod remarks;
 mod rules;
 mod snippet;
+#[cfg(test)]
+mod templates;
 #[cfg(test)]
 mod tests;
 
@@ -22,6 +27,8 @@ use crate::output::terminal::{Item, Stream, Terminal};
 use crate::output::units::printable;
 use document::Node;
 use lookup::{Entry, KeyPlace};
+pub use remarks::Detail;
+use remarks::{Open, Remarks};
 use rules::{Setting, Verdict, no_effect};
 use snippet::Snippet;
 
@@ -59,6 +66,8 @@ pub struct DeepspeedArgs {
     pub config: PathBuf,
     /// Number of ranks, if the user says one.
     pub nproc: Option<u16>,
+    /// What is said of keys without effect.
+    pub detail: Detail,
 }
 
 /// The result for a config.
@@ -66,14 +75,12 @@ pub struct DeepspeedArgs {
 struct Mapping {
     /// A train.toml.
     snippet: String,
-    /// One line for each key that is not in it.
-    remarks: Vec<String>,
-    /// True if no key is refused or unknown.
-    is_complete: bool,
+    /// What is said of keys that are not in it.
+    remarks: Remarks,
 }
 
-/// Prints the train.toml on standard output, and on standard error a line for each key that is not in it. Returns the
-/// exit code.
+/// Prints the train.toml on standard output, and on standard error what became of the keys that are not in it. Returns the exit
+/// code.
 pub fn run(args: &DeepspeedArgs, terminal: &Terminal) -> Result<u8, LaunchError> {
     let path = &args.config;
     let text = fs::read(path).map_err(|source| DeepspeedError::Read { path: path.clone(), source })?;
@@ -85,48 +92,56 @@ pub fn run(args: &DeepspeedArgs, terminal: &Terminal) -> Result<u8, LaunchError>
     let file = path.display().to_string();
     let mapping = map(&file, &config, keys, args.nproc.map(u64::from));
     terminal.show(Item::Text(Stream::Out, mapping.snippet.trim_end().to_owned()));
-    for remark in &mapping.remarks {
+    for remark in mapping.remarks.lines(args.detail) {
         terminal.show(Item::Text(Stream::Err, printable(&format!("{file}: {remark}"))));
     }
-    Ok(if mapping.is_complete { 0 } else { 2 })
+    Ok(if mapping.remarks.is_complete() { 0 } else { 2 })
 }
 
 /// `keys` are those of `config`.
 fn map(file: &str, config: &Node, keys: &[(String, Node)], nproc: Option<u64>) -> Mapping {
-    let (mut snippet, mut remarks, mut is_complete) = (Snippet::default(), vec![], true);
+    let (mut snippet, mut remarks, mut open) = (Snippet::default(), Remarks::default(), vec![]);
     for Entry { key, value, place } in lookup::entries(keys) {
         let verdict = match place {
             KeyPlace::Row(row) => row.verdict(value, config, nproc),
             KeyPlace::NoSection => no_section(&key, value),
             KeyPlace::Unknown => {
-                let meant = lookup::meant_by(&key).map(|meant| format!("; did you mean {meant}?"));
-                remarks.push(format!("{key}: unknown key{}", meant.unwrap_or_default()));
-                is_complete = false;
+                remarks.unknown(&key, lookup::meant_by(&key));
                 continue;
             }
         };
         match honour(verdict, &key, &mut snippet) {
             Verdict::Honoured(_) => {}
-            Verdict::NoEffect(why) => remarks.push(format!("{key}: no effect here: {why}")),
-            Verdict::Auto(what) => remarks.push(format!("{key}: \"auto\": {what}")),
-            Verdict::Refused(why) => {
-                remarks.push(format!("{key} = {value}: refused: {why}"));
-                is_complete = false;
-            }
+            Verdict::Noted(_, what) => remarks.noted(&key, value, &what),
+            Verdict::NoEffect(why) => remarks.without_effect(&key, &why),
+            Verdict::Open(ours, arguments) => open.push(Open { key, ours, arguments }),
+            Verdict::Refused(why) => remarks.refused(&key, value, &why),
         }
     }
     for setting in groups::implied(config) {
         let key = setting.key;
         snippet.add(setting, "DeepSpeed's default").unwrap_or_else(|why| panic!("{key} is implied, and yet: {why}"));
     }
-    remarks.extend(groups::absences(config).into_iter().map(|(key, what)| format!("{key}: {what}")));
+    for (key, what) in groups::absences(config) {
+        remarks.absent(key, what);
+    }
+    // Only now is it known what the others say.
+    for open in open {
+        match snippet.says(open.ours) {
+            Some(other) => remarks.without_effect(&open.key, &format!("{other} says it")),
+            None => {
+                snippet.leave_open(&open);
+                remarks.open(open);
+            }
+        }
+    }
     let head = heading(file, nproc.or_else(|| groups::fitting_nproc(config)));
-    Mapping { snippet: format!("{}\n{}", printable_lines(&head), snippet.text()), remarks, is_complete }
+    Mapping { snippet: format!("{}\n{}", printable_lines(&head), snippet.text()), remarks }
 }
 
 /// Puts what is honoured into the train.toml. What cannot be put there is refused.
 fn honour(verdict: Verdict, key: &str, snippet: &mut Snippet) -> Verdict {
-    let Verdict::Honoured(settings) = &verdict else { return verdict };
+    let (Verdict::Honoured(settings) | Verdict::Noted(settings, _)) = &verdict else { return verdict };
     let added = settings.iter().try_for_each(|setting: &Setting| snippet.add(setting.clone(), key));
     added.map_or_else(Verdict::Refused, |()| verdict)
 }

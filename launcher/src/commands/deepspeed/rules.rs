@@ -17,7 +17,7 @@ pub(super) struct Row {
 #[derive(Debug)]
 struct Auto {
     fills: &'static str,
-    /// Our key that is left to its default then; empty if the rule says it.
+    /// Our key that is left open then; empty if the rule says it.
     ours: &'static str,
 }
 
@@ -34,6 +34,8 @@ pub(super) enum Rule {
     Only(&'static [&'static str], &'static str),
     /// A section: nothing is to be done unless something in it is `enabled`. Then it is refused.
     Disabled(&'static str),
+    /// dslaunch has something else. It is noted where this is switched on, or a section in which something is `enabled`.
+    Instead(&'static str),
     /// There is nothing like it.
     Refused(&'static str),
     /// It depends on other keys, or on more than the value's type.
@@ -58,6 +60,7 @@ pub(super) enum Group {
     CpuOffload(&'static str),
     Recompute,
     TensorSize,
+    Stages,
     Printing,
 }
 
@@ -76,10 +79,12 @@ pub(super) enum Type {
 pub(super) enum Verdict {
     /// These say the same in train.toml; none if the other keys say it already.
     Honoured(Vec<Setting>),
+    /// These come as close as train.toml can, if anything does: the user is to know what is different.
+    Noted(Vec<Setting>, String),
     /// Nothing is to be done, for this reason.
     NoEffect(String),
-    /// `"auto"`: what is taken.
-    Auto(String),
+    /// `"auto"`: this key of train.toml has its default until the user sets it. Transformers takes it from these arguments.
+    Open(&'static str, Option<&'static str>),
     /// It cannot be honoured, for this reason.
     Refused(String),
 }
@@ -97,7 +102,7 @@ pub(super) const fn row(key: &'static str, rule: Rule) -> Row {
 }
 
 impl Row {
-    /// Hugging Face's integration fills in `fills` for `"auto"`; `ours` is left to its default.
+    /// Hugging Face's integration fills in `fills` for `"auto"`; `ours` is left open.
     pub(super) const fn auto(self, fills: &'static str, ours: &'static str) -> Row {
         // Not `..self`: a constant function drops nothing.
         let Row { key, rule, .. } = self;
@@ -115,6 +120,8 @@ impl Row {
             Rule::Off(why) => either(is_off(value), why),
             Rule::Only(values, why) => either(value.is_empty() || values.contains(&plain(value).as_str()), why),
             Rule::Disabled(why) => either(!is_enabled(value), why),
+            Rule::Instead(what) if is_enabled(value) => Verdict::Noted(vec![], (*what).to_owned()),
+            Rule::Instead(_) => no_effect("it is off"),
             _ if value.is_empty() => no_effect("nothing is set by it"),
             Rule::Map(key, of) => match of.literal(value) {
                 Ok(value) => Verdict::Honoured(vec![Setting { key, value }]),
@@ -125,19 +132,18 @@ impl Row {
     }
 
     fn left_to_default(&self) -> Verdict {
-        let here = match (&self.rule, &self.auto) {
+        let why = match (&self.rule, &self.auto) {
             (Rule::Refused(why), _) => return Verdict::Refused((*why).to_owned()),
-            (_, Some(Auto { ours, .. })) if !ours.is_empty() => format!("{ours} is left to its default"),
-            (Rule::Map(ours, _), _) => format!("{ours} is left to its default"),
-            (Rule::NoEffect(why) | Rule::Off(why) | Rule::Only(_, why) | Rule::Disabled(why), _) => {
-                format!("no effect here: {why}")
-            }
-            (Rule::By(_), _) => "here other keys say it, or dslaunch's default".to_owned(),
+            (_, Some(Auto { ours, fills })) if !ours.is_empty() => return Verdict::Open(ours, Some(fills)),
+            (Rule::Map(ours, _), auto) => return Verdict::Open(ours, auto.as_ref().map(|auto| auto.fills)),
+            (
+                Rule::NoEffect(why) | Rule::Off(why) | Rule::Only(_, why) | Rule::Disabled(why) | Rule::Instead(why),
+                _,
+            ) => why,
+            (Rule::By(_), _) => "other keys say it, or dslaunch's default",
         };
-        Verdict::Auto(match &self.auto {
-            Some(Auto { fills, .. }) => format!("Hugging Face fills in {fills}; {here}"),
-            None => here,
-        })
+        let filled = self.auto.as_ref().map(|auto| format!("Hugging Face fills in {}; ", auto.fills));
+        Verdict::NoEffect(filled.unwrap_or_default() + why)
     }
 }
 

@@ -1,4 +1,4 @@
-//! Whole configs, as people have them.
+//! Whole configs. Those that people have are in `templates.rs`.
 
 use std::path::Path;
 
@@ -54,7 +54,7 @@ fn train_config(mapping: &Mapping) -> TrainConfig {
 #[track_caller]
 fn honoured(text: &str, nproc: Option<u64>) -> TrainConfig {
     let mapping = map_text(text, nproc);
-    assert!(mapping.is_complete, "{:?}", mapping.remarks);
+    assert!(mapping.remarks.is_complete(), "{:?}", mapping.remarks);
     train_config(&mapping)
 }
 
@@ -64,31 +64,69 @@ fn check_refused(text: &str, nproc: Option<u64>, expected: &[&str]) {
     let mapping = map_text(text, nproc);
     train_config(&mapping);
     let is_failure = |remark: &&String| remark.contains(": refused: ") || remark.contains(": unknown key");
-    assert_eq!(mapping.remarks.iter().filter(is_failure).collect::<Vec<_>>(), expected);
-    assert_eq!(mapping.is_complete, expected.is_empty());
+    assert_eq!(mapping.remarks.lines(Detail::EachKey).iter().filter(is_failure).collect::<Vec<_>>(), expected);
+    assert_eq!(mapping.remarks.is_complete(), expected.is_empty());
 }
 
 #[test]
 fn auto_everywhere_is_accepted_and_says_what_is_taken() {
     let mapping = map_text(ZERO3_AUTO, None);
-    assert!(mapping.is_complete);
+    assert!(mapping.remarks.is_complete());
     let config = train_config(&mapping);
     assert_eq!((config.zero.stage, config.zero.overlap_comm), (AutoOr::Given(ZeroStage::Stage3), true));
     assert_eq!((config.model.dtype, config.schedule.kind), (AutoOr::Auto, ScheduleKind::Constant));
     assert_eq!((config.train.batch, config.optimizer.learning_rate), (Batch::Accumulation(8), 5e-5));
-    let has = |remark: &str| assert!(mapping.remarks.iter().any(|line| line == remark), "{:#?}", mapping.remarks);
+    let lines = mapping.remarks.lines(Detail::EachKey);
+    let has = |remark: &str| assert!(lines.iter().any(|line| line == remark), "{lines:#?}");
     has(
-        "optimizer.params.lr: \"auto\": Hugging Face fills in --learning_rate; optimizer.learning_rate is left to its \
-         default",
+        "zero_optimization.reduce_bucket_size: no effect here: Hugging Face fills in hidden_size * hidden_size; gradients \
+         are reduced by the unit, and no size or order of buckets changes the result",
     );
-    has("zero_optimization.reduce_bucket_size: \"auto\": Hugging Face fills in hidden_size * hidden_size; no effect \
-         here: gradients are reduced by the unit, and no size or order of buckets changes the result");
     has("zero_optimization.stage3_max_live_parameters: no effect here: parameters are gathered by the unit (a whole \
          block), zero.prefetch_units ahead");
+    has("steps_per_print: no effect here: so rarely means: do not print; log.every_steps says which steps are shown");
     has(
         "scheduler.params.warmup_type: is not there, which DeepSpeed takes for \"log\"; no effect here: the warm-up is \
          a straight line",
     );
+    let rate =
+        "# learning_rate = 5e-5  # optimizer.params.lr, scheduler.params.warmup_max_lr = \"auto\": --learning_rate\n";
+    assert!(mapping.snippet.contains(rate), "{}", mapping.snippet);
+}
+
+#[test]
+fn what_is_left_open_is_shown_with_its_default() {
+    let mapping = map_text(ZERO3_AUTO, None);
+    let open: Vec<&str> = mapping.snippet.lines().filter(|line| line.contains(" = \"auto\": ")).collect();
+    assert_eq!(open.len(), 9, "{open:#?}");
+    // As the user would who has given transformers nothing.
+    let all = mapping.snippet.lines().map(|line| match line.contains(" = \"auto\": ") {
+        true => line.trim_start_matches("# "),
+        false => line,
+    });
+    let filled = Mapping { snippet: all.collect::<Vec<_>>().join("\n"), remarks: Remarks::default() };
+    let json = |mapping: &Mapping| serde_json::to_value(train_config(mapping)).unwrap();
+    assert_eq!(json(&filled), json(&mapping));
+}
+
+#[test]
+fn what_others_say_is_not_left_open() {
+    let text = r#"{"train_batch_size": 24, "gradient_accumulation_steps": "auto", "bf16": {"enabled": true},
+                   "fp16": {"enabled": "auto"}, "optimizer": {"params": {"lr": 1e-5}},
+                   "scheduler": {"params": {"total_num_steps": "auto", "warmup_max_lr": "auto"}}}"#;
+    let mapping = map_text(text, Some(2));
+    let open: Vec<&str> = mapping.snippet.lines().filter(|line| line.contains(" = \"auto\": ")).collect();
+    let epochs =
+        "# epochs = 1            # scheduler.params.total_num_steps = \"auto\": --num_train_epochs or --max_steps";
+    assert_eq!(open, [epochs]);
+    let lines = mapping.remarks.lines(Detail::EachKey);
+    for line in [
+        "gradient_accumulation_steps: no effect here: train_batch_size says it",
+        "fp16.enabled: no effect here: bf16.enabled says it",
+        "scheduler.params.warmup_max_lr: no effect here: optimizer.params.lr says it",
+    ] {
+        assert!(lines.iter().any(|other| other == line), "{lines:#?}");
+    }
 }
 
 #[test]
@@ -97,9 +135,14 @@ fn every_key_is_in_the_snippet_or_has_one_remark() {
     let config = Node::parse(ZERO3_AUTO.as_bytes()).unwrap();
     let Node::Object(keys) = &config else { panic!("no object") };
     for Entry { key, .. } in lookup::entries(keys) {
-        let remarks = mapping.remarks.iter().filter(|line| line.starts_with(&format!("{key}: "))).count();
-        let comments = mapping.snippet.lines().filter(|line| line.ends_with(&format!("  # {key}"))).count();
-        assert_eq!(remarks + comments, 1, "{key}");
+        let lines = mapping.remarks.lines(Detail::EachKey);
+        let remarks = lines.iter().filter(|line| line.starts_with(&format!("{key}: "))).count();
+        let comments = mapping.snippet.lines().filter(|line| {
+            let from = line.rsplit_once("  # ").map_or("", |(_, from)| from);
+            let from = from.split_once(" = \"auto\"").map_or(from, |(from, _)| from);
+            from.split(", ").any(|from| from == key)
+        });
+        assert_eq!(remarks + comments.count(), 1, "{key}");
     }
 }
 
@@ -120,6 +163,7 @@ dtype = \"bf16\"                     # bf16.enabled
 [train]
 micro_batch_size = 4             # train_micro_batch_size_per_gpu
 gradient_accumulation_steps = 1  # DeepSpeed's default
+max_grad_norm = 0.0              # DeepSpeed's default
 
 [zero]
 stage = 2  # zero_optimization.stage
@@ -159,6 +203,7 @@ fn deepspeeds_defaults_are_written_down_where_ours_differ() {
     assert_eq!((config.schedule.warmup_steps, config.schedule.min_lr_ratio), (1000, 1e-4));
     assert_eq!(config.zero.stage, AutoOr::Given(ZeroStage::Stage0));
     assert_eq!(config.model.dtype, AutoOr::Given(Dtype::Fp32));
+    assert_eq!(config.train.max_grad_norm, 0.0, "nothing is clipped");
     let config = honoured("{}", None);
     assert_eq!((config.optimizer.learning_rate, config.schedule.kind), (5e-5, ScheduleKind::Cosine));
 }
@@ -182,8 +227,9 @@ fn what_this_version_cannot_do_is_mapped_all_the_same() {
 
 #[test]
 fn what_cannot_be_honoured_is_refused_with_the_reason() {
-    let fp16 = "fp16.enabled = true: refused: weights are bf16 or fp32: write bf16.enabled";
-    check_refused(r#"{"fp16": {"enabled": true, "loss_scale": 0, "hysteresis": 2}}"#, None, &[fp16]);
+    let fp16 = "fp16.fp16_master_weights_and_grads = true: refused: masters and moments are fp32; optimizer.state and \
+                optimizer.masters make them smaller";
+    check_refused(r#"{"fp16": {"enabled": true, "fp16_master_weights_and_grads": true}}"#, None, &[fp16]);
     check_refused(
         r#"{"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme", "nvme_path": "/x"}},
             "optimizer": {"type": "Lion", "params": {"lr": -1}}, "scheduler": {"type": "OneCycle"},
@@ -245,6 +291,13 @@ fn batch_sizes_follow_deepspeeds_identity() {
     check(["64", "", "8"], Some(4), 2, Batch::Accumulation(8));
     check(["64", "", ""], Some(4), 16, Batch::Global(64));
     check(["64", "\"auto\"", "\"auto\""], Some(4), 1, Batch::Global(64));
+    check(["64", "", ""], None, 1, Batch::Global(64));
+    check(["64", "", "8"], None, 1, Batch::Global(64));
+    // What is left to transformers gives way to the number of ranks.
+    check(["64", "\"auto\"", "\"auto\""], Some(5), 1, Batch::Global(65));
+    check(["64", "2", "\"auto\""], Some(3), 2, Batch::Global(66));
+    check(["64", "\"auto\"", "8"], Some(3), 3, Batch::Accumulation(8));
+    check(["\"auto\"", "2", "8"], Some(3), 2, Batch::Accumulation(8));
     check(["", "2", ""], None, 2, Batch::Accumulation(1));
     check(["", "", "4"], None, 1, Batch::Accumulation(4));
     let refused = |sizes: [&str; 3], nproc: Option<u64>, expected: &str| {
@@ -254,7 +307,7 @@ fn batch_sizes_follow_deepspeeds_identity() {
         ["64", "2", "8"],
         Some(2),
         "train_batch_size = 64: refused: must be train_micro_batch_size_per_gpu 2 * gradient_accumulation_steps 8 * \
-         data-parallel ranks 2 = 32",
+         data-parallel ranks 2 = 32; --nproc 4 makes it 64",
     );
     refused(
         ["65", "2", ""],
@@ -262,14 +315,64 @@ fn batch_sizes_follow_deepspeeds_identity() {
         "train_batch_size = 65: refused: must be a multiple of train_micro_batch_size_per_gpu 2 = 2",
     );
     refused(
-        ["64", "", ""],
-        None,
-        "train_batch_size = 64: refused: how many rows a rank takes at once depends on the number of ranks: give \
-         --nproc N, or write train_micro_batch_size_per_gpu",
+        ["64", "2", ""],
+        Some(3),
+        "train_batch_size = 64: refused: must be a multiple of train_micro_batch_size_per_gpu 2 * data-parallel ranks 3 = 6",
     );
     refused(["0", "", ""], Some(1), "train_batch_size = 0: refused: must be a whole number from 1");
     let head = map_text(&text("64", "2", "8"), None).snippet;
     assert!(head.starts_with("# From ds_config.json, for dslaunch --nproc 4 train.toml\n"), "{head}");
+}
+
+/// What comes close is in the train.toml, and the difference has a line of its own.
+#[test]
+fn what_is_close_is_taken_and_noted() {
+    #[track_caller]
+    fn check(text: &str, nproc: Option<u64>, expected: &[&str]) -> TrainConfig {
+        let mapping = map_text(text, nproc);
+        assert!(mapping.remarks.is_complete(), "{:?}", mapping.remarks);
+        let lines = mapping.remarks.lines(Detail::Grouped);
+        let notes: Vec<_> = lines.iter().filter(|line| !line.starts_with("no effect here")).collect();
+        assert_eq!(notes, expected, "{text}");
+        train_config(&mapping)
+    }
+    let fp16 = "fp16.enabled = true: model.dtype = \"bf16\" instead: it is as small as fp16, which is not there, and no loss \
+                needs scaling";
+    for text in [
+        r#"{"fp16": {"enabled": true, "loss_scale": 0, "hysteresis": 2}}"#,
+        r#"{"bf16": {"enabled": false}, "fp16": {"enabled": true}}"#,
+    ] {
+        assert_eq!(check(text, None, &[fp16]).model.dtype, AutoOr::Given(Dtype::Bf16));
+    }
+    let open = "train_batch_size = 64: how many rows a rank takes at once depends on the number of ranks and changes no \
+                result: 1 here, unless you give --nproc N or set train.micro_batch_size";
+    check(r#"{"train_batch_size": 64, "bf16": {"enabled": true}}"#, None, &[open]);
+    let whole = "only stage 3 shards parameters, so only there are they offloaded, by DeepSpeed too";
+    let text = r#"{"zero_optimization": {"stage": 2, "offload_param": {"device": "cpu"}, "cpu_offload_param": true}}"#;
+    let notes = [("offload_param.device", "\"cpu\""), ("cpu_offload_param", "true")]
+        .map(|(key, value)| format!("zero_optimization.{key} = {value}: {whole}"));
+    let config = check(text, None, &[&notes[0], &notes[1]]);
+    assert_eq!(config.zero.offload_params, Offload::None);
+    let peak = r#"{"optimizer": {"type": "AdamW", "params": {"lr": 3e-6}},
+                   "scheduler": {"type": "WarmupLR", "params": {"warmup_max_lr": 2e-5, "warmup_type": "linear"}}}"#;
+    check(peak, None, &["optimizer.params.lr = 3e-6: the scheduler's warmup_max_lr = 2e-5 is the peak"]);
+}
+
+#[test]
+fn steps_between_prints_are_taken_where_anything_is_to_be_printed() {
+    let every = |steps: &str| honoured(&format!(r#"{{"steps_per_print": {steps}}}"#), None).log.every_steps;
+    assert_eq!(["1", "999", "1000", "2000", "1e9", "0", "null"].map(every), [1, 999, 10, 10, 10, 10, 10]);
+}
+
+#[test]
+fn ranks_that_share_a_model_divide_the_number_of_ranks() {
+    let text = r#"{"tensor_parallel": {"autotp_size": 2}, "pipeline": {"stages": 2}, "train_batch_size": "auto"}"#;
+    let config = honoured(text, Some(8));
+    assert_eq!((config.parallel.tensor, config.parallel.pipeline), (2, 2));
+    let rule = "refused: tensor_parallel.autotp_size * pipeline.stages = 4 ranks share a model, and --nproc 6 is no multiple \
+                of that";
+    let expected = ["tensor_parallel.autotp_size", "pipeline.stages"].map(|key| format!("{key} = 2: {rule}"));
+    check_refused(text, Some(6), &[&expected[0], &expected[1]]);
 }
 
 #[test]
@@ -301,13 +404,15 @@ fn a_file_that_is_no_config_is_an_error() {
     let check = |text: &str, expected: &str| {
         let config = dir.path().join("ds_config.json");
         fs::write(&config, text).unwrap();
-        let error = run(&DeepspeedArgs { config, nproc: None }, &terminal).unwrap_err();
+        let error = run(&DeepspeedArgs { config, nproc: None, detail: Detail::Grouped }, &terminal).unwrap_err();
         assert_eq!(error.exit_code(), 2);
         assert!(error.to_string().contains(expected), "{error}");
     };
     check("{\"bf16\": {\"enabled\": true,}", "ds_config.json: trailing comma at line 1 column 27");
     check("[]", "ds_config.json: must be a JSON object");
     check("{\"a\": 1, \"a\": 2}", "the key \"a\" is there twice");
-    let missing = run(&DeepspeedArgs { config: dir.path().join("no.json"), nproc: None }, &terminal).unwrap_err();
+    let missing =
+        run(&DeepspeedArgs { config: dir.path().join("no.json"), nproc: None, detail: Detail::Grouped }, &terminal)
+            .unwrap_err();
     assert_eq!(missing.exit_code(), 2);
 }

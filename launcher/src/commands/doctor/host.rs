@@ -9,7 +9,7 @@ use nix::unistd::{AccessFlags, access};
 use proto::env::SchedulerEnv;
 use serde::Serialize;
 
-use crate::job::setup::num_cores;
+use crate::machine::cores;
 
 /// Processors, memory, limits.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -97,7 +97,7 @@ impl Host {
             cpu: field(&cpuinfo, "model name").map(str::to_owned),
             vectors: vectors(field(&cpuinfo, "flags").unwrap_or_default()),
             cores: cpuinfo.lines().filter(|line| line.starts_with("processor")).count(),
-            usable_cores: num_cores(),
+            usable_cores: cores::available(),
             core_quota: group
                 .as_deref()
                 .and_then(|group| fs::read_to_string(group.join("cpu.max")).ok())

@@ -37,7 +37,7 @@ use self::rendezvous::HeldPort;
 use crate::agents::{Meeting, NodePlace};
 use crate::error::LaunchError;
 use crate::gpus;
-use crate::job::setup::num_cores;
+use crate::machine::cores;
 use crate::output::terminal::{Item, Stream, Terminal};
 use crate::process::exit::Exit;
 use crate::process::signals::{Interrupt, Signals};
@@ -55,7 +55,7 @@ pub use self::job::{CommandForm, RunArgs};
 pub fn run(args: RunArgs, terminal: &Terminal) -> Result<u8, LaunchError> {
     let gpus = visible_gpus(gpus::listed(), variable("CUDA_VISIBLE_DEVICES").as_deref());
     let fresh_id = random_hex(16).map_err(LaunchError::io("draw a random run id"))?;
-    let job = CommandJob::new(args, Devices { gpus, cores: num_cores() }, fresh_id, variable)?;
+    let job = CommandJob::new(args, Devices { gpus, cores: cores::available() }, fresh_id, variable)?;
     on_runtime(async {
         let mut signals = Signals::listen().map_err(LaunchError::io("listen for signals"))?;
         let spawner = Spawner::start().map_err(LaunchError::io("start the spawning thread"))?;

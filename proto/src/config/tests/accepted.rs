@@ -17,7 +17,7 @@ fn example_is_the_defaults_and_the_required_keys() {
 #[test]
 fn every_default_is_the_documented_one() {
     let config = parse(REQUIRED, &[]).unwrap();
-    let job = Job { name: "sft".into(), output_dir: "runs/sft".into(), seed: 42 };
+    let job = Job { name: "sft".into(), output_dir: "runs/sft".into(), seed: 42, threads_per_rank: AutoOr::Auto };
     assert_eq!(config.job, job);
     let model = Model {
         path: "models/deepseek-llm-7b".into(),

@@ -1,24 +1,29 @@
-//! `docs/train-toml.md` and the schema say the same: the sections and keys in their order, and the defaults.
+//! `docs/train-toml.md` and the schema say the same: the sections and keys in their order, and the defaults. The job in the README
+//! says of each value whether it is the default.
 
 use super::super::sections::SECTIONS;
 use super::*;
 
 const PAGE: &str = include_str!("../../../../docs/train-toml.md");
+const README: &str = include_str!("../../../../README.md");
+
+/// Defaults that are told in words, with what they come to for the file of these tests, `conf/sft.toml`.
+const IN_WORDS: [(&str, &str); 2] = [("the stem of the file's name", "\"sft\""), ("`runs/<name>`", "\"runs/sft\"")];
 
 /// One row of the page's tables of keys.
-#[derive(Debug)]
-struct Row {
-    section: &'static str,
-    key: &'static str,
+#[derive(Debug, Clone, Copy)]
+struct Row<'p> {
+    section: &'p str,
+    key: &'p str,
     /// The cell as it is written: a value in backticks, or words.
-    default: &'static str,
+    default: &'p str,
 }
 
 /// Every row of a table of keys, in the page's order. Rows of other tables have fewer cells.
-fn rows() -> Vec<Row> {
+fn rows(page: &str) -> Vec<Row<'_>> {
     let mut section = "";
     let mut rows = vec![];
-    for line in PAGE.lines() {
+    for line in page.lines() {
         if let Some(heading) = line.strip_prefix("## ") {
             section = heading.strip_prefix("`[").and_then(|rest| rest.split_once("]`")).map_or("", |(name, _)| name);
         }
@@ -37,46 +42,143 @@ fn code(cell: &str) -> Option<&str> {
     cell.strip_prefix('`')?.strip_suffix('`')
 }
 
-/// The keys of `section` as the schema asks for them: the list that a hopeless key gets as its suggestion.
-fn schema_keys(section: &str) -> Vec<String> {
-    let problems = problems(&with(section, "zzzzzzzzzzzz = 1"), &[]);
-    let suggestion = problems[0].suggestion.as_deref().unwrap();
-    let keys = suggestion.strip_prefix(&format!("keys of [{section}] are ")).unwrap();
-    keys.split(", ").map(str::to_owned).collect()
+/// Every key as the schema asks for it, `section.key`: the lists that hopeless keys get as their suggestions.
+fn schema_keys() -> Vec<String> {
+    let keys = SECTIONS.map(|section| {
+        let problems = problems(&with(section, "zzzzzzzzzzzz = 1"), &[]);
+        let suggestion = problems[0].suggestion.as_deref().unwrap();
+        let keys = suggestion.strip_prefix(&format!("keys of [{section}] are ")).unwrap();
+        keys.split(", ").map(|key| format!("{section}.{key}")).collect::<Vec<_>>()
+    });
+    keys.concat()
 }
 
-#[test]
-fn the_page_has_every_key_of_the_schema_and_no_other_in_the_same_order() {
-    let schema: Vec<(&str, Vec<String>)> = SECTIONS.map(|section| (section, schema_keys(section))).into();
-    let mut page: Vec<(&str, Vec<String>)> = vec![];
-    for row in rows() {
-        match page.last_mut() {
-            Some((section, keys)) if *section == row.section => keys.push(row.key.to_owned()),
-            _ => page.push((row.section, vec![row.key.to_owned()])),
+/// Every field of a config, `section.key`, with its default: what the code makes of the required keys alone.
+fn fields() -> Vec<(String, serde_json::Value)> {
+    let config = values(REQUIRED, &[]);
+    let sections = config.as_object().unwrap().iter();
+    let fields = sections.flat_map(|(section, fields)| {
+        let fields = fields.as_object().unwrap().iter();
+        fields.map(move |(key, value)| (format!("{section}.{key}"), value.clone()))
+    });
+    fields.collect()
+}
+
+/// Lists what `page` says that the code does not, and what the code has that it does not say.
+fn faults(page: &str) -> Vec<String> {
+    let rows = rows(page);
+    let (schema, written) = (schema_keys(), rows.iter().map(|row| format!("{}.{}", row.section, row.key)));
+    let written: Vec<String> = written.collect();
+    let missing = schema.iter().filter(|key| !written.contains(key)).map(|key| format!("{key} has no row"));
+    let unknown = written.iter().filter(|key| !schema.contains(key)).map(|key| format!("{key} is no key"));
+    let mut faults: Vec<String> = missing.chain(unknown).collect();
+    if faults.is_empty() && written != schema {
+        faults.push(format!("the order of the keys is {}", schema.join(", ")));
+    }
+    faults.extend(rows.iter().filter(|row| schema.contains(&format!("{}.{}", row.section, row.key))).filter_map(fault));
+    faults
+}
+
+/// What is wrong with the default in `row`, if anything is.
+fn fault(row: &Row) -> Option<String> {
+    let Row { section, key, default } = *row;
+    let name = format!("{section}.{key}");
+    let differs = |why: String| Some(format!("{name}: the default is not {default}: {why}"));
+    let required = problems("", &[]);
+    let is_required = required.iter().any(|problem| problem.key == name && problem.rule == "is required");
+    let field = fields().into_iter().find(|(field, _)| *field == name).map(|(_, value)| value);
+    match default {
+        "required" if is_required => None,
+        _ if is_required => differs("it is required".to_owned()),
+        // The other key of the two that exclude each other has the default, and the config one field for both.
+        "not set" if field.is_none() && values(REQUIRED, &[&format!("{name}=1")]) != values(REQUIRED, &[]) => None,
+        _ => {
+            let in_words = IN_WORDS.iter().find(|(words, _)| *words == default).map(|(_, value)| *value);
+            let Some(value) = in_words.or_else(|| code(default)) else {
+                return differs("words that no test understands".to_owned());
+            };
+            let sets = [format!("{name}={value}")];
+            let is_default = parse(REQUIRED, &[&sets[0]])
+                .is_ok_and(|config| serde_json::to_value(config).unwrap() == values(REQUIRED, &[]));
+            let true_one = || field.map_or("no other value has the same effect".to_owned(), |field| format!("{field}"));
+            if is_default { None } else { differs(true_one()) }
         }
     }
-    assert_eq!(page, schema);
 }
 
 #[test]
-fn the_defaults_on_the_page_are_those_of_the_schema() {
-    let defaults = values(REQUIRED, &[]);
-    let mut in_words = vec![];
-    for row in rows() {
-        let Some(default) = code(row.default).filter(|default| !default.contains('<')) else {
-            in_words.push((row.key, row.default));
+fn the_page_has_every_key_with_its_default_and_no_other() {
+    assert_eq!(faults(PAGE), Vec::<String>::new());
+}
+
+/// The config that the code makes has one field for each key, but for those of which a job has only one of two.
+#[test]
+fn every_field_of_a_config_is_a_key_on_the_page() {
+    let rows = rows(PAGE);
+    let has_row = |name: &String| rows.iter().any(|row| format!("{}.{}", row.section, row.key) == *name);
+    let without: Vec<String> = fields().into_iter().map(|(name, _)| name).filter(|name| !has_row(name)).collect();
+    assert_eq!(without, ["train.batch", "train.length"]);
+}
+
+#[test]
+fn a_page_that_is_wrong_is_found_out() {
+    #[track_caller]
+    fn check(row: &str, instead: &str, expected: &[&str]) {
+        let (start, _) = PAGE.match_indices(row).next().unwrap_or_else(|| panic!("no {row}"));
+        let end = start + PAGE[start..].find('\n').unwrap() + 1;
+        let page = format!("{}{instead}{}", &PAGE[..start], &PAGE[end..]);
+        assert_eq!(faults(&page), expected, "{instead}");
+    }
+    check("| `max_bad_steps` ", "", &["train.max_bad_steps has no row"]);
+    check("| `seed` ", "| `sead` | integer | `42` | . |\n", &["job.seed has no row", "job.sead is no key"]);
+    let row = |key: &str, default: &str| format!("| `{key}` | . | {default} | . |\n");
+    let is_not = |key: &str, default: &str, why: &str| format!("{key}: the default is not {default}: {why}");
+    check("| `seed` ", &row("seed", "`43`"), &[&is_not("job.seed", "`43`", "42")]);
+    check("| `seed` ", &row("seed", "not set"), &[&is_not("job.seed", "not set", "words that no test understands")]);
+    check("| `dtype` ", &row("dtype", "`\"bf16\"`"), &[&is_not("model.dtype", "`\"bf16\"`", "\"auto\"")]);
+    check(
+        "| `dtype` ",
+        &row("dtype", "required"),
+        &[&is_not("model.dtype", "required", "words that no test understands")],
+    );
+    check("| `path` ", &row("path", "`\"m\"`"), &[&is_not("model.path", "`\"m\"`", "it is required")]);
+    let steps = is_not("train.steps", "`100`", "no other value has the same effect");
+    check("| `steps` ", &row("steps", "`100`"), &[&steps]);
+    let max = is_not("train.max_bad_steps", "`0`", "3");
+    check("| `max_bad_steps` ", &row("max_bad_steps", "`0`"), &[&max]);
+}
+
+/// Each key of `EXAMPLE` is tried in other tests, so it has them all.
+#[test]
+fn the_example_of_these_tests_has_every_key() {
+    let keys: Vec<String> = example_keys().iter().map(|(section, key, _)| format!("{section}.{key}")).collect();
+    let is_alternative = |key: &String| ["train.steps", "train.global_batch_size"].contains(&key.as_str());
+    let expected: Vec<String> = schema_keys().into_iter().filter(|key| !is_alternative(key)).collect();
+    assert_eq!(keys, expected);
+}
+
+/// A reader takes what stands in a first example for the defaults.
+#[test]
+fn the_job_in_the_readme_says_of_each_value_whether_it_is_the_default() {
+    let (_, job) = README.split_once("## A job\n\n```toml\n").unwrap();
+    let (job, _) = job.split_once("```").unwrap();
+    let rows = rows(PAGE);
+    let (mut section, mut num_keys) = ("", 0);
+    for line in job.lines().filter(|line| !line.is_empty()) {
+        let Some((key, rest)) = line.split_once(" = ") else {
+            section = line.trim_matches(['[', ']']);
             continue;
         };
-        let set = format!("{}.{}={default}", row.section, row.key);
-        assert_eq!(values(REQUIRED, &[&set]), defaults, "{set}");
+        let (value, comment) = rest.split_once('#').unwrap_or_else(|| panic!("{line}: no comment"));
+        let row = rows.iter().find(|row| (row.section, row.key) == (section, key)).unwrap();
+        let default = code(row.default).unwrap_or(row.default);
+        let says = match default {
+            "required" | "not set" => default.to_owned(),
+            _ if default == value.trim() => "the default".to_owned(),
+            _ => format!("default {default}"),
+        };
+        assert!(comment.contains(&says), "{line}: does not say {says:?}");
+        num_keys += 1;
     }
-    let expected = [
-        ("name", "the stem of the file's name"),
-        ("output_dir", "`runs/<name>`"),
-        ("path", "required"),
-        ("train", "required"),
-        ("steps", "not set"),
-        ("global_batch_size", "not set"),
-    ];
-    assert_eq!(in_words, expected);
+    assert!(num_keys > 5, "{num_keys} keys");
 }

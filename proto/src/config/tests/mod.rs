@@ -15,6 +15,7 @@ const EXAMPLE: &str = r#"[job]
 name = "sft"                       # default: the file's stem
 output_dir = "runs/sft"            # default: runs/<name>, relative to the current folder
 seed = 42
+threads_per_rank = "auto"          # CPU threads of each rank
 
 [model]
 path = "models/deepseek-llm-7b"    # required: a Hugging Face folder (config.json, *.safetensors, tokenizer.json)
@@ -39,6 +40,7 @@ gradient_accumulation_steps = 8    # or: global_batch_size = 32 (rows per optimi
 max_grad_norm = 1.0
 activation_checkpointing = "auto"  # "auto" | "none" | "pointwise" | "ffn" (recompute the feed-forward only) | "full"
 deterministic = false              # on a GPU: the same bits in every run
+max_bad_steps = 3                  # steps in a row that are not finite
 
 [optimizer]
 kind = "adamw"
@@ -81,6 +83,7 @@ resume = "auto"                    # "auto" (newest in output_dir) | "never" | a
 [restart]
 max_restarts = 3
 snapshot_every_steps = "auto"      # 0 = no in-memory snapshot
+hang_timeout_seconds = "auto"      # 0 = no rank ever counts as hanging
 
 [validation]
 every_steps = 0                    # 0 = at the end of each epoch

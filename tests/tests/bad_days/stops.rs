@@ -64,8 +64,8 @@ fn the_first_ctrl_c_and_stop_save_leave_a_checkpoint() {
         assert!(said.status.success(), "{said:?}");
         assert!(String::from_utf8_lossy(&said.stdout).contains("with a checkpoint of step "), "{said:?}");
     };
-    let ways: [(&str, &dyn Fn(&Job, &Running), i32); 2] = [("ctrl-c", &by_signal, 130), ("stop", &by_command, 143)];
-    for (name, stop, code) in ways {
+    type Stop<'a> = &'a dyn Fn(&Job, &Running);
+    for (name, stop, code) in [("ctrl-c", &by_signal as Stop, 130), ("stop", &by_command, 143)] {
         let job = job(&folder, name);
         let mut running = job.start();
         running.wait_for("step 60/");

@@ -1,10 +1,17 @@
-//! Which files of a Hugging Face folder hold the model's weights.
+//! The weights of a Hugging Face folder: which files hold them ([`weight_files`]), and whether they are those of its config.json
+//! ([`check_weights`]).
+
+mod check;
+mod headers;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::{fs, io};
 
 use serde::Deserialize;
+
+use crate::regular_file;
+pub use check::{check_weights, pretrained_dtype};
 
 /// A folder's weights cannot be found.
 #[derive(Debug, thiserror::Error)]
@@ -22,6 +29,16 @@ pub enum WeightFilesError {
     Damaged {
         /// The index.
         path: PathBuf,
+        /// The rule that is broken.
+        rule: String,
+    },
+    /// A tensor is not what config.json says.
+    #[error("{}: tensor {name}: {rule}", .path.display())]
+    Tensor {
+        /// The file, or the folder when the tensor is in none of its files.
+        path: PathBuf,
+        /// Hugging Face name.
+        name: String,
         /// The rule that is broken.
         rule: String,
     },
@@ -50,10 +67,13 @@ pub fn weight_files(folder: &Path) -> Result<Vec<PathBuf>, WeightFilesError> {
         struct Index {
             weight_map: BTreeMap<String, String>,
         }
-        let text = fs::read_to_string(&index).map_err(reading(&index))?;
-        let parsed: Index = serde_json::from_str(&text)
-            .map_err(|error| WeightFilesError::Damaged { path: index, rule: error.to_string() })?;
+        let text = regular_file::read_to_string(&index).map_err(reading(&index))?;
+        let damaged = |rule: String| WeightFilesError::Damaged { path: index.clone(), rule };
+        let parsed: Index = serde_json::from_str(&text).map_err(|error| damaged(error.to_string()))?;
         let names: BTreeSet<String> = parsed.weight_map.into_values().collect();
+        if let Some(outside) = names.iter().find(|name| !is_in_the_folder(name)) {
+            return Err(damaged(format!("names {outside:?}: the files of an index lie beside it")));
+        }
         return Ok(names.into_iter().map(|name| folder.join(name)).collect());
     }
     let single = folder.join("model.safetensors");
@@ -69,6 +89,11 @@ pub fn weight_files(folder: &Path) -> Result<Vec<PathBuf>, WeightFilesError> {
         return Err(WeightFilesError::None { folder: folder.into(), has_bin });
     }
     Ok(found)
+}
+
+fn is_in_the_folder(name: &str) -> bool {
+    let mut parts = Path::new(name).components();
+    matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None))
 }
 
 #[cfg(test)]
@@ -103,6 +128,11 @@ mod tests {
     fn a_folder_without_weights_is_named() {
         assert_eq!(found(&[("config.json", "")]), Err("F: no *.safetensors here".into()));
         assert!(found(&[("pytorch_model.bin", "")]).unwrap_err().contains("; convert pytorch_model*.bin"));
+        for outside in ["../x.safetensors", "/etc/passwd", "sub/x.safetensors", "..", ""] {
+            let index = format!("{{\"weight_map\": {{\"a\": \"{outside}\"}}}}");
+            let error = found(&[(INDEX, &index)]).unwrap_err();
+            assert_eq!(error, format!("F/{INDEX}: damaged: names {outside:?}: the files of an index lie beside it"));
+        }
         assert!(found(&[(INDEX, "{")]).unwrap_err().starts_with(&format!("F/{INDEX}: damaged: ")));
     }
 }

@@ -1,0 +1,152 @@
+//! Says what became of the keys that are not in the train.toml: what matters first, a line each; then in one line each those that
+//! are left open, and those that change nothing. Pure.
+
+use std::fmt;
+
+use super::document::Node;
+
+/// How much is said of keys without effect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Detail {
+    /// Their names, on one line.
+    Grouped,
+    /// A line for each key, with the reason.
+    EachKey,
+}
+
+/// What is to be said of a config.
+#[derive(Debug, Default)]
+pub(super) struct Remarks {
+    failures: Vec<String>,
+    notes: Vec<String>,
+    /// Keys that are `"auto"`: the key, its key in train.toml, and what transformers takes the value from.
+    open: Vec<Open>,
+    /// Keys without effect, each with the reason.
+    without_effect: Vec<(String, String)>,
+}
+
+/// A key whose value the config leaves to transformers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Open {
+    /// DeepSpeed's key.
+    pub key: String,
+    /// The key of train.toml, `section.key`.
+    pub ours: &'static str,
+    /// The arguments of transformers that say it; none if it knows the key as little as we do.
+    pub arguments: Option<&'static str>,
+}
+
+impl Remarks {
+    pub fn unknown(&mut self, key: &str, meant: Option<&str>) {
+        let meant = meant.map(|meant| format!("; did you mean {meant}?")).unwrap_or_default();
+        self.failures.push(format!("{key}: unknown key{meant}"));
+    }
+
+    pub fn refused(&mut self, key: &str, value: &Node, why: &str) {
+        self.failures.push(format!("{key} = {value}: refused: {why}"));
+    }
+
+    pub fn noted(&mut self, key: &str, value: &Node, what: &str) {
+        self.notes.push(format!("{key} = {value}: {what}"));
+    }
+
+    /// A key that is not there, where that means something.
+    pub fn absent(&mut self, key: &str, what: &str) {
+        self.notes.push(format!("{key}: {what}"));
+    }
+
+    pub fn open(&mut self, open: Open) {
+        self.open.push(open);
+    }
+
+    pub fn without_effect(&mut self, key: &str, why: &str) {
+        self.without_effect.push((key.to_owned(), why.to_owned()));
+    }
+
+    /// True if no key is refused or unknown.
+    pub fn is_complete(&self) -> bool {
+        self.failures.is_empty()
+    }
+
+    /// All of it.
+    pub fn lines(&self, detail: Detail) -> Vec<String> {
+        let mut lines = [&self.failures[..], &self.notes[..]].concat();
+        lines.extend(self.open_keys());
+        match detail {
+            Detail::EachKey => {
+                let each = self.without_effect.iter().map(|(key, why)| format!("{key}: no effect here: {why}"));
+                lines.extend(each);
+            }
+            Detail::Grouped if self.without_effect.is_empty() => {}
+            Detail::Grouped => {
+                let keys: Vec<&str> = self.without_effect.iter().map(|(key, _)| key.as_str()).collect();
+                lines.push(format!("no effect here (--explain says why): {}", BySection(&keys)));
+            }
+        }
+        lines
+    }
+
+    fn open_keys(&self) -> Option<String> {
+        let keys: Vec<&str> = self.open.iter().map(|open| open.key.as_str()).collect();
+        let what = "left to transformers' arguments, which dslaunch does not see: their lines in train.toml begin with # and show \
+                    dslaunch's default";
+        (!keys.is_empty()).then(|| format!("\"auto\", {what}: {}", BySection(&keys)))
+    }
+}
+
+/// `a, zero_optimization.{stage, overlap_comm}`: keys by section, sections and keys in the order in which they come.
+struct BySection<'k>(&'k [&'k str]);
+
+impl fmt::Display for BySection<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut sections: Vec<(&str, Vec<&str>)> = vec![];
+        for key in self.0 {
+            let (section, name) = key.rsplit_once('.').unwrap_or(("", key));
+            match sections.iter_mut().find(|(other, _)| *other == section) {
+                Some((_, names)) => names.push(name),
+                None => sections.push((section, vec![name])),
+            }
+        }
+        let sections = sections.into_iter().map(|(section, names)| match (section, &names[..]) {
+            ("", _) => names.join(", "),
+            (_, [name]) => format!("{section}.{name}"),
+            _ => format!("{section}.{{{}}}", names.join(", ")),
+        });
+        f.write_str(&sections.collect::<Vec<_>>().join(", "))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_named_by_section_in_the_order_in_which_they_come() {
+        let check = |keys: &[&str], text: &str| assert_eq!(BySection(keys).to_string(), text);
+        check(&["a"], "a");
+        check(&["a", "s.b", "c", "s.t.d", "s.e", "s.t.f"], "a, c, s.{b, e}, s.t.{d, f}");
+        check(&["s.b"], "s.b");
+    }
+
+    #[test]
+    fn what_matters_comes_first() {
+        let value = Node::parse(b"2").unwrap();
+        let mut remarks = Remarks::default();
+        assert!(remarks.lines(Detail::Grouped).is_empty() && remarks.is_complete());
+        remarks.without_effect("s.a", "x");
+        remarks.without_effect("s.b", "y");
+        remarks.open(Open { key: "lr".into(), ours: "optimizer.learning_rate", arguments: Some("--learning_rate") });
+        remarks.noted("n", &value, "as 3");
+        assert!(remarks.is_complete());
+        remarks.refused("r", &value, "too much");
+        remarks.unknown("u", Some("v"));
+        assert!(!remarks.is_complete());
+        let auto = "\"auto\", left to transformers' arguments, which dslaunch does not see: their lines in train.toml begin \
+                    with # and show dslaunch's default: lr";
+        let first = ["r = 2: refused: too much", "u: unknown key; did you mean v?", "n = 2: as 3", auto];
+        let grouped = ["no effect here (--explain says why): s.{a, b}"];
+        assert_eq!(remarks.lines(Detail::Grouped), [&first[..], &grouped].concat());
+        let each = ["s.a: no effect here: x", "s.b: no effect here: y"];
+        assert_eq!(remarks.lines(Detail::EachKey), [&first[..], &each].concat());
+    }
+}
