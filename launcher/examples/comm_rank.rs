@@ -19,7 +19,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let caller = Some(Caller { attempt: env.attempt, rank: env.rank as u32 });
     let mut client = runtime.block_on(async {
         let mut client = ControlClient::new(dial::channel(env.control_fd).await?);
-        client.register(RegisterRequest { caller, pid: std::process::id() }).await?;
+        client.register(RegisterRequest { caller, pid: std::process::id(), version: proto::control::VERSION }).await?;
         Ok::<_, Box<dyn std::error::Error>>(client)
     })?;
     let Meeting::Shm { fd } = env.meeting;

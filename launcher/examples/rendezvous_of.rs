@@ -38,6 +38,12 @@ async fn main() -> Result<(), Failure> {
 
 async fn register(outside: RawFd, rank: u32) -> Result<(), Failure> {
     let mut client = ControlClient::new(dial::channel(outside).await?);
-    client.register(RegisterRequest { caller: Some(Caller { attempt: 0, rank }), pid: rank + 1 }).await?;
+    client
+        .register(RegisterRequest {
+            caller: Some(Caller { attempt: 0, rank }),
+            pid: rank + 1,
+            version: proto::control::VERSION,
+        })
+        .await?;
     Ok(())
 }

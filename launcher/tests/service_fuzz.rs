@@ -126,7 +126,10 @@ fn message(random: &mut Random) -> (&'static str, Vec<u8>) {
     });
     let (step, number) = (random.number(), random.number());
     match random.below(7) {
-        0 => ("Register", RegisterRequest { caller, pid: number as u32 }.encode_to_vec()),
+        0 => (
+            "Register",
+            RegisterRequest { caller, pid: number as u32, version: proto::control::VERSION }.encode_to_vec(),
+        ),
         // Short waits: there is nobody to meet.
         1 => ("Barrier", BarrierRequest { caller, name: random.text(), timeout_ms: number % 3 }.encode_to_vec()),
         2 => ("PutKey", PutKeyRequest { caller, key: random.text(), value: random.text().into() }.encode_to_vec()),
@@ -273,7 +276,8 @@ fn server() -> (Server, OwnedFd, mpsc::UnboundedReceiver<Notice>) {
 async fn coordinator(token: &Token) -> agents_service::Server {
     let terms = Terms { run_id: "id".into(), num_nodes: 2, max_restarts: u32::MAX, join_timeout: PATIENCE };
     let coordinator = Coordinator::new(terms, Instant::now());
-    agents_service::Server::start(&["127.0.0.1:0".parse().unwrap()], token.clone(), coordinator).await.unwrap()
+    let anywhere = ["127.0.0.1:0".parse().unwrap()];
+    agents_service::Server::start(&anywhere, token.clone(), coordinator, Box::new(|_| {})).await.unwrap()
 }
 
 #[tokio::test]

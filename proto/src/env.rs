@@ -28,6 +28,13 @@ pub fn cache_folder() -> Option<PathBuf> {
     cache_folder_in(variable)
 }
 
+/// A folder of the user's own for what the processes of this machine share: that for what can be made again or, where none is
+/// known, the one that lasts for a session (`XDG_RUNTIME_DIR`).
+pub fn private_folder() -> Option<PathBuf> {
+    let of_session = || variable("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|path| path.is_absolute());
+    cache_folder().or_else(of_session)
+}
+
 fn cache_folder_in(lookup: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
     let absolute = |path: OsString| Some(PathBuf::from(path)).filter(|path| path.is_absolute());
     let of_xdg = lookup("XDG_CACHE_HOME").and_then(absolute);

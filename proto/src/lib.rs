@@ -48,6 +48,9 @@ pub mod weights_folder;
 pub mod control {
     #![allow(missing_docs, reason = "generated; control.proto holds the documentation")]
     tonic::include_proto!("dslaunch.control.v1");
+
+    /// The version of control.proto. Whoever changes it so that the other end would misread it takes the next number.
+    pub const VERSION: u32 = 1;
 }
 
 /// The gRPC service by which the launchers of several machines agree, generated from `proto/agents.proto`.

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use proto::control::VERSION;
 use proto::control::control_client::ControlClient;
 use proto::control::report_request::Event;
 use proto::control::{
@@ -45,6 +46,14 @@ pub enum ControlError {
         descriptor: RawFd,
         /// The reason.
         source: tonic::transport::Error,
+    },
+    /// The launcher is of another build.
+    #[error(
+        "dslaunch speaks version {launcher} of the control protocol, dslaunch-rank version {VERSION}: both must be of one build"
+    )]
+    Version {
+        /// The launcher's.
+        launcher: u32,
     },
     /// The launcher does not take what this rank has to say, however often it tries.
     #[error("the connection to the launcher is lost: {message}")]
@@ -261,13 +270,18 @@ async fn enroll(
     timeout: Duration,
 ) -> Result<Client, ControlError> {
     let mut client = ControlClient::new(connect(descriptor, breaker).await?);
-    let mut request = Request::new(RegisterRequest { caller: Some(caller), pid: std::process::id() });
+    let mut request = Request::new(RegisterRequest { caller: Some(caller), pid: std::process::id(), version: VERSION });
     // The launcher's own deadline comes first and names who is missing.
     request.set_timeout(timeout + CALL_TIMEOUT);
     let refused =
         |status: Status| ControlError::Refused { rank: caller.rank as usize, message: status.message().into() };
-    client.register(request).await.map_err(refused)?;
-    Ok(client)
+    let launcher = client.register(request).await.map_err(refused)?.into_inner().version;
+    if launcher == VERSION {
+        Ok(client)
+    } else {
+        // One that refuses nobody is older than these numbers.
+        Err(ControlError::Version { launcher })
+    }
 }
 
 /// Sends messages in order until the queue closes. Once one cannot be delivered, none after it is: the main thread sees it

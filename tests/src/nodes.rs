@@ -44,7 +44,7 @@ impl Cluster {
     /// Nobody runs yet. Ranks leave their process ids in a folder `pids`: see [`Cluster::shell`].
     pub fn new(num_nodes: u32) -> Self {
         let scratch = tempfile::tempdir().expect("a scratch folder");
-        for folder in ["tmp", "pids"] {
+        for folder in ["tmp", "pids", "cache"] {
             fs::create_dir(scratch.path().join(folder)).expect("a scratch folder");
         }
         Self { scratch, num_nodes, port: free_port(), descriptors: None }
@@ -81,7 +81,11 @@ impl Cluster {
             command.args(["--rendezvous", &self.endpoint()]);
         }
         command.args(flags.split_whitespace()).current_dir(self.scratch.path());
-        command.env("TMPDIR", self.path("tmp")).env("GLOO_SOCKET_IFNAME", "lo").env_remove("OMP_NUM_THREADS");
+        command
+            .env("TMPDIR", self.path("tmp"))
+            .env("XDG_CACHE_HOME", self.path("cache"))
+            .env("GLOO_SOCKET_IFNAME", "lo")
+            .env_remove("OMP_NUM_THREADS");
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command
     }
@@ -99,6 +103,14 @@ impl Cluster {
         let mut command = self.command(node_rank, flags);
         command.arg("--").arg(interpreter()).arg(repository().join("scripts/peers/allreduce_gloo.py"));
         command.args(arguments);
+        Node::start(command)
+    }
+
+    /// Starts this node with `script`, as [`Cluster::shell`] does, and a folder of caches that no other node has: it finds
+    /// another token there.
+    pub fn elsewhere(&self, node_rank: u32, script: &str) -> Node {
+        let mut command = self.command(node_rank, "");
+        command.env("XDG_CACHE_HOME", self.path("elsewhere")).args(["--", "/bin/sh", "-c", script]);
         Node::start(command)
     }
 

@@ -1,8 +1,11 @@
 //! `dslaunch run` over several nodes, each a dslaunch of its own on this machine. Most ranks are shells; real torch programs
-//! come last. AGT-1 to AGT-4, LCH-1, LCH-3.
+//! come last. AGT-1 to AGT-5, LCH-1, LCH-3, TOK-1, TOK-2.
 
 #![allow(clippy::print_stdout, reason = "tests tell how they go")]
 
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
@@ -153,6 +156,31 @@ fn a_node_that_hangs_is_noticed_by_its_silence_and_may_come_back() {
     cluster.assert_no_rank_is_left();
 }
 
+/// AGT-5.
+#[test]
+fn a_node_that_is_replaced_while_it_is_stopped_has_stopped_its_ranks_before() {
+    let cluster = Cluster::new(2);
+    let zero = "[ $TORCHELASTIC_RESTART_COUNT = 1 ] || exec sleep 1000";
+    // The rank goes on; it is its launcher that is stopped, and hears nothing.
+    let stops = "echo $$ > old.tmp; mv old.tmp old; kill -STOP $PPID; while :; do sleep 0.05; done";
+    let looks = "[ -e /proc/$(cat old)/exe ] && echo together; echo alone";
+    let (zero, stopped) = (cluster.shell(0, "--max-restarts 1", zero), cluster.shell(1, "", stops));
+    cluster.wait_for("old");
+    let since = Instant::now();
+    let old: u32 = std::fs::read_to_string(cluster.path("old")).unwrap().trim().parse().unwrap();
+    let ends = [zero, cluster.shell(1, "", looks)].map(Node::end);
+    println!("node 1 stopped and replaced: all done after {:?}", since.elapsed());
+    assert!(since.elapsed() < Duration::from_secs(20), "{:?}: {ends:#?}", since.elapsed());
+    assert_eq!((codes(&ends), sorted(&ends)), (vec![Some(0); 2], vec!["alone"]), "{ends:#?}");
+    assert_all_say(&ends[..1], &["node 1 failed in attempt 0: its dslaunch was started again", "(restart 1 of 1)"]);
+    // It was never continued: the kernel has ended it.
+    tests::job::wait_until_gone(&[old], Duration::ZERO);
+    let end = stopped.end();
+    assert_eq!(end.code, Some(137), "{end:#?}");
+    assert_all_say(&[end], &["the launcher was killed by SIGKILL; all that it has started is killed too"]);
+    cluster.assert_no_rank_is_left();
+}
+
 #[test]
 fn node_0_that_was_killed_comes_back() {
     let cluster = Cluster::new(2);
@@ -195,6 +223,7 @@ fn a_wrong_token_is_refused_and_changes_nothing() {
     let token = |name: &str| {
         let path = cluster.path(name);
         std::fs::write(&path, format!("the token in {name}\n").replace(' ', "-")).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
         format!("--token-file {}", path.display())
     };
     let (right, wrong) = (token("right"), token("wrong"));
@@ -208,7 +237,59 @@ fn a_wrong_token_is_refused_and_changes_nothing() {
     assert_all_say(&[other_run], &["this is run \"none\", not \"other\""]);
     let ends = [zero, cluster.shell(1, &right, "echo $RANK")].map(Node::end);
     assert_eq!((codes(&ends), sorted(&ends)), (vec![Some(0); 2], vec!["0", "1"]), "{ends:#?}");
+    assert_all_say(&ends[..1], &["127.0.0.1 does not know this run's token: 1 wrong guess so far"]);
     cluster.assert_no_rank_is_left();
+}
+
+#[test]
+fn without_a_token_nodes_of_one_user_share_a_random_one_and_others_are_refused() {
+    let cluster = Cluster::new(2);
+    let zero = cluster.shell(0, "", "echo $RANK");
+    // Somebody who knows the run's name, its port and this program.
+    let impostor = cluster.elsewhere(1, "echo impostor").end();
+    assert_eq!((impostor.code, impostor.stdout.as_str()), (Some(2), ""), "{impostor:#?}");
+    assert_all_say(&[impostor], &["refuses this node's token", "all nodes must be of one user with one cache folder"]);
+    let ends = [zero, cluster.shell(1, "", "echo $RANK")].map(Node::end);
+    assert_eq!((codes(&ends), sorted(&ends)), (vec![Some(0); 2], vec!["0", "1"]), "{ends:#?}");
+    let token = std::fs::metadata(cluster.path("cache/dslaunch/nodes/token")).unwrap();
+    assert_eq!((token.permissions().mode() & 0o777, token.len()), (0o600, 64));
+}
+
+#[test]
+fn a_token_that_others_can_read_is_refused_by_name() {
+    let cluster = Cluster::new(2);
+    let file = cluster.path("open");
+    std::fs::write(&file, "0123456789abcdef\n").unwrap();
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o666)).unwrap();
+    let end = cluster.shell(0, &format!("--token-file {}", file.display()), "echo started").end();
+    assert_eq!((end.code, end.stdout.as_str()), (Some(2), ""), "{end:#?}");
+    let told =
+        format!("the token's file {}: expected that nobody else can read or write it, not mode 666", file.display());
+    assert_all_say(&[end], &[&told]);
+}
+
+/// Node 0 proves itself too: what listens in its place and does not know the token learns nothing and gives nobody a place.
+#[test]
+fn a_false_node_0_is_refused_by_an_agent() {
+    let check = |greeting: &'static [u8], verdict: &'static [u8], text: &str| {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let flags = format!("--rendezvous {}", listener.local_addr().unwrap());
+        let cluster = Cluster::new(2);
+        let one = cluster.shell(1, &flags, "echo started");
+        let (mut stream, _) = listener.accept().unwrap();
+        stream.write_all(greeting).unwrap();
+        if !verdict.is_empty() {
+            stream.write_all(&[7; 32]).unwrap();
+            let mut proof = [0; 64];
+            stream.read_exact(&mut proof).unwrap();
+            stream.write_all(verdict).unwrap();
+        }
+        let end = one.end();
+        assert_eq!((end.code, end.stdout.as_str()), (Some(2), ""), "{end:#?}");
+        assert_all_say(&[end], &[text]);
+    };
+    check(b"dslaunch-agent-2", &[1; 33], "what listens there does not know this run's token");
+    check(b"dslaunch-agent-9", b"", "node 0's dslaunch speaks version 9 of the agents' protocol, this one version 2");
 }
 
 #[test]

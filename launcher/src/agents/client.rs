@@ -48,7 +48,7 @@ pub enum AgentError {
     /// It has another token.
     #[error(
         "{0} refuses this node's token: --token-file, or DSLAUNCH_JOB_TOKEN_FILE or DSLAUNCH_JOB_TOKEN, must be the same on \
-         all nodes"
+         all nodes; where none was given, all nodes must be of one user with one cache folder"
     )]
     Token(String),
     /// It does not want this node as it is.
@@ -161,24 +161,28 @@ impl Agent {
         }
     }
 
-    /// Says that this node is alive, in the background, until the round has ended.
-    pub fn watch(&self, round: u32) -> Watch {
+    /// Says that this node is alive, in the background, until the round has ended. Whenever the coordinator has answered,
+    /// `answered` is told when the call was sent: AGT-5.
+    pub fn watch(&self, round: u32, answered: impl FnMut(Instant) + Send + 'static) -> Watch {
         let (sender, heard) = oneshot::channel();
         let agent = self.clone();
         let task = tokio::spawn(async move {
             // Nobody listens any more when the round is given up here.
-            let _ = sender.send(agent.listen(round).await);
+            let _ = sender.send(agent.listen(round, answered).await);
         });
         Watch { heard, task }
     }
 
-    async fn listen(&self, round: u32) -> Heard {
+    async fn listen(&self, round: u32, mut answered: impl FnMut(Instant)) -> Heard {
         let mut calls = RepeatedCalls::new(self);
         loop {
             let request = agents::HeartbeatRequest { caller: Some(self.caller(round).into()) };
             let mut client = self.client.clone();
             let reply = match calls.call(client.heartbeat(request), LOST).await {
-                Ok(Some(reply)) => reply,
+                Ok(Some(reply)) => {
+                    answered(calls.heard);
+                    reply
+                }
                 Ok(None) => continue,
                 Err(AgentError::Unreachable { .. }) => return Heard::Lost,
                 Err(error) => return Heard::Refused(error),
@@ -228,7 +232,7 @@ impl Agent {
 /// Calls that are repeated until they are answered.
 struct RepeatedCalls<'a> {
     agent: &'a Agent,
-    /// The time at which the coordinator was last heard, or was first called.
+    /// When the latest call was sent that the coordinator has answered; before that, when it was first called.
     heard: Instant,
 }
 
@@ -244,9 +248,12 @@ impl<'a> RepeatedCalls<'a> {
         patience: Duration,
     ) -> Result<Option<T>, AgentError> {
         let endpoint = &self.agent.contact.endpoint;
-        let status = match tokio::time::timeout(CALL, call).await {
+        let sent = Instant::now();
+        // No call outlasts the patience: AGT-5. Where that is over before, this one is still made.
+        let left = (self.heard + patience).saturating_duration_since(sent);
+        let status = match tokio::time::timeout(CALL.min(left.max(RETRY)), call).await {
             Ok(Ok(reply)) => {
-                self.heard = Instant::now();
+                self.heard = sent;
                 return Ok(Some(reply.into_inner()));
             }
             Ok(Err(status)) => status,
@@ -254,7 +261,7 @@ impl<'a> RepeatedCalls<'a> {
         };
         match handshake_error(&status) {
             Some(HandshakeError::Refused) => return Err(AgentError::Token(endpoint.clone())),
-            Some(error @ HandshakeError::Impostor) => {
+            Some(error @ (HandshakeError::Impostor | HandshakeError::Version { .. })) => {
                 return Err(AgentError::Refused(format!("{endpoint}: {error}")));
             }
             // It may be another one that still holds the port.

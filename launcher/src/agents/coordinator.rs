@@ -10,105 +10,21 @@
 //! ```
 //!
 //! The number of a round is the number of restarts. Agents say which round they want to join at least, so a coordinator that
-//! was started again goes on counting where the one before it was.
+//! was started again goes on counting where the one before it was. It knows nothing of agents that were replaced before it.
 
+mod calls;
 #[cfg(test)]
 mod tests;
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
-use super::{Cause, Ending, Meeting, NodePlace, Offer, Report, SILENCE, SILENCE_AFTER_HANGUP, Word};
+pub use self::calls::{Answer, Call, Caller, HangUp, Refusal, Terms};
+use super::{Cause, Ending, Meeting, NodePlace, Offer, REPLACED, Report, SILENCE, SILENCE_AFTER_HANGUP, Word};
 use crate::supervise::restart::exhausted;
 
 /// A look at the clock that comes later than this after it was due says nothing of others.
 const OVERSLEPT: Duration = Duration::from_secs(1);
-
-/// The terms on which a run's nodes agree.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Terms {
-    /// The run's name.
-    pub run_id: String,
-    /// How many nodes there are.
-    pub num_nodes: u32,
-    /// How many rounds may follow the first one.
-    pub max_restarts: u32,
-    /// How long nodes may take to join a round.
-    pub join_timeout: Duration,
-}
-
-/// Identifies the caller.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Caller {
-    /// The run's name.
-    pub run_id: String,
-    /// Which node's agent.
-    pub node_rank: u32,
-    /// Which agent of that node.
-    pub incarnation: String,
-    /// The round that it speaks of.
-    pub round: u32,
-}
-
-/// The call of an agent.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Call {
-    /// It wants to join a round, not one before the caller's.
-    Join(Offer),
-    /// It is alive.
-    Heartbeat,
-    /// How the caller's round goes.
-    Report(Report),
-    /// It knows how the run has ended, and goes.
-    Leave,
-}
-
-/// The answer to a call.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Answer {
-    /// Nothing yet: ask again when [`Coordinator::generation`] has changed, or after a while.
-    Wait,
-    /// The round begins.
-    Place(NodePlace),
-    /// The round, or the run, has ended.
-    Word(Word),
-    /// It was heard.
-    Noted,
-}
-
-/// The reason that a call is not heard; it changes nothing.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
-    /// It is of another run.
-    #[error("this is run {here:?}, not {there:?}: --rdzv-id must be the same on all nodes")]
-    OtherRun {
-        /// The coordinator's.
-        here: String,
-        /// The agent's.
-        there: String,
-    },
-    /// It believes in another number of nodes.
-    #[error("node {node_rank} was started with --nnodes {there}, node 0 with --nnodes {here}")]
-    OtherSize {
-        /// The agent's node.
-        node_rank: u32,
-        /// The coordinator's number.
-        here: u32,
-        /// The agent's number.
-        there: u32,
-    },
-    /// There is no such node.
-    #[error("--node-rank {node_rank}: with --nnodes {num_nodes} the last one is {}", num_nodes - 1)]
-    NoSuchNode {
-        /// The node rank that the agent gives.
-        node_rank: u32,
-        /// How many there are.
-        num_nodes: u32,
-    },
-    /// Another agent has taken its place.
-    #[error("another dslaunch was started as node {0}, and has taken the place of this one")]
-    Replaced(u32),
-}
 
 /// The state machine. One per run, in node 0's dslaunch.
 #[derive(Debug)]
@@ -143,6 +59,8 @@ struct Node {
     num_workers: u32,
     first_rank: u32,
     meeting: Option<Meeting>,
+    /// Agents of this node that others have replaced while their ranks may have run. AGT-5.
+    predecessors: Vec<Predecessor>,
 }
 
 #[derive(Debug, Clone)]
@@ -151,6 +69,17 @@ struct Agent {
     heard: Instant,
     /// When its connection broke, if it was not heard since.
     hung_up: Option<Instant>,
+    /// When its system closed that, if it did.
+    closed: Option<Instant>,
+    /// Whether it was given a place, and has not said since that no rank of its is left.
+    has_ranks: bool,
+}
+
+#[derive(Debug, Clone)]
+struct Predecessor {
+    incarnation: String,
+    /// When none of its ranks is left, at the latest.
+    gone_by: Instant,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -187,6 +116,12 @@ impl Agent {
         let silent = self.heard + SILENCE;
         self.hung_up.map_or(silent, |at| silent.min(at + SILENCE_AFTER_HANGUP))
     }
+
+    /// When none of its ranks is left, at the latest.
+    fn gone_by(&self) -> Instant {
+        let by_itself = self.heard + REPLACED;
+        self.closed.map_or(by_itself, |at| by_itself.min(at + SILENCE_AFTER_HANGUP))
+    }
 }
 
 impl Coordinator {
@@ -200,6 +135,10 @@ impl Coordinator {
 
     /// Takes one call and answers it.
     pub fn call(&mut self, caller: &Caller, call: Call, now: Instant) -> Result<Answer, Refusal> {
+        if call == Call::Leave && self.predecessor(caller).is_some() {
+            self.predecessor_is_gone_by(caller, now);
+            return Ok(Answer::Noted);
+        }
         self.admit(caller)?;
         match call {
             Call::Join(offer) => self.join(caller, offer, now),
@@ -239,17 +178,28 @@ impl Coordinator {
     }
 
     /// The connection of a call that was not answered is broken.
-    pub fn hung_up(&mut self, caller: &Caller, now: Instant) {
+    pub fn hung_up(&mut self, caller: &Caller, how: HangUp, now: Instant) {
+        if how == HangUp::Closed {
+            self.predecessor_is_gone_by(caller, now + SILENCE_AFTER_HANGUP);
+        }
         if self.admit(caller).is_ok() && self.is_current(caller) {
             let agent = self.nodes[caller.node_rank as usize].agent.as_mut().expect("it is the caller's");
             agent.hung_up.get_or_insert(now);
+            if how == HangUp::Closed {
+                agent.closed.get_or_insert(now);
+            }
             self.generation += 1;
         }
     }
 
     /// Does what is due by `now`: nodes that are silent are given up, and a round that not all have joined in time.
     pub fn tick(&mut self, now: Instant) {
+        if self.num_joined == self.nodes.len() && matches!(self.phase, Phase::Joining { .. }) {
+            self.begin_if_complete(now);
+        }
         match self.phase {
+            // Those that have all come wait for whoever was replaced.
+            Phase::Joining { .. } if self.num_joined == self.nodes.len() => {}
             Phase::Joining { until } if now >= until => {
                 self.forget_silent(now);
                 let message = self.missing_sentence();
@@ -258,7 +208,7 @@ impl Coordinator {
             // Nobody has looked at the clock, or at any call, for a while: it was this process that was silent.
             Phase::Running if self.next_deadline().is_some_and(|due| now > due + OVERSLEPT) => {
                 let agents = self.nodes.iter_mut().filter_map(|node| node.agent.as_mut());
-                agents.for_each(|agent| (agent.heard, agent.hung_up) = (now, None));
+                agents.for_each(|agent| (agent.heard, agent.hung_up, agent.closed) = (now, None, None));
             }
             Phase::Running => {
                 if let Some(node) = self.nodes.iter().position(|node| node.is_silent(now)) {
@@ -281,6 +231,7 @@ impl Coordinator {
     /// When [`Coordinator::tick`] has something to do at the earliest, unless calls come.
     pub fn next_deadline(&self) -> Option<Instant> {
         match self.phase {
+            Phase::Joining { until } if self.num_joined == self.nodes.len() => Some(self.free_at().unwrap_or(until)),
             Phase::Joining { until } => Some(until),
             Phase::Running => self.nodes.iter().filter_map(Node::deadline).min(),
             Phase::Over(_) => None,
@@ -353,10 +304,17 @@ impl Coordinator {
         }
         node.stage = Stage::Joined;
         (node.num_workers, node.meeting) = (offer.num_workers, offer.meeting);
+        // It joins when no rank of the round before is left.
+        node.agent.as_mut().expect("it was heard").has_ranks = false;
         if caller.round > self.round {
             self.catch_up(caller.round);
         }
-        Ok(self.begin_if_complete(node_rank, now))
+        self.begin_if_complete(now);
+        Ok(match &self.phase {
+            Phase::Over(ending) => Answer::Word(Word::Over(ending.clone())),
+            Phase::Running => Answer::Place(self.place(node_rank as usize)),
+            Phase::Joining { .. } => Answer::Wait,
+        })
     }
 
     /// Nodes come from rounds that this coordinator knows nothing of: the one that does is gone.
@@ -368,24 +326,43 @@ impl Coordinator {
         }
     }
 
-    fn begin_if_complete(&mut self, node_rank: u32, now: Instant) -> Answer {
-        if let Phase::Over(ending) = &self.phase {
-            return Answer::Word(Word::Over(ending.clone()));
+    fn begin_if_complete(&mut self, now: Instant) {
+        if !matches!(self.phase, Phase::Joining { .. }) {
+            return;
         }
         if self.num_joined == self.nodes.len() {
             self.forget_silent(now);
         }
-        if self.num_joined < self.nodes.len() {
-            return Answer::Wait;
+        if self.num_joined < self.nodes.len() || self.free_at().is_some_and(|free_at| now < free_at) {
+            return;
         }
         let mut first_rank = 0;
         for node in &mut self.nodes {
             node.first_rank = first_rank;
             first_rank += node.num_workers;
+            node.predecessors.clear();
+            node.agent.as_mut().expect("it has joined").has_ranks = true;
         }
         self.phase = Phase::Running;
         self.generation += 1;
-        Answer::Place(self.place(node_rank as usize))
+    }
+
+    /// From when on no rank of an agent that was replaced is left, if one was. AGT-5.
+    fn free_at(&self) -> Option<Instant> {
+        self.nodes.iter().flat_map(|node| &node.predecessors).map(|predecessor| predecessor.gone_by).max()
+    }
+
+    /// The caller among the agents that others have replaced.
+    fn predecessor(&mut self, caller: &Caller) -> Option<&mut Predecessor> {
+        let predecessors = self.nodes.get_mut(caller.node_rank as usize).map(|node| &mut node.predecessors);
+        predecessors?.iter_mut().find(|predecessor| predecessor.incarnation == caller.incarnation)
+    }
+
+    fn predecessor_is_gone_by(&mut self, caller: &Caller, when: Instant) {
+        if let Some(predecessor) = self.predecessor(caller) {
+            predecessor.gone_by = predecessor.gone_by.min(when);
+            self.generation += 1;
+        }
     }
 
     fn place(&self, node: usize) -> NodePlace {
@@ -419,6 +396,7 @@ impl Coordinator {
 
     fn done(&mut self, node: usize) {
         self.nodes[node].stage = Stage::Done;
+        self.nodes[node].agent.as_mut().expect("it is in the round").has_ranks = false;
         if self.nodes.iter().all(|node| node.stage == Stage::Done) {
             self.end(Ending::Done);
         }
@@ -453,9 +431,17 @@ impl Coordinator {
 
     /// The caller is there. An agent that was there before it is not any more.
     fn hear(&mut self, caller: &Caller, now: Instant) {
-        let agent = Agent { incarnation: caller.incarnation.clone(), heard: now, hung_up: None };
-        let before = self.nodes[caller.node_rank as usize].agent.replace(agent);
-        if let Some(before) = before.filter(|before| before.incarnation != caller.incarnation) {
+        let incarnation = caller.incarnation.clone();
+        let agent = Agent { incarnation, heard: now, hung_up: None, closed: None, has_ranks: false };
+        let node = &mut self.nodes[caller.node_rank as usize];
+        let Some(before) = node.agent.replace(agent) else { return };
+        if before.incarnation == caller.incarnation {
+            node.agent.as_mut().expect("it was put there").has_ranks = before.has_ranks;
+        } else {
+            if before.has_ranks {
+                let (gone_by, incarnation) = (before.gone_by(), before.incarnation.clone());
+                node.predecessors.push(Predecessor { incarnation, gone_by });
+            }
             self.replaced.insert(before.incarnation);
             // Its call, if it waits, is refused at once.
             self.generation += 1;

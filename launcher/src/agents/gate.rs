@@ -3,12 +3,14 @@
 //! - GAT-1 Nobody reaches the service who has not shaken hands ([`handshake`]), in [`HANDSHAKE_TIMEOUT`].
 //! - GAT-2 Strangers are limited in number; when more come, they push out each other ([`Newcomers`]), never anybody admitted.
 //! - GAT-3 No error of the listener ends it or makes it spin. Without a free descriptor a stranger goes, and it pauses.
+//! - GAT-5 A wrong guess is answered after [`DELAY`], is told of, and makes its origin wait for its turn ([`Guesses`]).
 //! - GAT-4 All that is taken here leaves the launcher descriptors for its own work.
 
 use std::io;
 use std::net::{IpAddr, Ipv6Addr};
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -16,15 +18,18 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::{AbortHandle, JoinSet};
-use tokio::time::{sleep_until, timeout};
+use tokio::time::{sleep, sleep_until, timeout};
 use tonic::transport::server::Connected;
 
-use super::handshake::{self, Secret};
+use super::handshake::{self, Claim, Secret, VERSION};
 use crate::listening::descriptors;
+use crate::listening::guesses::Guesses;
 use crate::listening::newcomers::Newcomers;
 
 /// How long a connection may take to prove itself.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
+/// A wrong guess is answered after this time.
+const DELAY: Duration = Duration::from_secs(1);
 /// For how long it is safe from those who come after it: a few round trips.
 const LONGEST_GRACE: Duration = Duration::from_millis(100);
 /// The same, divided among the strangers that there may be: where they are few, each is safe for less, or an agent would wait
@@ -51,9 +56,14 @@ impl Limits {
     }
 }
 
-/// Shakes hands with whoever connects to `listener`, and hands on those that know the secret, until nobody takes them.
-pub async fn keep(listener: TcpListener, secret: Secret, limits: Limits, admitted: mpsc::Sender<Admitted>) {
+/// Takes a line for the user.
+pub type Tell = Box<dyn Fn(String) + Send + Sync>;
+
+/// Shakes hands with whoever connects to `listener`, and hands on those that know the secret, until nobody takes them. `tell` is
+/// told of those that do not.
+pub async fn keep(listener: TcpListener, secret: Secret, limits: Limits, tell: Tell, admitted: mpsc::Sender<Admitted>) {
     let places = Arc::new(Semaphore::new(limits.admitted));
+    let doorkeeper = Arc::new(Doorkeeper { secret, places, guesses: Mutex::new(Guesses::none()), tell });
     let mut handshakes = JoinSet::new();
     let grace = GRACE_EACH.saturating_mul(limits.strangers as u32).min(LONGEST_GRACE);
     let mut strangers: Newcomers<IpAddr, AbortHandle> = Newcomers::new(limits.strangers, grace);
@@ -78,8 +88,9 @@ pub async fn keep(listener: TcpListener, secret: Secret, limits: Limits, admitte
             }
             accepted = accept => match accepted {
                 Ok((stream, address)) => {
-                    let handshake = shake_hands(stream, secret.clone(), places.clone());
-                    let goes = strangers.enter(network(address.ip()), handshakes.spawn(handshake), Instant::now());
+                    let (ip, doorkeeper) = (address.ip(), doorkeeper.clone());
+                    let handshake = async move { doorkeeper.shake_hands(stream, ip).await };
+                    let goes = strangers.enter(network(ip), handshakes.spawn(handshake), Instant::now());
                     goes.iter().for_each(AbortHandle::abort);
                 }
                 Err(error) if is_its_own(&error) => {}
@@ -99,6 +110,11 @@ fn is_its_own(error: &io::Error) -> bool {
     kinds.contains(&error.kind())
 }
 
+/// Whether the error says that the other end's system has no such connection any more.
+fn is_of_the_other_end(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe)
+}
+
 /// Whoever has one address of version 6 has 2^64 of them.
 fn network(ip: IpAddr) -> IpAddr {
     match ip.to_canonical() {
@@ -107,42 +123,148 @@ fn network(ip: IpAddr) -> IpAddr {
     }
 }
 
-/// `None`: it is no agent of this run, it takes too long, or there are too many.
-async fn shake_hands(mut stream: TcpStream, secret: Secret, places: Arc<Semaphore>) -> Option<Admitted> {
-    // Without it, answers are only slower.
-    let _ = stream.set_nodelay(true);
-    let place = timeout(HANDSHAKE_TIMEOUT, async {
-        let session = handshake::challenge(&mut stream, &secret).await.ok()??;
-        let place = places.try_acquire_owned().ok()?;
-        handshake::welcome(&mut stream, &secret, session).await.ok()?;
-        Some(place)
-    });
-    place.await.ok()?.map(|place| Admitted { stream, _place: place })
+/// All that a handshake needs.
+struct Doorkeeper {
+    secret: Secret,
+    /// For those that are admitted.
+    places: Arc<Semaphore>,
+    guesses: Mutex<Guesses<IpAddr>>,
+    tell: Tell,
+}
+
+/// What becomes of a connection.
+enum Verdict {
+    Admitted(Admitted),
+    WrongGuess(TcpStream),
+}
+
+impl Doorkeeper {
+    /// `None`: it is no agent of this run, it takes too long, or there are too many.
+    async fn shake_hands(&self, stream: TcpStream, ip: IpAddr) -> Option<Admitted> {
+        // Without it, answers are only slower.
+        let _ = stream.set_nodelay(true);
+        match timeout(HANDSHAKE_TIMEOUT, self.judge(stream, ip)).await.ok()?? {
+            Verdict::Admitted(admitted) => Some(admitted),
+            Verdict::WrongGuess(mut stream) => {
+                // GAT-5.
+                let line = self.guesses().wrong(network(ip), Instant::now());
+                if let Some(number) = line {
+                    let guesses = if number == 1 { "guess" } else { "guesses" };
+                    (self.tell)(format!("{ip} does not know this run's token: {number} wrong {guesses} so far"));
+                }
+                sleep(DELAY).await;
+                // It may be gone.
+                let _ = handshake::refuse(&mut stream).await;
+                None
+            }
+        }
+    }
+
+    async fn judge(&self, mut stream: TcpStream, ip: IpAddr) -> Option<Verdict> {
+        let proof = match handshake::challenge(&mut stream, &self.secret).await.ok()? {
+            Claim::Proof(proof) => proof,
+            Claim::OtherVersion(there) => {
+                (self.tell)(format!(
+                    "{ip} speaks version {there} of the agents' protocol, this dslaunch version {VERSION}: all nodes need the \
+                     same dslaunch"
+                ));
+                return None;
+            }
+        };
+        let turn = self.guesses().turn(network(ip), Instant::now());
+        sleep_until(turn.into()).await;
+        let Some(session) = proof.session(&self.secret) else { return Some(Verdict::WrongGuess(stream)) };
+        let place = self.places.clone().try_acquire_owned().ok()?;
+        handshake::welcome(&mut stream, &self.secret, session).await.ok()?;
+        Some(Verdict::Admitted(Admitted { stream, line: Line::default(), _place: place }))
+    }
+
+    fn guesses(&self) -> std::sync::MutexGuard<'_, Guesses<IpAddr>> {
+        self.guesses.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What a call may know of the connection that it comes over.
+#[derive(Clone, Default)]
+pub struct Line(Arc<LineState>);
+
+#[derive(Default)]
+struct LineState {
+    closed: AtomicBool,
+    on_closed: OnceLock<Box<dyn Fn() + Send + Sync>>,
+}
+
+impl std::fmt::Debug for Line {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Line {{ closed: {} }}", self.is_closed())
+    }
+}
+
+impl Line {
+    /// Whether the other end's system has closed it: its process has, or is gone.
+    pub fn is_closed(&self) -> bool {
+        self.0.closed.load(Ordering::Relaxed)
+    }
+
+    /// Calls `act` when the other end's system closes it. The first to ask this is heard.
+    pub fn when_closed(&self, act: impl Fn() + Send + Sync + 'static) {
+        let _ = self.0.on_closed.set(Box::new(act));
+    }
+
+    /// An answer may be the first to find out.
+    fn note(&self, written: &Poll<io::Result<usize>>) {
+        if matches!(written, Poll::Ready(Err(error)) if is_of_the_other_end(error)) {
+            self.close();
+        }
+    }
+
+    fn close(&self) {
+        if !self.0.closed.swap(true, Ordering::Relaxed)
+            && let Some(act) = self.0.on_closed.get()
+        {
+            act();
+        }
+    }
 }
 
 /// The connection of an agent of this run.
 #[derive(Debug)]
 pub struct Admitted {
     stream: TcpStream,
+    line: Line,
     /// One of those that there are, until it is closed.
     _place: OwnedSemaphorePermit,
 }
 
 impl Connected for Admitted {
-    type ConnectInfo = ();
+    type ConnectInfo = Line;
 
-    fn connect_info(&self) {}
+    fn connect_info(&self) -> Line {
+        self.line.clone()
+    }
 }
 
 impl AsyncRead for Admitted {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
+        let (filled, room) = (buf.filled().len(), buf.remaining());
+        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
+        let is_closed = match &read {
+            Poll::Ready(Ok(())) => room > 0 && buf.filled().len() == filled,
+            Poll::Ready(Err(error)) => is_of_the_other_end(error),
+            Poll::Pending => false,
+        };
+        if is_closed {
+            self.line.close();
+        }
+        read
     }
 }
 
 impl AsyncWrite for Admitted {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
+        let written = Pin::new(&mut self.stream).poll_write(cx, buf);
+        self.line.note(&written);
+        written
     }
 
     fn poll_write_vectored(
@@ -150,7 +272,9 @@ impl AsyncWrite for Admitted {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        self.line.note(&written);
+        written
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -178,6 +302,7 @@ mod tests {
         admitted: mpsc::Receiver<Admitted>,
         secret: Secret,
         task: JoinHandle<()>,
+        told: std::sync::mpsc::Receiver<String>,
     }
 
     async fn gate(strangers: usize, admitted: usize) -> Gate {
@@ -185,8 +310,10 @@ mod tests {
         let address = listener.local_addr().unwrap();
         let secret = Secret::of(&Token::random().unwrap()).unwrap();
         let (sender, receiver) = mpsc::channel(1);
-        let task = tokio::spawn(keep(listener, secret.clone(), Limits { strangers, admitted }, sender));
-        Gate { address, admitted: receiver, secret, task }
+        let (lines, told) = std::sync::mpsc::channel();
+        let tell = Box::new(move |line| lines.send(line).unwrap());
+        let task = tokio::spawn(keep(listener, secret.clone(), Limits { strangers, admitted }, tell, sender));
+        Gate { address, admitted: receiver, secret, task, told }
     }
 
     impl Gate {
@@ -247,6 +374,35 @@ mod tests {
         gate.admitted.recv().await.unwrap();
         drop(gate.admitted);
         gate.task.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn gat_5_a_wrong_guess_is_told_of_and_answered_late_and_the_next_one_waits_for_its_turn() {
+        let mut gate = gate(8, 4).await;
+        let since = Instant::now();
+        let wrong = Secret::of(&Token::random().unwrap()).unwrap();
+        let mut guesser = TcpStream::connect(gate.address).await.unwrap();
+        let error = handshake::introduce(&mut guesser, &wrong).await.unwrap_err();
+        assert!(matches!(error, handshake::HandshakeError::Refused), "{error:?}");
+        assert!(since.elapsed() >= DELAY, "{:?}", since.elapsed());
+        let told: Vec<_> = gate.told.try_iter().collect();
+        assert_eq!(told, ["127.0.0.1 does not know this run's token: 1 wrong guess so far"]);
+        // An agent at the same address gets in all the same.
+        let _agent = gate.agent().await;
+        gate.admitted.recv().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn an_agent_of_another_version_is_told_of() {
+        let gate = gate(8, 4).await;
+        let mut agent = TcpStream::connect(gate.address).await.unwrap();
+        tokio::io::AsyncWriteExt::write_all(&mut agent, b"dslaunch-agent-7").await.unwrap();
+        closed(agent).await;
+        let told = gate.told.try_iter().next().unwrap();
+        assert!(
+            told.starts_with("127.0.0.1 speaks version 7 of the agents' protocol, this dslaunch version 2"),
+            "{told}"
+        );
     }
 
     #[test]

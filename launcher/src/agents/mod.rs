@@ -18,6 +18,9 @@
 //! - AGT-3 The first failure of a round ends it on all nodes and is the one that all of them report. A rank's failure while
 //!   the connection of another node is broken is that node's doing.
 //! - AGT-4 Every wait ends: with all nodes, or at a deadline that names those that are missing.
+//! - AGT-5 Whoever may be replaced stops first: an agent that the coordinator does not answer has killed its ranks ([`LOST`]),
+//!   or was killed with them ([`FENCED`]), before ranks of another incarnation of its node begin ([`REPLACED`]). Both count
+//!   from the same call, each on its own clock.
 
 pub mod client;
 pub mod coordinator;
@@ -40,8 +43,19 @@ pub const HOLD: Duration = Duration::from_millis(300);
 pub const SILENCE: Duration = Duration::from_secs(5);
 /// The same where its connection was broken: a process that was killed closes it, and one that lives makes another at once.
 pub const SILENCE_AFTER_HANGUP: Duration = Duration::from_secs(1);
-/// An agent that cannot reach the coordinator keeps its ranks this long.
+/// An agent that is not answered keeps its ranks this long, from when it has last sent a call that was.
 pub const LOST: Duration = Duration::from_secs(10);
+/// After this time the kernel ends an agent that has not done even that: it is stopped, or hangs.
+pub const FENCED: Duration = Duration::from_secs(11);
+/// The ranks of an agent that another one replaces may run this long after it was last heard, unless it says, or its machine
+/// shows, that it is gone. Its replacement's ranks begin no earlier.
+pub const REPLACED: Duration = Duration::from_secs(15);
+/// For what is not exact here: SIGKILL takes its time, and so does a call's way.
+const MARGIN: Duration = Duration::from_secs(1);
+
+// AGT-5. A call was heard after it was sent, so an agent's time begins before the coordinator's.
+const _: () = assert!(LOST.as_millis() + MARGIN.as_millis() <= FENCED.as_millis());
+const _: () = assert!(FENCED.as_millis() + 2 * MARGIN.as_millis() <= REPLACED.as_millis());
 
 /// Rank 0's address and port for its peers.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -17,8 +17,8 @@ use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status};
 
-use super::coordinator::{Answer, Call, Caller, Coordinator, Refusal};
-use super::gate::{self, Limits};
+use super::coordinator::{Answer, Call, Caller, Coordinator, HangUp, Refusal};
+use super::gate::{self, Limits, Line, Tell};
 use super::handshake::Secret;
 use super::token::Token;
 use super::{HOLD, Word, wire};
@@ -56,8 +56,13 @@ pub struct Server {
 }
 
 impl Server {
-    /// Listens at `addresses`, which are those of one name; only who knows `token` is heard.
-    pub async fn start(addresses: &[SocketAddr], token: Token, coordinator: Coordinator) -> io::Result<Self> {
+    /// Listens at `addresses`, which are those of one name; only who knows `token` is heard, and `tell` is told of others.
+    pub async fn start(
+        addresses: &[SocketAddr],
+        token: Token,
+        coordinator: Coordinator,
+        tell: Tell,
+    ) -> io::Result<Self> {
         let listener = listen(addresses).await?;
         let address = reachable(listener.local_addr()?);
         let (changed, _) = watch::channel(coordinator.generation());
@@ -65,7 +70,7 @@ impl Server {
         let service = AgentsServer::new(Service { waiting_calls: waiting_calls.clone() })
             .max_decoding_message_size(MESSAGE_BYTES);
         let (admitted, connections) = mpsc::channel(1);
-        let gate = gate::keep(listener, Secret::of(&token)?, Limits::of_this_process(), admitted);
+        let gate = gate::keep(listener, Secret::of(&token)?, Limits::of_this_process(), tell, admitted);
         let connections = ReceiverStream::new(connections).map(Ok::<_, io::Error>);
         let (stop, stopped) = oneshot::channel();
         let stopped = async {
@@ -221,12 +226,14 @@ struct OnHangUp<'a> {
     waiting_calls: &'a WaitingCalls,
     /// `None` once the call is answered.
     caller: Option<Caller>,
+    line: Line,
 }
 
 impl Drop for OnHangUp<'_> {
     fn drop(&mut self) {
         if let Some(caller) = self.caller.take() {
-            self.waiting_calls.with(|coordinator| coordinator.hung_up(&caller, Instant::now()));
+            let how = if self.line.is_closed() { HangUp::Closed } else { HangUp::Lost };
+            self.waiting_calls.with(|coordinator| coordinator.hung_up(&caller, how, Instant::now()));
         }
     }
 }
@@ -241,11 +248,18 @@ impl Service {
     }
 
     /// Asks again whenever the answer may be another one, for a while.
-    async fn ask(&self, caller: Caller, call: Call) -> Result<Answer, Status> {
+    async fn ask(&self, line: Line, caller: Caller, call: Call) -> Result<Answer, Status> {
+        let (told, who) = (self.waiting_calls.clone(), caller.clone());
+        // It may close between two calls.
+        line.when_closed(move || told.with(|coordinator| coordinator.hung_up(&who, HangUp::Closed, Instant::now())));
         let mut changes = self.waiting_calls.changed.subscribe();
         let until = tokio::time::Instant::now() + HOLD;
-        let mut open = OnHangUp { waiting_calls: &self.waiting_calls, caller: Some(caller.clone()) };
+        let mut open = OnHangUp { waiting_calls: &self.waiting_calls, caller: Some(caller.clone()), line };
         let answer = loop {
+            // The call is still here, and its agent is not: asking again would say that it was heard.
+            if open.line.is_closed() {
+                break Err(Status::cancelled("the agent has closed its connection"));
+            }
             match self.call(&caller, call.clone()) {
                 Ok(Answer::Wait) => {}
                 answer => break answer,
@@ -263,9 +277,10 @@ impl Service {
 #[tonic::async_trait]
 impl Agents for Service {
     async fn join(&self, request: Request<agents::JoinRequest>) -> Result<Response<agents::JoinReply>, Status> {
+        let line = line(&request);
         let request = request.into_inner();
         let offer = wire::offer(&request)?;
-        let answer = match self.ask(wire::caller(request.caller)?, Call::Join(offer)).await? {
+        let answer = match self.ask(line, wire::caller(request.caller)?, Call::Join(offer)).await? {
             Answer::Place(place) => wire::place_answer(place),
             Answer::Word(Word::Over(ending)) => join_reply::Answer::Over(ending.into()),
             Answer::Wait | Answer::Noted | Answer::Word(Word::Again(_)) => join_reply::Answer::Wait(agents::Wait {}),
@@ -277,8 +292,9 @@ impl Agents for Service {
         &self,
         request: Request<agents::HeartbeatRequest>,
     ) -> Result<Response<agents::HeartbeatReply>, Status> {
+        let line = line(&request);
         let caller = wire::caller(request.into_inner().caller)?;
-        let answer = match self.ask(caller, Call::Heartbeat).await? {
+        let answer = match self.ask(line, caller, Call::Heartbeat).await? {
             Answer::Word(word) => word.into(),
             Answer::Wait | Answer::Noted | Answer::Place(_) => heartbeat_reply::Answer::Wait(agents::Wait {}),
         };
@@ -295,6 +311,11 @@ impl Agents for Service {
         self.call(&wire::caller(request.into_inner().caller)?, Call::Leave)?;
         Ok(Response::new(agents::LeaveReply {}))
     }
+}
+
+/// The connection that `request` has come over.
+fn line<T>(request: &Request<T>) -> Line {
+    request.extensions().get::<Line>().cloned().unwrap_or_default()
 }
 
 fn status(refusal: Refusal) -> Status {
@@ -323,7 +344,9 @@ mod tests {
         let token = Token::random().unwrap();
         let terms = Terms { run_id: "id".into(), num_nodes, max_restarts, join_timeout: PATIENCE };
         let coordinator = Coordinator::new(terms, Instant::now());
-        let server = Server::start(&[(Ipv4Addr::LOCALHOST, 0).into()], token.clone(), coordinator).await.unwrap();
+        let anywhere = [(Ipv4Addr::LOCALHOST, 0).into()];
+        let server = Server::start(&anywhere, token.clone(), coordinator, Box::new(|_| {}));
+        let server = server.await.unwrap();
         Run { server, token }
     }
 
@@ -362,13 +385,13 @@ mod tests {
         let run = run(2, 1).await;
         let (zero, one) = (run.agent(0, &run.token), run.agent(1, &run.token));
         run.join([&zero, &one], 0).await;
-        let (mut zero_hears, mut one_hears) = (zero.watch(0), one.watch(0));
+        let (mut zero_hears, mut one_hears) = (zero.watch(0, |_| {}), one.watch(0, |_| {}));
         let cause = Cause { node: 1, rank: Some(5), exit: None, message: "boom".into(), round: 0 };
         one.tell(0, Report::Failed(cause.clone()));
         let again = Heard::Word(Word::Again(Some(cause)));
         assert_eq!((zero_hears.heard().await, one_hears.heard().await), (again.clone(), again));
         run.join([&zero, &one], 1).await;
-        let (mut zero_hears, mut one_hears) = (zero.watch(1), one.watch(1));
+        let (mut zero_hears, mut one_hears) = (zero.watch(1, |_| {}), one.watch(1, |_| {}));
         zero.tell(1, Report::Done);
         one.tell(1, Report::Done);
         let over = Heard::Word(Word::Over(Ending::Done));
@@ -386,7 +409,7 @@ mod tests {
         let offer = Offer { num_nodes: 2, num_workers: 1, meeting: None };
         let endpoint = run.server.address().to_string();
         assert_eq!(stranger.join(0, offer, PATIENCE).await, Err(AgentError::Token(endpoint.clone())));
-        assert_eq!(stranger.watch(0).heard().await, Heard::Refused(AgentError::Token(endpoint)));
+        assert_eq!(stranger.watch(0, |_| {}).heard().await, Heard::Refused(AgentError::Token(endpoint)));
         stranger.tell_to_stop(0, Report::Stopped(crate::process::signals::Interrupt::Interrupt)).await;
         stranger.leave().await;
         run.join([&run.agent(0, &run.token), &run.agent(1, &run.token)], 0).await;
@@ -397,8 +420,8 @@ mod tests {
         let run = run(2, 0).await;
         let (zero, one) = (run.agent(0, &run.token), run.agent(1, &run.token));
         run.join([&zero, &one], 0).await;
-        let mut zero_hears = zero.watch(0);
-        let one_hears = one.watch(0);
+        let mut zero_hears = zero.watch(0, |_| {});
+        let one_hears = one.watch(0, |_| {});
         let since = Instant::now();
         // It is in the middle of a call, by and by.
         tokio::time::sleep(HOLD / 2).await;

@@ -168,9 +168,25 @@ fn end(pid: u32, family: &HashSet<u32>) -> io::Result<Option<OwnedFd>> {
 
 impl Left {
     fn new(pid: u32, why: String) -> Self {
-        let status = fs::read(format!("/proc/{pid}/status")).unwrap_or_default();
-        Self { pid, who: who(&String::from_utf8_lossy(&status)), why }
+        Self { pid, who: describe(pid), why }
     }
+}
+
+/// A process's name and user, as far as this one may know: `sleep, of uid 0`.
+pub fn describe(pid: u32) -> String {
+    who(&String::from_utf8_lossy(&fs::read(format!("/proc/{pid}/status")).unwrap_or_default()))
+}
+
+/// This process and all that descend from it, but for `others` and what they have started.
+pub fn family_without(others: &[u32]) -> io::Result<HashSet<u32>> {
+    let mut snapshot = snapshot()?;
+    snapshot.retain(|pid, _| !others.contains(pid));
+    Ok(family(std::process::id(), &snapshot))
+}
+
+/// Every process there is, as far as this user is shown them.
+pub fn everybody() -> io::Result<Vec<u32>> {
+    Ok(snapshot()?.into_keys().collect())
 }
 
 /// A process's name and user, from the text of /proc/PID/status. Its name is its own choice, and may be meant for a terminal.

@@ -6,8 +6,10 @@
 pub mod cgroup;
 pub mod descendants;
 pub mod exit;
+pub mod fence;
 pub mod guardian;
 pub mod job_control;
+pub mod listeners;
 pub mod signals;
 pub mod spawn;
 pub mod sweeper;

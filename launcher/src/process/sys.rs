@@ -266,3 +266,50 @@ pub fn wait(pidfd: BorrowedFd<'_>, zombie: Zombie) -> io::Result<Exit> {
         }
     }
 }
+
+/// A timer of this process that sends it SIGKILL, which the kernel does whatever the process is doing: stopped, too. It counts
+/// the time in which the machine sleeps. A child has none of it.
+#[derive(Debug)]
+pub struct KillTimer {
+    /// The kernel's own number. The C library's is a pointer, which no other thread could have.
+    id: libc::c_int,
+}
+
+impl KillTimer {
+    /// It does not run yet.
+    pub fn new() -> io::Result<Self> {
+        let mut id = 0;
+        // SAFETY: `event` is plain old data, valid when zeroed, and both it and `id` outlive the call. The kernel reads the one
+        // and writes its number of the timer, an int, to the other.
+        let result = unsafe {
+            let mut event: libc::sigevent = std::mem::zeroed();
+            event.sigev_notify = libc::SIGEV_SIGNAL;
+            event.sigev_signo = libc::SIGKILL;
+            libc::syscall(libc::SYS_timer_create, libc::CLOCK_BOOTTIME, &mut event, &mut id)
+        };
+        if result == 0 { Ok(Self { id }) } else { Err(io::Error::last_os_error()) }
+    }
+
+    /// It goes off after `left`, whatever it was set to before; after nothing at all: never.
+    pub fn set(&self, left: Duration) -> io::Result<()> {
+        let zero = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        let mut first = zero;
+        first.tv_sec = left.as_secs().try_into().unwrap_or(libc::time_t::MAX);
+        first.tv_nsec = left.subsec_nanos().into();
+        let setting = libc::itimerspec { it_interval: zero, it_value: first };
+        // SAFETY: the timer is this one's until it is dropped; `setting` outlives the call, which reads it, and a null pointer
+        // asks for no older setting.
+        let result = unsafe {
+            let older = std::ptr::null_mut::<libc::itimerspec>();
+            libc::syscall(libc::SYS_timer_settime, self.id, 0, &setting, older)
+        };
+        if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+}
+
+impl Drop for KillTimer {
+    fn drop(&mut self) {
+        // SAFETY: the call takes an integer, which names this timer and none after it: the kernel refuses one that is gone.
+        unsafe { libc::syscall(libc::SYS_timer_delete, self.id) };
+    }
+}

@@ -165,14 +165,20 @@ impl Control for Service {
         &self,
         request: Request<control::RegisterRequest>,
     ) -> Result<Response<control::RegisterReply>, Status> {
-        let control::RegisterRequest { caller, pid } = request.into_inner();
+        let control::RegisterRequest { caller, pid, version } = request.into_inner();
+        if version != control::VERSION {
+            return Err(Status::failed_precondition(format!(
+                "dslaunch speaks version {} of the control protocol, dslaunch-rank version {version}: both must be of one build",
+                control::VERSION
+            )));
+        }
         self.ask(caller, Call::Register { pid }).await?;
         // All are answered at once: one of them is told of.
         if caller.is_some_and(|caller| caller.rank == 0) {
             self.tell(Notice::Assembled);
         }
         let world_size = lock(&self.waiting_calls).rendezvous.world_size() as u32;
-        Ok(Response::new(control::RegisterReply { world_size }))
+        Ok(Response::new(control::RegisterReply { world_size, version: control::VERSION }))
     }
 
     async fn barrier(
@@ -313,7 +319,7 @@ mod tests {
     }
 
     fn register(attempt: u32, rank: u32) -> control::RegisterRequest {
-        control::RegisterRequest { caller: caller(attempt, rank), pid: 100 + rank }
+        control::RegisterRequest { caller: caller(attempt, rank), pid: 100 + rank, version: control::VERSION }
     }
 
     fn failed(attempt: u32) -> control::FailedRequest {
@@ -371,6 +377,20 @@ mod tests {
         assert_eq!(client.failed(control::FailedRequest::default()).await.unwrap_err().code(), Code::InvalidArgument);
         assert_eq!(lock(&job.server.waiting_calls).rendezvous.missing(), [0]);
         assert!(job.notices.try_recv().is_err());
+    }
+
+    #[tokio::test]
+    async fn a_rank_of_another_version_is_refused_by_name() {
+        let job = job(1, Duration::from_secs(60));
+        let mut client = job.rank().await;
+        let other = control::RegisterRequest { version: 0, ..register(2, 0) };
+        let status = client.register(other).await.unwrap_err();
+        assert_eq!(status.code(), Code::FailedPrecondition);
+        let told =
+            "dslaunch speaks version 1 of the control protocol, dslaunch-rank version 0: both must be of one build";
+        assert_eq!(status.message(), told);
+        assert_eq!(lock(&job.server.waiting_calls).rendezvous.missing(), [0], "it changes nothing");
+        assert_eq!(client.register(register(2, 0)).await.unwrap().into_inner().version, control::VERSION);
     }
 
     #[tokio::test]

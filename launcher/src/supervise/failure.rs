@@ -25,6 +25,8 @@ pub enum Kind {
     Missing,
     /// It runs, or is stopped, and makes no progress.
     Hung,
+    /// Somebody else listens where its peers look for it.
+    Robbed,
 }
 
 impl From<FailureKind> for Kind {

@@ -95,6 +95,13 @@ pub enum Event {
         /// The place where it hangs, and the signs of that.
         message: String,
     },
+    /// Somebody else listens where the peers of this rank look for it.
+    Robbed {
+        /// The rank's number.
+        rank: usize,
+        /// Who that is.
+        message: String,
+    },
     /// The user wants the job to stop.
     Interrupted(Interrupt),
     /// On another machine the attempt has ended.
@@ -224,6 +231,11 @@ impl Supervisor {
             Event::Hung { rank, step, message } => {
                 self.rank_failed(Failure { rank, kind: Kind::Hung, step, message: Some(message), exit: None })
             }
+            // What has ended by itself was not robbed.
+            Event::Robbed { rank, .. } if self.ranks[rank].exit.is_some() => vec![],
+            Event::Robbed { rank, message } => {
+                self.rank_failed(Failure { rank, kind: Kind::Robbed, step: 0, message: Some(message), exit: None })
+            }
             Event::Interrupted(interrupt) => self.interrupted(interrupt),
             Event::Recalled => self.recalled(),
             Event::GraceOver => self.grace_over(),
@@ -328,8 +340,8 @@ impl Supervisor {
 
     fn stop(&mut self, signal: Signal, grace: Duration) -> Vec<Action> {
         self.state = State::Stopping;
-        // SUP-3. A rank that is missing or hangs has not said anything: it is the launcher that calls it failed.
-        let told = |failure: &Failure| !matches!(failure.kind, Kind::Missing | Kind::Hung);
+        // SUP-3. A rank that is missing, hangs or was robbed has not said anything: it is the launcher that calls it failed.
+        let told = |failure: &Failure| !matches!(failure.kind, Kind::Missing | Kind::Hung | Kind::Robbed);
         let leaving = |rank: &Rank| rank.failure.as_ref().is_some_and(told);
         let ranks = self.running(|rank| !leaving(rank));
         let mut actions = self.signal(ranks, signal);

@@ -111,7 +111,7 @@ impl RestartPolicy {
             Kind::Input => return Verdict::Input,
             Kind::Environment => return Verdict::Environment,
             Kind::Diverged => return Verdict::GiveUp("training has diverged, and would again".to_owned()),
-            Kind::Peer | Kind::Internal | Kind::Damaged | Kind::Died | Kind::Missing | Kind::Hung => {}
+            Kind::Peer | Kind::Internal | Kind::Damaged | Kind::Died | Kind::Missing | Kind::Hung | Kind::Robbed => {}
         }
         let signature = signature(cause, resume_step);
         if signature.is_some() && signature == self.last {

@@ -195,6 +195,21 @@ fn a_rank_that_hangs_is_the_cause_and_is_killed_with_the_others() {
 }
 
 #[test]
+fn a_rank_whose_port_was_taken_is_the_cause_and_is_killed_with_the_others() {
+    let robbed = || Event::Robbed { rank: 0, message: "a thief".into() };
+    check(2, &[(robbed(), &[detected(0, "a thief"), kill(&[0, 1]), grace(FAILURE_GRACE)])]);
+    let cause = |exit| Failure { rank: 0, kind: Kind::Robbed, step: 0, message: Some("a thief".into()), exit };
+    let killed = outcome(2, &[robbed(), exited(0, SIGKILL), exited(1, SIGKILL)]);
+    assert_eq!(killed, Outcome::Failed { cause: cause(None), follow_ons: vec![] });
+    // It fails of that at the same time, as others do.
+    let code = Exit::Code(1);
+    let failed = outcome(2, &[robbed(), exited(0, code), exited(1, SIGKILL)]);
+    assert_eq!(failed, Outcome::Failed { cause: cause(Some(code)), follow_ons: vec![] });
+    // Whoever has ended before has no port to lose.
+    blames(2, &[exited(0, code), robbed(), exited(1, SIGKILL)], 0, "exited with code 1");
+}
+
+#[test]
 fn follow_ons_keep_their_order_and_leave_out_what_we_killed() {
     let events = [
         reported(3, Kind::Peer, "a"),

@@ -50,7 +50,10 @@ impl Rank {
 
     async fn train(mut self) {
         let caller = self.caller();
-        self.client.register(RegisterRequest { caller, pid: std::process::id() }).await.unwrap();
+        self.client
+            .register(RegisterRequest { caller, pid: std::process::id(), version: proto::control::VERSION })
+            .await
+            .unwrap();
         let start = match &self.env.beginning {
             Beginning::Checkpoint(path) => Manifest::load(path).unwrap().progress,
             Beginning::Start | Beginning::Snapshot(_) => Progress::default(),

@@ -1,4 +1,5 @@
 use super::*;
+use crate::agents::HOLD;
 use crate::process::exit::Exit;
 use crate::process::signals::Interrupt;
 
@@ -57,11 +58,18 @@ impl Run {
         self.coordinator.tick(self.now);
     }
 
-    /// All of them join the round, which begins.
+    /// All of them join the round, which begins once whoever was replaced is gone.
     fn begin(&mut self, agents: &[&str], round: u32) {
-        let (last, others) = agents.split_last().unwrap();
-        others.iter().for_each(|agent| assert_eq!(self.join(agent, round), Ok(Answer::Wait), "{agent}"));
-        assert!(matches!(self.join(last, round), Ok(Answer::Place(place)) if place.round == round));
+        loop {
+            let mut answers: Vec<_> = agents.iter().map(|agent| self.join(agent, round)).collect();
+            match answers.pop() {
+                Some(Ok(Answer::Place(place))) => return assert_eq!(place.round, round),
+                answer => assert_eq!(answer, Some(Ok(Answer::Wait))),
+            }
+            assert!(answers.iter().all(|answer| *answer == Ok(Answer::Wait)), "{answers:?}");
+            assert!(self.coordinator.free_at().is_some_and(|at| at > self.now), "nobody is waited for");
+            self.pass(HOLD);
+        }
     }
 
     /// Returns the reason that the round ended, as `agent` is told.
@@ -147,9 +155,9 @@ fn a_silent_node_ends_the_round() {
 fn a_broken_connection_shortens_the_wait() {
     let mut run = run(2, 2);
     run.begin(&["0a", "1a"], 0);
-    run.coordinator.hung_up(&caller("1a", 0), run.now);
+    run.coordinator.hung_up(&caller("1a", 0), HangUp::Closed, run.now);
     assert_eq!(run.beat("1a", 0), Ok(Answer::Wait), "it has made another one");
-    run.coordinator.hung_up(&caller("1a", 0), run.now);
+    run.coordinator.hung_up(&caller("1a", 0), HangUp::Closed, run.now);
     run.pass(SILENCE_AFTER_HANGUP);
     let cause = run.again("0a", 0);
     assert_eq!(cause.message, "its dslaunch is gone: the connection broke, and there is no other one");
@@ -188,13 +196,13 @@ fn the_run_is_over_with_node_0s_dslaunch() {
 fn a_failure_beside_a_broken_connection_is_not_the_cause() {
     let mut run = run(2, 2);
     run.begin(&["0a", "1a"], 0);
-    run.coordinator.hung_up(&caller("1a", 0), run.now);
+    run.coordinator.hung_up(&caller("1a", 0), HangUp::Closed, run.now);
     run.report("0a", 0, failed(0));
     let cause = run.again("0a", 0);
     assert_eq!((cause.node, cause.rank), (1, None));
     // A node's own broken connection is no excuse.
     run.begin(&["0a", "1b"], 1);
-    run.coordinator.hung_up(&caller("1b", 1), run.now);
+    run.coordinator.hung_up(&caller("1b", 1), HangUp::Closed, run.now);
     run.report("1b", 1, failed(1));
     assert_eq!(run.again("0a", 1).rank, Some(1));
 }
@@ -204,7 +212,7 @@ fn a_node_whose_work_is_done_may_go() {
     let mut run = run(2, 0);
     run.begin(&["0a", "1a"], 0);
     run.report("1a", 0, Report::Done);
-    run.coordinator.hung_up(&caller("1a", 0), run.now);
+    run.coordinator.hung_up(&caller("1a", 0), HangUp::Closed, run.now);
     for _ in 0..10 {
         run.pass(Duration::from_secs(4));
         assert_eq!(run.beat("0a", 0), Ok(Answer::Wait));
@@ -226,7 +234,83 @@ fn the_newest_agent_of_a_node_is_the_one() {
     assert_eq!(run.join("1c", 0), Ok(Answer::Wait));
     assert_eq!(run.again("0a", 0).message, "its dslaunch was started again");
     assert_eq!(run.call("1b", 0, Call::Report(Report::Done)), Err(Refusal::Replaced(1)));
+    assert_eq!(run.join("0a", 1), Ok(Answer::Wait));
+    // It has killed them, and goes.
+    assert_eq!(run.call("1b", 0, Call::Leave), Ok(Answer::Noted));
     assert!(matches!(run.join("0a", 1), Ok(Answer::Place(place)) if place.round == 1));
+}
+
+/// How long a round waits whose nodes have all joined: node 1's agent was replaced after `how` it was heard last.
+fn wait_after(how: impl FnOnce(&mut Run)) -> Duration {
+    let mut run = run(2, 3);
+    run.begin(&["0a", "1a"], 0);
+    let since = run.now;
+    how(&mut run);
+    assert_eq!(run.join("1b", 0), Ok(Answer::Wait));
+    run.begin(&["0a", "1b"], 1);
+    run.now - since
+}
+
+#[test]
+fn agt_5_whoever_is_replaced_has_stopped_before() {
+    let about = |wait: Duration, expected: Duration| assert!(wait >= expected && wait < expected + HOLD, "{wait:?}");
+    // It may run on, unheard: cut off, or stopped.
+    about(wait_after(|_| {}), REPLACED);
+    about(wait_after(|run| run.pass(SILENCE)), REPLACED);
+    let lost = |run: &mut Run| run.coordinator.hung_up(&caller("1a", 0), HangUp::Lost, run.now);
+    about(wait_after(lost), REPLACED);
+    // Its system says that it is gone, or says so later, or it says so itself.
+    let closed = |run: &mut Run| run.coordinator.hung_up(&caller("1a", 0), HangUp::Closed, run.now);
+    about(wait_after(closed), SILENCE_AFTER_HANGUP);
+    about(
+        wait_after(|run| {
+            assert_eq!(run.join("1b", 0), Ok(Answer::Wait));
+            run.pass(HOLD);
+            closed(run);
+        }),
+        HOLD + SILENCE_AFTER_HANGUP,
+    );
+    about(
+        wait_after(|run| {
+            assert_eq!(run.join("1b", 0), Ok(Answer::Wait));
+            assert_eq!(run.call("1a", 0, Call::Leave), Ok(Answer::Noted));
+        }),
+        Duration::ZERO,
+    );
+    // It has made another connection, and is cut off after that.
+    about(
+        wait_after(|run| {
+            closed(run);
+            run.pass(HOLD);
+            assert_eq!(run.beat("1a", 0), Ok(Answer::Wait));
+        }),
+        HOLD + REPLACED,
+    );
+    // No rank of its is left: its work is done, or it has joined the next round.
+    about(wait_after(|run| run.report("1a", 0, Report::Done)), Duration::ZERO);
+    about(
+        wait_after(|run| {
+            run.report("0a", 0, failed(0));
+            assert_eq!(run.join("1a", 1), Ok(Answer::Wait));
+        }),
+        Duration::ZERO,
+    );
+}
+
+#[test]
+fn agt_5_a_round_that_waits_for_a_replaced_agent_misses_nobody() {
+    let now = Instant::now();
+    let terms = Terms { run_id: "id".into(), num_nodes: 2, max_restarts: 3, join_timeout: Duration::from_secs(1) };
+    let mut run = Run { coordinator: Coordinator::new(terms, now), now };
+    run.begin(&["0a", "1a"], 0);
+    assert_eq!(run.join("1b", 0), Ok(Answer::Wait));
+    run.begin(&["0a", "1b"], 1);
+    // One that waits and is not heard any more is missing.
+    assert_eq!(run.join("1c", 1), Ok(Answer::Wait));
+    assert_eq!(run.join("0a", 2), Ok(Answer::Wait));
+    run.pass(REPLACED);
+    let Ok(Answer::Word(Word::Over(Ending::Missing(told)))) = run.join("0a", 2) else { panic!() };
+    assert!(told.contains("0/2 nodes after 1s, missing nodes 0, 1"), "{told}");
 }
 
 #[test]
@@ -239,7 +323,7 @@ fn what_is_of_an_earlier_round_or_of_nobody_changes_nothing() {
         run.report(agent, round, failed(2));
         run.report(agent, round, Report::Done);
         assert_eq!(run.call(agent, round, Call::Leave), Ok(Answer::Noted));
-        run.coordinator.hung_up(&caller("1x", round), run.now);
+        run.coordinator.hung_up(&caller("1x", round), HangUp::Closed, run.now);
     }
     run.report("1x", 1, Report::Stopped(Interrupt::Terminate));
     assert_eq!((run.beat("0a", 1), run.beat("1a", 1)), (Ok(Answer::Wait), Ok(Answer::Wait)));
@@ -342,7 +426,7 @@ fn the_end_is_known_when_all_that_live_have_left() {
     }
     // Node 2 may be dead.
     assert_eq!(run.coordinator.known_by(), Some(run.now + SILENCE));
-    run.coordinator.hung_up(&caller("2a", 0), run.now);
+    run.coordinator.hung_up(&caller("2a", 0), HangUp::Closed, run.now);
     assert_eq!(run.coordinator.known_by(), Some(run.now + SILENCE_AFTER_HANGUP));
     assert_eq!(run.call("2a", 0, Call::Leave), Ok(Answer::Noted));
     assert_eq!(run.coordinator.known_by(), None);

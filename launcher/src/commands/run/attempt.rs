@@ -2,7 +2,7 @@
 //!
 //! Programs speak no protocol: all that is known of a rank is how it ended, and exit code 0 means that its work is done. With
 //! several machines this one also listens to them ([`PeerNodes`]): what ends the attempt there ends it here, and what goes
-//! wrong here is told at once.
+//! wrong here is told at once. Where rank 0 is on this machine, its port is watched ([`PortWatch`]).
 
 use proto::env::{ProgramEnv, TorchrunEnv};
 
@@ -11,6 +11,7 @@ use super::job::CommandJob;
 use super::logs::AttemptLogs;
 use super::nodes::TOKEN_VARIABLES;
 use super::peer_nodes::PeerNodes;
+use super::port_watch::{Found, PortWatch};
 use super::streams::Destination;
 use super::tee::Tee;
 use crate::agents::client::Heard;
@@ -38,13 +39,22 @@ pub struct AttemptEnd {
     pub interrupt: Option<Interrupt>,
 }
 
+/// What may end an attempt besides its ranks and the user.
+#[derive(Debug)]
+pub struct Outside {
+    /// The other machines.
+    pub peer_nodes: PeerNodes,
+    /// Whoever takes rank 0's port.
+    pub port: PortWatch,
+}
+
 /// Runs the ranks of this machine, which stand at `place`, until none is left and what they wrote is shown.
 pub async fn run(
     job: &CommandJob,
     place: &NodePlace,
     logs: &AttemptLogs,
     edge: &mut Edge<'_>,
-    peer_nodes: &mut PeerNodes,
+    outside: &mut Outside,
 ) -> Result<AttemptEnd, LaunchError> {
     let showing = tee(job, place, logs)?.map(|tee| tee.start(edge.output.clone())).transpose();
     let showing = showing.map_err(LaunchError::io("start a thread"))?;
@@ -52,7 +62,8 @@ pub async fn run(
     let mut attempt =
         Attempt::new(Terms { number, num_ranks, on_interrupt: OnInterrupt::Forward, reach: Reach::ProcessGroup });
     attempt.start(edge.spawner, (0..num_ranks).map(|rank| spec(job, place, rank, logs))).await?;
-    let mut program = Program { interrupted: false, exits: vec![None; num_ranks], place, logs, peer_nodes };
+    let (exits, terminal) = (vec![None; num_ranks], edge.output.clone());
+    let mut program = Program { interrupted: None, exits, is_failing: false, place, logs, outside, terminal };
     let outcome = attempt.supervise(&mut program, edge.signals).await;
     for warning in attempt.clear().await.warnings() {
         edge.output.show(Item::Text(Stream::Err, format!("warning: {warning}")));
@@ -66,23 +77,40 @@ pub async fn run(
 
 /// A program that runs as ranks.
 struct Program<'a> {
-    /// True once the user wants it to stop.
-    interrupted: bool,
+    /// The user's latest wish that it stops.
+    interrupted: Option<Interrupt>,
+    /// True once a rank has failed.
+    is_failing: bool,
     /// The ends of ranks' processes, by rank.
     exits: Vec<Option<Exit>>,
     place: &'a NodePlace,
     logs: &'a AttemptLogs,
-    peer_nodes: &'a mut PeerNodes,
+    outside: &'a mut Outside,
+    terminal: Terminal,
 }
 
 impl Program<'_> {
     /// Describes a rank's failure to other machines.
     fn cause(&self, rank: usize) -> Cause {
-        let message = error_file::message(&self.logs.error_file(rank)).unwrap_or_default();
+        let own_words = || error_file::message(&self.logs.error_file(rank)).unwrap_or_default();
+        let thief = self.outside.port.thief().filter(|_| rank == 0);
+        let message = thief.map_or_else(own_words, str::to_owned);
         let message = message.chars().take(LONGEST_MESSAGE).collect();
         let (rank, exit) = (self.place.first_rank + rank as u32, self.exits[rank]);
         // Which node that is, the coordinator knows.
         Cause { node: 0, rank: Some(rank), exit, message, round: self.place.round }
+    }
+}
+
+impl Program<'_> {
+    fn found(&self, found: Found) -> Option<Event> {
+        match found {
+            Found::Thief(message) => Some(Event::Robbed { rank: 0, message }),
+            Found::Warning(text) => {
+                self.terminal.show(Item::Text(Stream::Err, text));
+                None
+            }
+        }
     }
 }
 
@@ -92,32 +120,45 @@ impl AttemptKind for Program<'_> {
     fn noticed(&mut self, Exited { rank, exit }: Exited) -> Vec<Event> {
         self.exits[rank] = Some(exit);
         // A program that was told to stop and does so in good order has not done its work.
-        let is_done = exit == Exit::Code(0) && !self.interrupted;
-        let finished = is_done.then_some(Event::Finished { rank });
-        finished.into_iter().chain([Event::RankExited { rank, exit }]).collect()
+        let is_done = exit == Exit::Code(0) && self.interrupted.is_none();
+        let before = match is_done {
+            true => Some(Event::Finished { rank }),
+            false if self.is_failing || self.interrupted.is_some() => None,
+            // It may have failed of what a thief told it, or of the port that it did not get.
+            false => self.outside.port.look().and_then(|found| self.found(found)),
+        };
+        before.into_iter().chain([Event::RankExited { rank, exit }]).collect()
     }
 
     fn interrupted(&mut self, interrupt: Interrupt, _: &mut Signals) -> Option<Event> {
-        self.interrupted = true;
-        self.peer_nodes.tell(Report::Stopped(interrupt));
+        self.interrupted = Some(interrupt);
+        self.outside.peer_nodes.tell(Report::Stopped(interrupt));
         Some(Event::Interrupted(interrupt))
     }
 
-    async fn next(&mut self, _: &Ranks) -> Option<Event> {
-        match self.peer_nodes.next().await {
+    async fn next(&mut self, ranks: &Ranks) -> Option<Event> {
+        let Outside { peer_nodes, port } = &mut *self.outside;
+        let heard = tokio::select! {
+            heard = peer_nodes.next() => heard,
+            found = port.found(ranks) => return self.found(found),
+        };
+        match (heard, self.interrupted) {
             // Who has stopped it here already has no need to hear it.
-            Heard::Word(Word::Over(Ending::Stopped(_))) if self.interrupted => None,
-            Heard::Word(Word::Over(Ending::Stopped(interrupt))) => {
-                self.interrupted = true;
+            (Heard::Word(Word::Over(Ending::Stopped(_))), Some(_)) => None,
+            (Heard::Word(Word::Over(Ending::Stopped(interrupt))), None) => {
+                self.interrupted = Some(*interrupt);
                 Some(Event::Interrupted(*interrupt))
             }
-            Heard::Word(_) | Heard::Lost | Heard::Refused(_) => Some(Event::Recalled),
+            // AGT-5: ranks that the user stops have no more time either, as after a second signal.
+            (Heard::Lost | Heard::Refused(_), Some(interrupt)) => Some(Event::Interrupted(interrupt)),
+            (Heard::Word(_) | Heard::Lost | Heard::Refused(_), _) => Some(Event::Recalled),
         }
     }
 
     /// The report tells of it, as soon as all that it tells of is known; other machines cannot wait.
     fn failing(&mut self, rank: usize, _: &str) {
-        self.peer_nodes.tell(Report::Failed(self.cause(rank)));
+        self.is_failing = true;
+        self.outside.peer_nodes.tell(Report::Failed(self.cause(rank)));
     }
 }
 

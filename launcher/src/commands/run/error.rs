@@ -56,12 +56,18 @@ pub enum RunError {
          that have nothing to do with each other, give --nnodes 1)"
     )]
     NoToken(String),
-    /// The token's file cannot be read.
+    /// There is no place for a token of the user's own.
+    #[error(
+        "the run has no token, and there is no folder to keep one in: neither HOME, XDG_CACHE_HOME nor XDG_RUNTIME_DIR is set; \
+         give one to all nodes with --token-file, DSLAUNCH_JOB_TOKEN_FILE or DSLAUNCH_JOB_TOKEN"
+    )]
+    NoTokenFolder,
+    /// The token's file, or its folder, cannot be used.
     #[error("the token's file {}: {reason}", path.display())]
     TokenFile {
         /// Its expected place.
         path: PathBuf,
-        /// The system's reason.
+        /// The system's reason, or the rule that it breaks.
         reason: String,
     },
     /// It is no token.
@@ -97,6 +103,7 @@ impl RunError {
             | Self::NoNodeRank(_)
             | Self::NoRendezvous(_)
             | Self::NoToken(_)
+            | Self::NoTokenFolder
             | Self::TokenFile { .. }
             | Self::TokenText(_)
             | Self::Agent(AgentError::Token(_) | AgentError::Refused(_))

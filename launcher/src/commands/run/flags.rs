@@ -17,7 +17,8 @@ use super::streams::{RankFilter, RankStreams};
 /// Run any program as ranks of one or several machines, with torchrun's flags and worker environment
 ///
 /// Each flag can also be given as a variable (PET_NPROC_PER_NODE for --nproc-per-node); what is typed wins. All ranks are
-/// stopped when one fails, and started again while --max-restarts lasts. A free MASTER_PORT is held for rank 0.
+/// stopped when one fails, and started again while --max-restarts lasts. A free MASTER_PORT is held for rank 0; an
+/// attempt ends when another process listens there.
 ///
 /// With several machines, each runs the same command with its own --node-rank; node 0 leads, and its --max-restarts
 /// counts. A dslaunch that was killed can be started again in its place. Under Slurm, srun with one task on each machine
@@ -44,7 +45,8 @@ pub struct RunFlags {
     #[arg(long, value_name = "HOST:PORT")]
     pub rendezvous: Option<Endpoint>,
     /// File with a secret that all nodes of the run have, and nobody else (also DSLAUNCH_JOB_TOKEN_FILE, or the secret itself
-    /// in DSLAUNCH_JOB_TOKEN). Needed with several nodes unless --rendezvous is a loopback address
+    /// in DSLAUNCH_JOB_TOKEN). Needed with several nodes unless --rendezvous is a loopback address: then the nodes share a
+    /// random one in a file of the user's own
     #[arg(long, value_name = "FILE")]
     pub token_file: Option<PathBuf>,
     /// How many times all ranks are started again after a failure [default: 0]

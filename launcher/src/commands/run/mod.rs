@@ -3,8 +3,8 @@
 //! In reading order: [`flags`] (what was typed, and variables that stand for it), [`job`] (everything resolved),
 //! [`attempt`] (all ranks of this machine once), [`rounds`] (round after round on several machines, which
 //! [`agents`](crate::agents) agree on), then what they are made of: [`nodes`], [`num_workers`], [`rendezvous`] and
-//! [`streams`] (torchrun's grammars and what they mean), [`peer_nodes`] (the other machines during an attempt), [`logs`]
-//! (folders), [`tee`] over [`lines`] (the terminal), [`error_file`] and [`report`] (what went wrong). Processes, the event
+//! [`streams`] (torchrun's grammars and what they mean), [`peer_nodes`] (the other machines during an attempt),
+//! [`port_watch`] (who takes rank 0's port), [`token`] (what nodes know each other by), [`logs`] (folders), [`tee`] over [`lines`] (the terminal), [`error_file`] and [`report`] (what went wrong). Processes, the event
 //! loop, supervision and the restart budget are those of training.
 
 pub mod attempt;
@@ -17,19 +17,22 @@ pub mod logs;
 pub mod nodes;
 pub mod num_workers;
 pub mod peer_nodes;
+pub mod port_watch;
 pub mod rendezvous;
 pub mod report;
 pub mod rounds;
 pub mod streams;
 pub mod tee;
+pub mod token;
 
 use proto::env::variable;
 
-use self::attempt::{AttemptEnd, Edge};
+use self::attempt::{AttemptEnd, Edge, Outside};
 use self::job::CommandJob;
 use self::logs::{Ending, LogFolder};
 use self::num_workers::{Devices, visible_gpus};
 use self::peer_nodes::PeerNodes;
+use self::port_watch::PortWatch;
 use self::rendezvous::HeldPort;
 use crate::agents::{Meeting, NodePlace};
 use crate::error::LaunchError;
@@ -78,8 +81,8 @@ async fn attempts(job: &CommandJob, logs: &LogFolder, edge: &mut Edge<'_>) -> Re
         let attempt_logs = logs.begin_attempt(number, job.num_workers)?;
         let port = HeldPort::take(&job.master).map_err(LaunchError::io("find a free port for rank 0"))?;
         let place = alone(job, number, &port);
-        let AttemptEnd { outcome, interrupt } =
-            attempt::run(job, &place, &attempt_logs, edge, &mut PeerNodes::none()).await?;
+        let mut outside = Outside { peer_nodes: PeerNodes::none(), port: PortWatch::over(Some(&port)) };
+        let AttemptEnd { outcome, interrupt } = attempt::run(job, &place, &attempt_logs, edge, &mut outside).await?;
         let (cause, follow_ons) = match outcome {
             Outcome::Done => return Ok(0),
             Outcome::Interrupted(interrupt) => return Ok(stopped(interrupt, edge.output)),

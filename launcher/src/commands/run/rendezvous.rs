@@ -98,28 +98,35 @@ pub struct Master {
 #[derive(Debug)]
 pub struct HeldPort {
     number: u16,
-    _socket: Option<TcpSocket>,
+    socket: Option<TcpSocket>,
 }
 
 impl HeldPort {
     /// The port that `master` names, or a free one.
     ///
     /// A free one is bound but not listened on, so the kernel gives it to nobody else, while a program that says
-    /// SO_REUSEADDR, as every TCP store does, may bind it too.
+    /// SO_REUSEADDR, as every TCP store does, may bind it too. So may a stranger's, which a [`PortWatch`] finds.
+    ///
+    /// [`PortWatch`]: super::port_watch::PortWatch
     pub fn take(master: &Master) -> io::Result<Self> {
         if let Some(number) = master.port {
-            return Ok(Self { number, _socket: None });
+            return Ok(Self { number, socket: None });
         }
         let socket = TcpSocket::new_v4()?;
         socket.set_reuseaddr(true)?;
         // On all addresses, as rank 0 will.
         socket.bind((Ipv4Addr::UNSPECIFIED, 0).into())?;
-        Ok(Self { number: socket.local_addr()?.port(), _socket: Some(socket) })
+        Ok(Self { number: socket.local_addr()?.port(), socket: Some(socket) })
     }
 
     /// Its number.
     pub fn number(&self) -> u16 {
         self.number
+    }
+
+    /// Whether it was found free and is held; else the user has named it.
+    pub fn is_held(&self) -> bool {
+        self.socket.is_some()
     }
 }
 

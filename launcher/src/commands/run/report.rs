@@ -7,7 +7,7 @@ use super::streams::Destination;
 use crate::agents::NodePlace;
 use crate::output::report::{quote, tail};
 use crate::output::terminal::Stream;
-use crate::supervise::Failure;
+use crate::supervise::{Failure, Kind};
 
 /// The report on an attempt that failed on this machine, several lines.
 pub fn report(
@@ -43,5 +43,6 @@ pub fn report(
 }
 
 fn how(failure: &Failure) -> String {
-    failure.exit.map_or_else(|| failure.summary(), |exit| exit.to_string())
+    // How it ended after that says less.
+    failure.exit.filter(|_| failure.kind != Kind::Robbed).map_or_else(|| failure.summary(), |exit| exit.to_string())
 }

@@ -3,23 +3,21 @@
 //! The edge between [`agents`](crate::agents) and an [`attempt`]. All machines restart together, by one budget, and end with
 //! the same code; what happened on which of them is told on each, with the evidence on the one that has it.
 
-use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::Path;
 use std::time::{Duration, Instant};
 
-use super::attempt::{self, AttemptEnd, Edge};
-use super::error::{MIN_TOKEN_BYTES, RunError};
+use super::attempt::{self, AttemptEnd, Edge, Outside};
+use super::error::RunError;
 use super::job::CommandJob;
 use super::logs::{AttemptLogs, LogFolder};
-use super::nodes::{Nodes, TOKEN_VARIABLES, TokenSource};
-use super::peer_nodes::PeerNodes;
+use super::nodes::Nodes;
+use super::peer_nodes::{LeasedFence, PeerNodes};
+use super::port_watch::PortWatch;
 use super::rendezvous::{HeldPort, Master};
-use super::{exit_code, report, say, stopped};
+use super::{exit_code, report, say, stopped, token};
 use crate::agents::client::{Agent, Contact, Heard, Joined};
 use crate::agents::coordinator::{Coordinator, Terms};
 use crate::agents::service::Server;
-use crate::agents::token::Token;
 use crate::agents::{Cause, Ending, LOST, Meeting, NodePlace, Offer, Report, Word};
 use crate::error::LaunchError;
 use crate::process::signals::Interrupt;
@@ -32,7 +30,7 @@ const LAST_WORD: Duration = Duration::from_secs(2);
 /// Runs the command's ranks on this machine until the run has ended on all. Returns the exit code.
 pub async fn run(job: &CommandJob, nodes: &Nodes, logs: &LogFolder, edge: &mut Edge<'_>) -> Result<u8, LaunchError> {
     let place = MeetingPlace::find(nodes)?;
-    let token = token(&nodes.token, &place, &job.run_id)?;
+    let token = token::find(&nodes.token, &place)?;
     let incarnation = random_hex(16).map_err(LaunchError::io("draw a random number"))?;
     let mut contact = Contact {
         endpoint: place.endpoint(),
@@ -49,7 +47,9 @@ pub async fn run(job: &CommandJob, nodes: &Nodes, logs: &LogFolder, edge: &mut E
             join_timeout: nodes.join_timeout,
         };
         let coordinator = Coordinator::new(terms, Instant::now());
-        let server = Server::start(&place.listens_at(), token, coordinator).await;
+        let terminal = edge.output.clone();
+        let tell = Box::new(move |line| say(&terminal, line));
+        let server = Server::start(&place.listens_at(), token, coordinator, tell).await;
         let server = server.map_err(LaunchError::io(format!("listen at {}", place.endpoint())))?;
         contact.endpoint = server.address().to_string();
         Some(server)
@@ -57,7 +57,9 @@ pub async fn run(job: &CommandJob, nodes: &Nodes, logs: &LogFolder, edge: &mut E
         None
     };
     let agent = Agent::new(contact).map_err(RunError::from)?;
-    let node = Node { job, nodes, host: &place.host, agent };
+    let fence = if server.is_some() { Ok(LeasedFence::default()) } else { LeasedFence::new() };
+    let fence = fence.map_err(LaunchError::io("make a timer"))?;
+    let node = Node { job, nodes, host: &place.host, agent, fence };
     let code = node.rounds(logs, edge).await;
     if let Some(server) = &server {
         server.close();
@@ -80,6 +82,7 @@ struct Node<'a> {
     /// The name that node 0 is known by.
     host: &'a str,
     agent: Agent,
+    fence: LeasedFence,
 }
 
 /// The step after a round.
@@ -107,7 +110,9 @@ impl Node<'_> {
                     return Ok(self.end(&ending, edge));
                 }
             };
-            match self.round(&place, logs, edge).await? {
+            let peer_nodes = PeerNodes::of(&self.agent, place.round, &self.fence);
+            let outside = Outside { peer_nodes, port: PortWatch::over(port.as_ref()) };
+            match self.round(&place, outside, logs, edge).await? {
                 Next::Round(next) => round = next,
                 Next::End(code) => return Ok(code),
             }
@@ -127,15 +132,23 @@ impl Node<'_> {
     }
 
     /// The ranks of this machine once.
-    async fn round(&self, place: &NodePlace, logs: &LogFolder, edge: &mut Edge<'_>) -> Result<Next, LaunchError> {
-        let mut peer_nodes = PeerNodes::of(&self.agent, place.round);
+    async fn round(
+        &self,
+        place: &NodePlace,
+        mut outside: Outside,
+        logs: &LogFolder,
+        edge: &mut Edge<'_>,
+    ) -> Result<Next, LaunchError> {
         let ended = match logs.begin_attempt(place.round, self.job.num_workers) {
             Ok(logs) => {
-                let ended = attempt::run(self.job, place, &logs, edge, &mut peer_nodes).await;
+                let ended = attempt::run(self.job, place, &logs, edge, &mut outside).await;
                 ended.map(|ended| (ended, logs))
             }
             Err(error) => Err(error),
         };
+        let mut peer_nodes = outside.peer_nodes;
+        // Those that are stuck in the kernel no fence ends.
+        peer_nodes.ranks_are_gone();
         let (AttemptEnd { outcome, interrupt }, logs) = match ended {
             Ok(ended) => ended,
             // Here nothing runs, and nothing would: the others need not wait for it.
@@ -260,7 +273,7 @@ struct Evidence<'a> {
 }
 
 /// Node 0's address.
-struct MeetingPlace {
+pub struct MeetingPlace {
     host: String,
     port: u16,
     /// At least one.
@@ -268,6 +281,12 @@ struct MeetingPlace {
 }
 
 impl MeetingPlace {
+    /// A place in tests.
+    #[cfg(test)]
+    pub fn at(host: &str, addresses: Vec<SocketAddr>) -> Self {
+        Self { host: host.into(), port: 7, addresses }
+    }
+
     /// The first of the names that has an address.
     fn find(nodes: &Nodes) -> Result<Self, RunError> {
         let port = nodes.port;
@@ -288,13 +307,13 @@ impl MeetingPlace {
     }
 
     /// As it stands in a URL.
-    fn endpoint(&self) -> String {
+    pub fn endpoint(&self) -> String {
         let Self { host, port, .. } = self;
         if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
     }
 
     /// True if nobody on another machine can reach it. A name tells nothing: many machines have their own at 127.0.1.1.
-    fn is_loopback(&self) -> bool {
+    pub fn is_loopback(&self) -> bool {
         self.host == "localhost" || self.host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
     }
 
@@ -306,64 +325,19 @@ impl MeetingPlace {
     }
 }
 
-/// The run's token. On a loopback address, where everybody is on this machine, the run's name will do.
-fn token(source: &TokenSource, place: &MeetingPlace, run_id: &str) -> Result<Token, RunError> {
-    let given = |text: &str, what: String| {
-        let token = Token::given(text.trim()).filter(|token| token.expose().len() >= MIN_TOKEN_BYTES);
-        token.ok_or(RunError::TokenText(what))
-    };
-    match source {
-        TokenSource::File(path) => given(&read(path)?, format!("the file {}", path.display())),
-        TokenSource::Variable(text) => {
-            given(text.to_str().unwrap_or_default(), format!("the variable {}", TOKEN_VARIABLES[0]))
-        }
-        TokenSource::None if place.is_loopback() => {
-            let bytes = run_id.bytes().map(|byte| format!("{byte:02x}")).collect::<String>();
-            Ok(Token::given(&format!("run-{bytes}")).expect("hexadecimal digits"))
-        }
-        TokenSource::None => Err(RunError::NoToken(place.endpoint())),
-    }
-}
-
-fn read(path: &Path) -> Result<String, RunError> {
-    fs::read_to_string(path).map_err(|error| RunError::TokenFile { path: path.to_owned(), reason: error.to_string() })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn place(host: &str) -> MeetingPlace {
-        let addresses = vec![SocketAddr::new(host.parse().unwrap(), 7)];
-        MeetingPlace { host: host.into(), port: 7, addresses }
-    }
-
-    #[test]
-    fn a_run_that_others_can_reach_needs_a_token() {
-        let refusal = |source: &TokenSource, host: &str| token(source, &place(host), "id").unwrap_err().to_string();
-        assert!(token(&TokenSource::None, &place("127.0.0.1"), "id").is_ok());
-        assert!(token(&TokenSource::None, &place("::1"), "").is_ok());
-        let told = refusal(&TokenSource::None, "10.0.0.1");
-        assert!(told.starts_with("10.0.0.1:7 can be reached from other machines, and the run has no token"), "{told}");
-        let variable = |text: &str| TokenSource::Variable(text.into());
-        let long = "0123456789abcdef";
-        assert!(token(&variable(long), &place("10.0.0.1"), "id").unwrap().is(long.as_bytes()));
-        assert_eq!(
-            refusal(&variable("short"), "127.0.0.1"),
-            "the token in the variable DSLAUNCH_JOB_TOKEN: expected one word of at least 16 printable ASCII characters"
-        );
-        let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("token");
-        assert!(refusal(&TokenSource::File(file.clone()), "::1").contains("No such file"));
-        fs::write(&file, format!("{long}\n")).unwrap();
-        assert!(token(&TokenSource::File(file), &place("::1"), "id").unwrap().is(long.as_bytes()));
+        MeetingPlace::at(host, vec![SocketAddr::new(host.parse().unwrap(), 7)])
     }
 
     #[test]
     fn a_name_that_is_a_loopback_address_here_is_another_one_elsewhere() {
         let named = |host: &str, addresses: &[&str]| {
             let addresses = addresses.iter().map(|ip| SocketAddr::new(ip.parse().unwrap(), 7)).collect();
-            let place = MeetingPlace { host: host.into(), port: 7, addresses };
+            let place = MeetingPlace::at(host, addresses);
             let at: Vec<_> = place.listens_at().iter().map(|address| address.ip().to_string()).collect();
             (place.is_loopback(), at.join(" "))
         };
