@@ -6,7 +6,7 @@
 //! [`process`] (how programs start, and how nothing outlives a job). Beside the story: [`data`] (rows from files),
 //! [`run_dir`] (what lies on disk), [`output`] (what the user sees), [`control_socket`] (how a running job is asked, stopped
 //! and followed), [`agents`] (how several machines agree) and [`listening`] (how strangers are kept from crowding out ours).
-//! [`machine`] (how much of this machine may be used), [`error`], [`runtime`] and [`random`] serve them all.
+//! [`machine`] (how much of this machine may be used), [`error`], [`runtime`], [`files`] and [`random`] serve them all.
 //!
 //! A room uses rooms below it only: ARCHITECTURE.md has the table, and `tests/tests/rooms.rs` keeps it. Decisions are pure
 //! state machines, tested without processes; input and output sit at the edge. The launcher links no libtorch: it must start,
@@ -19,6 +19,7 @@ pub mod commands;
 pub mod control_socket;
 pub mod data;
 pub mod error;
+pub mod files;
 pub mod gpus;
 pub mod job;
 pub mod listening;

@@ -6,13 +6,13 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
-use proto::dataset::{DatasetError, DatasetSummary, DatasetWriter, Origin, Sample};
+use proto::dataset::{DatasetSummary, Origin, Sample};
 
 use super::error::{DataError, Problem, Problems, Rule};
 use super::format::{LineFormat, Parser};
 use super::lines::{Chunk, ChunkReader};
 use super::object::LineError;
-use super::pack::Packer;
+use super::rows::Rows;
 use super::sources::Source;
 use super::tokenize::Encoder;
 use super::{DataJob, DataProgress};
@@ -142,44 +142,5 @@ impl Work<'_> {
         }
         let load = || Encoder::load(self.job, format.name());
         self.encoder.get_or_init(load).as_ref().map(Some)
-    }
-}
-
-/// Samples on their way into rows, counted at both ends.
-struct Rows {
-    writer: DatasetWriter,
-    /// `None`: each sample is a row.
-    packer: Option<Packer>,
-    samples: u64,
-    tokens: u64,
-}
-
-impl Rows {
-    fn create(job: &DataJob, path: &Path, sources: Vec<String>) -> Result<Self, DatasetError> {
-        let packer = job.packing.then(|| Packer::new(job.seq_len));
-        Ok(Self { writer: DatasetWriter::create(path, sources)?, packer, samples: 0, tokens: 0 })
-    }
-
-    fn push(&mut self, sample: Sample) -> Result<(), DatasetError> {
-        self.samples += 1;
-        self.tokens += sample.tokens.len() as u64;
-        match &mut self.packer {
-            None => self.writer.push_row(&[sample]),
-            Some(packer) => packer.push(sample).map_or(Ok(()), |row| self.writer.push_row(&row)),
-        }
-    }
-
-    fn finish(mut self) -> Result<DatasetSummary, DataError> {
-        if let Some(packer) = self.packer.take() {
-            for row in packer.finish() {
-                self.writer.push_row(&row)?;
-            }
-        }
-        let written = self.writer.summary();
-        assert_eq!((written.samples, written.tokens), (self.samples, self.tokens), "what went in comes out");
-        if written.label_tokens == 0 {
-            return Err(DataError::NoLabels { sources: written.sources.join(", "), rows: written.rows });
-        }
-        Ok(self.writer.finish()?)
     }
 }

@@ -1,9 +1,9 @@
 //! Finds the prepared file of a job, and the files that belong to no job any more. The name of a prepared file is a
-//! hash of everything that its contents depend on, so a file that is there and sound can be used as it is.
+//! hash of everything that its samples depend on, and says whether they are packed: so a file that is there and sound can be
+//! used as it is, and one that differs in packing only has the same samples.
 
-use std::fs::{self, DirBuilder};
+use std::fs;
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use proto::config::AutoOr;
@@ -12,9 +12,13 @@ use proto::regular_file;
 
 use super::DataJob;
 use super::sources::Source;
+use crate::files::create_private_folder;
 
 /// Raised whenever the same sources would give other rows: a change of packing, splitting or masking.
 const PREPARATION_VERSION: u32 = 2;
+
+/// What stands in the name of a file whose samples share rows.
+const PACKED: &str = "-packed";
 
 /// What a look into the cache finds.
 #[derive(Debug)]
@@ -34,21 +38,30 @@ pub struct CacheEntry {
     /// `<split>-`: what the names of all prepared files of this split begin with.
     prefix: String,
     name: String,
+    /// The same but for packing.
+    packed_otherwise: String,
 }
 
 impl CacheEntry {
     /// For `job` with these `sources`; creates the folder.
     pub fn new(job: &DataJob, sources: &[Source]) -> io::Result<Self> {
         // Rows are as private as what they were made of.
-        DirBuilder::new().recursive(true).mode(0o700).create(&job.cache_dir)?;
+        create_private_folder(&job.cache_dir)?;
         let prefix = format!("{}-", job.split.name());
-        let name = format!("{prefix}{}.rows", &key(job, sources).to_hex()[..16]);
-        Ok(Self { folder: job.cache_dir.clone(), prefix, name })
+        let key = key(job, sources).to_hex();
+        let name = |packing: bool| format!("{prefix}{}{}.rows", &key[..16], if packing { PACKED } else { "" });
+        let (name, packed_otherwise) = (name(job.packing), name(!job.packing));
+        Ok(Self { folder: job.cache_dir.clone(), prefix, name, packed_otherwise })
     }
 
     /// Returns the path of the file, whether or not it is there.
     pub fn path(&self) -> PathBuf {
         self.folder.join(&self.name)
+    }
+
+    /// Returns the path of the file that has the same samples with other packing, whether or not it is there.
+    pub fn packed_otherwise(&self) -> PathBuf {
+        self.folder.join(&self.packed_otherwise)
     }
 
     /// Reads all of the file, if it is there, in at most `threads` threads.
@@ -85,11 +98,12 @@ impl CacheEntry {
     }
 }
 
-/// `<split>-<16 hex>.rows`, or the same with `.tmp-<pid>`.
+/// `<split>-<16 hex>.rows` or `<split>-<16 hex>-packed.rows`, or the same with `.tmp-<pid>`.
 fn is_prepared(name: &str, prefix: &str) -> bool {
     let Some((hash, rest)) = name.strip_prefix(prefix).and_then(|rest| rest.split_at_checked(16)) else {
         return false;
     };
+    let rest = rest.strip_prefix(PACKED).unwrap_or(rest);
     let temporary = |pid: &str| !pid.is_empty() && pid.bytes().all(|b| b.is_ascii_digit());
     hash.bytes().all(|b| b.is_ascii_hexdigit())
         && (rest == ".rows" || rest.strip_prefix(".rows.tmp-").is_some_and(temporary))
@@ -102,6 +116,7 @@ fn remove_if_there(path: &Path) -> io::Result<()> {
     }
 }
 
+/// The hash of everything that the samples depend on.
 fn key(job: &DataJob, sources: &[Source]) -> blake3::Hash {
     let mut hasher = blake3::Hasher::new();
     let mut part = |name: &str, value: &[u8]| {
@@ -119,7 +134,6 @@ fn key(job: &DataJob, sources: &[Source]) -> blake3::Hash {
     part("preparation", &PREPARATION_VERSION.to_le_bytes());
     part("format", format.as_bytes());
     part("seq_len", &job.seq_len.to_le_bytes());
-    part("packing", &[u8::from(job.packing)]);
     part("vocab_size", &job.vocab_size.to_le_bytes());
     part("end tokens", format!("{:?}", job.end_tokens).as_bytes());
     // One that is not there or not readable is reported by whoever needs it; rows of token ids do not.
@@ -141,11 +155,15 @@ mod tests {
         let check = |name: &str, expected: bool| assert_eq!(is_prepared(name, "train-"), expected, "{name}");
         check("train-0123456789abcdef.rows", true);
         check("train-0123456789abcdef.rows.tmp-17", true);
+        check("train-0123456789abcdef-packed.rows", true);
+        check("train-0123456789abcdef-packed.rows.tmp-17", true);
         for name in [
             "validation-0123456789abcdef.rows",
             "train-0123456789abcde.rows",
             "train-0123456789abcdeg.rows",
             "train-0123456789abcdef.rows.bak",
+            "train-0123456789abcdef-packed-packed.rows",
+            "train-0123456789abcdef-old.rows",
             "train-0123456789abcdef.rows.tmp-",
             "train-ääääääääääääääää.rows",
             "train.jsonl",

@@ -2,8 +2,9 @@
 //! anything starts, and the plan knows rows, steps and tokens.
 //!
 //! JSON Lines in (`sources`, `lines`), one file of rows out ([`proto::dataset`]), which ranks map into memory. In
-//! between, lines are checked and become samples (`format`, `object`, `tokenize`), and samples share rows (`pack`).
-//! `build` is the pipeline; its result is kept under a name that says what it was made from (`cache`).
+//! between, lines are checked and become samples (`format`, `object`, `tokenize`), and samples share rows (`rows`, `pack`).
+//! `build` is the pipeline; its result is kept under a name that says what it was made from (`cache`), so that only its rows
+//! are made again if nothing but packing has changed (`repack`).
 //!
 //! It refuses to know shuffling, batches and ranks, and never links libtorch.
 
@@ -18,6 +19,8 @@ mod lines;
 mod object;
 mod pack;
 mod progress;
+mod repack;
+mod rows;
 mod sources;
 #[cfg(test)]
 mod tests;
@@ -26,7 +29,7 @@ mod tokenize;
 use std::path::PathBuf;
 
 use proto::config::{AutoOr, DataFormat};
-use proto::dataset::{DatasetError, DatasetSummary};
+use proto::dataset::{DatasetError, DatasetSummary, Samples};
 
 use cache::Lookup;
 pub use end_token::EndTokens;
@@ -100,6 +103,8 @@ pub enum Origin {
     Kept,
     /// It was made.
     Made,
+    /// It was made from one that was there, with other packing.
+    Repacked,
     /// It was made because what was there cannot be used.
     MadeInsteadOf(DatasetError),
 }
@@ -131,16 +136,18 @@ pub fn prepare(job: &DataJob, progress: &DataProgress) -> Result<Prepared, DataE
     let entry = cache::CacheEntry::new(job, &sources).map_err(in_folder)?;
     entry.remove_temporary().map_err(in_folder)?;
     let path = entry.path();
-    let make = || -> Result<DatasetSummary, DataError> {
-        let summary = build::build(job, &sources, &path, progress)?;
-        entry.remove_others().map_err(in_folder)?;
-        Ok(summary)
-    };
     let (summary, origin) = match entry.lookup(job.threads) {
         Lookup::Whole(summary) => (summary, Origin::Kept),
-        Lookup::Nothing => (make()?, Origin::Made),
-        Lookup::Damaged(error) => (make()?, Origin::MadeInsteadOf(error)),
+        Lookup::Damaged(error) => (build::build(job, &sources, &path, progress)?, Origin::MadeInsteadOf(error)),
+        // Whatever is wrong with the other file: it is not the one that was asked for.
+        Lookup::Nothing => match Samples::open(&entry.packed_otherwise(), job.threads) {
+            Ok(samples) => (repack::repack(job, samples, &path, progress)?, Origin::Repacked),
+            Err(_) => (build::build(job, &sources, &path, progress)?, Origin::Made),
+        },
     };
+    if !matches!(origin, Origin::Kept) {
+        entry.remove_others().map_err(in_folder)?;
+    }
     let fill = summary.tokens as f64 / (summary.rows as f64 * job.seq_len as f64);
     Ok(Prepared { path, summary, origin, sources, fill })
 }

@@ -20,6 +20,7 @@ use tokio::time::{Interval, MissedTickBehavior};
 
 use crate::attempt::{Attempt, AttemptKind, Exited, Ranks, Reach, Terms};
 use crate::error::LaunchError;
+use crate::files::create_private_folder;
 use crate::gpus::watch::Watch;
 use crate::output::Output;
 use crate::output::events::Moment;
@@ -32,7 +33,6 @@ use crate::ranks::progress_page::{self, ProgressPage};
 use crate::ranks::rendezvous::Rendezvous;
 use crate::ranks::service::Server;
 use crate::ranks::snapshots::SnapshotMemory;
-use crate::run_dir::files::create_private_folder;
 use crate::run_dir::lock::RunLock;
 use crate::run_dir::starting_point::StartingPoint;
 use crate::supervise::hang::{Course, HangLimits, HangWatch, LOOK_INTERVAL, ProcessState};

@@ -27,6 +27,7 @@ use proto::sealed;
 
 use crate::control_socket::server::ControlSocket;
 use crate::error::LaunchError;
+use crate::files::write_atomically;
 use crate::job::args::JobArgs;
 use crate::job::attempt::{AttemptEnd, Edge, TrainingJob};
 use crate::job::ownership::Ownership;
@@ -48,7 +49,6 @@ use crate::random::random_hex;
 use crate::ranks::snapshots::SnapshotMemory;
 use crate::run_dir::checkpoints::{self, Checkpoint};
 use crate::run_dir::disk;
-use crate::run_dir::files::write_atomically;
 use crate::run_dir::leftovers;
 use crate::run_dir::lock::RunLock;
 use crate::run_dir::old_logs;

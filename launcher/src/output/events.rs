@@ -11,8 +11,8 @@ use std::time::{Instant, SystemTime};
 use serde::Serialize;
 
 use super::timeline::Recovery;
+use crate::files::open_to_append;
 use crate::process::guardian;
-use crate::run_dir::files::open_to_append;
 
 /// An event of the timeline.
 #[derive(Debug, Clone, PartialEq, Serialize)]

@@ -11,8 +11,8 @@ use std::path::PathBuf;
 use proto::control::{EvalMetrics, StepMetrics};
 use serde::Serialize;
 
+use crate::files::{open_to_append, write_atomically};
 use crate::gpus::sample::Sample;
-use crate::run_dir::files::{open_to_append, write_atomically};
 
 /// The file, open for adding once it was rewound.
 #[derive(Debug)]

@@ -16,7 +16,6 @@ use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, PipeWriter};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -25,11 +24,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use nix::errno::Errno;
-use nix::fcntl::OFlag;
 use nix::sys::signal::{Signal, killpg};
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 
+use crate::files::open_to_append;
 use crate::process::descendants;
 use crate::process::exit::Exit;
 use crate::process::sys::{self, Confinement, Zombie};
@@ -228,8 +227,8 @@ pub fn start_again(args: Vec<OsString>, output: PipeWriter) -> io::Result<Child>
 /// Appending, so that a grandchild that shares the file overwrites nothing.
 fn log_file(path: &Path) -> Result<File, SpawnError> {
     // Not through a link that somebody has put there; those to descriptors are the kernel's.
-    let follow = if path.starts_with("/proc/self/fd") { OFlag::empty() } else { OFlag::O_NOFOLLOW };
-    let opened = OpenOptions::new().create(true).append(true).custom_flags(follow.bits()).open(path);
+    let is_descriptor = path.starts_with("/proc/self/fd");
+    let opened = if is_descriptor { OpenOptions::new().append(true).open(path) } else { open_to_append(path) };
     opened.map_err(SpawnError::new(format!("open {}", path.display())))
 }
 

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use proto::manifest::{Manifest, ManifestError};
 use proto::run_dir::RunDir;
 
-use crate::run_dir::files::free_name;
+use crate::files::free_name;
 
 /// A complete checkpoint, all files of which are there in full length.
 #[derive(Debug, Clone, PartialEq)]

@@ -17,7 +17,7 @@ use proto::sealed::{self, SealedError};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::run_dir::files::write_atomically;
+use crate::files::write_atomically;
 
 /// What makes a job this one.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -3,15 +3,16 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
 use std::os::fd::AsFd;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg, OFlag};
+use nix::fcntl::{Flock, FlockArg};
 
 use crate::error::LaunchError;
+use crate::files::open_no_link;
 use crate::process::{cgroup, guardian, sys};
 
 /// The lock on a run directory, held while this lives.
@@ -55,9 +56,10 @@ impl RunLock {
         let refused = |source| LockError::Io { folder: folder.to_owned(), source };
         fs::create_dir_all(folder).map_err(refused)?;
         // Never removed and never replaced: the lock belongs to the file, not to its name.
-        let options = OpenOptions::new().read(true).write(true).create(true).truncate(false).clone();
         let path = folder.join(".lock");
-        let file = options.clone().custom_flags(OFlag::O_NOFOLLOW.bits()).open(&path).map_err(refused)?;
+        let options = &mut OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false);
+        let file = open_no_link(&path, options).map_err(refused)?;
         let mut holder = Holder::default();
         let mut locked = Flock::lock(file, FlockArg::LockExclusiveNonblock);
         if let Err((mut file, Errno::EWOULDBLOCK)) = locked {

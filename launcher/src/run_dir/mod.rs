@@ -4,7 +4,6 @@
 
 pub mod checkpoints;
 pub mod disk;
-pub mod files;
 pub mod identity;
 pub mod leftovers;
 pub mod lock;

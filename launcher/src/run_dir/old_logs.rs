@@ -4,7 +4,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use crate::run_dir::files::free_name;
+use crate::files::free_name;
 
 /// Moves the folders `attempt-*` in `logs` to a new folder `launch`, `launch.1` and so on. The caller knows that nobody is
 /// writing there.

@@ -27,6 +27,7 @@
 mod blocks;
 mod layout;
 mod reader;
+mod samples;
 mod verify;
 mod writer;
 
@@ -39,6 +40,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub use reader::{Dataset, Row};
+pub use samples::Samples;
 pub use verify::verify;
 pub use writer::DatasetWriter;
 

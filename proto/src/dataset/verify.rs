@@ -17,6 +17,11 @@ const CHUNK_BYTES: u64 = 32 * BLOCK_BYTES;
 
 /// Reads the whole file at `path` in at most `threads` threads, and returns what it holds if every bit is what was written.
 pub fn verify(path: &Path, threads: usize) -> Result<DatasetSummary, DatasetError> {
+    verified(path, threads).map(|(_, footer)| footer.summary)
+}
+
+/// The same file, open, and what stands at its end.
+pub(super) fn verified(path: &Path, threads: usize) -> Result<(File, Footer), DatasetError> {
     let failed = |doing| move |source| DatasetError::Io { path: path.to_owned(), doing, source };
     let file = File::open(path).map_err(failed("open"))?;
     let total_bytes = file.metadata().map_err(failed("open"))?.len();
@@ -24,11 +29,11 @@ pub fn verify(path: &Path, threads: usize) -> Result<DatasetSummary, DatasetErro
         let mut bytes = vec![0; (end - start) as usize];
         file.read_exact_at(&mut bytes, start).map(|()| bytes).map_err(failed("read"))
     };
-    let Footer { summary, sections } = inspect(total_bytes, path, |range| Ok(read(range.start, range.end)?.into()))?;
-    let hashes = read(sections.blocks, sections.footer)?;
-    let found = check_all(&file, sections.blocks, hashes.as_chunks().0, threads).map_err(failed("read"))?;
+    let footer = inspect(total_bytes, path, |range| Ok(read(range.start, range.end)?.into()))?;
+    let hashes = read(footer.sections.blocks, footer.sections.footer)?;
+    let found = check_all(&file, footer.sections.blocks, hashes.as_chunks().0, threads).map_err(failed("read"))?;
     match found {
-        None => Ok(summary),
+        None => Ok((file, footer)),
         Some(Flaw { at, what }) => Err(DatasetError::Damaged { path: path.to_owned(), at, what }),
     }
 }

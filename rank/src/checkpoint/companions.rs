@@ -1,8 +1,9 @@
 //! The files that a model takes along beside its weights: config.json as it is, tokenizer, chat template.
 
-use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+
+use proto::regular_file;
 
 use super::error::{Result, reading};
 use super::files::write;
@@ -28,10 +29,10 @@ impl Companions {
     /// Reads them from a model folder. Without config.json there is no model.
     pub fn read(folder: &Path) -> Result<Self> {
         let config = folder.join("config.json");
-        let mut files = vec![("config.json", fs::read(&config).map_err(reading(&config))?)];
+        let mut files = vec![("config.json", regular_file::read(&config).map_err(reading(&config))?)];
         for name in OPTIONAL {
             let path = folder.join(name);
-            match fs::read(&path) {
+            match regular_file::read(&path) {
                 Ok(content) => files.push((name, content)),
                 Err(err) if err.kind() == ErrorKind::NotFound => {}
                 Err(err) => return Err(reading(&path)(err)),

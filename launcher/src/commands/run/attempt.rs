@@ -100,9 +100,7 @@ impl Program<'_> {
         // Which node that is, the coordinator knows.
         Cause { node: 0, rank: Some(rank), exit, message, round: self.place.round }
     }
-}
 
-impl Program<'_> {
     fn found(&self, found: Found) -> Option<Event> {
         match found {
             Found::Thief(message) => Some(Event::Robbed { rank: 0, message }),

@@ -4,8 +4,9 @@
 //! [`attempt`] (all ranks of this machine once), [`rounds`] (round after round on several machines, which
 //! [`agents`](crate::agents) agree on), then what they are made of: [`nodes`], [`num_workers`], [`rendezvous`] and
 //! [`streams`] (torchrun's grammars and what they mean), [`peer_nodes`] (the other machines during an attempt),
-//! [`port_watch`] (who takes rank 0's port), [`token`] (what nodes know each other by), [`logs`] (folders), [`tee`] over [`lines`] (the terminal), [`error_file`] and [`report`] (what went wrong). Processes, the event
-//! loop, supervision and the restart budget are those of training.
+//! [`port_watch`] (who takes rank 0's port), [`token`] (what nodes know each other by), [`logs`] (folders), [`tee`] over
+//! [`lines`] (the terminal), [`error_file`] and [`report`] (what went wrong). Processes, the event loop, supervision and the
+//! restart budget are those of training.
 
 pub mod attempt;
 mod error;

@@ -4,9 +4,9 @@
 //! - TOK-2 There is no token that could be guessed: where the user gives none, and all nodes are on this machine, they share a
 //!   random one, which the first of them leaves in the user's own folder.
 
-use std::fs::{self, DirBuilder, File, Metadata, OpenOptions};
+use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::unistd::geteuid;
@@ -15,6 +15,7 @@ use super::error::{MIN_TOKEN_BYTES, RunError};
 use super::nodes::{TOKEN_VARIABLES, TokenSource};
 use super::rounds::MeetingPlace;
 use crate::agents::token::Token;
+use crate::files::{create_private_folder, open_no_link};
 use crate::random::random_hex;
 
 /// More is no token.
@@ -43,20 +44,14 @@ pub fn find(source: &TokenSource, place: &MeetingPlace) -> Result<Token, RunErro
 
 /// The token in `folder`, which all nodes of this user on this machine share. The first of them makes both.
 fn own(folder: &Path) -> Result<Token, RunError> {
-    if let Some(above) = folder.parent() {
-        fs::create_dir_all(above).map_err(refused(above))?;
-    }
-    match DirBuilder::new().mode(0o700).create(folder) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-        made => made.map_err(refused(folder))?,
-    }
+    create_private_folder(folder).map_err(refused(folder))?;
     let found = fs::symlink_metadata(folder).map_err(refused(folder))?;
     if !found.is_dir() {
         return Err(refuse(folder, "expected a folder".to_owned()));
     }
     private(folder, &found, "chmod 700")?;
     let path = folder.join("token");
-    let open = || OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW).open(&path);
+    let open = || open_no_link(&path, OpenOptions::new().read(true));
     let file = match open() {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             leave_new(&path).map_err(refused(&path))?;

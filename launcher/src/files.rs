@@ -1,4 +1,5 @@
-//! Writes files atomically: a reader sees the old content or the new, never a part.
+//! Writes files atomically: a reader sees the old content or the new, never a part. Opens what may not be a link, and makes
+//! folders that nobody else may look into.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
@@ -35,7 +36,12 @@ fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
 
 /// Opens the file at `path` for adding to it, and makes it if need be. A link in its place is an error.
 pub fn open_to_append(path: &Path) -> io::Result<File> {
-    OpenOptions::new().create(true).append(true).custom_flags(OFlag::O_NOFOLLOW.bits()).open(path)
+    open_no_link(path, OpenOptions::new().create(true).append(true))
+}
+
+/// Opens the file at `path`, itself and not what a link in its place points to: that is an error.
+pub fn open_no_link(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
+    options.custom_flags(OFlag::O_NOFOLLOW.bits()).open(path)
 }
 
 /// Makes a folder, and those above it, that nobody else may look into, unless it is there.
