@@ -1,6 +1,6 @@
 //! Sets the rank's process up before any tensor exists, and reads its memory figures.
 
-#![allow(unsafe_code, reason = "mallopt and inherited descriptors have no safe binding")]
+#![allow(unsafe_code, reason = "the heap's settings and inherited descriptors have no safe binding")]
 
 use std::fs;
 use std::io::{Write, stderr};
@@ -23,6 +23,13 @@ pub fn set_up(threads: usize) {
     assert_eq!(kept, 1, "mallopt refused its arguments");
     tell_of_missing_memory();
     tch::set_num_threads(threads as i32);
+}
+
+/// Gives back what the heap keeps free. Call it once weights are in their place: what they were read into, or drawn in, is not
+/// needed again.
+pub fn give_back_free_memory() {
+    // SAFETY: malloc_trim takes an integer and touches no block that is in use. Whether there was anything is no matter.
+    unsafe { libc::malloc_trim(0) };
 }
 
 /// A panic for lack of memory is told without a backtrace: making one takes memory, and an allocation that fails in there

@@ -16,6 +16,9 @@ use tests::run::RunDir;
 /// Relative.
 const TOLERANCE: f64 = 0.05;
 
+/// Of a tiny model: which pages of libraries are touched is not the plan's to know.
+const TOLERANCE_MIB: f64 = 2.0;
+
 const MIB: f64 = (1 << 20) as f64;
 
 /// Ranks, and sections of train.toml that differ from those of the first.
@@ -44,25 +47,65 @@ const LAYOUTS: [(usize, &str); 22] = [
     (4, "parallel.pipeline=2 parallel.tensor=2"),
 ];
 
+/// Models that are tiny or all vocabulary: sizes as `write_model` takes them, tokens of a row, rows of a micro-batch.
+const SHAPES: [([usize; 6], usize, usize); 5] = [
+    ([64, 172, 4, 2, 2, 256], 64, 1),
+    ([128, 344, 4, 4, 4, 1000], 256, 2),
+    ([256, 688, 8, 4, 4, 4000], 256, 8),
+    ([64, 172, 4, 2, 2, 64_000], 128, 2),
+    ([256, 688, 8, 2, 2, 32_000], 64, 2),
+];
+
+/// A job that trains a model of this shape for one step.
+fn train_toml(folder: &Path, shape: &[usize; 6], seq_len: usize, micro_batch_size: usize) -> String {
+    let model = write_model(&folder.join("model"), shape);
+    let data = token_rows_of(&folder.join("rows.jsonl"), 4 * micro_batch_size, seq_len, shape[5]);
+    format!(
+        "[model]\npath = {model:?}\ninit = \"random\"\n[data]\ntrain = {data:?}\nseq_len = {seq_len}\npacking = false\n\
+         [train]\nsteps = 1\nmicro_batch_size = {micro_batch_size}\nglobal_batch_size = {}\n\
+         [comm]\ntimeout_seconds = 60\n",
+        4 * micro_batch_size
+    )
+}
+
 #[test]
 fn the_plan_knows_every_ranks_peak() {
     let folder = tempfile::tempdir().expect("a scratch folder");
-    let model = write_model(&folder.path().join("model"), &[512, 1376, 8, 8, 4, 8000]);
-    let data = token_rows_of(&folder.path().join("rows.jsonl"), 8, 512, 8000);
-    let toml = format!(
-        "[model]\npath = {model:?}\ninit = \"random\"\n[data]\ntrain = {data:?}\nseq_len = 512\npacking = false\n\
-         [train]\nsteps = 1\nmicro_batch_size = 1\nglobal_batch_size = 4\n[comm]\ntimeout_seconds = 60\n"
-    );
+    let toml = train_toml(folder.path(), &[512, 1376, 8, 8, 4, 8000], 512, 1);
+    let jobs = LAYOUTS.into_iter().enumerate().map(|(idx, (nproc, sets))| {
+        let job = Job::new(&folder.path().join(idx.to_string()), &toml).nproc(nproc);
+        (format!("{nproc} {sets}"), nproc, sets.split_whitespace().fold(job, Job::set))
+    });
+    compare(jobs);
+}
+
+#[test]
+fn the_plan_knows_the_peak_of_tiny_models_and_of_large_vocabularies() {
+    let folder = tempfile::tempdir().expect("a scratch folder");
+    let shapes = SHAPES.into_iter().enumerate().map(|(idx, (shape, seq_len, micro_batch_size))| {
+        let folder = folder.path().join(idx.to_string());
+        std::fs::create_dir(&folder).expect("a folder of its own");
+        (shape, train_toml(&folder, &shape, seq_len, micro_batch_size), folder)
+    });
+    let jobs = shapes.flat_map(|(shape, toml, folder)| {
+        ["fp32", "bf16"].map(|dtype| {
+            let job = Job::new(&folder.join(dtype), &toml).nproc(1).set(&format!("model.dtype={dtype}"));
+            (format!("{shape:?} {dtype}"), 1, job)
+        })
+    });
+    compare(jobs);
+}
+
+/// Runs jobs, each with what it is and how many ranks it has, and compares the peak of each rank with the plan's.
+fn compare(jobs: impl Iterator<Item = (String, usize, Job)>) {
     let mut misses = Vec::new();
-    for (idx, (nproc, sets)) in LAYOUTS.into_iter().enumerate() {
-        let mut job = Job::new(&folder.path().join(idx.to_string()), &toml).nproc(nproc);
-        for set in sets.split_whitespace() {
-            job = job.set(set);
-        }
+    for (what, nproc, job) in jobs {
         let (plan, first) = measure(&job);
         let peaks: Vec<PeakBytes> = (0..nproc).map(|rank| PeakBytes::of(&plan, plan.mesh.coord(rank))).collect();
         let error = |rank: usize, measured: f64| peaks[rank].total() as f64 / measured - 1.0;
-        let is_near = (0..nproc).all(|rank| error(rank, first[rank]).abs() <= TOLERANCE);
+        let is_out =
+            |rank: usize, measured: f64| error(rank, measured).abs() > TOLERANCE.max(TOLERANCE_MIB * MIB / measured);
+        let is_near = !(0..nproc).any(|rank| is_out(rank, first[rank]));
         // Which pages the heap touches depends a little on time: what is out is measured three times, and the median counts.
         let again = if is_near { vec![] } else { vec![measure(&job).1, measure(&job).1] };
         for (rank, peak) in peaks.iter().enumerate() {
@@ -70,13 +113,13 @@ fn the_plan_knows_every_ranks_peak() {
             measured.sort_by(f64::total_cmp);
             let (median, runs) = (measured[measured.len() / 2], measured.len());
             let line = format!(
-                "{nproc} {sets}: rank {rank}: predicted {:.0} MiB, measured {:.0} MiB ({runs}): {:+.1} %",
+                "{what}: rank {rank}: predicted {:.1} MiB, measured {:.1} MiB ({runs}): {:+.1} %",
                 peak.total() as f64 / MIB,
                 median / MIB,
                 100.0 * error(rank, median)
             );
-            println!("{line}");
-            if error(rank, median).abs() > TOLERANCE {
+            println!("{line} {peak:?}");
+            if is_out(rank, median) {
                 misses.push(format!("{line} {peak:?}"));
             }
         }

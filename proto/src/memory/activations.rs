@@ -14,6 +14,9 @@ pub fn logits_at_a_time(device: Device) -> usize {
     }
 }
 
+/// Elements of a weight gradient in bf16 that a CPU holds at a time, before they are added in fp32: 2 MiB stay in its caches.
+pub const GRADIENT_AT_A_TIME: usize = 1 << 20;
+
 /// Activations of a block for one micro-batch, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct BlockBytes {
@@ -53,7 +56,7 @@ impl BlockBytes {
         // attention those of q, k and v, once a head each and once as they lie in the projection, and repeated k and v.
         let in_feed_forward = tokens * ffn * element;
         let in_attention = tokens * (6 * query + query + 2 * key_value) * element;
-        let product = if adds_in_products(plan) { 0 } else { ffn * config.hidden_size as u64 * 2 * element };
+        let product = product_bytes(plan, 2 * ffn as usize, config.hidden_size);
         let in_attention = in_attention + attention_bytes(plan);
         // Both sides of the largest product, in 8 bits.
         let scaled = match plan.model.matmul {
@@ -94,10 +97,30 @@ fn attention_bytes(plan: &Plan) -> u64 {
     }
 }
 
-/// Whether gradients of weights are added up inside the products that make them. On a CPU one in bf16 is a product of its own
-/// before it is added in fp32.
-fn adds_in_products(plan: &Plan) -> bool {
-    plan.device == Device::Cuda || plan.model.compute_dtype == Dtype::Fp32
+/// The bytes of the product that makes the gradient of a `[rows, columns]` weight, where that is not added up inside the
+/// product: on a CPU one in bf16 is a product of its own, some rows at a time, before it is added in fp32.
+fn product_bytes(plan: &Plan, rows: usize, columns: usize) -> u64 {
+    if plan.device == Device::Cuda || plan.model.compute_dtype == Dtype::Fp32 {
+        return 0;
+    }
+    let at_a_time = GRADIENT_AT_A_TIME.max(columns).min(rows * columns);
+    (at_a_time * element_bytes(plan.model.compute_dtype)) as u64
+}
+
+/// The bytes of the memory for logits that a rank on a CPU keeps between passes, as far as it is used; on a GPU none.
+pub(super) fn kept_logits_bytes(plan: &Plan) -> u64 {
+    match (plan.device, plan.model.compute_dtype) {
+        (Device::Cuda, _) => 0,
+        (Device::Cpu, Dtype::Fp32) => (num_logits(plan) * 4) as u64,
+        (Device::Cpu, Dtype::Bf16) => (num_logits(plan) * (4 + 2)) as u64,
+    }
+}
+
+/// Logits of a chunk.
+fn num_logits(plan: &Plan) -> usize {
+    let columns = plan.model.config.vocab_size.div_ceil(plan.mesh.tp);
+    let rows = (logits_at_a_time(plan.device) / columns).clamp(1, plan.max_micro_batch_tokens().max(1));
+    rows * columns
 }
 
 /// Returns the bytes that the head needs beside those that are kept: logits a chunk at a time, and rows of the stream
@@ -107,12 +130,12 @@ pub(super) fn head_bytes(plan: &Plan) -> u64 {
     let element = element_bytes(plan.model.compute_dtype);
     let columns = config.vocab_size.div_ceil(plan.mesh.tp);
     let tokens = plan.max_micro_batch_tokens();
-    let rows = (logits_at_a_time(plan.device) / columns).clamp(1, tokens.max(1));
-    let product = if adds_in_products(plan) { 0 } else { columns * config.hidden_size * element };
+    let num_logits = num_logits(plan);
+    let product = product_bytes(plan, columns, config.hidden_size) as usize;
     // Logits turn into their own gradient; on a CPU they are in fp32 until that is copied to bf16.
     let is_copied = plan.device == Device::Cpu && element == 2;
-    let copied = if is_copied { rows * columns * (4 + element) } else { 0 };
-    let logits = copied.max(rows * columns * element + product);
+    let copied = if is_copied { num_logits * (4 + element) } else { 0 };
+    let logits = copied.max(num_logits * element + product);
     let stream = tokens * config.hidden_size * element;
     (logits + 5 * stream) as u64
 }

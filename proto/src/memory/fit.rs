@@ -6,7 +6,7 @@ use super::{Offloaded, PeakBytes};
 use crate::checkpointing::Checkpointing;
 use crate::config::{ActivationCheckpointing, Device, Dtype, ZeroStage};
 use crate::layout::{TensorSplit, UnitLayout, tensor_layout};
-use crate::plan::{Backend, Init, Plan, ZeroPlan};
+use crate::plan::{Backend, Plan, ZeroPlan};
 use crate::snapshot::snapshot_bytes;
 
 /// The memory that the ranks of a job have, in bytes, where it is known.
@@ -141,8 +141,7 @@ pub const fn communicators_of_messages(stages: usize) -> usize {
 fn loading_bytes(plan: &Plan) -> u64 {
     let units = tensor_layout(plan, 0);
     let largest = units.iter().map(UnitLayout::numel).max().unwrap_or(0);
-    let drawn = if plan.model.init == Init::Random { 4 } else { 0 };
-    (largest * (4 + super::element_bytes(plan.model.compute_dtype) + drawn)) as u64
+    (largest * (4 + super::element_bytes(plan.model.compute_dtype))) as u64
 }
 
 /// The needs of a job, one for each memory that it uses: the GPUs' first.

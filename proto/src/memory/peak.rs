@@ -3,7 +3,7 @@
 //! peak is reached in the first update, when all of it has been touched, and saving adds what the writer of a file sees of
 //! its peers.
 
-use super::activations::{BlockBytes, head_bytes};
+use super::activations::{BlockBytes, head_bytes, kept_logits_bytes};
 use super::{Exchange, StateBytes, element_bytes};
 use crate::checkpointing::Checkpointing;
 use crate::config::{Dtype, ZeroStage};
@@ -13,20 +13,25 @@ use crate::pipeline::{Action, MESSAGES_UNDER_WAY};
 use crate::plan::Plan;
 use crate::weight_files::WeightFiles;
 
-/// The bytes of libtorch and its matrix libraries once they compute: code pages, packed operands, workspace. Measured
-/// on
-/// x86-64 with libtorch 2.11: a rank of a tiny model has 15 MiB (in bf16 33 MiB) above an empty one, and products of real
-/// size add to that.
-const RUNTIME_BYTES_FP32: u64 = 21 << 20;
-/// bf16 products are compiled at run time and reorder their operands.
-const RUNTIME_BYTES_BF16: u64 = 52 << 20;
+/// The bytes of libtorch and its matrix libraries once they compute a tiny model on one thread, above those of an empty rank.
+/// Measured on x86-64 with libtorch 2.11, as the next two.
+const RUNTIME_BYTES_FP32: u64 = 14 << 20;
+/// bf16 products are compiled at run time.
+const RUNTIME_BYTES_BF16: u64 = 30 << 20;
 
-/// The bytes of each further compute thread: its own packed operands.
-const THREAD_BYTES: u64 = 8 << 20;
+/// The bytes of each further compute thread.
+const THREAD_BYTES: u64 = 1 << 20;
+
+/// The most that operands take which the libraries pack for a product: of fp32 the weight, in panels.
+const MOST_PACKED_FP32: u64 = 4 << 20;
+/// Of bf16 both operands.
+const MOST_PACKED_BF16: u64 = 10 << 20;
 
 /// The share of the passes' allocations that glibc's heap wastes, because freed blocks do not fit the next ones
-/// exactly. Measured over the layouts of tests/tests/memory.rs.
-const HEAP_WASTE: f64 = 0.17;
+/// exactly. Measured over the layouts and shapes of tests/tests/memory.rs.
+const HEAP_WASTE_FP32: f64 = 0.09;
+/// Operands that are reordered lie between.
+const HEAP_WASTE_BF16: f64 = 0.25;
 
 /// The peak memory of one rank, part by part, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
@@ -94,6 +99,13 @@ impl PeakBytes {
         // other micro-batches lie between.
         let room_for_recomputed = recomputed * if plan.goes_unit_by_unit() { 2 } else { 1 };
         let workspace = of_block.max(if has_head { head_bytes(plan) } else { 0 });
+        // Logits keep theirs, so neither that nor what lies between two units can take it.
+        let is_room_kept = has_head && (recomputed > 0 || plan.goes_unit_by_unit());
+        let room_for_logits = if is_room_kept { kept_logits_bytes(plan) } else { 0 };
+        let waste = match plan.model.compute_dtype {
+            Dtype::Fp32 => HEAP_WASTE_FP32,
+            Dtype::Bf16 => HEAP_WASTE_BF16,
+        };
         Self {
             parameters: state.parameters + state.frozen_shards + state.rounded,
             gradients: state.gradients + state.kept_gradients + state.gradient_sums,
@@ -105,8 +117,9 @@ impl PeakBytes {
             peers: peers(plan, coord, &state) + collected(plan, coord),
             // Further micro-batches in flight fit exactly where others were.
             runtime: library_bytes(plan)
-                + ((one_micro_batch + workspace) as f64 * HEAP_WASTE) as u64
-                + room_for_recomputed,
+                + ((one_micro_batch + workspace) as f64 * waste) as u64
+                + room_for_recomputed
+                + room_for_logits,
         }
     }
 
@@ -125,9 +138,15 @@ impl PeakBytes {
 
 /// What libtorch takes of the host's memory for one rank.
 pub(super) fn library_bytes(plan: &Plan) -> u64 {
+    let config = &plan.model.config;
+    let widest = config.vocab_size.max(config.intermediate_size).div_ceil(plan.mesh.tp);
+    let of_weight = (widest * config.hidden_size * element_bytes(plan.model.compute_dtype)) as u64;
     let libraries = match plan.model.compute_dtype {
-        Dtype::Fp32 => RUNTIME_BYTES_FP32,
-        Dtype::Bf16 => RUNTIME_BYTES_BF16,
+        Dtype::Fp32 => RUNTIME_BYTES_FP32 + of_weight.min(MOST_PACKED_FP32),
+        Dtype::Bf16 => {
+            let of_activation = (widest * plan.max_micro_batch_tokens() * 2) as u64;
+            RUNTIME_BYTES_BF16 + (of_weight + of_activation).min(MOST_PACKED_BF16)
+        }
     };
     libraries + THREAD_BYTES * (plan.threads_per_rank as u64 - 1)
 }

@@ -1,6 +1,7 @@
 //! Reads weights from a Hugging Face folder's safetensors files, memory-mapped, one tensor copied at a time.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::path::Path;
 
 use proto::model_config::ModelConfig;
@@ -13,6 +14,7 @@ use super::error::{Result, damaged, reading};
 use super::weights::tensor_error;
 use crate::data::MappedFile;
 use crate::engine::Memory;
+use crate::engine::row_chunks::{row_chunks, take};
 use proto::layout::ParamLayout;
 
 /// Fills the parameters that this rank needs from the safetensors files in `folder`.
@@ -23,41 +25,44 @@ pub fn load_pretrained(folder: &Path, config: &ModelConfig, memory: &mut Memory)
     check_weights(folder, config)?;
     let paths = weight_files(folder)?;
     let maps = paths.iter().map(|path| MappedFile::open(path).map_err(reading(path))).collect::<Result<Vec<_>>>()?;
-    let mut tensors: HashMap<String, (&Path, TensorView)> = HashMap::new();
+    let mut tensors: HashMap<String, (&Path, &MappedFile, TensorView)> = HashMap::new();
     for (path, map) in paths.iter().zip(&maps) {
         let file = SafeTensors::deserialize(map.as_ref()).map_err(|err| damaged(path, err.to_string()))?;
-        tensors.extend(file.tensors().into_iter().map(|(name, view)| (name, (path.as_path(), view))));
+        tensors.extend(file.tensors().into_iter().map(|(name, view)| (name, (path.as_path(), map, view))));
     }
     for unit in 0..memory.num_units() {
-        memory.fill(unit, |param, mut to| {
-            let (path, view) = &tensors[&param.name];
-            let values = part(param, view.data(), kind(view.dtype()));
+        memory.fill(unit, |param, to| {
+            let (path, map, view) = &tensors[&param.name];
+            let mut num_nan = 0;
+            for rows in row_chunks(rows_in_file(param), view.shape()[1..].iter().product()) {
+                let values = rows_of(view, &rows);
+                num_nan += values.isnan().sum(Kind::Int64).int64_value(&[]);
+                take(param, &to, rows, &values);
+                // So no rank ever holds more of the files than that.
+                map.release().map_err(reading(path))?;
+            }
             // An infinite one shows in the steps that meet it, which are skipped; a NaN would be taken for divergence.
-            let num_nan = values.isnan().sum(Kind::Int64).int64_value(&[]);
             if num_nan > 0 {
-                let rule = format!("NaN in {num_nan} of its {} values", values.numel());
+                let rule = format!("NaN in {num_nan} of its {} values", view.shape().iter().product::<usize>());
                 return Err(tensor_error(path, &param.name, rule));
             }
-            to.copy_(&values);
             Ok(())
         })?;
-        // No rank ever holds more of the files than a unit's part.
-        paths.iter().zip(&maps).try_for_each(|(path, map)| map.release().map_err(reading(path)))?;
     }
     Ok(())
 }
 
-/// This rank's part of a tensor whose bytes lie in a file. Only its own rows are copied, or the tensor where its part is
-/// one of columns.
-fn part(param: &ParamLayout, bytes: &[u8], kind: Kind) -> Tensor {
-    let mut shape: Vec<i64> = param.disk_shape().iter().map(|&size| size as i64).collect();
-    let rows = param.rows.clone();
-    if param.is_transposed {
-        return Tensor::from_data_size(bytes, &shape, kind).narrow(1, rows.start as i64, rows.len() as i64);
-    }
+/// The rows in a file that this rank needs anything of.
+fn rows_in_file(param: &ParamLayout) -> Range<usize> {
+    if param.is_transposed { 0..param.disk_shape()[0] } else { param.rows.clone() }
+}
+
+/// Copies some rows of a tensor whose bytes lie in a file.
+fn rows_of(view: &TensorView, rows: &Range<usize>) -> Tensor {
+    let mut shape: Vec<i64> = view.shape().iter().map(|&size| size as i64).collect();
+    let row_bytes = view.data().len() / view.shape()[0];
     shape[0] = rows.len() as i64;
-    let row_bytes = param.row_numel() * kind.elt_size_in_bytes();
-    Tensor::from_data_size(&bytes[rows.start * row_bytes..rows.end * row_bytes], &shape, kind)
+    Tensor::from_data_size(&view.data()[rows.start * row_bytes..rows.end * row_bytes], &shape, kind(view.dtype()))
 }
 
 /// libtorch's name of a type that [`check_weights`] lets pass.

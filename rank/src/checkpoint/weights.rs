@@ -12,6 +12,7 @@ use super::error::{CheckpointError, Result};
 use super::files::write;
 use super::safetensors_writer::SafetensorsWriter;
 use crate::engine::Memory;
+use crate::engine::row_chunks::row_chunks;
 
 /// Writes the weights of a model into `folder` and returns the files that this rank wrote. Every rank of the job calls it: unit by unit, the stage that holds
 /// a unit gathers it, and each parameter goes to the rank that writes its file, which holds one tensor at a time. A rank
@@ -33,8 +34,7 @@ pub(super) fn write_weights(
             let file = files.file_of(&param.name);
             let Some(tensor) = under_way.collect(memory, idx, files.writer_of(file, world_size))? else { continue };
             if outcome.is_ok() {
-                let bytes = tensor_bytes(&tensor.to_kind(kind_of(dtype)));
-                outcome = writer.tensor(folder, (file, &files.files()[file]), &bytes);
+                outcome = writer.tensor(folder, (file, &files.files()[file]), &tensor, kind_of(dtype));
             }
         }
         under_way.finish()?;
@@ -51,13 +51,23 @@ struct Writer {
 
 impl Writer {
     /// Writes the next tensor of a file, which is open or is opened.
-    fn tensor(&mut self, folder: &Path, (number, file): (usize, &WeightFile), bytes: &[u8]) -> Result<()> {
+    fn tensor(
+        &mut self,
+        folder: &Path,
+        (number, file): (usize, &WeightFile),
+        tensor: &Tensor,
+        kind: Kind,
+    ) -> Result<()> {
         if self.open.as_ref().is_none_or(|(open, _)| *open != number) {
             self.close()?;
             self.open = Some((number, SafetensorsWriter::create(&folder.join(&file.name), &file.tensors)?));
         }
         let (_, open) = self.open.as_mut().expect("opened above");
-        open.write(bytes)
+        let num_rows = tensor.size()[0] as usize;
+        row_chunks(0..num_rows, tensor.numel() / num_rows).try_for_each(|rows| {
+            let rows = tensor.narrow(0, rows.start as i64, rows.len() as i64);
+            open.write(&tensor_bytes(&rows.to_kind(kind)))
+        })
     }
 
     /// Says which tensor is in which file, where there are several.

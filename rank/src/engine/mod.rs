@@ -21,6 +21,7 @@ mod messages;
 mod offload;
 mod optimizer_state;
 mod passes;
+pub mod row_chunks;
 mod slots;
 mod stage;
 mod step_sums;

@@ -4,18 +4,20 @@
 //! gradient in place. Tokens without a label never reach lm_head. Under tensor parallelism each rank has the logits of
 //! some tokens of the vocabulary, and the ranks exchange three numbers a row: nobody sees them all.
 
+use std::cell::OnceCell;
 use std::ops::Range;
 
 use comm::CommError;
 use proto::model_config::ModelConfig;
-use tch::Tensor;
+use tch::{Device, Tensor};
 
 use super::cross_entropy::CrossEntropy;
 use super::labels::Labels;
+use super::logits::LogitsRoom;
 use super::norm::{Norm, NormGrads, Normed, norm_backward};
 use super::tensor_parallel::TensorParallel;
 use super::weight_grads::{GradPass, WeightGrads, is_trained};
-use crate::kernels::{DeviceSum, accumulate_product, logits_kind};
+use crate::kernels::{DeviceSum, accumulate_product};
 
 /// Weights of the head. The same type holds the gradients, as fp32 views.
 #[derive(Debug)]
@@ -27,12 +29,14 @@ pub struct HeadWeights {
 }
 
 /// The head unit.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Head {
     norm_eps: f64,
     /// Ids of this rank's tokens.
     ids: Range<i64>,
     logits_at_a_time: usize,
+    /// On a CPU the room is kept: given back after each pass, it would soon have a hole where it was, and the heap grow.
+    kept_room: OnceCell<LogitsRoom>,
 }
 
 /// What the backward pass takes beside its input and the labels.
@@ -57,7 +61,12 @@ impl Head {
     /// The head of a model, or this rank's part of it, which holds at most `logits_at_a_time` elements of them.
     pub fn new(config: &ModelConfig, tp: &TensorParallel, logits_at_a_time: usize) -> Self {
         let rows = tp.split().rows(config.vocab_size);
-        Self { norm_eps: config.rms_norm_eps, ids: rows.start as i64..rows.end as i64, logits_at_a_time }
+        Self {
+            norm_eps: config.rms_norm_eps,
+            ids: rows.start as i64..rows.end as i64,
+            logits_at_a_time,
+            kept_room: OnceCell::new(),
+        }
     }
 
     /// Sum of the cross-entropies of all labelled tokens, without gradients. `x`: the stream, `[S, D]`. Collective over
@@ -71,8 +80,9 @@ impl Head {
     ) -> Result<DeviceSum, CommError> {
         let Labelled { y, .. } = self.labelled(tp, weights, x, labels)?;
         let mut loss = DeviceSum::default();
+        let room = self.room(&y, weights);
         for rows in self.chunks(labels.num_labels(), weights) {
-            let mut logits = self.logits(weights, &part(&y, &rows));
+            let mut logits = room.logits(&part(&y, &rows), &self.own(&weights.lm_head));
             self.cross_entropy(tp, &part(&labels.targets, &rows)).loss(&mut logits, &mut loss)?;
         }
         Ok(loss)
@@ -92,14 +102,15 @@ impl Head {
         let Labelled { normed, y } = self.labelled(tp, weights, x, labels)?;
         let dy = y.empty_like();
         let mut loss = DeviceSum::default();
+        let room = self.room(&y, weights);
         for rows in self.chunks(labels.num_labels(), weights) {
             let y = part(&y, &rows);
-            let dlogits = self.dlogits(tp, weights, &y, &part(&labels.targets, &rows), &mut loss)?;
+            let dlogits = self.dlogits(tp, &room, weights, &y, &part(&labels.targets, &rows), &mut loss)?;
             // `scale` goes to the narrow side of both products: `[rows, D]`, not `[rows, V]`.
             let _ = dlogits.mm_out(&part(&dy, &rows), &self.own(&weights.lm_head));
             self.add_matrix_gradient(grads, &dlogits, y * scale);
         }
-        drop(y);
+        drop((y, room));
         let mut partial = tp.partial(labels.num_tokens(), x, x.size()[1]);
         let _ = partial.zero_().index_copy_(0, &labels.places, &(dy * scale));
         let dnormed = tp.reduce(partial)?;
@@ -118,10 +129,11 @@ impl Head {
     ) -> Result<(), CommError> {
         let HeadPass { weights, grads, scale } = pass;
         let Labelled { y, .. } = self.labelled(tp, weights, x, labels)?;
+        let room = self.room(&y, weights);
         for rows in self.chunks(labels.num_labels(), weights) {
             let y = part(&y, &rows);
             let targets = part(&labels.targets, &rows);
-            let dlogits = self.dlogits(tp, weights, &y, &targets, &mut DeviceSum::default())?;
+            let dlogits = self.dlogits(tp, &room, weights, &y, &targets, &mut DeviceSum::default())?;
             self.add_matrix_gradient(grads, &dlogits, y * scale);
         }
         Ok(())
@@ -132,14 +144,15 @@ impl Head {
     fn dlogits(
         &self,
         tp: &TensorParallel,
+        room: &LogitsRoom,
         weights: &HeadWeights,
         y: &Tensor,
         targets: &Tensor,
         loss: &mut DeviceSum,
     ) -> Result<Tensor, CommError> {
-        let mut logits = self.logits(weights, y);
+        let mut logits = room.logits(y, &self.own(&weights.lm_head));
         self.cross_entropy(tp, targets).gradient(&mut logits, loss)?;
-        Ok(logits.to_kind(y.kind()))
+        Ok(room.as_products(&logits))
     }
 
     /// `scaled_y`: `[rows, D]`
@@ -161,20 +174,29 @@ impl Head {
         Ok(Labelled { normed, y })
     }
 
-    /// Row chunks whose logits are held at a time: the same on every rank, whatever its padding.
+    /// Rows whose logits are held at a time: the same on every rank, whatever its padding.
+    fn rows_at_a_time(&self, weights: &HeadWeights) -> usize {
+        (self.logits_at_a_time / weights.lm_head.size()[0] as usize).max(1)
+    }
+
+    /// For the logits of chunks of `y`, `[labels, D]`.
+    fn room(&self, y: &Tensor, weights: &HeadWeights) -> LogitsRoom {
+        let (rows, columns) = (self.rows_at_a_time(weights) as i64, self.ids.end - self.ids.start);
+        match y.device() {
+            Device::Cpu => self.kept_room.get_or_init(|| LogitsRoom::new(rows, columns, y)).share(),
+            _ => LogitsRoom::new(rows.min(y.size()[0]), columns, y),
+        }
+    }
+
+    /// Row chunks whose logits are held at a time.
     fn chunks(&self, rows: usize, weights: &HeadWeights) -> impl Iterator<Item = Range<usize>> + use<> {
-        let size = (self.logits_at_a_time / weights.lm_head.size()[0] as usize).max(1);
+        let size = self.rows_at_a_time(weights);
         (0..rows).step_by(size).map(move |start| start..rows.min(start + size))
     }
 
     /// `targets`: `[rows]` int64
     fn cross_entropy<'a>(&self, tp: &'a TensorParallel, targets: &'a Tensor) -> CrossEntropy<'a> {
         CrossEntropy { tp, first_id: self.ids.start, targets }
-    }
-
-    /// `[rows, V/tp]`, in the type that the device keeps logits in.
-    fn logits(&self, weights: &HeadWeights, normed: &Tensor) -> Tensor {
-        normed.mm(&self.own(&weights.lm_head).tr()).to_kind(logits_kind(normed))
     }
 
     /// lm_head without padding.

@@ -20,6 +20,7 @@ mod feed_forward;
 mod head;
 mod labels;
 mod linear;
+mod logits;
 mod norm;
 mod rope;
 mod tensor_parallel;

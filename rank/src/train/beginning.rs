@@ -9,6 +9,7 @@ use super::error::TrainError;
 use super::init;
 use crate::checkpoint;
 use crate::engine::Memory;
+use crate::process;
 use crate::snapshot::{SnapshotError, Snapshots};
 
 /// Fills parameters, masters and moments, and says where the run stands. Every rank of the job calls it.
@@ -19,6 +20,7 @@ pub(super) fn load(
     memory: &mut Memory,
 ) -> Result<Progress, TrainError> {
     let progress = fill(beginning, plan, snapshots, memory)?;
+    process::give_back_free_memory();
     if let Some(snapshots) = snapshots {
         snapshots.forget_after(progress.step)?;
     }

@@ -8,6 +8,7 @@ use std::convert::Infallible;
 use tch::{Kind, Tensor};
 
 use crate::engine::Memory;
+use crate::engine::row_chunks::{row_chunks, take};
 use proto::layout::ParamLayout;
 
 /// Fills its part of every parameter that this rank needs. `std`: config.json's `initializer_range`.
@@ -28,10 +29,13 @@ fn draw(param: &ParamLayout, mut to: Tensor, seed: u64, std: f64) {
         let _ = to.zero_();
     } else {
         tch::manual_seed(generator_seed(seed, &param.name));
-        // Drawn whole and in fp32, whatever the part and the parameter's type: all start from the same numbers.
-        let shape: Vec<i64> = param.disk_shape().iter().map(|&size| size as i64).collect();
-        let whole = Tensor::empty(&shape[..], (Kind::Float, to.device())).normal_(0.0, std);
-        to.copy_(&whole.narrow(param.disk_dim() as i64, param.rows.start as i64, param.rows.len() as i64));
+        // All of it and in fp32, whatever the part and the parameter's type: all start from the same numbers.
+        let [rows, columns] = param.disk_shape()[..] else { unreachable!("{} is a matrix", param.name) };
+        for rows in row_chunks(0..rows, columns) {
+            let drawn =
+                Tensor::empty([rows.len() as i64, columns as i64], (Kind::Float, to.device())).normal_(0.0, std);
+            take(param, &to, rows, &drawn);
+        }
     }
 }
 

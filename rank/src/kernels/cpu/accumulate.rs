@@ -1,5 +1,6 @@
 //! Additions to the flat gradient.
 
+use proto::memory::GRADIENT_AT_A_TIME;
 use tch::Tensor;
 
 use super::element::Element;
@@ -12,7 +13,12 @@ pub fn product(grad: &Tensor, a: &Tensor, b: &Tensor) {
     if a.kind() == grad.kind() {
         let _ = grad.addmm_(a, b);
     } else {
-        let _ = grad.g_add_(&a.mm(b));
+        let (rows, columns) = (a.size()[0], b.size()[1]);
+        let at_a_time = (GRADIENT_AT_A_TIME as i64 / columns.max(1)).max(1);
+        for first in (0..rows).step_by(at_a_time as usize) {
+            let part = |x: &Tensor| x.narrow(0, first, at_a_time.min(rows - first));
+            let _ = part(&grad).g_add_(&part(a).mm(b));
+        }
     }
 }
 
@@ -49,6 +55,20 @@ pub fn at_rows(grad: &Tensor, rows: &Tensor, values: &Tensor) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_product_that_is_added_in_parts_is_the_whole_one() {
+        for [rows, inner, columns] in [[5000, 131, 256], [4099, 7, 256], [1, 1, 1 << 21], [70, 300, 1 << 16]] {
+            let random = |size: [i64; 2]| {
+                Tensor::rand(size, (tch::Kind::Float, tch::Device::Cpu)).to_kind(tch::Kind::BFloat16) - 0.5
+            };
+            let (a, b) = (random([inner, rows]).tr(), random([inner, columns]));
+            let grad = Tensor::ones([rows, columns], (tch::Kind::Float, tch::Device::Cpu));
+            let expected = &grad + a.mm(&b);
+            product(&grad, &a, &b);
+            assert_eq!(grad, expected, "{rows} {inner} {columns}");
+        }
+    }
 
     #[test]
     fn parts_are_added_up_before_the_sum_is() {
