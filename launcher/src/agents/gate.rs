@@ -3,7 +3,7 @@
 //! - GAT-1 Nobody reaches the service who has not shaken hands ([`handshake`]), in [`HANDSHAKE_TIMEOUT`].
 //! - GAT-2 Strangers are limited in number; when more come, they push out each other ([`Newcomers`]), never anybody admitted.
 //! - GAT-3 No error of the listener ends it or makes it spin. Without a free descriptor a stranger goes, and it pauses.
-//! - GAT-5 A wrong guess is answered after [`DELAY`], is told of, and makes its origin wait for its turn ([`Guesses`]).
+//! - GAT-5 A wrong guess is answered after a second, is told of, and makes its origin wait for its turn ([`Guesses`]).
 //! - GAT-4 All that is taken here leaves the launcher descriptors for its own work.
 
 use std::io;

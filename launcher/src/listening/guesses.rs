@@ -3,7 +3,7 @@
 //! - GUE-1 Whoever has guessed wrong is heard once in [`BETWEEN_GUESSES`] from then on, over however many connections. Others
 //!   are heard at once.
 //! - GUE-2 The first wrong guess of an origin is told of at once, and every later one by the next line at the latest; lines
-//!   become rarer up to one in [`RAREST_LINE`].
+//!   become rarer up to one a minute.
 //! - GUE-3 Only so many origins are kept, those that have guessed last.
 
 use std::collections::HashMap;

@@ -1,4 +1,4 @@
-//! Reads weights from a Hugging Face folder's safetensors files, memory-mapped, one tensor copied at a time.
+//! Reads weights from a Hugging Face folder's safetensors files, memory-mapped, some rows of a tensor copied at a time.
 
 use std::collections::HashMap;
 use std::ops::Range;

@@ -46,7 +46,7 @@ pub enum Call {
 /// The answer to a call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answer {
-    /// Nothing yet: ask again when [`Coordinator::generation`] has changed, or after a while.
+    /// Nothing yet: ask again when [`generation`](super::Coordinator::generation) has changed, or after a while.
     Wait,
     /// The round begins.
     Place(NodePlace),
