@@ -10,6 +10,8 @@ TORCH=2.11.0
 # The two NVIDIA libraries that libtorch_cpu.so of this torch asks for even on a machine without a GPU.
 TORCH_CPU_NEEDS=(nvidia-cuda-runtime==13.0.96 nvidia-cuda-cupti==13.0.85)
 TOKENIZERS=0.23.3
+TRL=1.16.0
+AXOLOTL=0.19.0
 NEEDED_GIB=8
 
 dev=false
@@ -87,8 +89,11 @@ requirement() { sed -n "s/^$1==//p" scripts/requirements-dev.txt; }
 
 install_dev() {
     while IFS='=' read -r name _ version; do
-        has "$name" "$version" || { pip install -r scripts/requirements-dev.txt; return; }
+        has "$name" "$version" || { pip install -r scripts/requirements-dev.txt; break; }
     done < <(grep == scripts/requirements-dev.txt)
+    # Only for the chat templates that they ship.
+    has trl "$TRL" || pip install --no-deps "trl==$TRL"
+    has axolotl "$AXOLOTL" || pip install --no-deps "axolotl==$AXOLOTL"
 }
 
 # Nothing fatal: the tests under Slurm are skipped where it is not there. RUNLEVEL=1: no service is started.

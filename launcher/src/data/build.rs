@@ -6,14 +6,15 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
-use proto::dataset::{DatasetSummary, Origin, Sample};
+use proto::dataset::{DatasetSummary, Origin};
 
+use super::chat::{self, ChatTemplate, Source};
 use super::error::{DataError, Problem, Problems, Rule};
-use super::format::{LineFormat, Parser};
+use super::format::{LineFormat, Parser, Samples};
 use super::lines::{Chunk, ChunkReader};
 use super::object::LineError;
 use super::rows::Rows;
-use super::sources::Source;
+use super::sources;
 use super::tokenize::Encoder;
 use super::{DataJob, DataProgress};
 
@@ -24,7 +25,8 @@ const CHUNKS_PER_THREAD: usize = 8;
 /// checked. Stopped, it leaves nothing.
 pub fn build(
     job: &DataJob,
-    sources: &[Source],
+    sources: &[sources::Source],
+    chat_source: &Result<Option<Source>, Rule>,
     path: &Path,
     progress: &DataProgress,
 ) -> Result<DatasetSummary, DataError> {
@@ -33,7 +35,7 @@ pub fn build(
     let mut rows = Rows::create(job, path, names)?;
     let mut problems = Problems::default();
     let mut reader = ChunkReader::new(sources, job.format);
-    let encoder = OnceLock::new();
+    let (encoder, chat) = (OnceLock::new(), OnceLock::new());
     loop {
         let chunks: Vec<_> = reader.by_ref().take(threads * CHUNKS_PER_THREAD).collect();
         if chunks.is_empty() {
@@ -42,10 +44,11 @@ pub fn build(
         if progress.is_stopped() {
             return Err(DataError::Stopped);
         }
-        let work = Work { job, sources, encoder: &encoder, chunks, progress };
+        let work = Work { job, sources, encoder: &encoder, chat: &chat, chat_source, chunks, progress };
         for parsed in work.run(threads) {
             problems.append(parsed.problems);
-            for sample in parsed.samples {
+            rows.count_long(parsed.samples.long);
+            for sample in parsed.samples.samples {
                 if problems.is_empty() {
                     rows.push(sample)?;
                 }
@@ -59,16 +62,19 @@ pub fn build(
 /// A few chunks that are parsed at the same time.
 struct Work<'a> {
     job: &'a DataJob,
-    sources: &'a [Source],
+    sources: &'a [sources::Source],
     /// Loaded by the first chunk that needs it. If that fails, it is a problem of every file that needs it.
     encoder: &'a OnceLock<Result<Encoder, Rule>>,
+    /// Likewise, by the first conversation.
+    chat: &'a OnceLock<Result<ChatTemplate, Rule>>,
+    chat_source: &'a Result<Option<Source>, Rule>,
     chunks: Vec<Result<Chunk, Problem>>,
     progress: &'a DataProgress,
 }
 
 /// The result of one chunk.
 struct Parsed {
-    samples: Vec<Sample>,
+    samples: Samples,
     problems: Problems,
 }
 
@@ -84,7 +90,7 @@ impl Work<'_> {
         let work = || {
             while let Some((chunk, slot)) = take() {
                 let parsed = self.parse(chunk);
-                let tokens = parsed.samples.iter().map(|sample| sample.tokens.len() as u64).sum();
+                let tokens = parsed.samples.samples.iter().map(|sample| sample.tokens.len() as u64).sum();
                 self.progress.parsed(chunk.as_ref().map_or(0, Chunk::bytes), tokens);
                 let unset = slot.set(parsed).is_ok();
                 assert!(unset, "each chunk is taken by one thread");
@@ -100,7 +106,7 @@ impl Work<'_> {
     }
 
     fn parse(&self, chunk: &Result<Chunk, Problem>) -> Parsed {
-        let mut parsed = Parsed { samples: Vec::new(), problems: Problems::default() };
+        let mut parsed = Parsed { samples: Samples::default(), problems: Problems::default() };
         let chunk = match chunk {
             Ok(chunk) => chunk,
             Err(problem) => {
@@ -109,8 +115,11 @@ impl Work<'_> {
             }
         };
         let name = self.sources[chunk.source as usize].name.as_str();
-        let encoder = match self.encoder_for(chunk.format) {
-            Ok(encoder) => encoder,
+        let (encoder, chat) = match self.encoder_for(chunk.format).and_then(|encoder| {
+            let chat = self.chat_template_for(chunk.format)?;
+            Ok((encoder, chat))
+        }) {
+            Ok(loaded) => loaded,
             Err(rule) => {
                 if chunk.first {
                     parsed.problems.push(Problem::of_file(name, rule.clone()));
@@ -118,7 +127,8 @@ impl Work<'_> {
                 return parsed;
             }
         };
-        let parser = Parser { seq_len: self.job.seq_len, vocab_size: self.job.vocab_size, encoder };
+        let DataJob { seq_len, vocab_size, train_on, long_samples, .. } = *self.job;
+        let parser = Parser { seq_len, vocab_size, encoder, chat, train_on, long_samples };
         for (line, text) in chunk.lines() {
             let origin = Origin { source: chunk.source, line };
             if let Err(LineError { column, rule }) = parser.parse(chunk.format, text, origin, &mut parsed.samples) {
@@ -142,5 +152,18 @@ impl Work<'_> {
         }
         let load = || Encoder::load(self.job, format.name());
         self.encoder.get_or_init(load).as_ref().map(Some)
+    }
+
+    fn chat_template_for(&self, format: LineFormat) -> Result<Option<&ChatTemplate>, &Rule> {
+        if !format.needs_chat_template() {
+            return Ok(None);
+        }
+        let load = || {
+            let source = self.chat_source.clone()?;
+            let Source { place, text, special_tokens } =
+                source.ok_or_else(|| Rule::NoChatTemplate { format: format.name(), names: chat::names() })?;
+            ChatTemplate::new(&text, special_tokens).map_err(|message| Rule::BadChatTemplate { place, message })
+        };
+        self.chat.get_or_init(load).as_ref().map(Some)
     }
 }

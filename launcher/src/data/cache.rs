@@ -6,16 +6,18 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use jiff::Zoned;
 use proto::config::AutoOr;
 use proto::dataset::{self, DatasetError, DatasetSummary, FORMAT_VERSION};
 use proto::regular_file;
 
-use super::DataJob;
+use super::error::Rule;
 use super::sources::Source;
+use super::{DataJob, chat};
 use crate::files::create_private_folder;
 
 /// Raised whenever the same sources would give other rows: a change of packing, splitting or masking.
-const PREPARATION_VERSION: u32 = 2;
+const PREPARATION_VERSION: u32 = 3;
 
 /// What stands in the name of a file whose samples share rows.
 const PACKED: &str = "-packed";
@@ -44,11 +46,11 @@ pub struct CacheEntry {
 
 impl CacheEntry {
     /// For `job` with these `sources`; creates the folder.
-    pub fn new(job: &DataJob, sources: &[Source]) -> io::Result<Self> {
+    pub fn new(job: &DataJob, sources: &[Source], chat: &Result<Option<chat::Source>, Rule>) -> io::Result<Self> {
         // Rows are as private as what they were made of.
         create_private_folder(&job.cache_dir)?;
         let prefix = format!("{}-", job.split.name());
-        let key = key(job, sources).to_hex();
+        let key = key(job, sources, chat).to_hex();
         let name = |packing: bool| format!("{prefix}{}{}.rows", &key[..16], if packing { PACKED } else { "" });
         let (name, packed_otherwise) = (name(job.packing), name(!job.packing));
         Ok(Self { folder: job.cache_dir.clone(), prefix, name, packed_otherwise })
@@ -117,7 +119,7 @@ fn remove_if_there(path: &Path) -> io::Result<()> {
 }
 
 /// The hash of everything that the samples depend on.
-fn key(job: &DataJob, sources: &[Source]) -> blake3::Hash {
+fn key(job: &DataJob, sources: &[Source], chat: &Result<Option<chat::Source>, Rule>) -> blake3::Hash {
     let mut hasher = blake3::Hasher::new();
     let mut part = |name: &str, value: &[u8]| {
         // Lengths in front keep two parts from being read as others.
@@ -136,6 +138,16 @@ fn key(job: &DataJob, sources: &[Source]) -> blake3::Hash {
     part("seq_len", &job.seq_len.to_le_bytes());
     part("vocab_size", &job.vocab_size.to_le_bytes());
     part("end tokens", format!("{:?}", job.end_tokens).as_bytes());
+    part("train_on", job.train_on.as_str().as_bytes());
+    part("long_samples", format!("{:?}", job.long_samples).as_bytes());
+    // What is wrong with it is reported by whoever needs it.
+    if let Ok(Some(chat)) = chat {
+        part("chat template", chat.text.as_bytes());
+        part("special tokens", format!("{:?}", chat.special_tokens).as_bytes());
+        if chat.text.contains("strftime_now") {
+            part("day", Zoned::now().date().to_string().as_bytes());
+        }
+    }
     // One that is not there or not readable is reported by whoever needs it; rows of token ids do not.
     let tokenizer = job.tokenizer.as_ref().and_then(|path| regular_file::read(path).ok());
     part("tokenizer", tokenizer.as_deref().unwrap_or_default());

@@ -27,6 +27,18 @@ pub enum DataError {
         /// Rows in all.
         rows: u64,
     },
+    /// All samples were too long.
+    #[error(
+        "{sources}: all {dropped} samples are longer than data.seq_len = {seq_len}, or what was left of them trained nothing"
+    )]
+    AllTooLong {
+        /// The source files.
+        sources: String,
+        /// How many were dropped.
+        dropped: u64,
+        /// The limit.
+        seq_len: usize,
+    },
     /// Whoever wanted the data does not want it any more.
     #[error("stopped")]
     Stopped,
@@ -48,7 +60,9 @@ impl From<DataError> for LaunchError {
         let exit_code = match error {
             // That a file cannot be read now says nothing of the file.
             DataError::Problems(ref problems) if problems.shown.iter().any(|problem| problem.rule.is_of_system()) => 3,
-            DataError::Problems(_) | DataError::NoLabels { .. } | DataError::Stopped => 2,
+            DataError::Problems(_) | DataError::NoLabels { .. } | DataError::AllTooLong { .. } | DataError::Stopped => {
+                2
+            }
             DataError::Folder { .. } | DataError::Write(_) => 3,
         };
         Self::refused(error, exit_code)
@@ -179,11 +193,9 @@ pub enum Rule {
     Typo { found: String, known: &'static str },
     #[error(
         "cannot tell the format from {found}: supported are input_ids (tokens), prompt with completion \
-         (prompt_completion) and text"
+         (prompt_completion), text, messages, conversations (sharegpt) and instruction with output (alpaca)"
     )]
     UnknownShape { found: String },
-    #[error("format {0} is not supported yet: use tokens, prompt_completion or text")]
-    UnsupportedFormat(DataFormat),
 
     #[error("{0:?} is empty")]
     EmptyValue(&'static str),
@@ -191,13 +203,39 @@ pub enum Rule {
     LabelCount { ids: usize, labels: usize },
     #[error("{key}[{position}] is {value}, but {} 0 <= id < vocab_size {vocab_size}", allowed(.key))]
     OutsideVocabulary { key: &'static str, position: usize, value: i64, vocab_size: usize },
-    #[error("the row has {len} tokens, but data.seq_len is {seq_len}: raise seq_len or split the row")]
-    RowTooLong { len: usize, seq_len: usize },
     #[error(
-        "prompt and completion have {len} tokens, of which the prompt {prompt}, but data.seq_len is {seq_len}: \
-         raise seq_len or shorten the text"
+        "the row has {len} tokens{}, but data.seq_len is {seq_len}: raise seq_len, or say in data.long_samples what \
+         becomes of such rows", before_labels(*.not_trained)
     )]
-    PromptTooLong { len: usize, prompt: usize, seq_len: usize },
+    TooLong { len: usize, not_trained: usize, seq_len: usize },
+
+    #[error(
+        "format {format} needs a chat template, and the model's files have none (chat_template.jinja, or chat_template in \
+         tokenizer_config.json): set data.chat_template to a file, or to one of {names}"
+    )]
+    NoChatTemplate { format: DataFormat, names: String },
+    #[error("data.chat_template = {name:?}: there is no such file, and built in are {names}")]
+    UnknownChatTemplate { name: String, names: String },
+    #[error("the chat template of {place} cannot be used: {message}")]
+    BadChatTemplate { place: String, message: String },
+    #[error("the chat template refuses this conversation: {0}")]
+    ChatTemplateFails(String),
+    #[error("U+FDD0 or U+FDD1 in a conversation: Unicode reserves them, and no text has them")]
+    NoCharacters,
+    #[error(
+        "the chat template does not show which words are the assistant's: give one with {{% generation %}}, or set \
+         data.train_on = \"all\""
+    )]
+    TurnsNotFound,
+    #[error("no turn of this conversation is the assistant's, so there is nothing to learn from it")]
+    NoAssistantTurn,
+    #[error("{list}[{index}] {rule}")]
+    BadTurn { list: &'static str, index: usize, rule: String },
+    #[error(
+        "conversations[{index}] is from {from:?}: known are human, user, gpt, assistant, model, chatgpt, bing, bard, \
+         function_call, system, tool, observation and function_response"
+    )]
+    UnknownSpeaker { index: usize, from: String },
 
     #[error(
         "format {format} needs a tokenizer, but {} is not there: copy it from the original model, or give rows of \
@@ -231,6 +269,10 @@ impl Rule {
     fn is_of_system(&self) -> bool {
         matches!(self, Rule::RefusedBySystem(_))
     }
+}
+
+fn before_labels(not_trained: usize) -> String {
+    if not_trained == 0 { String::new() } else { format!(", of which the first {not_trained} are not trained") }
 }
 
 fn did_you_mean(suggestion: &Option<String>) -> String {

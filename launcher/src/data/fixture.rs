@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use proto::config::AutoOr;
+use proto::config::{AutoOr, TrainOn};
 use tokenizers::models::bpe::BPE;
 use tokenizers::models::wordlevel::WordLevel;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
@@ -30,6 +30,10 @@ pub fn job(tokenizer: Option<&Path>) -> DataJob {
         packing: false,
         vocab_size: 100,
         end_tokens: end_tokens(),
+        chat_template: "auto".into(),
+        model_folder: tokenizer.and_then(Path::parent).map(Path::to_owned).unwrap_or_default(),
+        train_on: TrainOn::Assistant,
+        long_samples: AutoOr::Auto,
         tokenizer: tokenizer.map(Path::to_owned),
         cache_dir: PathBuf::new(),
         threads: 1,

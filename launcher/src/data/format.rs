@@ -1,12 +1,13 @@
 //! Makes samples from lines: knows the formats, and every rule that a line has to satisfy.
 
-use proto::config::{AutoOr, DataFormat};
-use proto::dataset::{IGNORED, Origin, Sample};
+use proto::config::{AutoOr, DataFormat, LongSamples, TrainOn};
+use proto::dataset::{IGNORED, LongCounts, Origin, Sample};
 use serde::de::MapAccess;
 
+use super::chat::{self, ChatTemplate, ConversationFormat};
 use super::error::Rule;
 use super::object::{Keys, LineError, Object};
-use super::tokenize::Encoder;
+use super::tokenize::{Encoded, Encoder};
 
 /// The formats that can be read. All of a file's lines have the same one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,6 +18,8 @@ pub enum LineFormat {
     Text,
     /// `{"prompt": "..", "completion": ".."}`
     PromptCompletion,
+    /// Turns of a conversation.
+    Conversation(ConversationFormat),
 }
 
 impl LineFormat {
@@ -31,15 +34,25 @@ impl LineFormat {
             Self::Tokens => DataFormat::Tokens,
             Self::Text => DataFormat::Text,
             Self::PromptCompletion => DataFormat::PromptCompletion,
+            Self::Conversation(format) => format.name(),
         }
     }
 
-    fn supported(format: DataFormat) -> Result<Self, Rule> {
+    /// Whether [`Parser::chat`] is needed.
+    pub fn needs_chat_template(self) -> bool {
+        matches!(self, Self::Conversation(_))
+    }
+}
+
+impl From<DataFormat> for LineFormat {
+    fn from(format: DataFormat) -> Self {
         match format {
-            DataFormat::Tokens => Ok(Self::Tokens),
-            DataFormat::Text => Ok(Self::Text),
-            DataFormat::PromptCompletion => Ok(Self::PromptCompletion),
-            DataFormat::Alpaca | DataFormat::Sharegpt | DataFormat::Messages => Err(Rule::UnsupportedFormat(format)),
+            DataFormat::Tokens => Self::Tokens,
+            DataFormat::Text => Self::Text,
+            DataFormat::PromptCompletion => Self::PromptCompletion,
+            DataFormat::Alpaca => Self::Conversation(ConversationFormat::Alpaca),
+            DataFormat::Sharegpt => Self::Conversation(ConversationFormat::Sharegpt),
+            DataFormat::Messages => Self::Conversation(ConversationFormat::Messages),
         }
     }
 }
@@ -63,7 +76,7 @@ pub fn resolve(format: AutoOr<DataFormat>, first_line: &[u8]) -> Result<LineForm
             shape.map(|(_, format)| *format).ok_or_else(|| Rule::UnknownShape { found: object.found() })?
         }
     };
-    Ok(LineFormat::supported(format)?)
+    Ok(format.into())
 }
 
 /// Checks lines and makes samples of them.
@@ -75,28 +88,93 @@ pub struct Parser<'a> {
     pub vocab_size: usize,
     /// For the formats that hold text; loaded before their first line is parsed.
     pub encoder: Option<&'a Encoder>,
+    /// For conversations; loaded before the first of them is parsed.
+    pub chat: Option<&'a ChatTemplate>,
+    /// The turns of a conversation that are trained.
+    pub train_on: TrainOn,
+    /// What happens to samples that are longer than `seq_len`.
+    pub long_samples: AutoOr<LongSamples>,
+}
+
+/// The samples of lines, and what became of those that were too long.
+#[derive(Debug, Default)]
+pub struct Samples {
+    /// In the order of the lines.
+    pub samples: Vec<Sample>,
+    /// Counts.
+    pub long: LongCounts,
 }
 
 impl Parser<'_> {
-    /// Appends the samples of `line` to `samples`: one, or several pieces of a long text.
+    /// Appends the samples of `line` to `samples`: one, several pieces of a long one, or none where that is dropped.
     pub fn parse(
         &self,
         format: LineFormat,
         line: &[u8],
         origin: Origin,
-        samples: &mut Vec<Sample>,
+        samples: &mut Samples,
     ) -> Result<(), LineError> {
-        match format {
-            LineFormat::Tokens => samples.push(self.tokens(line, origin)?),
-            LineFormat::Text => samples.extend(self.text(line, origin)?),
-            LineFormat::PromptCompletion => samples.push(self.prompt_completion(line, origin)?),
+        let (tokens, labels) = match format {
+            LineFormat::Tokens => self.tokens(line)?,
+            LineFormat::Text => (self.text(line)?, None),
+            LineFormat::PromptCompletion => trained_in_part(self.prompt_completion(line)?),
+            LineFormat::Conversation(format) => trained_in_part(self.conversation(format, line)?),
+        };
+        let long_samples = match self.long_samples {
+            AutoOr::Given(given) => given,
+            // A document goes on where it was cut; anything else is no longer what it was.
+            AutoOr::Auto if format == LineFormat::Text => LongSamples::Split,
+            AutoOr::Auto => LongSamples::Error,
+        };
+        Ok(self.fit(Sample { tokens, labels, origin }, long_samples, samples)?)
+    }
+
+    /// A sample that is longer than `seq_len` becomes pieces that are samples of their own, so that no token is lost; the
+    /// first token of a piece is not predicted from the piece before. Or its end is lost, or all of it. Of what is cut, what
+    /// has no label left goes.
+    fn fit(&self, sample: Sample, long_samples: LongSamples, samples: &mut Samples) -> Result<(), Rule> {
+        let (len, seq_len) = (sample.tokens.len(), self.seq_len);
+        if len <= seq_len {
+            samples.samples.push(sample);
+            return Ok(());
+        }
+        let piece = |start: usize, end: usize| Sample {
+            tokens: sample.tokens[start..end].to_vec(),
+            labels: sample.labels.as_ref().map(|labels| labels[start..end].to_vec()),
+            origin: sample.origin,
+        };
+        let is_trained = |piece: &Sample| {
+            let labels = piece.labels.as_ref();
+            labels.is_none_or(|labels| labels[1..].iter().any(|label| *label != IGNORED))
+        };
+        match long_samples {
+            LongSamples::Error => {
+                let not_trained = sample
+                    .labels
+                    .as_ref()
+                    .map_or(0, |labels| labels.iter().position(|label| *label != IGNORED).unwrap_or(labels.len()));
+                return Err(Rule::TooLong { len, not_trained, seq_len });
+            }
+            LongSamples::Drop => samples.long.dropped += 1,
+            LongSamples::Truncate => {
+                let piece = Some(piece(0, seq_len)).filter(is_trained);
+                let count = if piece.is_some() { &mut samples.long.truncated } else { &mut samples.long.dropped };
+                *count += 1;
+                samples.samples.extend(piece);
+            }
+            LongSamples::Split => {
+                samples.long.split += 1;
+                let pieces = (0..len).step_by(seq_len).map(|start| piece(start, len.min(start + seq_len)));
+                // Of running text every piece is trained, even one of a token.
+                samples.samples.extend(pieces.filter(is_trained));
+            }
         }
         Ok(())
     }
 
-    fn tokens(&self, line: &[u8], origin: Origin) -> Result<Sample, LineError> {
+    fn tokens(&self, line: &[u8]) -> Result<(Vec<i32>, Option<Vec<i32>>), LineError> {
         let object: Object<TokensKeys> = Object::parse(line)?;
-        let ids = required(&object, object.keys.input_ids.as_ref(), DataFormat::Tokens, "input_ids")?;
+        let ids = object.required(object.keys.input_ids.as_ref(), DataFormat::Tokens, "input_ids")?;
         if object.keys.labels.is_none()
             && let Some(found) = object.typo_of("labels")
         {
@@ -111,46 +189,35 @@ impl Parser<'_> {
         {
             return Err(Rule::LabelCount { ids: ids.len(), labels: labels.len() }.into());
         }
-        if ids.len() > self.seq_len {
-            return Err(Rule::RowTooLong { len: ids.len(), seq_len: self.seq_len }.into());
-        }
         let tokens = self.checked("input_ids", ids, |_| false)?;
         let labels = labels.map(|labels| self.checked("labels", labels, |id| id == i64::from(IGNORED))).transpose()?;
-        Ok(Sample { tokens, labels, origin })
+        Ok((tokens, labels))
     }
 
-    /// A document longer than `seq_len` becomes pieces that are samples of their own, so that no token is lost; the
-    /// first token of a piece is not predicted from the piece before.
-    fn text(&self, line: &[u8], origin: Origin) -> Result<impl Iterator<Item = Sample> + use<>, LineError> {
+    fn text(&self, line: &[u8]) -> Result<Vec<i32>, LineError> {
         let object: Object<TextKeys> = Object::parse(line)?;
-        let text = required(&object, object.keys.text.as_ref(), DataFormat::Text, "text")?;
+        let text = object.required(object.keys.text.as_ref(), DataFormat::Text, "text")?;
         if text.is_empty() {
             return Err(Rule::EmptyValue("text").into());
         }
-        let tokens = self.encoder().text(text)?;
-        let seq_len = self.seq_len;
-        let pieces = tokens.len().div_ceil(seq_len);
-        Ok((0..pieces).map(move |piece| {
-            let end = tokens.len().min((piece + 1) * seq_len);
-            Sample { tokens: tokens[piece * seq_len..end].to_vec(), labels: None, origin }
-        }))
+        Ok(self.encoder().text(text)?)
     }
 
-    fn prompt_completion(&self, line: &[u8], origin: Origin) -> Result<Sample, LineError> {
+    fn prompt_completion(&self, line: &[u8]) -> Result<Encoded, LineError> {
         let object: Object<PromptCompletionKeys> = Object::parse(line)?;
         let format = DataFormat::PromptCompletion;
-        let prompt = required(&object, object.keys.prompt.as_ref(), format, "prompt")?;
-        let completion = required(&object, object.keys.completion.as_ref(), format, "completion")?;
+        let prompt = object.required(object.keys.prompt.as_ref(), format, "prompt")?;
+        let completion = object.required(object.keys.completion.as_ref(), format, "completion")?;
         if completion.is_empty() {
             return Err(Rule::EmptyValue("completion").into());
         }
-        let encoded = self.encoder().completion(prompt, completion)?;
-        let len = encoded.tokens.len();
-        if len > self.seq_len {
-            let prompt = encoded.prompt_len();
-            return Err(Rule::PromptTooLong { len, prompt, seq_len: self.seq_len }.into());
-        }
-        Ok(Sample { tokens: encoded.tokens, labels: Some(encoded.labels), origin })
+        Ok(self.encoder().completion(prompt, completion)?)
+    }
+
+    fn conversation(&self, format: ConversationFormat, line: &[u8]) -> Result<Encoded, LineError> {
+        let template = self.chat.expect("loaded before the first conversation");
+        let text = chat::render(template, &chat::read(format, line)?, self.train_on)?;
+        Ok(self.encoder().conversation(&text)?)
     }
 
     fn encoder(&self) -> &Encoder {
@@ -166,17 +233,8 @@ impl Parser<'_> {
     }
 }
 
-/// The value of a key that has to be there.
-fn required<'a, 'de, K: Keys<'de>, T>(
-    object: &Object<'de, K>,
-    value: Option<&'a T>,
-    format: DataFormat,
-    key: &'static str,
-) -> Result<&'a T, Rule> {
-    value.ok_or_else(|| {
-        let suggestion = object.typo_of(key).map(str::to_owned);
-        Rule::MissingKey { format, key, found: object.found(), suggestion }
-    })
+fn trained_in_part(encoded: Encoded) -> (Vec<i32>, Option<Vec<i32>>) {
+    (encoded.tokens, Some(encoded.labels))
 }
 
 /// No key is known: all of them are listed.

@@ -2,7 +2,7 @@
 //! anything starts, and the plan knows rows, steps and tokens.
 //!
 //! JSON Lines in (`sources`, `lines`), one file of rows out ([`proto::dataset`]), which ranks map into memory. In
-//! between, lines are checked and become samples (`format`, `object`, `tokenize`), and samples share rows (`rows`, `pack`).
+//! between, lines are checked and become samples (`format`, `object`, `chat`, `tokenize`), and samples share rows (`rows`, `pack`).
 //! `build` is the pipeline; its result is kept under a name that says what it was made from (`cache`), so that only its rows
 //! are made again if nothing but packing has changed (`repack`).
 //!
@@ -10,6 +10,7 @@
 
 mod build;
 mod cache;
+mod chat;
 mod end_token;
 mod error;
 #[cfg(test)]
@@ -28,7 +29,7 @@ mod tokenize;
 
 use std::path::PathBuf;
 
-use proto::config::{AutoOr, DataFormat};
+use proto::config::{AutoOr, DataFormat, LongSamples, TrainOn};
 use proto::dataset::{DatasetError, DatasetSummary, Samples};
 
 use cache::Lookup;
@@ -54,6 +55,14 @@ pub struct DataJob {
     pub vocab_size: usize,
     /// The tokens that may end a sample.
     pub end_tokens: EndTokens,
+    /// `data.chat_template`: "auto", a built-in name or a file.
+    pub chat_template: String,
+    /// The model's folder, whose chat template "auto" is.
+    pub model_folder: PathBuf,
+    /// The turns of a conversation that are trained.
+    pub train_on: TrainOn,
+    /// What happens to samples that are longer than a row.
+    pub long_samples: AutoOr<LongSamples>,
     /// The model's `tokenizer.json`, which need not be there for rows of token ids.
     pub tokenizer: Option<PathBuf>,
     /// The folder of prepared data (`<output_dir>/data`). Other prepared files of the same split in it are removed.
@@ -133,16 +142,17 @@ pub fn prepare(job: &DataJob, progress: &DataProgress) -> Result<Prepared, DataE
     let sources = sources::find(&job.paths)?;
     progress.begin(sources.iter().map(|source| source.bytes).sum());
     let in_folder = |source| DataError::Folder { folder: job.cache_dir.clone(), source };
-    let entry = cache::CacheEntry::new(job, &sources).map_err(in_folder)?;
+    let chat = chat::find(&job.chat_template, &job.model_folder);
+    let entry = cache::CacheEntry::new(job, &sources, &chat).map_err(in_folder)?;
     entry.remove_temporary().map_err(in_folder)?;
     let path = entry.path();
     let (summary, origin) = match entry.lookup(job.threads) {
         Lookup::Whole(summary) => (summary, Origin::Kept),
-        Lookup::Damaged(error) => (build::build(job, &sources, &path, progress)?, Origin::MadeInsteadOf(error)),
+        Lookup::Damaged(error) => (build::build(job, &sources, &chat, &path, progress)?, Origin::MadeInsteadOf(error)),
         // Whatever is wrong with the other file: it is not the one that was asked for.
         Lookup::Nothing => match Samples::open(&entry.packed_otherwise(), job.threads) {
             Ok(samples) => (repack::repack(job, samples, &path, progress)?, Origin::Repacked),
-            Err(_) => (build::build(job, &sources, &path, progress)?, Origin::Made),
+            Err(_) => (build::build(job, &sources, &chat, &path, progress)?, Origin::Made),
         },
     };
     if !matches!(origin, Origin::Kept) {

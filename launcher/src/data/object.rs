@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::marker::PhantomData;
 
+use proto::config::DataFormat;
 use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
 
 use super::error::Rule;
@@ -69,6 +70,14 @@ impl<'de, K: Keys<'de>> Object<'de, K> {
     pub fn found(&self) -> String {
         let known = K::KEYS.iter().zip(&self.seen).filter_map(|(key, seen)| seen.then_some(*key));
         list(known.chain(self.unknown.iter().map(Cow::as_ref)))
+    }
+
+    /// The value of a key that has to be there.
+    pub fn required<'a, T>(&self, value: Option<&'a T>, format: DataFormat, key: &'static str) -> Result<&'a T, Rule> {
+        value.ok_or_else(|| {
+            let suggestion = self.typo_of(key).map(str::to_owned);
+            Rule::MissingKey { format, key, found: self.found(), suggestion }
+        })
     }
 
     /// The unknown key that looks like `key`.

@@ -20,9 +20,10 @@ pub fn repack(
     progress: &DataProgress,
 ) -> Result<DatasetSummary, DataError> {
     let summary = samples.summary();
-    let (all_tokens, sources) = (summary.tokens, summary.sources.clone());
+    let (all_tokens, sources, long) = (summary.tokens, summary.sources.clone(), summary.long);
     progress.begin(all_tokens);
     let mut rows = Rows::create(job, path, sources)?;
+    rows.count_long(long);
     for (number, sample) in samples.enumerate() {
         if number % SAMPLES_PER_LOOK == 0 && progress.is_stopped() {
             return Err(DataError::Stopped);

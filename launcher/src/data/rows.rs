@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use proto::dataset::{DatasetError, DatasetSummary, DatasetWriter, Sample};
+use proto::dataset::{DatasetError, DatasetSummary, DatasetWriter, LongCounts, Sample};
 
 use super::DataJob;
 use super::error::DataError;
@@ -15,13 +15,14 @@ pub struct Rows {
     packer: Option<Packer>,
     samples: u64,
     tokens: u64,
+    seq_len: usize,
 }
 
 impl Rows {
     /// For the file `path` of `job`.
     pub fn create(job: &DataJob, path: &Path, sources: Vec<String>) -> Result<Self, DatasetError> {
         let packer = job.packing.then(|| Packer::new(job.seq_len));
-        Ok(Self { writer: DatasetWriter::create(path, sources)?, packer, samples: 0, tokens: 0 })
+        Ok(Self { writer: DatasetWriter::create(path, sources)?, packer, samples: 0, tokens: 0, seq_len: job.seq_len })
     }
 
     /// Takes the next sample, of at most `seq_len` tokens.
@@ -34,6 +35,11 @@ impl Rows {
         }
     }
 
+    /// So many samples were too long.
+    pub fn count_long(&mut self, long: LongCounts) {
+        self.writer.count_long(long);
+    }
+
     /// Completes the file, in which at least one label must count.
     pub fn finish(mut self) -> Result<DatasetSummary, DataError> {
         if let Some(packer) = self.packer.take() {
@@ -43,6 +49,10 @@ impl Rows {
         }
         let written = self.writer.summary();
         assert_eq!((written.samples, written.tokens), (self.samples, self.tokens), "what went in comes out");
+        if written.rows == 0 && written.long.dropped > 0 {
+            let (sources, dropped) = (written.sources.join(", "), written.long.dropped);
+            return Err(DataError::AllTooLong { sources, dropped, seq_len: self.seq_len });
+        }
         if written.label_tokens == 0 {
             return Err(DataError::NoLabels { sources: written.sources.join(", "), rows: written.rows });
         }

@@ -1,8 +1,8 @@
 use std::fs;
 use std::path::Path;
 
-use proto::config::{AutoOr, DataFormat};
-use proto::dataset::{Dataset, IGNORED};
+use proto::config::{AutoOr, DataFormat, LongSamples, TrainOn};
+use proto::dataset::{Dataset, IGNORED, LongCounts};
 use tempfile::TempDir;
 
 use super::*;
@@ -26,6 +26,10 @@ impl Setup {
             packing: false,
             vocab_size: 100,
             end_tokens: fixture::end_tokens(),
+            chat_template: "auto".into(),
+            model_folder: folder.path().to_owned(),
+            train_on: TrainOn::Assistant,
+            long_samples: AutoOr::Auto,
             tokenizer: Some(tokenizer),
             cache_dir: folder.path().join("run/data"),
             threads: 2,
@@ -41,8 +45,13 @@ impl Setup {
 
     /// The error, without the folder's path.
     fn error(&self) -> String {
+        self.error_beside(0)
+    }
+
+    /// The same where so much is prepared already.
+    fn error_beside(&self, prepared: usize) -> String {
         let error = prepare(&self.job, &DataProgress::default()).unwrap_err();
-        assert_eq!(self.cached(), [""; 0], "an error leaves nothing behind");
+        assert_eq!(self.cached().len(), prepared, "an error leaves nothing behind");
         error.to_string().replace(&format!("{}/", self.folder.path().display()), "")
     }
 
@@ -118,18 +127,11 @@ fn a_bad_first_line_names_what_was_found() {
     let check = |line: &str, expected: &str| {
         assert_eq!(Setup::new(&[line]).error(), format!("data.jsonl:1: {expected}"));
     };
-    let supported = "supported are input_ids (tokens), prompt with completion (prompt_completion) and text";
+    let supported = "supported are input_ids (tokens), prompt with completion (prompt_completion), text, messages, \
+                     conversations (sharegpt) and instruction with output (alpaca)";
     check(r#"{"a": 1, "b": 2}"#, &format!(r#"cannot tell the format from "a", "b": {supported}"#));
     check("{}", &format!("cannot tell the format from no key: {supported}"));
-    let unsupported =
-        |format: &str| format!("format {format} is not supported yet: use tokens, prompt_completion or text");
-    check(r#"{"instruction": "", "input": "", "output": ""}"#, &unsupported("alpaca"));
-    check(r#"{"conversations": []}"#, &unsupported("sharegpt"));
-    check(r#"{"messages": []}"#, &unsupported("messages"));
     check("[", "not JSON Lines but a JSON array: write one object per line (`jq -c '.[]'` does)");
-    let mut setup = Setup::new(&[r#"{"text": "x"}"#]);
-    setup.job.format = AutoOr::Given(DataFormat::Alpaca);
-    assert_eq!(setup.error(), format!("data.jsonl:1: {}", unsupported("alpaca")));
 }
 
 /// The second line of a file is wrong.
@@ -169,7 +171,7 @@ fn a_bad_row_of_tokens_is_named_with_its_line() {
     );
     check(
         r#"{"input_ids": [1, 2, 3, 4, 5, 6, 7, 8, 9]}"#,
-        ": the row has 9 tokens, but data.seq_len is 8: raise seq_len or split the row",
+        ": the row has 9 tokens, but data.seq_len is 8: raise seq_len, or say in data.long_samples what becomes of such rows",
     );
 }
 
@@ -189,8 +191,8 @@ fn a_bad_row_of_text_is_named_with_its_line() {
     check(
         r#"{"prompt": "hello hello hello hello", "completion": " world world world"}"#,
         concat!(
-            ": prompt and completion have 9 tokens, of which the prompt 5, but data.seq_len is 8: ",
-            "raise seq_len or shorten the text"
+            ": the row has 9 tokens, of which the first 5 are not trained, but data.seq_len is 8: ",
+            "raise seq_len, or say in data.long_samples what becomes of such rows"
         ),
     );
     let mut setup = Setup::new(&[r#"{"text": "hello"}"#]);
@@ -280,6 +282,92 @@ fn packed_rows_hold_every_sample_once_whatever_the_number_of_threads() {
     assert!(seen.iter().all(|seen| *seen));
 }
 
+const CHAT: &str =
+    r#"{"messages": [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "world world"}]}"#;
+
+/// Words between the marks of ends.
+const WORDS: &str = "{% for m in messages %}{{ m.content }} {% if m.role == 'assistant' %}</s> {% endif %}{% endfor %}";
+
+#[test]
+fn of_a_conversation_the_assistants_words_and_their_end_are_trained() {
+    let setup = Setup::new(&[
+        CHAT,
+        r#"{"messages": [{"role": "assistant", "content": "hello"}, {"role": "user", "content": "world"}]}"#,
+    ]);
+    setup.write("chat_template.jinja", WORDS);
+    let prepared = prepare(&setup.job, &DataProgress::default()).unwrap();
+    // Nothing is put in front: the template would have written it.
+    let expected = [(vec![4, 5, 5, 2], vec![5, 5, 2, IGNORED]), (vec![4, 2, 5], vec![2, IGNORED, IGNORED])];
+    assert_eq!(rows(&prepared.path), expected);
+}
+
+#[test]
+fn where_a_template_ends_no_turn_the_last_one_is_ended() {
+    let mut setup = Setup::new(&[CHAT]);
+    setup.write("words.jinja", "{% for m in messages %}{{ m.content }} {% endfor %}\n");
+    setup.job.chat_template = setup.folder.path().join("words.jinja").display().to_string();
+    let prepared = prepare(&setup.job, &DataProgress::default()).unwrap();
+    assert_eq!(rows(&prepared.path), [(vec![4, 5, 5, 2], vec![5, 5, 2, IGNORED])]);
+    setup.job.train_on = TrainOn::All;
+    let prepared = prepare(&setup.job, &DataProgress::default()).unwrap();
+    assert_eq!(rows(&prepared.path), [(vec![4, 5, 5, 2], vec![5, 5, 2, IGNORED])]);
+}
+
+#[test]
+fn the_template_is_found_where_transformers_finds_it() {
+    let setup = Setup::new(&[CHAT]);
+    let tokens = || rows(&prepare(&setup.job, &DataProgress::default()).unwrap().path)[0].0.clone();
+    let told = setup.error();
+    assert!(
+        told.starts_with("data.jsonl: format messages needs a chat template, and the model's files have none"),
+        "{told}"
+    );
+    let named =
+        |text: &str| serde_json::json!([{"name": "tools", "template": ""}, {"name": "default", "template": text}]);
+    let config = |template: serde_json::Value| {
+        serde_json::json!({"bos_token": {"content": "<s>"}, "chat_template": template}).to_string()
+    };
+    setup.write("tokenizer_config.json", config(named("{{ bos_token }} {{ messages[1].content }}")));
+    assert_eq!(tokens(), [1, 5, 5, 2]);
+    setup.write("tokenizer_config.json", config("{{ bos_token }} hello {{ messages[1].content }}".into()));
+    assert_eq!(tokens(), [1, 4, 5, 5, 2]);
+    setup.write("chat_template.json", r#"{"chat_template": "{{ messages[0].content }} {{ messages[1].content }}"}"#);
+    assert_eq!(tokens(), [4, 5, 5, 2]);
+    setup.write("chat_template.jinja", "{{ messages[1].content }}");
+    assert_eq!(tokens(), [5, 5, 2]);
+    setup.write("chat_template.jinja", "{% if %}");
+    let told = setup.error_beside(1);
+    assert!(
+        told.contains("chat_template.jinja cannot be used: ") && told.contains("(line 1 of the template)"),
+        "{told}"
+    );
+}
+
+#[test]
+fn what_becomes_of_long_samples_is_chosen_and_counted() {
+    let ids = |len: usize| format!(r#"{{"input_ids": {:?}}}"#, vec![7; len]);
+    let masked = format!(r#"{{"input_ids": {:?}, "labels": {:?}}}"#, vec![7; 20], [[-100; 10], [7; 10]].concat());
+    let mut setup = Setup::new(&[&ids(3), &ids(20), &masked]);
+    let mut check = |long_samples, lens: &[usize], long: LongCounts| {
+        setup.job.long_samples = AutoOr::Given(long_samples);
+        let prepared = prepare(&setup.job, &DataProgress::default()).unwrap();
+        let found: Vec<_> = rows(&prepared.path).iter().map(|(tokens, _)| tokens.len()).collect();
+        assert_eq!((found, prepared.summary.long), (lens.to_vec(), long), "{long_samples}");
+        assert_eq!(prepare(&setup.job, &DataProgress::default()).unwrap().summary.long, long, "kept with the data");
+    };
+    check(LongSamples::Drop, &[3], LongCounts { dropped: 2, ..LongCounts::default() });
+    check(LongSamples::Truncate, &[3, 8], LongCounts { truncated: 1, dropped: 1, split: 0 });
+    // The first piece of the last one has no label.
+    check(LongSamples::Split, &[3, 8, 8, 4, 8, 4], LongCounts { split: 2, ..LongCounts::default() });
+    let mut setup = Setup::new(&[&ids(20), &ids(9)]);
+    setup.job.long_samples = AutoOr::Given(LongSamples::Drop);
+    let told = setup.error();
+    assert_eq!(
+        told,
+        "data.jsonl: all 2 samples are longer than data.seq_len = 8, or what was left of them trained nothing"
+    );
+}
+
 #[test]
 fn prepared_data_is_reused_until_something_it_was_made_from_changes() {
     let mut setup = Setup::new(&[r#"{"text": "hello"}"#]);
@@ -290,9 +378,12 @@ fn prepared_data_is_reused_until_something_it_was_made_from_changes() {
     setup.job.threads = 1;
     assert!(matches!(prepare(&setup.job, &DataProgress::default()).unwrap().origin, Origin::Kept));
 
-    let changes: [fn(&mut Setup); 6] = [
+    let changes: [fn(&mut Setup); 9] = [
         |setup| setup.job.seq_len = 9,
         |setup| setup.job.vocab_size = 101,
+        |setup| setup.job.train_on = TrainOn::Last,
+        |setup| setup.job.long_samples = AutoOr::Given(LongSamples::Drop),
+        |setup| setup.write("chat_template.jinja", WORDS),
         |setup| setup.job.end_tokens.of_generation = Some(3),
         |setup| setup.job.format = AutoOr::Given(DataFormat::Text),
         |setup| setup.write("data.jsonl", "{\"text\": \"world\"}"),

@@ -1,6 +1,8 @@
 //! Turns text into token ids as `tokenizer.json` says. It imitates no Python tokenizer class, and it switches off the
 //! file's truncation and padding, because both would change data silently.
 
+use std::collections::HashSet;
+
 use proto::config::DataFormat;
 use proto::dataset::IGNORED;
 use proto::panics;
@@ -9,6 +11,7 @@ use serde_json::Value;
 use tokenizers::{Encoding, PostProcessorWrapper, Tokenizer};
 
 use super::DataJob;
+use super::chat::Text;
 use super::error::Rule;
 
 /// A tokenizer and the token that ends each sample. Shared by all threads.
@@ -17,25 +20,20 @@ pub struct Encoder {
     eos: i32,
     /// The special tokens that the post-processor puts in front of a text.
     front: Vec<u32>,
+    /// All special tokens.
+    special: HashSet<u32>,
     /// What is wrong if a text has a token that is not below the model's vocabulary.
     small_vocabulary: Rule,
     vocab_size: u32,
 }
 
-/// A prompt and its completion as one sequence.
+/// A text of which some tokens are trained.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Completion {
+pub struct Encoded {
     /// All tokens.
     pub tokens: Vec<i32>,
-    /// The same, with [`IGNORED`] in place of the prompt.
+    /// The same, with [`IGNORED`] in place of those that are not trained.
     pub labels: Vec<i32>,
-}
-
-impl Completion {
-    /// How many tokens belong to the prompt.
-    pub fn prompt_len(&self) -> usize {
-        self.labels.iter().filter(|label| **label == IGNORED).count()
-    }
 }
 
 impl Encoder {
@@ -61,6 +59,7 @@ impl Encoder {
         let largest = tokenizer.get_vocab(true).into_values().max().unwrap_or(0);
         let config = path.with_file_name("config.json").display().to_string();
         Ok(Self {
+            special: special(&tokenizer),
             front: front(&tokenizer).map_err(|error| bad(error.to_string()))?,
             tokenizer,
             eos: eos as i32,
@@ -80,7 +79,7 @@ impl Encoder {
     ///
     /// Encoding them apart would give other tokens wherever a merge crosses the seam. Here a token belongs to the
     /// prompt if it begins before the seam; so do special tokens that the post-processor puts in front.
-    pub fn completion(&self, prompt: &str, completion: &str) -> Result<Completion, Rule> {
+    pub fn completion(&self, prompt: &str, completion: &str) -> Result<Encoded, Rule> {
         let text = [prompt, completion].concat();
         let encoding =
             self.tokenizer.encode(text.as_str(), true).map_err(|error| Rule::Tokenizer(error.to_string()))?;
@@ -88,7 +87,41 @@ impl Encoder {
         let mut labels = tokens.clone();
         let prompt_len = prompt_len(&encoding, prompt.len()) - self.doubled(&encoding);
         labels[..prompt_len].fill(IGNORED);
-        Ok(Completion { tokens, labels })
+        Ok(Encoded { tokens, labels })
+    }
+
+    /// A conversation as its template has written it, special tokens and all: nothing is put in front.
+    ///
+    /// A token is trained if it begins in a part that is. The end of a turn always is: the special token that ends it, even
+    /// where the part ends before it, but not the white space behind it; and where the last turn has none, the end of sequence.
+    pub fn conversation(&self, Text { text, trained }: &Text) -> Result<Encoded, Rule> {
+        let encoding =
+            self.tokenizer.encode(text.as_str(), false).map_err(|error| Rule::Tokenizer(error.to_string()))?;
+        let (ids, offsets) = (encoding.get_ids(), encoding.get_offsets());
+        if ids.iter().any(|id| *id >= self.vocab_size) {
+            return Err(self.small_vocabulary.clone());
+        }
+        let is_special = |token: usize| self.special.contains(&ids[token]);
+        let is_blank = |token: usize| text[offsets[token].0..offsets[token].1].trim().is_empty() && !is_special(token);
+        let mut tokens: Vec<i32> = ids.iter().map(|id| *id as i32).collect();
+        let mut labels = vec![IGNORED; tokens.len()];
+        let mut has_end = true;
+        for part in trained {
+            let [start, mut end] = [part.start, part.end].map(|byte| offsets.partition_point(|token| token.0 < byte));
+            has_end = true;
+            match (start..end).rev().find(|token| !is_blank(*token)) {
+                Some(last) if is_special(last) => end = last + 1,
+                _ if end < tokens.len() && is_special(end) => end += 1,
+                _ => has_end = false,
+            }
+            labels[start..end].copy_from_slice(&tokens[start..end]);
+        }
+        let is_last = trained.last().is_some_and(|part| text[part.end..].trim().is_empty());
+        if is_last && !has_end {
+            tokens.push(self.eos);
+            labels.push(self.eos);
+        }
+        Ok(Encoded { tokens, labels })
     }
 
     /// How many tokens at the front are there twice: a text that begins with the BOS token needs no other.
@@ -116,6 +149,11 @@ impl Encoder {
 /// Makes a tokenizer of `tokenizer.json`. The library panics at some that it cannot read.
 fn parse(bytes: &[u8]) -> Result<Tokenizer, String> {
     panics::as_text(|| Tokenizer::from_bytes(bytes)).and_then(|read| read.map_err(|error| error.to_string()))
+}
+
+fn special(tokenizer: &Tokenizer) -> HashSet<u32> {
+    let added = tokenizer.get_added_tokens_decoder();
+    added.into_iter().filter(|(_, token)| token.special).map(|(id, _)| id).collect()
 }
 
 /// The special tokens in front of any text.
@@ -170,7 +208,7 @@ mod tests {
 
     fn check(encoder: &Encoder, prompt: &str, completion: &str, tokens: &[i32], labels: &[i32]) {
         let found = encoder.completion(prompt, completion).unwrap();
-        assert_eq!(found, Completion { tokens: tokens.to_vec(), labels: labels.to_vec() }, "{prompt:?} {completion:?}");
+        assert_eq!(found, Encoded { tokens: tokens.to_vec(), labels: labels.to_vec() }, "{prompt:?} {completion:?}");
     }
 
     fn load(json: &str) -> Encoder {

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use proto::compute_capability::LEAST_FOR_FP8;
 use proto::config::{AutoOr, ConfigErrors, Device, Init, Matmul, Problem, THREADS_MAX, TrainConfig};
+use proto::dataset::LongCounts;
 use proto::env::variable;
 use proto::manifest::Progress;
 use proto::memory::Room;
@@ -210,6 +211,10 @@ impl Setup {
             split,
             paths: paths.to_vec(),
             format: self.config.data.format,
+            chat_template: self.config.data.chat_template.clone(),
+            model_folder: self.current_dir.join(&self.config.model.path),
+            train_on: self.config.data.train_on,
+            long_samples: self.config.data.long_samples,
             seq_len: self.config.data.seq_len as usize,
             packing: self.config.data.packing,
             vocab_size: self.model.vocab_size,
@@ -245,8 +250,20 @@ impl Setup {
             let why = error.source().map_or(String::new(), |source| format!(": {source}"));
             console.warn(&format!("warning: the {} data was prepared anew: {error}{why}", split.name()));
         }
+        if let Some(note) = of_long_samples(split, prepared.summary.long, self.config.data.seq_len) {
+            console.warn(&note);
+        }
         Ok(prepared)
     }
+}
+
+/// What was lost of samples that were too long, if anything was.
+fn of_long_samples(split: Split, long: LongCounts, seq_len: u64) -> Option<String> {
+    let lost = [(long.truncated, "truncated"), (long.dropped, "dropped")];
+    let lost: Vec<_> = lost.into_iter().filter(|(count, _)| *count > 0).collect();
+    let counts: Vec<_> = lost.iter().map(|(count, how)| format!("{count} {how}")).collect();
+    let why = format!("longer than data.seq_len = {seq_len}");
+    (!counts.is_empty()).then(|| format!("note: of the {} data's samples, {} ({why})", split.name(), counts.join(", ")))
 }
 
 /// What keeps ranks from multiplying in fp8 on these GPUs, if they are to.

@@ -90,6 +90,28 @@ choices! {
         Tokens = "tokens",
     }
 
+    /// `data.train_on`: the turns of a conversation that are trained.
+    TrainOn {
+        /// All that are the assistant's.
+        Assistant = "assistant",
+        /// The last of them.
+        Last = "last",
+        /// Every token.
+        All = "all",
+    }
+
+    /// `data.long_samples`: what happens to samples that are longer than a row.
+    LongSamples {
+        /// They are mistakes.
+        Error = "error",
+        /// Their end is lost.
+        Truncate = "truncate",
+        /// All of them is lost.
+        Drop = "drop",
+        /// They become several samples.
+        Split = "split",
+    }
+
     /// `train.activation_checkpointing`: what the backward pass computes again instead of keeping it.
     ActivationCheckpointing {
         /// Nothing.

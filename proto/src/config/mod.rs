@@ -26,8 +26,8 @@ use std::path::Path;
 use serde::Serialize;
 
 pub use choices::{
-    ActivationCheckpointing, AutoOr, Backend, Batch, Compression, DataFormat, Device, Dtype, Init, Length, Matmul,
-    Offload, OptimizerKind, PipelineSchedule, Resume, ScheduleKind, Sink, ZeroStage,
+    ActivationCheckpointing, AutoOr, Backend, Batch, Compression, DataFormat, Device, Dtype, Init, Length, LongSamples,
+    Matmul, Offload, OptimizerKind, PipelineSchedule, Resume, ScheduleKind, Sink, TrainOn, ZeroStage,
 };
 pub use origins::Origins;
 pub use problem::{ConfigErrors, Problem};

@@ -306,6 +306,14 @@ impl Read for PathBuf {
     }
 }
 
+impl Read for String {
+    type Rule = ();
+
+    fn read(value: &Spanned<DeValue>, (): &(), faults: &mut Vec<Fault>) -> Option<Self> {
+        text(value, "a string", faults).map(str::to_owned)
+    }
+}
+
 impl Read for FileName {
     type Rule = ();
 

@@ -9,8 +9,8 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::choices::{
-    ActivationCheckpointing, AutoOr, Backend, Batch, Compression, DataFormat, Device, Dtype, Init, Length, Matmul,
-    Offload, OptimizerKind, PipelineSchedule, Resume, ScheduleKind, Sink, ZeroStage,
+    ActivationCheckpointing, AutoOr, Backend, Batch, Compression, DataFormat, Device, Dtype, Init, Length, LongSamples,
+    Matmul, Offload, OptimizerKind, PipelineSchedule, Resume, ScheduleKind, Sink, TrainOn, ZeroStage,
 };
 use super::keys::Keys;
 use super::read::{FileName, Items, above, at_least};
@@ -111,8 +111,14 @@ pub struct Data {
     pub validation: Vec<String>,
     /// The format of a line. Default: auto, told from the first line.
     pub format: AutoOr<DataFormat>,
+    /// The chat template of conversations: "auto" is the model's own; or a built-in name, or a file. Default: auto.
+    pub chat_template: String,
+    /// The turns of a conversation that are trained. Default: the assistant's.
+    pub train_on: TrainOn,
     /// Tokens in a row. Default: 4096.
     pub seq_len: u64,
+    /// What happens to samples that are longer. Default: auto, texts are split and others are mistakes.
+    pub long_samples: AutoOr<LongSamples>,
     /// Whether one row holds several samples; attention never crosses them. Default: true.
     pub packing: bool,
     /// Whether each epoch has its own order. Default: true.
@@ -125,7 +131,10 @@ impl Data {
             train: keys.required("train", Items::AtLeastOne, r#"train = ["data/train.jsonl"]"#),
             validation: keys.within("validation", vec![], Items::Any),
             format: keys.or("format", AutoOr::Auto),
+            chat_template: keys.or("chat_template", "auto".into()),
+            train_on: keys.or("train_on", TrainOn::Assistant),
             seq_len: keys.within("seq_len", 4096, TOKENS),
+            long_samples: keys.or("long_samples", AutoOr::Auto),
             packing: keys.or("packing", true),
             shuffle: keys.or("shuffle", true),
         }

@@ -67,8 +67,30 @@ pub struct DatasetSummary {
     pub longest_row: u64,
     /// The largest id among tokens and targets; smaller than the vocabulary it was prepared for.
     pub max_token: u32,
+    /// What became of samples that were too long.
+    #[serde(default)]
+    pub long: LongCounts,
     /// The source files, in the order in which [`Origin::source`] counts them.
     pub sources: Vec<String>,
+}
+
+/// What became of samples that were longer than a row.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LongCounts {
+    /// Those whose end is lost.
+    pub truncated: u64,
+    /// Those of which nothing is left.
+    pub dropped: u64,
+    /// Those that became several samples.
+    pub split: u64,
+}
+
+impl std::ops::AddAssign for LongCounts {
+    fn add_assign(&mut self, other: Self) {
+        self.truncated += other.truncated;
+        self.dropped += other.dropped;
+        self.split += other.split;
+    }
 }
 
 /// The origin of a sample.

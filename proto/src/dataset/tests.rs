@@ -80,6 +80,7 @@ fn what_was_written_is_read_and_targets_are_labels_shifted_within_a_sample() {
     assert_eq!(data.row(2).samples(), 3..4);
     assert_eq!(data.origin(3), Origin { source: 0, line: 4 });
     let expected = DatasetSummary {
+        long: LongCounts::default(),
         rows: 3,
         samples: 4,
         tokens: 10,

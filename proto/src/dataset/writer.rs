@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::blocks::{self, BlockHasher};
 use super::layout::{Footer, MAGIC, Sections, pack_origin};
-use super::{DatasetError, DatasetSummary, FORMAT_VERSION, IGNORED, Sample};
+use super::{DatasetError, DatasetSummary, FORMAT_VERSION, IGNORED, LongCounts, Sample};
 
 /// A file of prepared data in the making. Dropped before [`DatasetWriter::finish`], it leaves nothing behind.
 #[derive(Debug)]
@@ -58,6 +58,11 @@ impl DatasetWriter {
     /// Returns the summary of the rows that have been written so far.
     pub fn summary(&self) -> &DatasetSummary {
         &self.summary
+    }
+
+    /// So many samples more were too long.
+    pub fn count_long(&mut self, long: LongCounts) {
+        self.summary.long += long;
     }
 
     /// Appends one row that consists of `samples`.

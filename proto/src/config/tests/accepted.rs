@@ -32,7 +32,10 @@ fn every_default_is_the_documented_one() {
         train: vec!["data/train.jsonl".into()],
         validation: vec![],
         format: AutoOr::Auto,
+        chat_template: "auto".into(),
+        train_on: TrainOn::Assistant,
         seq_len: 4096,
+        long_samples: AutoOr::Auto,
         packing: true,
         shuffle: true,
     };

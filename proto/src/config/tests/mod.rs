@@ -29,7 +29,10 @@ trained = "all"                    # or parts of parameters' names: ["layers.29.
 train = ["data/train.jsonl"]       # required: one path or a list, globs allowed
 validation = []
 format = "auto"                    # "text" | "prompt_completion" | "alpaca" | "sharegpt" | "messages" | "tokens"
+chat_template = "auto"             # the model's own; or a built-in name: "deepseek", "chatml", ...; or a file
+train_on = "assistant"             # "assistant" | "last" | "all": the turns that are trained
 seq_len = 4096
+long_samples = "auto"              # "error" | "truncate" | "drop" | "split"; auto splits texts
 packing = true                     # several samples in one row, attention never crosses samples
 shuffle = true
 
