@@ -131,7 +131,9 @@ impl Work<'_> {
         let parser = Parser { seq_len, vocab_size, encoder, chat, train_on, long_samples };
         for (line, text) in chunk.lines() {
             let origin = Origin { source: chunk.source, line };
-            if let Err(LineError { column, rule }) = parser.parse(chunk.format, text, origin, &mut parsed.samples) {
+            if let Err(LineError { line: within, column, rule }) =
+                parser.parse(chunk.format, text, origin, &mut parsed.samples)
+            {
                 // One mistake, however many rows show it.
                 let of_config = match &rule {
                     Rule::SmallVocabulary { config, .. } => Some(config.clone()),
@@ -139,7 +141,7 @@ impl Work<'_> {
                 };
                 parsed.problems.push(match of_config {
                     Some(config) => Problem::of_file(config, rule),
-                    None => Problem { line: Some(line), column, ..Problem::of_file(name, rule) },
+                    None => Problem { line: Some(line + within), column, ..Problem::of_file(name, rule) },
                 });
             }
         }

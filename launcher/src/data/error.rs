@@ -170,8 +170,10 @@ pub enum Rule {
     Unreadable(String),
     #[error("cannot read it: {0}")]
     RefusedBySystem(String),
-    #[error("this is a {0} file; only JSON Lines as plain text are supported, so unpack or convert it first")]
-    NotPlainText(&'static str),
+    #[error(
+        "this is a {0} file; supported are JSON Lines and JSON arrays, plain or packed by gzip or zstd: convert it first"
+    )]
+    NotJson(&'static str),
     #[error("the file is empty: it needs at least one row")]
     Empty,
     #[error("the file changed while it was being read")]
@@ -183,8 +185,8 @@ pub enum Rule {
     LineTooLong { limit: usize },
     #[error("not valid UTF-8")]
     NotUtf8,
-    #[error("not JSON Lines but a JSON array: write one object per line (`jq -c '.[]'` does)")]
-    JsonArray,
+    #[error("the JSON array is not whole: {0}")]
+    BadArray(&'static str),
     #[error("{0}")]
     Json(String),
     #[error("{format} rows need the key {key:?}, but this one has {found}{}", did_you_mean(.suggestion))]

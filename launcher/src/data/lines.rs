@@ -1,14 +1,16 @@
-//! Cuts source files into chunks of whole lines. A chunk is enough work for one thread, and only a few chunks of a file
+//! Cuts source files into chunks of whole rows: lines, or the elements of one JSON array. A chunk is enough work for one thread, and only a few chunks of a file
 //! are in memory at a time.
 
-use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read};
+use std::cell::RefCell;
+use std::io::{self, BufRead, Read};
+use std::rc::Rc;
 
 use proto::config::{AutoOr, DataFormat};
 
 use super::error::{Problem, Rule};
 use super::format::{self, LineFormat};
 use super::sources::{Source, unreadable};
+use super::unpack::{self, Seen};
 
 /// A chunk ends with the first line that takes it past this.
 const CHUNK_BYTES: usize = 1 << 18;
@@ -25,6 +27,7 @@ pub struct Chunk {
     pub format: LineFormat,
     /// Whether the file begins with it.
     pub first: bool,
+    packed_bytes: u64,
     bytes: Vec<u8>,
     lines: Vec<LineBounds>,
 }
@@ -39,7 +42,7 @@ struct LineBounds {
 impl Chunk {
     /// Its length in the file.
     pub fn bytes(&self) -> u64 {
-        self.bytes.len() as u64
+        self.packed_bytes
     }
 
     /// The lines that are not blank, with their numbers from 1, without their line ends.
@@ -60,14 +63,27 @@ pub struct ChunkReader<'a> {
 }
 
 struct OpenFile {
-    reader: BufReader<File>,
+    reader: Box<dyn BufRead>,
+    seen: Rc<RefCell<Seen>>,
+    /// Of those that were seen, the bytes that earlier chunks were made of.
+    told_bytes: u64,
     source: usize,
     /// Lines read so far.
     line: u64,
-    /// `None` until the first line that is not blank.
+    /// How rows stand in it; `None` until the first byte that is not blank.
+    layout: Option<Layout>,
+    /// `None` until the first row.
     format: Option<LineFormat>,
-    /// Of all bytes read so far.
-    hasher: blake3::Hasher,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Layout {
+    /// One row a line.
+    Lines,
+    /// One JSON array of rows, of which so many were read.
+    Array(u64),
+    /// Such an array that has ended.
+    ArrayEnded,
 }
 
 impl<'a> ChunkReader<'a> {
@@ -106,14 +122,8 @@ impl Iterator for ChunkReader<'_> {
 
 impl OpenFile {
     fn open(source: &Source, index: usize) -> Result<Self, Rule> {
-        let file = File::open(&source.path).map_err(unreadable)?;
-        Ok(Self {
-            reader: BufReader::with_capacity(1 << 18, file),
-            source: index,
-            line: 0,
-            format: None,
-            hasher: blake3::Hasher::new(),
-        })
+        let (reader, seen) = unpack::open(&source.path).map_err(unreadable)?;
+        Ok(Self { reader, seen, told_bytes: 0, source: index, line: 0, layout: None, format: None })
     }
 
     /// `None` at the end of the file, which must have held a row and what was hashed before.
@@ -124,7 +134,6 @@ impl OpenFile {
             bytes.clear();
             self.fill(&mut bytes, &mut lines)
                 .map_err(|rule| Problem { line: Some(self.line).filter(|line| *line > 0), ..of_file(rule) })?;
-            self.hasher.update(&bytes);
             if bytes.is_empty() {
                 return self.check_end(source).map(|()| None).map_err(of_file);
             }
@@ -133,40 +142,85 @@ impl OpenFile {
         let format = match self.format {
             Some(format) => format,
             None => format::resolve(format, &bytes[first.start..first.end]).map_err(|error| Problem {
-                line: Some(first.number),
+                line: Some(first.number + error.line),
                 column: error.column,
                 ..of_file(error.rule)
             })?,
         };
         let first = self.format.replace(format).is_none();
-        Ok(Some(Chunk { source: self.source as u32, format, first, bytes, lines }))
+        let seen = self.seen.borrow().bytes;
+        let packed_bytes = seen - std::mem::replace(&mut self.told_bytes, seen);
+        Ok(Some(Chunk { source: self.source as u32, format, first, packed_bytes, bytes, lines }))
     }
 
-    /// Reads lines until `bytes` is full or the file ends; `lines` gets those that are not blank.
+    /// Reads rows until `bytes` is full or the file ends; `lines` gets those that are not blank.
     fn fill(&mut self, bytes: &mut Vec<u8>, lines: &mut Vec<LineBounds>) -> Result<(), Rule> {
         while bytes.len() < CHUNK_BYTES {
-            let start = bytes.len();
-            let len = self.read_line(bytes).map_err(unreadable)?;
-            if len == 0 {
+            let layout = match self.layout {
+                Some(layout) => layout,
+                None => match self.begin()? {
+                    Some(layout) => *self.layout.insert(layout),
+                    None => break,
+                },
+            };
+            let is_there = match layout {
+                Layout::Lines => self.fill_line(bytes, lines)?,
+                Layout::Array(rows) => self.fill_element(rows, bytes, lines)?,
+                Layout::ArrayEnded => false,
+            };
+            if !is_there {
                 break;
-            }
-            self.line += 1;
-            if len > LINE_BYTES_MAX {
-                return Err(Rule::LineTooLong { limit: LINE_BYTES_MAX });
-            }
-            let mut text = &bytes[start..];
-            if self.line == 1 {
-                // The byte order mark that some editors put in front.
-                text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text);
-            }
-            let end = start + len;
-            let start = end - text.len();
-            let text = text.trim_ascii_end();
-            if !text.trim_ascii_start().is_empty() {
-                lines.push(LineBounds { number: self.line, start, end: start + text.len() });
             }
         }
         Ok(())
+    }
+
+    /// Passes over blank lines, and the byte order mark that some editors put in front. What follows says how rows stand in the
+    /// file; `None`: nothing does.
+    fn begin(&mut self) -> Result<Option<Layout>, Rule> {
+        if self.reader.fill_buf().map_err(unreadable)?.starts_with(b"\xef\xbb\xbf") {
+            self.reader.consume(3);
+        }
+        loop {
+            let buffer = self.reader.fill_buf().map_err(unreadable)?;
+            if buffer.is_empty() {
+                return Ok(None);
+            }
+            let blank = buffer.iter().take_while(|byte| byte.is_ascii_whitespace()).count();
+            self.line += buffer[..blank].iter().filter(|byte| **byte == b'\n').count() as u64;
+            match buffer.get(blank) {
+                Some(b'[') => {
+                    self.reader.consume(blank + 1);
+                    self.line += 1;
+                    return Ok(Some(Layout::Array(0)));
+                }
+                Some(_) => {
+                    // What stands before the first row in its line counts for columns.
+                    let whole_lines =
+                        buffer[..blank].iter().rposition(|byte| *byte == b'\n').map_or(0, |last| last + 1);
+                    self.reader.consume(whole_lines);
+                    return Ok(Some(Layout::Lines));
+                }
+                None => self.reader.consume(blank),
+            }
+        }
+    }
+
+    fn fill_line(&mut self, bytes: &mut Vec<u8>, lines: &mut Vec<LineBounds>) -> Result<bool, Rule> {
+        let start = bytes.len();
+        let len = self.read_line(bytes).map_err(unreadable)?;
+        if len == 0 {
+            return Ok(false);
+        }
+        self.line += 1;
+        if len > LINE_BYTES_MAX {
+            return Err(Rule::LineTooLong { limit: LINE_BYTES_MAX });
+        }
+        let text = bytes[start..].trim_ascii_end();
+        if !text.trim_ascii_start().is_empty() {
+            lines.push(LineBounds { number: self.line, start, end: start + text.len() });
+        }
+        Ok(true)
     }
 
     /// Appends one line to `bytes`, or as much of it as tells that it is too long.
@@ -174,9 +228,89 @@ impl OpenFile {
         (&mut self.reader).take(LINE_BYTES_MAX as u64 + 1).read_until(b'\n', bytes)
     }
 
+    /// Appends the next element of an array, which may take several lines; its number is that of its first one.
+    fn fill_element(&mut self, rows: u64, bytes: &mut Vec<u8>, lines: &mut Vec<LineBounds>) -> Result<bool, Rule> {
+        let mut next = self.skip_blank()?;
+        if next == b',' && rows > 0 {
+            self.reader.consume(1);
+            next = self.skip_blank()?;
+            if next == b']' {
+                return Err(Rule::BadArray("a comma stands before its end"));
+            }
+        }
+        if next == b']' {
+            self.reader.consume(1);
+            self.layout = Some(Layout::ArrayEnded);
+            return match self.skip_blank() {
+                Ok(_) => Err(Rule::BadArray("something follows it")),
+                Err(Rule::BadArray(_)) => Ok(false),
+                Err(rule) => Err(rule),
+            };
+        }
+        let (start, number) = (bytes.len(), self.line);
+        self.read_element(bytes)?;
+        lines.push(LineBounds { number, start, end: bytes.trim_ascii_end().len() });
+        self.layout = Some(Layout::Array(rows + 1));
+        Ok(true)
+    }
+
+    /// The next byte that is not blank, which stays. There has to be one: the array has not ended.
+    fn skip_blank(&mut self) -> Result<u8, Rule> {
+        loop {
+            let buffer = self.reader.fill_buf().map_err(unreadable)?;
+            if buffer.is_empty() {
+                return Err(Rule::BadArray("it does not end"));
+            }
+            let blank = buffer.iter().take_while(|byte| byte.is_ascii_whitespace()).count();
+            self.line += buffer[..blank].iter().filter(|byte| **byte == b'\n').count() as u64;
+            let next = buffer.get(blank).copied();
+            self.reader.consume(blank);
+            if let Some(next) = next {
+                return Ok(next);
+            }
+        }
+    }
+
+    /// Appends all up to the comma or the bracket that ends an element.
+    fn read_element(&mut self, bytes: &mut Vec<u8>) -> Result<(), Rule> {
+        let (start, mut depth, mut in_text, mut is_escaped) = (bytes.len(), 0u32, false, false);
+        loop {
+            let buffer = self.reader.fill_buf().map_err(unreadable)?;
+            if buffer.is_empty() {
+                return Err(Rule::BadArray("it does not end"));
+            }
+            let end = buffer.iter().position(|byte| {
+                if in_text {
+                    in_text = is_escaped || *byte != b'"';
+                    is_escaped = !is_escaped && *byte == b'\\';
+                    return false;
+                }
+                match byte {
+                    b'"' => in_text = true,
+                    b'{' | b'[' => depth += 1,
+                    b',' if depth == 0 => return true,
+                    b'}' | b']' if depth == 0 => return true,
+                    b'}' | b']' => depth -= 1,
+                    _ => {}
+                }
+                false
+            });
+            let taken = end.unwrap_or(buffer.len());
+            self.line += buffer[..taken].iter().filter(|byte| **byte == b'\n').count() as u64;
+            bytes.extend_from_slice(&buffer[..taken]);
+            self.reader.consume(taken);
+            if bytes.len() - start > LINE_BYTES_MAX {
+                return Err(Rule::LineTooLong { limit: LINE_BYTES_MAX });
+            }
+            if end.is_some() {
+                return Ok(());
+            }
+        }
+    }
+
     fn check_end(&self, source: &Source) -> Result<(), Rule> {
         // The hash is in the name of the prepared file, so it must be the hash of what was prepared.
-        if self.hasher.finalize() != source.hash {
+        if self.seen.borrow().hasher.finalize() != source.hash {
             Err(Rule::Changed)
         } else if self.format.is_none() {
             Err(Rule::Empty)
@@ -222,6 +356,66 @@ mod tests {
             &[&blank, long.as_str(), "\ny"].concat(),
             &[(blank.len() as u64 + 1, &long), (blank.len() as u64 + 2, "y")],
         );
+    }
+
+    #[test]
+    fn the_elements_of_an_array_are_rows_with_the_lines_in_which_they_begin() {
+        let check = |contents: &str, expected: Result<&[(u64, &str)], &str>| {
+            let owned = |rows: &[(u64, &str)]| rows.iter().map(|(number, row)| (*number, row.to_string())).collect();
+            assert_eq!(read(contents, contents), expected.map(owned).map_err(str::to_owned), "{contents:?}");
+        };
+        check("[{}]", Ok(&[(1, "{}")]));
+        check(
+            "\u{feff}\n [\n {\"a\": [1, {\"b\": \"],}\\\"\"}]}\n,\n{\n\"c\": 2}, {} ]\n\n",
+            Ok(&[(3, "{\"a\": [1, {\"b\": \"],}\\\"\"}]}"), (5, "{\n\"c\": 2}"), (6, "{}")]),
+        );
+        let long = format!("{{\"a\": {:?}}}", "x".repeat(3 * CHUNK_BYTES));
+        check(&format!("[{long},{long}]"), Ok(&[(1, &long), (1, &long)]));
+        let fails = |contents: &str, expected: &str| check(contents, Err(&format!("a.jsonl:{expected}")));
+        fails("[{}", "1: the JSON array is not whole: it does not end");
+        fails("[{\"a", "1: the JSON array is not whole: it does not end");
+        fails("[{},\n]", "2: the JSON array is not whole: a comma stands before its end");
+        fails("[{}]\n[", "2: the JSON array is not whole: something follows it");
+        fails("[]", " the file is empty: it needs at least one row");
+    }
+
+    #[test]
+    fn packed_files_give_the_same_rows() {
+        use std::io::Write;
+        let row = |number: usize| format!("{{\"text\": \"row {number} {}\"}}\n", "abc ".repeat(number % 50));
+        let plain: String = (0..20_000).map(row).collect();
+        let gzip = |bytes: &[u8]| {
+            let mut packed = flate2::write::GzEncoder::new(vec![], flate2::Compression::fast());
+            packed.write_all(bytes).unwrap();
+            packed.finish().unwrap()
+        };
+        let zstd = |bytes: &[u8]| ruzstd::encoding::compress_to_vec(bytes, ruzstd::encoding::CompressionLevel::Fastest);
+        let (first, second) = plain.as_bytes().split_at(plain.len() / 3);
+        for packed in [
+            gzip(plain.as_bytes()),
+            [gzip(first), gzip(second)].concat(),
+            zstd(plain.as_bytes()),
+            [zstd(first), zstd(second)].concat(),
+        ] {
+            let file = tempfile::NamedTempFile::new().unwrap();
+            std::fs::write(file.path(), &packed).unwrap();
+            let read = |sources: &[Source]| -> Result<(String, u64), String> {
+                let (mut rows, mut bytes) = (String::new(), 0);
+                for chunk in ChunkReader::new(sources, AutoOr::Auto) {
+                    let chunk = chunk.map_err(|problem| problem.to_string())?;
+                    bytes += chunk.bytes();
+                    chunk.lines().for_each(|(_, line)| rows += &format!("{}\n", str::from_utf8(line).unwrap()));
+                }
+                Ok((rows, bytes))
+            };
+            let find = || super::super::sources::find(&[file.path().to_string_lossy().into_owned()]).unwrap();
+            let (rows, bytes) = read(&find()).unwrap();
+            assert!(rows == plain && bytes == packed.len() as u64, "{bytes} of {}", packed.len());
+            // Cut short, it is told.
+            std::fs::write(file.path(), &packed[..packed.len() / 2]).unwrap();
+            let told = read(&find()).unwrap_err();
+            assert!(told.contains("cannot read it"), "{told}");
+        }
     }
 
     #[test]

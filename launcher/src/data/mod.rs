@@ -1,7 +1,7 @@
 //! Prepares training data before any rank exists: no collective waits for a tokenizer, bad data is an error before
 //! anything starts, and the plan knows rows, steps and tokens.
 //!
-//! JSON Lines in (`sources`, `lines`), one file of rows out ([`proto::dataset`]), which ranks map into memory. In
+//! JSON Lines or arrays in (`sources`, `unpack`, `lines`), one file of rows out ([`proto::dataset`]), which ranks map into memory. In
 //! between, lines are checked and become samples (`format`, `object`, `chat`, `tokenize`), and samples share rows (`rows`, `pack`).
 //! `build` is the pipeline; its result is kept under a name that says what it was made from (`cache`), so that only its rows
 //! are made again if nothing but packing has changed (`repack`).
@@ -26,6 +26,7 @@ mod sources;
 #[cfg(test)]
 mod tests;
 mod tokenize;
+mod unpack;
 
 use std::path::PathBuf;
 

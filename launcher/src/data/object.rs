@@ -10,10 +10,12 @@ use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
 
 use super::error::Rule;
 
-/// The fault of one line, and its byte in the line (from 1) if that is known.
+/// The fault of one row, and its place if that is known.
 #[derive(Debug, PartialEq, Eq)]
 pub struct LineError {
-    /// The byte.
+    /// Which line of the row, from 0: an element of an array may have several.
+    pub line: u64,
+    /// The byte in that line, from 1.
     pub column: Option<usize>,
     /// The rule that is broken.
     pub rule: Rule,
@@ -21,7 +23,7 @@ pub struct LineError {
 
 impl From<Rule> for LineError {
     fn from(rule: Rule) -> Self {
-        Self { column: None, rule }
+        Self { line: 0, column: None, rule }
     }
 }
 
@@ -48,11 +50,11 @@ pub struct Object<'de, K> {
 impl<'de, K: Keys<'de>> Object<'de, K> {
     /// Reads one line.
     pub fn parse(line: &'de [u8]) -> Result<Self, LineError> {
-        let text = std::str::from_utf8(line)
-            .map_err(|error| LineError { column: Some(error.valid_up_to() + 1), rule: Rule::NotUtf8 })?;
-        if text.trim_ascii_start().starts_with('[') {
-            return Err(Rule::JsonArray.into());
-        }
+        let text = std::str::from_utf8(line).map_err(|error| LineError {
+            line: 0,
+            column: Some(error.valid_up_to() + 1),
+            rule: Rule::NotUtf8,
+        })?;
         let mut json = serde_json::Deserializer::from_str(text);
         let object = json.deserialize_map(ObjectVisitor(PhantomData)).and_then(|object| {
             json.end()?;
@@ -62,7 +64,8 @@ impl<'de, K: Keys<'de>> Object<'de, K> {
             let message = error.to_string();
             let place = format!(" at line {} column {}", error.line(), error.column());
             let rule = Rule::Json(message.strip_suffix(&place).unwrap_or(&message).to_owned());
-            LineError { column: (error.column() > 0).then_some(error.column()), rule }
+            let line = (error.line() as u64).saturating_sub(1);
+            LineError { line, column: (error.column() > 0).then_some(error.column()), rule }
         })
     }
 

@@ -14,14 +14,8 @@ use super::error::{Problem, Problems, Rule};
 const MATCH: MatchOptions =
     MatchOptions { case_sensitive: true, require_literal_separator: true, require_literal_leading_dot: true };
 
-/// First bytes of files that are not JSON Lines, whatever their names say.
-const FOREIGN: [(&[u8], &str); 5] = [
-    (b"\x1f\x8b", "gzip"),
-    (b"\x28\xb5\x2f\xfd", "zstd"),
-    (b"PK\x03\x04", "zip"),
-    (b"PAR1", "Parquet"),
-    (b"ARROW1", "Arrow"),
-];
+/// First bytes of files that are no JSON, whatever their names say.
+const FOREIGN: [(&[u8], &str); 3] = [(b"PK\x03\x04", "zip"), (b"PAR1", "Parquet"), (b"ARROW1", "Arrow")];
 
 /// One file of training data.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -99,7 +93,7 @@ fn read(path: &Path) -> Result<Source, Rule> {
         if std::mem::take(&mut first)
             && let Some((_, kind)) = FOREIGN.iter().find(|(magic, _)| buffer[..len].starts_with(magic))
         {
-            return Err(Rule::NotPlainText(kind));
+            return Err(Rule::NotJson(kind));
         }
         hasher.update(&buffer[..len]);
     }
@@ -157,7 +151,7 @@ mod tests {
     #[test]
     fn every_path_that_leads_nowhere_is_named() {
         let folder = folder(&["a.jsonl", "sub/b.jsonl"]);
-        fs::write(folder.path().join("c.gz"), b"\x1f\x8b\x08....").unwrap();
+        fs::write(folder.path().join("c.zip"), b"PK\x03\x04....").unwrap();
         let check = |patterns: &[&str], expected: &str| {
             assert_eq!(find_in(folder.path(), patterns).unwrap_err(), expected, "{patterns:?}");
         };
@@ -166,8 +160,8 @@ mod tests {
         check(&["sub/"], "sub/: this is a folder; name its files, for example sub/*.jsonl");
         check(&["a.jsonl/x"], "a.jsonl/x: cannot read it: Not a directory (os error 20)");
         check(
-            &["c.gz"],
-            "c.gz: this is a gzip file; only JSON Lines as plain text are supported, so unpack or convert it first",
+            &["c.zip"],
+            "c.zip: this is a zip file; supported are JSON Lines and JSON arrays, plain or packed by gzip or zstd: convert it first",
         );
         check(&["no", "nor"], "no: no such file\nnor: no such file");
         check(&["a[.jsonl"], "a[.jsonl: not a valid pattern: invalid range pattern");

@@ -131,7 +131,7 @@ fn a_bad_first_line_names_what_was_found() {
                      conversations (sharegpt) and instruction with output (alpaca)";
     check(r#"{"a": 1, "b": 2}"#, &format!(r#"cannot tell the format from "a", "b": {supported}"#));
     check("{}", &format!("cannot tell the format from no key: {supported}"));
-    check("[", "not JSON Lines but a JSON array: write one object per line (`jq -c '.[]'` does)");
+    check("[", "the JSON array is not whole: it does not end");
 }
 
 /// The second line of a file is wrong.

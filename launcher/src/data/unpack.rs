@@ -1,0 +1,92 @@
+//! The bytes of a source file, unpacked where it is packed by gzip or zstd, whatever its name says.
+
+use std::cell::RefCell;
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read};
+use std::path::Path;
+use std::rc::Rc;
+
+use flate2::bufread::MultiGzDecoder;
+use ruzstd::decoding::StreamingDecoder;
+
+/// Read at a time.
+const BUFFER_BYTES: usize = 1 << 18;
+
+/// What was read of a file so far, packed as it lies there.
+#[derive(Debug, Default)]
+pub struct Seen {
+    /// Of all of it.
+    pub hasher: blake3::Hasher,
+    /// Its length.
+    pub bytes: u64,
+}
+
+/// Opens the file at `path`: its bytes, unpacked, and what was seen of it.
+pub fn open(path: &Path) -> io::Result<(Box<dyn BufRead>, Rc<RefCell<Seen>>)> {
+    let seen = Rc::new(RefCell::new(Seen::default()));
+    let mut packed = BufReader::with_capacity(BUFFER_BYTES, Watched { file: File::open(path)?, seen: seen.clone() });
+    let head = packed.fill_buf()?;
+    let bytes: Box<dyn BufRead> = if head.starts_with(b"\x1f\x8b") {
+        Box::new(BufReader::with_capacity(BUFFER_BYTES, MultiGzDecoder::new(packed)))
+    } else if head.starts_with(b"\x28\xb5\x2f\xfd") {
+        Box::new(BufReader::with_capacity(BUFFER_BYTES, ZstdFrames::Between(packed)))
+    } else {
+        Box::new(packed)
+    };
+    Ok((bytes, seen))
+}
+
+/// A file that tells what is read of it.
+struct Watched {
+    file: File,
+    seen: Rc<RefCell<Seen>>,
+}
+
+impl Read for Watched {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let len = self.file.read(buffer)?;
+        let mut seen = self.seen.borrow_mut();
+        seen.hasher.update(&buffer[..len]);
+        seen.bytes += len as u64;
+        Ok(len)
+    }
+}
+
+/// A file of zstd: frames, one after the other.
+enum ZstdFrames {
+    /// Before a frame, or at the end of the file.
+    Between(BufReader<Watched>),
+    /// In a frame.
+    Within(Box<StreamingDecoder<BufReader<Watched>, ruzstd::decoding::FrameDecoder>>),
+    /// After an error.
+    Failed,
+}
+
+impl Read for ZstdFrames {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            match std::mem::replace(self, Self::Failed) {
+                Self::Between(mut packed) => {
+                    if packed.fill_buf()?.is_empty() {
+                        *self = Self::Between(packed);
+                        return Ok(0);
+                    }
+                    let decoder = StreamingDecoder::new(packed);
+                    *self = Self::Within(Box::new(decoder.map_err(|error| invalid(&error))?));
+                }
+                Self::Within(mut decoder) => match decoder.read(buffer)? {
+                    0 if !buffer.is_empty() => *self = Self::Between(decoder.into_inner()),
+                    len => {
+                        *self = Self::Within(decoder);
+                        return Ok(len);
+                    }
+                },
+                Self::Failed => return Err(io::Error::other("it was not readable before")),
+            }
+        }
+    }
+}
+
+fn invalid(error: &dyn std::error::Error) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, error.to_string())
+}
