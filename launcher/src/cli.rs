@@ -12,6 +12,7 @@ use proto::env::{SlurmStep, variable};
 use crate::commands::Task;
 use crate::commands::checkpoint::CheckpointTask;
 use crate::commands::control::ControlTask;
+use crate::commands::data::DataTask;
 use crate::commands::doctor::DoctorArgs;
 use crate::commands::plan::PlanCommand;
 use crate::commands::run::{RunArgs, RunFlags};
@@ -44,6 +45,8 @@ enum Command {
     Checkpoint(CheckpointTask),
     #[command(flatten)]
     Control(ControlTask),
+    #[command(subcommand)]
+    Data(DataTask),
     Systemd(SystemdArgs),
     Slurm(SlurmArgs),
     Doctor(DoctorArgs),
@@ -75,6 +78,7 @@ impl Cli {
             (Some(Command::Plan(command)), _) => command.task(),
             (Some(Command::Checkpoint(task)), _) => Task::Checkpoint(task),
             (Some(Command::Control(task)), _) => Task::Control(task),
+            (Some(Command::Data(task)), _) => Task::Data(task),
             (Some(Command::Systemd(args)), _) => Task::Systemd(args),
             (Some(Command::Slurm(args)), _) => Task::Slurm(args),
             (Some(Command::Doctor(args)), _) => Task::Doctor(args),

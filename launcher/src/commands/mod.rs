@@ -6,6 +6,7 @@
 
 pub mod checkpoint;
 pub mod control;
+pub mod data;
 pub mod deepspeed;
 pub mod detach;
 pub mod doctor;
@@ -18,6 +19,7 @@ use std::time::Instant;
 
 use self::checkpoint::CheckpointTask;
 use self::control::ControlTask;
+use self::data::DataTask;
 use self::deepspeed::DeepspeedArgs;
 use self::doctor::DoctorArgs;
 use self::plan::PlanArgs;
@@ -46,6 +48,8 @@ pub enum Task {
     MapDeepspeed(DeepspeedArgs),
     /// `dslaunch checkpoint inspect DIR` and `verify DIR`
     Checkpoint(CheckpointTask),
+    /// `dslaunch data show train.toml`
+    Data(DataTask),
     /// `dslaunch status RUN_DIR`, `stop RUN_DIR` and `attach RUN_DIR`
     Control(ControlTask),
     /// `dslaunch systemd train.toml`
@@ -67,6 +71,7 @@ impl Task {
             | Self::MapDeepspeed(_)
             | Self::Checkpoint(_)
             | Self::Control(_)
+            | Self::Data(_)
             | Self::Systemd(_)
             | Self::Slurm(_)
             | Self::Doctor(_) => None,
@@ -84,6 +89,7 @@ impl Task {
             Self::MapDeepspeed(args) => deepspeed::run(&args, terminal),
             Self::Checkpoint(task) => checkpoint::run(&task, terminal),
             Self::Control(task) => control::run(&task, terminal),
+            Self::Data(task) => data::run(&task, terminal),
             Self::Systemd(args) => schedulers::print_systemd(&args, terminal),
             Self::Slurm(args) => schedulers::print_slurm(&args, terminal),
             Self::Doctor(args) => doctor::run(&args, terminal),

@@ -10,7 +10,7 @@ use proto::config::{AutoOr, DataFormat};
 use super::error::{Problem, Rule};
 use super::format::{self, LineFormat};
 use super::sources::{Source, unreadable};
-use super::unpack::{self, Seen};
+use super::unpack::{self, Seen, Unpacked};
 
 /// A chunk ends with the first line that takes it past this.
 const CHUNK_BYTES: usize = 1 << 18;
@@ -122,8 +122,8 @@ impl Iterator for ChunkReader<'_> {
 
 impl OpenFile {
     fn open(source: &Source, index: usize) -> Result<Self, Rule> {
-        let (reader, seen) = unpack::open(&source.path).map_err(unreadable)?;
-        Ok(Self { reader, seen, told_bytes: 0, source: index, line: 0, layout: None, format: None })
+        let Unpacked { bytes, seen } = unpack::open(&source.path).map_err(unreadable)?;
+        Ok(Self { reader: bytes, seen, told_bytes: 0, source: index, line: 0, layout: None, format: None })
     }
 
     /// `None` at the end of the file, which must have held a row and what was hashed before.

@@ -22,6 +22,7 @@ mod pack;
 mod progress;
 mod repack;
 mod rows;
+mod show;
 mod sources;
 #[cfg(test)]
 mod tests;
@@ -37,6 +38,7 @@ use cache::Lookup;
 pub use end_token::EndTokens;
 pub use error::{DataError, Problem, Problems, Rule};
 pub use progress::DataProgress;
+pub use show::{Part, ShownSample, samples};
 use sources::Source;
 
 /// The data to prepare, and the facts of the model it is for.

@@ -2,6 +2,7 @@
 //! file's truncation and padding, because both would change data silently.
 
 use std::collections::HashSet;
+use std::path::Path;
 
 use proto::config::DataFormat;
 use proto::dataset::IGNORED;
@@ -146,6 +147,11 @@ impl Encoder {
     }
 }
 
+/// A tokenizer to show what its tokens are; `None` where there is none that can be read.
+pub fn plain(path: &Path) -> Option<Tokenizer> {
+    parse(&regular_file::read(path).ok()?).ok()
+}
+
 /// Makes a tokenizer of `tokenizer.json`. The library panics at some that it cannot read.
 fn parse(bytes: &[u8]) -> Result<Tokenizer, String> {
     panics::as_text(|| Tokenizer::from_bytes(bytes)).and_then(|read| read.map_err(|error| error.to_string()))
@@ -201,8 +207,6 @@ fn prompt_len(encoding: &Encoding, seam: usize) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use super::super::{EndTokens, fixture};
     use super::*;
 

@@ -21,8 +21,16 @@ pub struct Seen {
     pub bytes: u64,
 }
 
-/// Opens the file at `path`: its bytes, unpacked, and what was seen of it.
-pub fn open(path: &Path) -> io::Result<(Box<dyn BufRead>, Rc<RefCell<Seen>>)> {
+/// An open file.
+pub struct Unpacked {
+    /// Its bytes.
+    pub bytes: Box<dyn BufRead>,
+    /// What was seen of it.
+    pub seen: Rc<RefCell<Seen>>,
+}
+
+/// Opens the file at `path`.
+pub fn open(path: &Path) -> io::Result<Unpacked> {
     let seen = Rc::new(RefCell::new(Seen::default()));
     let mut packed = BufReader::with_capacity(BUFFER_BYTES, Watched { file: File::open(path)?, seen: seen.clone() });
     let head = packed.fill_buf()?;
@@ -33,7 +41,7 @@ pub fn open(path: &Path) -> io::Result<(Box<dyn BufRead>, Rc<RefCell<Seen>>)> {
     } else {
         Box::new(packed)
     };
-    Ok((bytes, seen))
+    Ok(Unpacked { bytes, seen })
 }
 
 /// A file that tells what is read of it.

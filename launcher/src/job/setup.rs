@@ -23,7 +23,7 @@ use proto::weights_folder::{WeightFilesError, check_weights};
 
 use tokio::time::timeout;
 
-use crate::data::{self, DataJob, DataProgress, EndTokens, Origin, Prepared, Split};
+use crate::data::{self, DataJob, DataProgress, EndTokens, Origin, Prepared, ShownSample, Split};
 use crate::error::LaunchError;
 use crate::gpus::{Gpu, Gpus, Visible};
 use crate::job::args::JobArgs;
@@ -178,6 +178,22 @@ impl Setup {
         let plan = self.draft.with_data(planned(train), validation.map(planned), start)?;
         self.check_memory(&plan)?;
         Ok(plan)
+    }
+
+    /// The first `count` samples of a split, prepared as for training. The caller holds the run directory's lock.
+    pub async fn samples(
+        &self,
+        split: Split,
+        count: usize,
+        signals: &mut Signals,
+        console: &mut Console,
+    ) -> Result<Vec<ShownSample>, LaunchError> {
+        let paths = match split {
+            Split::Train => &self.config.data.train,
+            Split::Validation => &self.config.data.validation,
+        };
+        let prepared = self.prepare(split, paths, signals, console).await?;
+        Ok(data::samples(&prepared, &self.model_file("tokenizer.json"), count, self.cores)?)
     }
 
     /// The plan as it is without a look at the data, for GPUs that need not be there.
