@@ -311,7 +311,7 @@ pub(super) mod tests {
         let (device, host, missing) = row(4, "[zero]\nstage = 3\n", None);
         assert_eq!(device, "device    cuda, ranks talk over nccl");
         let needed =
-            "host      168.07 GiB for all ranks together, snapshots 154.46 GiB of it; rank 0: runtime 3.40 GiB";
+            "host      167.99 GiB for all ranks together, snapshots 154.46 GiB of it; rank 0: runtime 3.38 GiB";
         assert_eq!((host.as_str(), missing), (needed, vec![]));
         let (_, host, missing) = row(4, "[zero]\nstage = 3\n", Some(1 << 40));
         assert_eq!((host, missing), (needed.replace("GiB for", "GiB of 1024.00 GiB for"), vec![]));
