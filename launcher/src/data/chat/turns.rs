@@ -35,7 +35,7 @@ pub fn render(template: &ChatTemplate, conversation: &Conversation, train_on: Tr
     let Conversation { messages, assistants, .. } = conversation;
     let turns = match train_on {
         TrainOn::All => {
-            let text = without_marks(&render(messages, false)?).map_or_else(String::new, |(text, _)| text);
+            let (text, _) = without_marks(&render(messages, false)?).ok_or(Rule::NoCharacters)?;
             let trained = std::iter::once(0..text.len()).collect();
             return Ok(Text { text, trained });
         }
@@ -66,9 +66,10 @@ pub fn render(template: &ChatTemplate, conversation: &Conversation, train_on: Tr
         let around = around(&text, template, conversation, *turn)?;
         Some(start.unwrap_or(around.start)..end.unwrap_or(around.end))
     };
-    let trained = turns.iter().map(turn).collect::<Option<Vec<_>>>();
-    let trained = trained.filter(|parts| parts.iter().all(|part| part.start <= part.end)).ok_or(Rule::TurnsNotFound)?;
-    Ok(Text { text, trained })
+    let trained = turns.iter().map(turn).collect::<Option<Vec<_>>>().ok_or(Rule::TurnsNotFound)?;
+    // One behind the other, or something was taken for what it is not.
+    let bounds: Vec<usize> = trained.iter().flat_map(|part| [part.start, part.end]).collect();
+    if bounds.is_sorted() { Ok(Text { text, trained }) } else { Err(Rule::TurnsNotFound) }
 }
 
 /// What a turn's words have become in `text`: all between what stands before and behind others in their place.
