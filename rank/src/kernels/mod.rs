@@ -187,6 +187,15 @@ pub fn logits_kind(x: &Tensor) -> Kind {
     }
 }
 
+/// Whether the memory of logits of `x` is kept between passes: on a CPU it is, because given back it would soon have a hole
+/// where it was, and the heap grow.
+pub fn keeps_logits(x: &Tensor) -> bool {
+    match side(x) {
+        Side::Cpu => true,
+        Side::Cuda => false,
+    }
+}
+
 /// Adds the sum of `-log softmax(logits)[target]` over all rows to `loss`. `logits`: `[R, V]` of the type that [`logits_kind`] says,
 /// `targets`: `[R]` int64.
 ///

@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use comm::CommError;
 use proto::model_config::ModelConfig;
-use tch::{Device, Tensor};
+use tch::Tensor;
 
 use super::cross_entropy::CrossEntropy;
 use super::labels::Labels;
@@ -17,7 +17,7 @@ use super::logits::LogitsRoom;
 use super::norm::{Norm, NormGrads, Normed, norm_backward};
 use super::tensor_parallel::TensorParallel;
 use super::weight_grads::{GradPass, WeightGrads, is_trained};
-use crate::kernels::{DeviceSum, accumulate_product};
+use crate::kernels::{DeviceSum, accumulate_product, keeps_logits};
 
 /// Weights of the head. The same type holds the gradients, as fp32 views.
 #[derive(Debug)]
@@ -35,7 +35,7 @@ pub struct Head {
     /// Ids of this rank's tokens.
     ids: Range<i64>,
     logits_at_a_time: usize,
-    /// On a CPU the room is kept: given back after each pass, it would soon have a hole where it was, and the heap grow.
+    /// Where [`keeps_logits`] says so.
     kept_room: OnceCell<LogitsRoom>,
 }
 
@@ -182,9 +182,10 @@ impl Head {
     /// For the logits of chunks of `y`, `[labels, D]`.
     fn room(&self, y: &Tensor, weights: &HeadWeights) -> LogitsRoom {
         let (rows, columns) = (self.rows_at_a_time(weights) as i64, self.ids.end - self.ids.start);
-        match y.device() {
-            Device::Cpu => self.kept_room.get_or_init(|| LogitsRoom::new(rows, columns, y)).share(),
-            _ => LogitsRoom::new(rows.min(y.size()[0]), columns, y),
+        if keeps_logits(y) {
+            self.kept_room.get_or_init(|| LogitsRoom::new(rows, columns, y)).share()
+        } else {
+            LogitsRoom::new(rows.min(y.size()[0]), columns, y)
         }
     }
 
