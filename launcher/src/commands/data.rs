@@ -20,7 +20,7 @@ use crate::runtime::on_runtime;
 /// Look at the data of a job as it will be trained
 #[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
 pub enum DataTask {
-    /// Show samples as the model will see them, with what is trained of them: in colour, or between [[ and ]]
+    /// Show samples as the model will see them, with what is trained of them: in colour, or between double brackets
     ///
     /// The data is prepared in output_dir as for training: no other dslaunch may be using that folder.
     Show(ShowArgs),

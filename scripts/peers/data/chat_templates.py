@@ -8,6 +8,7 @@ model's folder, whose tokenizer has a token for each byte: ids are equal if and 
 """
 
 import json
+import shutil
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -148,6 +149,10 @@ def case(out, name, source, raw):
             answer = {"ids": ids + end, "labels": labels + end}
         rows.append(row)
         expected.append(answer)
+    if not rows:
+        # A template for pictures, which texts have no place in.
+        shutil.rmtree(out / name)
+        return
     for file, lines in [("rows.jsonl", rows), ("expected.jsonl", expected), ("refused.jsonl", refused)]:
         write(out / name, file, lines)
 
