@@ -10,6 +10,7 @@ pub mod fence;
 pub mod guardian;
 pub mod job_control;
 pub mod listeners;
+mod listening_sockets;
 pub mod signals;
 pub mod spawn;
 pub mod sweeper;
