@@ -47,7 +47,7 @@ impl PortWatch {
     /// given it to another process on purpose.
     pub fn over(port: Option<&HeldPort>) -> Self {
         let port = port.filter(|port| port.is_held()).map(HeldPort::number);
-        Self { port, others: vec![], next_look: Instant::now(), thief: None, warned: false }
+        Self { port, others: vec![], next_look: Instant::now() + PAUSE, thief: None, warned: false }
     }
 
     /// Whoever has taken the port, if somebody was found to.
