@@ -1,5 +1,5 @@
-//! Cuts source files into chunks of whole rows: lines, or the elements of one JSON array. A chunk is enough work for one thread, and only a few chunks of a file
-//! are in memory at a time.
+//! Cuts source files into chunks of whole rows: lines, or the elements of one JSON array. A chunk is enough work for one
+//! thread, and only a few chunks of a file are in memory at a time.
 
 use std::cell::RefCell;
 use std::io::{self, BufRead, Read};
