@@ -8,13 +8,14 @@ use std::thread;
 
 use proto::dataset::{DatasetSummary, Origin};
 
-use super::chat::{self, ChatTemplate, Source};
+use super::chat::{self, ChatTemplate, FoundTemplate, TemplateSource};
 use super::error::{DataError, Problem, Problems, Rule};
-use super::format::{LineFormat, Parser, Samples};
+use super::fit::{Fit, Fitted};
+use super::format::{LineFormat, Parser};
 use super::lines::{Chunk, ChunkReader};
 use super::object::LineError;
 use super::rows::Rows;
-use super::sources;
+use super::sources::Source;
 use super::tokenize::Encoder;
 use super::{DataJob, DataProgress};
 
@@ -25,8 +26,8 @@ const CHUNKS_PER_THREAD: usize = 8;
 /// checked. Stopped, it leaves nothing.
 pub fn build(
     job: &DataJob,
-    sources: &[sources::Source],
-    chat_source: &Result<Option<Source>, Rule>,
+    sources: &[Source],
+    template: &FoundTemplate,
     path: &Path,
     progress: &DataProgress,
 ) -> Result<DatasetSummary, DataError> {
@@ -44,11 +45,11 @@ pub fn build(
         if progress.is_stopped() {
             return Err(DataError::Stopped);
         }
-        let work = Work { job, sources, encoder: &encoder, chat: &chat, chat_source, chunks, progress };
+        let work = Work { job, sources, encoder: &encoder, chat: &chat, found_template: template, chunks, progress };
         for parsed in work.run(threads) {
             problems.append(parsed.problems);
-            rows.count_long(parsed.samples.long);
-            for sample in parsed.samples.samples {
+            rows.count_long(parsed.fitted.long);
+            for sample in parsed.fitted.samples {
                 if problems.is_empty() {
                     rows.push(sample)?;
                 }
@@ -62,19 +63,19 @@ pub fn build(
 /// A few chunks that are parsed at the same time.
 struct Work<'a> {
     job: &'a DataJob,
-    sources: &'a [sources::Source],
+    sources: &'a [Source],
     /// Loaded by the first chunk that needs it. If that fails, it is a problem of every file that needs it.
     encoder: &'a OnceLock<Result<Encoder, Rule>>,
     /// Likewise, by the first conversation.
     chat: &'a OnceLock<Result<ChatTemplate, Rule>>,
-    chat_source: &'a Result<Option<Source>, Rule>,
+    found_template: &'a FoundTemplate,
     chunks: Vec<Result<Chunk, Problem>>,
     progress: &'a DataProgress,
 }
 
 /// The result of one chunk.
 struct Parsed {
-    samples: Samples,
+    fitted: Fitted,
     problems: Problems,
 }
 
@@ -90,7 +91,7 @@ impl Work<'_> {
         let work = || {
             while let Some((chunk, slot)) = take() {
                 let parsed = self.parse(chunk);
-                let tokens = parsed.samples.samples.iter().map(|sample| sample.tokens.len() as u64).sum();
+                let tokens = parsed.fitted.samples.iter().map(|sample| sample.tokens.len() as u64).sum();
                 self.progress.parsed(chunk.as_ref().map_or(0, Chunk::bytes), tokens);
                 let unset = slot.set(parsed).is_ok();
                 assert!(unset, "each chunk is taken by one thread");
@@ -106,7 +107,7 @@ impl Work<'_> {
     }
 
     fn parse(&self, chunk: &Result<Chunk, Problem>) -> Parsed {
-        let mut parsed = Parsed { samples: Samples::default(), problems: Problems::default() };
+        let mut parsed = Parsed { fitted: Fitted::default(), problems: Problems::default() };
         let chunk = match chunk {
             Ok(chunk) => chunk,
             Err(problem) => {
@@ -115,10 +116,7 @@ impl Work<'_> {
             }
         };
         let name = self.sources[chunk.source as usize].name.as_str();
-        let (encoder, chat) = match self.encoder_for(chunk.format).and_then(|encoder| {
-            let chat = self.chat_template_for(chunk.format)?;
-            Ok((encoder, chat))
-        }) {
+        let (encoder, chat) = match self.loaded_for(chunk.format) {
             Ok(loaded) => loaded,
             Err(rule) => {
                 if chunk.first {
@@ -128,11 +126,11 @@ impl Work<'_> {
             }
         };
         let DataJob { seq_len, vocab_size, train_on, long_samples, .. } = *self.job;
-        let parser = Parser { seq_len, vocab_size, encoder, chat, train_on, long_samples };
+        let parser = Parser { fit: Fit { seq_len, long_samples }, vocab_size, encoder, chat, train_on };
         for (line, text) in chunk.lines() {
             let origin = Origin { source: chunk.source, line };
             if let Err(LineError { line: within, column, rule }) =
-                parser.parse(chunk.format, text, origin, &mut parsed.samples)
+                parser.parse(chunk.format, text, origin, &mut parsed.fitted)
             {
                 // One mistake, however many rows show it.
                 let of_config = match &rule {
@@ -148,6 +146,10 @@ impl Work<'_> {
         parsed
     }
 
+    fn loaded_for(&self, format: LineFormat) -> Result<(Option<&Encoder>, Option<&ChatTemplate>), &Rule> {
+        Ok((self.encoder_for(format)?, self.chat_template_for(format)?))
+    }
+
     fn encoder_for(&self, format: LineFormat) -> Result<Option<&Encoder>, &Rule> {
         if !format.needs_encoder() {
             return Ok(None);
@@ -161,8 +163,8 @@ impl Work<'_> {
             return Ok(None);
         }
         let load = || {
-            let source = self.chat_source.clone()?;
-            let Source { place, text, special_tokens } =
+            let source = self.found_template.clone()?;
+            let TemplateSource { place, text, special_tokens } =
                 source.ok_or_else(|| Rule::NoChatTemplate { format: format.name(), names: chat::names() })?;
             ChatTemplate::new(&text, special_tokens).map_err(|message| Rule::BadChatTemplate { place, message })
         };

@@ -11,9 +11,9 @@ use proto::config::AutoOr;
 use proto::dataset::{self, DatasetError, DatasetSummary, FORMAT_VERSION};
 use proto::regular_file;
 
-use super::error::Rule;
+use super::DataJob;
+use super::chat::FoundTemplate;
 use super::sources::Source;
-use super::{DataJob, chat};
 use crate::files::create_private_folder;
 
 /// Raised whenever the same sources would give other rows: a change of packing, splitting or masking.
@@ -46,11 +46,11 @@ pub struct CacheEntry {
 
 impl CacheEntry {
     /// For `job` with these `sources`; creates the folder.
-    pub fn new(job: &DataJob, sources: &[Source], chat: &Result<Option<chat::Source>, Rule>) -> io::Result<Self> {
+    pub fn new(job: &DataJob, sources: &[Source], template: &FoundTemplate) -> io::Result<Self> {
         // Rows are as private as what they were made of.
         create_private_folder(&job.cache_dir)?;
         let prefix = format!("{}-", job.split.name());
-        let key = key(job, sources, chat).to_hex();
+        let key = key(job, sources, template).to_hex();
         let name = |packing: bool| format!("{prefix}{}{}.rows", &key[..16], if packing { PACKED } else { "" });
         let (name, packed_otherwise) = (name(job.packing), name(!job.packing));
         Ok(Self { folder: job.cache_dir.clone(), prefix, name, packed_otherwise })
@@ -119,7 +119,7 @@ fn remove_if_there(path: &Path) -> io::Result<()> {
 }
 
 /// The hash of everything that the samples depend on.
-fn key(job: &DataJob, sources: &[Source], chat: &Result<Option<chat::Source>, Rule>) -> blake3::Hash {
+fn key(job: &DataJob, sources: &[Source], template: &FoundTemplate) -> blake3::Hash {
     let mut hasher = blake3::Hasher::new();
     let mut part = |name: &str, value: &[u8]| {
         // Lengths in front keep two parts from being read as others.
@@ -141,10 +141,10 @@ fn key(job: &DataJob, sources: &[Source], chat: &Result<Option<chat::Source>, Ru
     part("train_on", job.train_on.as_str().as_bytes());
     part("long_samples", format!("{:?}", job.long_samples).as_bytes());
     // What is wrong with it is reported by whoever needs it.
-    if let Ok(Some(chat)) = chat {
-        part("chat template", chat.text.as_bytes());
-        part("special tokens", format!("{:?}", chat.special_tokens).as_bytes());
-        if chat.text.contains("strftime_now") {
+    if let Ok(Some(template)) = template {
+        part("chat template", template.text.as_bytes());
+        part("special tokens", format!("{:?}", template.special_tokens).as_bytes());
+        if template.text.contains("strftime_now") {
             part("day", Zoned::now().date().to_string().as_bytes());
         }
     }

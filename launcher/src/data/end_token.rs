@@ -2,11 +2,11 @@
 
 use std::path::Path;
 
-use proto::regular_file;
 use serde_json::Value;
 use tokenizers::Tokenizer;
 
-use super::error::{DataError, Problem, Problems, Rule};
+use super::error::{DataError, Problem, Problems};
+use super::model_files;
 
 /// The tokens that a model's files name, the one that counts first.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -24,11 +24,9 @@ impl EndTokens {
     pub fn read(folder: &Path, of_config: Option<u32>) -> Result<Self, DataError> {
         let tokenizer = object(&folder.join("tokenizer_config.json"))?;
         let generation = object(&folder.join("generation_config.json"))?;
-        let text = &tokenizer["eos_token"];
         let id = &generation["eos_token_id"];
         Ok(Self {
-            // A text, or an object about it.
-            of_tokenizer: text.as_str().or(text["content"].as_str()).map(str::to_owned),
+            of_tokenizer: model_files::token_text(&tokenizer["eos_token"]),
             of_generation: id.as_u64().or(id[0].as_u64()).and_then(|id| u32::try_from(id).ok()),
             of_config,
         })
@@ -46,18 +44,12 @@ impl EndTokens {
     }
 }
 
-/// The JSON of a file; null where there is none.
 fn object(path: &Path) -> Result<Value, DataError> {
-    let failed = |rule| {
+    model_files::json(path).map_err(|rule| {
         let mut problems = Problems::default();
         problems.push(Problem::of_file(path.to_string_lossy(), rule));
         DataError::Problems(problems)
-    };
-    match regular_file::read(path) {
-        Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| failed(Rule::Json(error.to_string()))),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Value::Null),
-        Err(error) => Err(failed(Rule::Unreadable(error.to_string()))),
-    }
+    })
 }
 
 #[cfg(test)]

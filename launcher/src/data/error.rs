@@ -233,11 +233,8 @@ pub enum Rule {
     NoAssistantTurn,
     #[error("{list}[{index}] {rule}")]
     BadTurn { list: &'static str, index: usize, rule: String },
-    #[error(
-        "conversations[{index}] is from {from:?}: known are human, user, gpt, assistant, model, chatgpt, bing, bard, \
-         function_call, system, tool, observation and function_response"
-    )]
-    UnknownSpeaker { index: usize, from: String },
+    #[error("conversations[{index}] is from {from:?}: known are {known}")]
+    UnknownSpeaker { index: usize, from: String, known: String },
 
     #[error(
         "format {format} needs a tokenizer, but {} is not there: copy it from the original model, or give rows of \

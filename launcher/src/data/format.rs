@@ -1,11 +1,12 @@
 //! Makes samples from lines: knows the formats, and every rule that a line has to satisfy.
 
 use proto::config::{AutoOr, DataFormat, LongSamples, TrainOn};
-use proto::dataset::{IGNORED, LongCounts, Origin, Sample};
+use proto::dataset::{IGNORED, Origin, Sample};
 use serde::de::MapAccess;
 
 use super::chat::{self, ChatTemplate, ConversationFormat};
 use super::error::Rule;
+use super::fit::{Fit, Fitted};
 use super::object::{Keys, LineError, Object};
 use super::tokenize::{Encoded, Encoder};
 
@@ -82,8 +83,8 @@ pub fn resolve(format: AutoOr<DataFormat>, first_line: &[u8]) -> Result<LineForm
 /// Checks lines and makes samples of them.
 #[derive(Clone, Copy)]
 pub struct Parser<'a> {
-    /// Longest sample.
-    pub seq_len: usize,
+    /// How long samples may be.
+    pub fit: Fit,
     /// Ids are smaller than this.
     pub vocab_size: usize,
     /// For the formats that hold text; loaded before their first line is parsed.
@@ -92,84 +93,20 @@ pub struct Parser<'a> {
     pub chat: Option<&'a ChatTemplate>,
     /// The turns of a conversation that are trained.
     pub train_on: TrainOn,
-    /// What happens to samples that are longer than `seq_len`.
-    pub long_samples: AutoOr<LongSamples>,
-}
-
-/// The samples of lines, and what became of those that were too long.
-#[derive(Debug, Default)]
-pub struct Samples {
-    /// In the order of the lines.
-    pub samples: Vec<Sample>,
-    /// Counts.
-    pub long: LongCounts,
 }
 
 impl Parser<'_> {
-    /// Appends the samples of `line` to `samples`: one, several pieces of a long one, or none where that is dropped.
-    pub fn parse(
-        &self,
-        format: LineFormat,
-        line: &[u8],
-        origin: Origin,
-        samples: &mut Samples,
-    ) -> Result<(), LineError> {
+    /// Appends the samples of `line` to `fitted`: one, several pieces of a long one, or none where that is dropped.
+    pub fn parse(&self, format: LineFormat, line: &[u8], origin: Origin, fitted: &mut Fitted) -> Result<(), LineError> {
         let (tokens, labels) = match format {
             LineFormat::Tokens => self.tokens(line)?,
             LineFormat::Text => (self.text(line)?, None),
             LineFormat::PromptCompletion => trained_in_part(self.prompt_completion(line)?),
             LineFormat::Conversation(format) => trained_in_part(self.conversation(format, line)?),
         };
-        let long_samples = match self.long_samples {
-            AutoOr::Given(given) => given,
-            // A document goes on where it was cut; anything else is no longer what it was.
-            AutoOr::Auto if format == LineFormat::Text => LongSamples::Split,
-            AutoOr::Auto => LongSamples::Error,
-        };
-        Ok(self.fit(Sample { tokens, labels, origin }, long_samples, samples)?)
-    }
-
-    /// A sample that is longer than `seq_len` becomes pieces that are samples of their own, so that no token is lost; the
-    /// first token of a piece is not predicted from the piece before. Or its end is lost, or all of it. Of what is cut, what
-    /// has no label left goes.
-    fn fit(&self, sample: Sample, long_samples: LongSamples, samples: &mut Samples) -> Result<(), Rule> {
-        let (len, seq_len) = (sample.tokens.len(), self.seq_len);
-        if len <= seq_len {
-            samples.samples.push(sample);
-            return Ok(());
-        }
-        let piece = |start: usize, end: usize| Sample {
-            tokens: sample.tokens[start..end].to_vec(),
-            labels: sample.labels.as_ref().map(|labels| labels[start..end].to_vec()),
-            origin: sample.origin,
-        };
-        let is_trained = |piece: &Sample| {
-            let labels = piece.labels.as_ref();
-            labels.is_none_or(|labels| labels[1..].iter().any(|label| *label != IGNORED))
-        };
-        match long_samples {
-            LongSamples::Error => {
-                let not_trained = sample
-                    .labels
-                    .as_ref()
-                    .map_or(0, |labels| labels.iter().position(|label| *label != IGNORED).unwrap_or(labels.len()));
-                return Err(Rule::TooLong { len, not_trained, seq_len });
-            }
-            LongSamples::Drop => samples.long.dropped += 1,
-            LongSamples::Truncate => {
-                let piece = Some(piece(0, seq_len)).filter(is_trained);
-                let count = if piece.is_some() { &mut samples.long.truncated } else { &mut samples.long.dropped };
-                *count += 1;
-                samples.samples.extend(piece);
-            }
-            LongSamples::Split => {
-                samples.long.split += 1;
-                let pieces = (0..len).step_by(seq_len).map(|start| piece(start, len.min(start + seq_len)));
-                // Of running text every piece is trained, even one of a token.
-                samples.samples.extend(pieces.filter(is_trained));
-            }
-        }
-        Ok(())
+        // A document goes on where it was cut; anything else is no longer what it was.
+        let auto = if format == LineFormat::Text { LongSamples::Split } else { LongSamples::Error };
+        Ok(self.fit.push(Sample { tokens, labels, origin }, auto, fitted)?)
     }
 
     fn tokens(&self, line: &[u8]) -> Result<(Vec<i32>, Option<Vec<i32>>), LineError> {
@@ -216,7 +153,7 @@ impl Parser<'_> {
 
     fn conversation(&self, format: ConversationFormat, line: &[u8]) -> Result<Encoded, LineError> {
         let template = self.chat.expect("loaded before the first conversation");
-        let text = chat::render(template, &chat::read(format, line)?, self.train_on)?;
+        let text = chat::text(template, &chat::read(format, line)?, self.train_on)?;
         Ok(self.encoder().conversation(&text)?)
     }
 

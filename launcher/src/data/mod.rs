@@ -2,7 +2,7 @@
 //! anything starts, and the plan knows rows, steps and tokens.
 //!
 //! JSON Lines or arrays in (`sources`, `unpack`, `lines`), one file of rows out ([`proto::dataset`]), which ranks map into memory. In
-//! between, lines are checked and become samples (`format`, `object`, `chat`, `tokenize`), and samples share rows (`rows`, `pack`).
+//! between, lines are checked and become samples (`format`, `object`, `chat`, `tokenize`, `fit`), and samples share rows (`rows`, `pack`).
 //! `build` is the pipeline; its result is kept under a name that says what it was made from (`cache`), so that only its rows
 //! are made again if nothing but packing has changed (`repack`).
 //!
@@ -13,10 +13,12 @@ mod cache;
 mod chat;
 mod end_token;
 mod error;
+mod fit;
 #[cfg(test)]
 mod fixture;
 mod format;
 mod lines;
+mod model_files;
 mod object;
 mod pack;
 mod progress;
@@ -145,17 +147,19 @@ pub fn prepare(job: &DataJob, progress: &DataProgress) -> Result<Prepared, DataE
     let sources = sources::find(&job.paths)?;
     progress.begin(sources.iter().map(|source| source.bytes).sum());
     let in_folder = |source| DataError::Folder { folder: job.cache_dir.clone(), source };
-    let chat = chat::find(&job.chat_template, &job.model_folder);
-    let entry = cache::CacheEntry::new(job, &sources, &chat).map_err(in_folder)?;
+    let template = chat::find(&job.chat_template, &job.model_folder);
+    let entry = cache::CacheEntry::new(job, &sources, &template).map_err(in_folder)?;
     entry.remove_temporary().map_err(in_folder)?;
     let path = entry.path();
     let (summary, origin) = match entry.lookup(job.threads) {
         Lookup::Whole(summary) => (summary, Origin::Kept),
-        Lookup::Damaged(error) => (build::build(job, &sources, &chat, &path, progress)?, Origin::MadeInsteadOf(error)),
+        Lookup::Damaged(error) => {
+            (build::build(job, &sources, &template, &path, progress)?, Origin::MadeInsteadOf(error))
+        }
         // Whatever is wrong with the other file: it is not the one that was asked for.
         Lookup::Nothing => match Samples::open(&entry.packed_otherwise(), job.threads) {
             Ok(samples) => (repack::repack(job, samples, &path, progress)?, Origin::Repacked),
-            Err(_) => (build::build(job, &sources, &chat, &path, progress)?, Origin::Made),
+            Err(_) => (build::build(job, &sources, &template, &path, progress)?, Origin::Made),
         },
     };
     if !matches!(origin, Origin::Kept) {

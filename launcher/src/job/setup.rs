@@ -266,7 +266,7 @@ impl Setup {
             let why = error.source().map_or(String::new(), |source| format!(": {source}"));
             console.warn(&format!("warning: the {} data was prepared anew: {error}{why}", split.name()));
         }
-        if let Some(note) = of_long_samples(split, prepared.summary.long, self.config.data.seq_len) {
+        if let Some(note) = note_on_long_samples(split, prepared.summary.long, self.config.data.seq_len) {
             console.warn(&note);
         }
         Ok(prepared)
@@ -274,10 +274,10 @@ impl Setup {
 }
 
 /// What was lost of samples that were too long, if anything was.
-fn of_long_samples(split: Split, long: LongCounts, seq_len: u64) -> Option<String> {
+fn note_on_long_samples(split: Split, long: LongCounts, seq_len: u64) -> Option<String> {
     let lost = [(long.truncated, "truncated"), (long.dropped, "dropped")];
-    let lost: Vec<_> = lost.into_iter().filter(|(count, _)| *count > 0).collect();
-    let counts: Vec<_> = lost.iter().map(|(count, how)| format!("{count} {how}")).collect();
+    let lost = lost.into_iter().filter(|(count, _)| *count > 0);
+    let counts: Vec<_> = lost.map(|(count, how)| format!("{count} {how}")).collect();
     let why = format!("longer than data.seq_len = {seq_len}");
     (!counts.is_empty()).then(|| format!("note: of the {} data's samples, {} ({why})", split.name(), counts.join(", ")))
 }

@@ -80,6 +80,23 @@ fn alpaca(line: &[u8]) -> Result<Vec<Value>, LineError> {
     Ok(system.into_iter().chain(earlier).chain(last).collect())
 }
 
+/// Who speaks in ShareGPT's rows, and in which role.
+const SPEAKERS: [(&str, &str); 13] = [
+    ("human", "user"),
+    ("user", "user"),
+    ("gpt", "assistant"),
+    ("assistant", "assistant"),
+    ("model", "assistant"),
+    ("chatgpt", "assistant"),
+    ("bing", "assistant"),
+    ("bard", "assistant"),
+    ("function_call", "assistant"),
+    ("system", "system"),
+    ("tool", "tool"),
+    ("observation", "tool"),
+    ("function_response", "tool"),
+];
+
 fn sharegpt(line: &[u8]) -> Result<(Vec<Value>, Option<Value>), LineError> {
     let object: Object<SharegptKeys> = Object::parse(line)?;
     let turns = object.required(object.keys.conversations.as_ref(), DataFormat::Sharegpt, "conversations")?;
@@ -95,12 +112,9 @@ fn sharegpt(line: &[u8]) -> Result<(Vec<Value>, Option<Value>), LineError> {
             })
         };
         let from = text("from")?;
-        let role = match from.as_str() {
-            "human" | "user" => "user",
-            "gpt" | "assistant" | "model" | "chatgpt" | "bing" | "bard" | "function_call" => "assistant",
-            "system" => "system",
-            "tool" | "observation" | "function_response" => "tool",
-            _ => return Err(Rule::UnknownSpeaker { index: i, from }.into()),
+        let Some((_, role)) = SPEAKERS.iter().find(|(name, _)| *name == from) else {
+            let known = SPEAKERS.map(|(name, _)| name).join(", ");
+            return Err(Rule::UnknownSpeaker { index: i, from, known }.into());
         };
         messages.push(message(role, &text("value")?));
     }

@@ -18,6 +18,6 @@ mod turns;
 
 pub use builtin::names;
 pub use conversation::{ConversationFormat, read};
-pub use source::{Source, find};
+pub use source::{FoundTemplate, TemplateSource, find};
 pub use template::ChatTemplate;
-pub use turns::{Text, render};
+pub use turns::{Text, text};

@@ -1,13 +1,12 @@
 //! Finds the chat template of a job, where transformers looks for a model's, and the special tokens that it may name.
 
-use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use proto::regular_file;
 use serde_json::Value;
 
 use super::builtin;
 use crate::data::error::Rule;
+use crate::data::model_files::{self, token_text};
 
 /// The names by which templates know special tokens.
 const SPECIAL_TOKENS: [&str; 7] =
@@ -15,7 +14,7 @@ const SPECIAL_TOKENS: [&str; 7] =
 
 /// A template that was found, as text.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Source {
+pub struct TemplateSource {
     /// Its file, or its name.
     pub place: String,
     /// Jinja.
@@ -24,12 +23,15 @@ pub struct Source {
     pub special_tokens: Vec<(String, String)>,
 }
 
+/// The template of a job, if it has one, or what is wrong with it: told once a conversation asks for it.
+pub type FoundTemplate = Result<Option<TemplateSource>, Rule>;
+
 /// Finds the template `name`: "auto" is the model's own in `folder`, which may have none; then come the built-in names, then
 /// files.
-pub fn find(name: &str, folder: &Path) -> Result<Option<Source>, Rule> {
+pub fn find(name: &str, folder: &Path) -> FoundTemplate {
     let config = object(&folder.join("tokenizer_config.json"))?;
     let special_tokens = special_tokens(&config, &object(&folder.join("special_tokens_map.json"))?);
-    let found = |place: String, text: String| Some(Source { place, text, special_tokens });
+    let found = |place: String, text: String| Some(TemplateSource { place, text, special_tokens });
     if name == "auto" {
         return Ok(own(folder, &config)?.and_then(|(place, text)| found(place.display().to_string(), text)));
     }
@@ -62,27 +64,19 @@ fn default(value: &Value) -> Option<String> {
 }
 
 fn special_tokens(config: &Value, map: &Value) -> Vec<(String, String)> {
-    let text = |object: &Value, name: &str| {
-        let value = &object[name];
-        value.as_str().or(value["content"].as_str()).map(str::to_owned)
-    };
-    let token = |name: &&str| Some((name.to_string(), text(config, name).or_else(|| text(map, name))?));
-    SPECIAL_TOKENS.iter().filter_map(token).collect()
+    let text = |name: &str| token_text(&config[name]).or_else(|| token_text(&map[name]));
+    SPECIAL_TOKENS.iter().filter_map(|name| Some((name.to_string(), text(name)?))).collect()
 }
 
-/// The JSON of a file; null where there is none.
 fn object(path: &Path) -> Result<Value, Rule> {
-    let bad = |message: String| Rule::BadChatTemplate { place: path.display().to_string(), message };
-    match text_of(path)? {
-        Some(text) => serde_json::from_str(&text).map_err(|error| bad(error.to_string())),
-        None => Ok(Value::Null),
-    }
+    model_files::json(path).map_err(bad(path))
 }
 
 fn text_of(path: &Path) -> Result<Option<String>, Rule> {
-    match regular_file::read_to_string(path) {
-        Ok(text) => Ok(Some(text)),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(Rule::BadChatTemplate { place: path.display().to_string(), message: error.to_string() }),
-    }
+    model_files::text(path).map_err(bad(path))
+}
+
+fn bad(path: &Path) -> impl FnOnce(Rule) -> Rule {
+    let place = path.display().to_string();
+    move |rule| Rule::BadChatTemplate { place, message: rule.to_string() }
 }

@@ -22,7 +22,7 @@ fn messages(turns: &[(&str, &str)]) -> Conversation {
 
 /// The text, with `[` and `]` around what is trained.
 fn shown(template: &ChatTemplate, conversation: &Conversation, train_on: TrainOn) -> String {
-    let Text { text, trained } = render(template, conversation, train_on).unwrap();
+    let Text { text, trained } = turns::text(template, conversation, train_on).unwrap();
     let (mut shown, mut end) = (String::new(), 0);
     for part in trained {
         shown.push_str(&format!("{}[{}]", &text[end..part.start], &text[part.clone()]));
@@ -53,7 +53,7 @@ fn the_assistants_turns_are_found_in_every_built_in_template() {
     );
     check("vicuna", "<s>USER: Hi. ASSISTANT:[ Hello!</s>]USER: How are you? ASSISTANT:[ Fine.</s>]");
     for (name, _) in builtin::ALL {
-        let found = render(&built_in(name), &messages(&TURNS), TrainOn::Assistant).unwrap();
+        let found = turns::text(&built_in(name), &messages(&TURNS), TrainOn::Assistant).unwrap();
         let words: Vec<_> = found.trained.iter().map(|part| &found.text[part.clone()]).collect();
         assert!(words.len() == 2 && words[0].contains("Hello!") && words[1].contains("Fine."), "{name}: {words:?}");
         assert!(!words.iter().any(|words| words.contains("Hi.") || words.contains("How")), "{name}: {words:?}");
@@ -105,7 +105,7 @@ fn a_turn_that_a_template_does_not_show_is_not_guessed() {
         "{{ messages[1].content|length }}",
         "{% for m in messages %}{{ m.content|length }}{{ m.content }}{% endfor %}{{ messages|length }}",
     ] {
-        let refused = render(&template(source), &messages(&TURNS), TrainOn::Assistant).unwrap_err();
+        let refused = turns::text(&template(source), &messages(&TURNS), TrainOn::Assistant).unwrap_err();
         assert_eq!(refused, crate::data::error::Rule::TurnsNotFound, "{source}");
     }
 }
@@ -167,7 +167,7 @@ fn a_row_that_is_no_conversation_is_told_by_its_turn() {
 #[test]
 fn a_template_that_refuses_a_conversation_says_why_and_where() {
     let refusal =
-        |turns: &[(&str, &str)]| render(&built_in("llama2"), &messages(turns), TrainOn::Assistant).unwrap_err();
+        |turns: &[(&str, &str)]| turns::text(&built_in("llama2"), &messages(turns), TrainOn::Assistant).unwrap_err();
     let told = refusal(&[("assistant", "a"), ("user", "b")]).to_string();
     assert!(
         told.contains("refuses this conversation: user and assistant must take turns, the user first (line 6"),

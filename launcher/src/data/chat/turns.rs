@@ -23,8 +23,8 @@ pub struct Text {
     pub trained: Vec<Range<usize>>,
 }
 
-/// Renders a conversation and finds the turns of it that are trained.
-pub fn render(template: &ChatTemplate, conversation: &Conversation, train_on: TrainOn) -> Result<Text, Rule> {
+/// Writes a conversation and finds the turns of it that are trained.
+pub fn text(template: &ChatTemplate, conversation: &Conversation, train_on: TrainOn) -> Result<Text, Rule> {
     let render = |messages: &[Value], is_asking: bool| {
         let text = template.render(messages, &conversation.tools, is_asking).map_err(Rule::ChatTemplateFails)?;
         if !template.marks_generation() && text.contains(MARKS) {

@@ -1,3 +1,6 @@
+mod cached;
+mod conversations;
+
 use std::fs;
 use std::path::Path;
 
@@ -282,67 +285,6 @@ fn packed_rows_hold_every_sample_once_whatever_the_number_of_threads() {
     assert!(seen.iter().all(|seen| *seen));
 }
 
-const CHAT: &str =
-    r#"{"messages": [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "world world"}]}"#;
-
-/// Words between the marks of ends.
-const WORDS: &str = "{% for m in messages %}{{ m.content }} {% if m.role == 'assistant' %}</s> {% endif %}{% endfor %}";
-
-#[test]
-fn of_a_conversation_the_assistants_words_and_their_end_are_trained() {
-    let setup = Setup::new(&[
-        CHAT,
-        r#"{"messages": [{"role": "assistant", "content": "hello"}, {"role": "user", "content": "world"}]}"#,
-    ]);
-    setup.write("chat_template.jinja", WORDS);
-    let prepared = prepare(&setup.job, &DataProgress::default()).unwrap();
-    // Nothing is put in front: the template would have written it.
-    let expected = [(vec![4, 5, 5, 2], vec![5, 5, 2, IGNORED]), (vec![4, 2, 5], vec![2, IGNORED, IGNORED])];
-    assert_eq!(rows(&prepared.path), expected);
-}
-
-#[test]
-fn where_a_template_ends_no_turn_the_last_one_is_ended() {
-    let mut setup = Setup::new(&[CHAT]);
-    setup.write("words.jinja", "{% for m in messages %}{{ m.content }} {% endfor %}\n");
-    setup.job.chat_template = setup.folder.path().join("words.jinja").display().to_string();
-    let prepared = prepare(&setup.job, &DataProgress::default()).unwrap();
-    assert_eq!(rows(&prepared.path), [(vec![4, 5, 5, 2], vec![5, 5, 2, IGNORED])]);
-    setup.job.train_on = TrainOn::All;
-    let prepared = prepare(&setup.job, &DataProgress::default()).unwrap();
-    assert_eq!(rows(&prepared.path), [(vec![4, 5, 5, 2], vec![5, 5, 2, IGNORED])]);
-}
-
-#[test]
-fn the_template_is_found_where_transformers_finds_it() {
-    let setup = Setup::new(&[CHAT]);
-    let tokens = || rows(&prepare(&setup.job, &DataProgress::default()).unwrap().path)[0].0.clone();
-    let told = setup.error();
-    assert!(
-        told.starts_with("data.jsonl: format messages needs a chat template, and the model's files have none"),
-        "{told}"
-    );
-    let named =
-        |text: &str| serde_json::json!([{"name": "tools", "template": ""}, {"name": "default", "template": text}]);
-    let config = |template: serde_json::Value| {
-        serde_json::json!({"bos_token": {"content": "<s>"}, "chat_template": template}).to_string()
-    };
-    setup.write("tokenizer_config.json", config(named("{{ bos_token }} {{ messages[1].content }}")));
-    assert_eq!(tokens(), [1, 5, 5, 2]);
-    setup.write("tokenizer_config.json", config("{{ bos_token }} hello {{ messages[1].content }}".into()));
-    assert_eq!(tokens(), [1, 4, 5, 5, 2]);
-    setup.write("chat_template.json", r#"{"chat_template": "{{ messages[0].content }} {{ messages[1].content }}"}"#);
-    assert_eq!(tokens(), [4, 5, 5, 2]);
-    setup.write("chat_template.jinja", "{{ messages[1].content }}");
-    assert_eq!(tokens(), [5, 5, 2]);
-    setup.write("chat_template.jinja", "{% if %}");
-    let told = setup.error_beside(1);
-    assert!(
-        told.contains("chat_template.jinja cannot be used: ") && told.contains("(line 1 of the template)"),
-        "{told}"
-    );
-}
-
 #[test]
 fn what_becomes_of_long_samples_is_chosen_and_counted() {
     let ids = |len: usize| format!(r#"{{"input_ids": {:?}}}"#, vec![7; len]);
@@ -369,100 +311,6 @@ fn what_becomes_of_long_samples_is_chosen_and_counted() {
 }
 
 #[test]
-fn prepared_data_is_reused_until_something_it_was_made_from_changes() {
-    let mut setup = Setup::new(&[r#"{"text": "hello"}"#]);
-    let first = prepare(&setup.job, &DataProgress::default()).unwrap();
-    let again = prepare(&setup.job, &DataProgress::default()).unwrap();
-    assert!(matches!(again.origin, Origin::Kept));
-    assert_eq!((again.path, again.summary, again.fill), (first.path, first.summary, first.fill));
-    setup.job.threads = 1;
-    assert!(matches!(prepare(&setup.job, &DataProgress::default()).unwrap().origin, Origin::Kept));
-
-    let changes: [fn(&mut Setup); 9] = [
-        |setup| setup.job.seq_len = 9,
-        |setup| setup.job.vocab_size = 101,
-        |setup| setup.job.train_on = TrainOn::Last,
-        |setup| setup.job.long_samples = AutoOr::Given(LongSamples::Drop),
-        |setup| setup.write("chat_template.jinja", WORDS),
-        |setup| setup.job.end_tokens.of_generation = Some(3),
-        |setup| setup.job.format = AutoOr::Given(DataFormat::Text),
-        |setup| setup.write("data.jsonl", "{\"text\": \"world\"}"),
-        |setup| setup.write("tokenizer.json", fixture::words_with("$A <s>")),
-    ];
-    for (i, change) in changes.iter().enumerate() {
-        change(&mut setup);
-        assert!(matches!(prepare(&setup.job, &DataProgress::default()).unwrap().origin, Origin::Made), "change {i}");
-        assert_eq!(setup.cached().len(), 1, "the file from before change {i} is gone");
-        assert!(matches!(prepare(&setup.job, &DataProgress::default()).unwrap().origin, Origin::Kept));
-    }
-}
-
-#[test]
-fn where_only_packing_changes_the_rows_are_as_if_made_from_the_sources_without_a_line_being_parsed() {
-    let text = |words: usize| format!(r#"{{"text": "hello{}"}}"#, " world".repeat(words));
-    let texts: Vec<_> = (0..200).map(|i| text(i * 7 % 31)).collect();
-    let ids = |n: usize| format!(r#"{{"input_ids": {:?}, "labels": {:?}}}"#, vec![n; n % 8 + 1], vec![-100; n % 8 + 1]);
-    let tokens: Vec<_> = (1..90).map(ids).chain([r#"{"input_ids": [1, 2, 3]}"#.into()]).collect();
-    let completions = vec![r#"{"prompt": "hello ", "completion": "world"}"#.to_owned(); 20];
-    for lines in [texts, tokens, completions] {
-        let lines: Vec<_> = lines.iter().map(String::as_str).collect();
-        let mut setup = Setup::new(&lines);
-        setup.write("more.jsonl", lines[..5].join("\n"));
-        setup.job.paths.insert(0, setup.folder.path().join("more.jsonl").display().to_string());
-        let made = [false, true].map(|packing| {
-            setup.job.packing = packing;
-            let made = prepare(&setup.job, &DataProgress::default()).unwrap();
-            let bytes = fs::read(&made.path).unwrap();
-            fs::remove_file(&made.path).unwrap();
-            assert!(matches!(made.origin, Origin::Made), "{made:?}");
-            (made.path, bytes)
-        });
-        prepare(&setup.job, &DataProgress::default()).unwrap();
-        for packing in [false, true, false] {
-            setup.job.packing = packing;
-            let prepared = prepare(&setup.job, &DataProgress::default()).unwrap();
-            assert!(matches!(prepared.origin, Origin::Repacked), "{prepared:?}");
-            let (path, bytes) = &made[usize::from(packing)];
-            assert!(prepared.path == *path && fs::read(path).unwrap() == *bytes, "packing = {packing}");
-            assert_eq!(setup.cached().len(), 1);
-        }
-    }
-}
-
-#[test]
-fn from_a_damaged_file_of_other_packing_nothing_is_taken() {
-    let mut setup = Setup::new(&[r#"{"text": "hello"}"#]);
-    let damaged = prepare(&setup.job, &DataProgress::default()).unwrap().path;
-    let mut bytes = fs::read(&damaged).unwrap();
-    bytes[20] ^= 1;
-    fs::write(&damaged, bytes).unwrap();
-    setup.job.packing = true;
-    assert!(matches!(prepare(&setup.job, &DataProgress::default()).unwrap().origin, Origin::Made));
-    let progress = DataProgress::default();
-    progress.stop();
-    setup.job.packing = false;
-    assert!(matches!(prepare(&setup.job, &progress), Err(DataError::Stopped)));
-    assert_eq!(setup.cached().len(), 1, "what is there stays, and nothing is beside it");
-}
-
-#[test]
-fn a_damaged_prepared_file_is_named_and_built_again() {
-    let setup = Setup::new(&[r#"{"input_ids": [1, 2]}"#]);
-    let first = prepare(&setup.job, &DataProgress::default()).unwrap();
-    let bytes = fs::read(&first.path).unwrap();
-    let mut flipped = bytes.clone();
-    flipped[17] ^= 1;
-    for damaged in [&bytes[..bytes.len() - 1], &bytes[1..], &[], &flipped] {
-        fs::write(&first.path, damaged).unwrap();
-        let again = prepare(&setup.job, &DataProgress::default()).unwrap();
-        let Origin::MadeInsteadOf(error) = again.origin else { panic!("{again:?}") };
-        assert!(error.to_string().starts_with(first.path.to_str().unwrap()), "{error}");
-        assert_eq!((again.path, again.summary), (first.path.clone(), first.summary.clone()));
-        assert_eq!(fs::read(&first.path).unwrap(), bytes);
-    }
-}
-
-#[test]
 fn a_prepared_file_of_another_version_is_built_again() {
     let setup = Setup::new(&[r#"{"input_ids": [1, 2]}"#]);
     let first = prepare(&setup.job, &DataProgress::default()).unwrap();
@@ -472,26 +320,6 @@ fn a_prepared_file_of_another_version_is_built_again() {
     fs::write(&first.path, older).unwrap();
     assert!(matches!(prepare(&setup.job, &DataProgress::default()).unwrap().origin, Origin::Made));
     assert_eq!(fs::read(&first.path).unwrap(), bytes);
-}
-
-#[test]
-fn the_other_split_and_foreign_files_are_left_alone() {
-    let mut setup = Setup::new(&[r#"{"input_ids": [1, 2]}"#]);
-    let train = prepare(&setup.job, &DataProgress::default()).unwrap();
-    setup.job.split = Split::Validation;
-    setup.write("run/data/notes.txt", "");
-    let validation = prepare(&setup.job, &DataProgress::default()).unwrap();
-    assert!(train.path.exists() && validation.path.exists() && train.path != validation.path);
-    assert_eq!(setup.cached().len(), 3);
-}
-
-#[test]
-fn a_preparation_that_is_stopped_leaves_nothing() {
-    let setup = Setup::new(&[r#"{"input_ids": [1, 2, 3]}"#]);
-    let progress = DataProgress::default();
-    progress.stop();
-    assert!(matches!(prepare(&setup.job, &progress), Err(DataError::Stopped)));
-    assert_eq!(setup.cached(), [""; 0]);
 }
 
 #[test]
