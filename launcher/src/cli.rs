@@ -14,6 +14,7 @@ use crate::commands::checkpoint::CheckpointTask;
 use crate::commands::control::ControlTask;
 use crate::commands::data::DataTask;
 use crate::commands::doctor::DoctorArgs;
+use crate::commands::merge::MergeArgs;
 use crate::commands::plan::PlanCommand;
 use crate::commands::run::{RunArgs, RunFlags};
 use crate::commands::schedulers::{SlurmArgs, SystemdArgs};
@@ -47,6 +48,7 @@ enum Command {
     Control(ControlTask),
     #[command(subcommand)]
     Data(DataTask),
+    Merge(MergeArgs),
     Systemd(SystemdArgs),
     Slurm(SlurmArgs),
     Doctor(DoctorArgs),
@@ -79,6 +81,7 @@ impl Cli {
             (Some(Command::Checkpoint(task)), _) => Task::Checkpoint(task),
             (Some(Command::Control(task)), _) => Task::Control(task),
             (Some(Command::Data(task)), _) => Task::Data(task),
+            (Some(Command::Merge(args)), _) => Task::Merge(args),
             (Some(Command::Systemd(args)), _) => Task::Systemd(args),
             (Some(Command::Slurm(args)), _) => Task::Slurm(args),
             (Some(Command::Doctor(args)), _) => Task::Doctor(args),

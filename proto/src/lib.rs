@@ -6,7 +6,7 @@
 //! (which parameters a unit owns), [`sharding`] (ZeRO: who keeps what), [`memory`] (how much that is), [`dataset`]
 //! (prepared training data on disk), [`run_dir`] (where everything of a run lies), [`sealed`] (JSON that shows damage),
 //! [`manifest`] (what a checkpoint holds), [`weight_files`] (which tensor is in which of its files), [`weights_folder`]
-//! (which files of a folder hold a model, and whether it is config.json's), [`regular_file`] (reading what may be a
+//! (which files of a folder hold a model, and whether it is config.json's), [`adapter_folder`] (the same of an adapter), [`regular_file`] (reading what may be a
 //! pipe), [`mod@env`] (worker environment), [`progress`] (what each rank is doing), [`fault`] (faults on purpose),
 //! [`snapshot`] (state in memory), [`control`] (the gRPC service for ranks), [`dial`] (how they reach it), [`runtime`]
 //! (what both sides run it on), [`panics`] (libraries') and [`agents`] (the one for several machines).
@@ -16,6 +16,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod adapter_folder;
 pub mod checkpointing;
 pub mod compute_capability;
 pub mod config;

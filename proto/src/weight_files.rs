@@ -1,9 +1,11 @@
-//! Which tensor of a model lies in which safetensors file, and how large it is there. Pure: ranks write by it and the plan
-//! predicts by it, so that both say the same.
+//! Which tensor of a model, or of an adapter, lies in which safetensors file, and how large it is there. Pure: ranks write by it
+//! and the plan predicts by it, so that both say the same.
 
 use std::collections::HashMap;
 
-use crate::layout::UnitLayout;
+use crate::adapter_folder;
+use crate::config::{Adapter, Trained};
+use crate::layout::{ParamLayout, UnitLayout};
 use crate::model_config::DiskDType;
 
 /// Largest weights file. Larger models are cut into several, which the ranks write in turn.
@@ -12,7 +14,7 @@ pub const WEIGHT_FILE_BYTES: usize = 5_000_000_000;
 /// One tensor in a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TensorEntry {
-    /// The parameter's Hugging Face name.
+    /// The parameter's Hugging Face name, of an adapter PEFT's.
     pub name: String,
     /// Type in the file.
     pub dtype: DiskDType,
@@ -35,14 +37,33 @@ pub struct WeightFile {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WeightFiles {
     files: Vec<WeightFile>,
-    /// The file of each parameter.
+    /// The file of each parameter that is written.
     of_param: HashMap<String, usize>,
 }
 
 impl WeightFiles {
+    /// Of a job that trains `trained` of these units, whole: an adapter's alone where that is what it trains, else all of the model's.
+    /// The tensors are of type `dtype` on disk.
+    pub fn of(units: &[UnitLayout], trained: &Trained, dtype: DiskDType) -> Self {
+        match trained {
+            Trained::Adapter(adapter) => Self::of_adapter(units, adapter, dtype),
+            Trained::All | Trained::Containing(_) => Self::new(units, dtype),
+        }
+    }
+
     /// Of a model with these units, whole, whose tensors are of type `dtype` on disk.
     pub fn new(units: &[UnitLayout], dtype: DiskDType) -> Self {
         Self::with_file_bytes(units, dtype, WEIGHT_FILE_BYTES)
+    }
+
+    /// All that is trained with an adapter, in one file.
+    fn of_adapter(units: &[UnitLayout], adapter: &Adapter, dtype: DiskDType) -> Self {
+        let params = || units.iter().flat_map(|unit| &unit.params).filter(|param| adapter.saves(&param.name));
+        let tensors = params().map(|param| entry(param, adapter_folder::tensor_name(&param.name), dtype)).collect();
+        Self {
+            of_param: params().map(|param| (param.name.clone(), 0)).collect(),
+            files: vec![WeightFile { name: adapter_folder::TENSORS.to_owned(), tensors }],
+        }
     }
 
     /// Consecutive tensors, as many as fit into `file_bytes`; a larger one has a file of its own.
@@ -50,14 +71,13 @@ impl WeightFiles {
         let mut files: Vec<Vec<TensorEntry>> = Vec::new();
         let mut room = 0;
         for param in units.iter().flat_map(|unit| &unit.params) {
-            let shape = param.disk_shape();
-            let bytes = shape.iter().product::<usize>() * dtype.element_bytes();
+            let tensor = entry(param, param.name.clone(), dtype);
+            let bytes = tensor.bytes;
             if bytes > room || files.is_empty() {
                 files.push(Vec::new());
                 room = file_bytes;
             }
             room = room.saturating_sub(bytes);
-            let tensor = TensorEntry { name: param.name.clone(), dtype, shape, bytes };
             files.last_mut().expect("the first tensor opened one").push(tensor);
         }
         let count = files.len();
@@ -78,15 +98,21 @@ impl WeightFiles {
         &self.files
     }
 
-    /// The number of the file that holds a parameter.
-    pub fn file_of(&self, param: &str) -> usize {
-        self.of_param[param]
+    /// The number of the file that holds a parameter, if it is written.
+    pub fn file_of(&self, param: &str) -> Option<usize> {
+        self.of_param.get(param).copied()
     }
 
     /// The rank that writes a file: they take turns.
     pub fn writer_of(&self, file: usize, world_size: usize) -> usize {
         file % world_size
     }
+}
+
+fn entry(param: &ParamLayout, name: String, dtype: DiskDType) -> TensorEntry {
+    let shape = param.disk_shape();
+    let bytes = shape.iter().product::<usize>() * dtype.element_bytes();
+    TensorEntry { name, dtype, shape, bytes }
 }
 
 #[cfg(test)]
@@ -132,7 +158,7 @@ mod tests {
         let files = WeightFiles::with_file_bytes(&units(), DiskDType::F32, 512);
         for (idx, file) in files.files().iter().enumerate() {
             assert_eq!(file.name, format!("model-{:05}-of-00008.safetensors", idx + 1));
-            assert!(file.tensors.iter().all(|tensor| files.file_of(&tensor.name) == idx));
+            assert!(file.tensors.iter().all(|tensor| files.file_of(&tensor.name) == Some(idx)));
             assert_eq!(files.writer_of(idx, 3), [0, 1, 2, 0, 1, 2, 0, 1][idx]);
         }
     }

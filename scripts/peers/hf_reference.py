@@ -7,7 +7,8 @@ its number of shifted labels, in fp32. Gradients accumulate row by row, each row
 token can touch the result. Clipping and AdamW are torch's; weight decay spares the one-dimensional parameters, which in this
 model family are exactly the norms and the biases. Learning rates come from schedules.py.
 
-With --trained only the parameters whose name contains one of its words are trained; the others are frozen.
+With --trained only the parameters whose name contains one of its words are trained; the others are frozen. With --adapter what
+PEFT trains of the adapter in that folder is trained, and OUT/final/ is an adapter's folder too.
 
 With --dtype bfloat16 the model computes in bf16 while masters, gradient sums and optimizer state are fp32. The final model is
 saved in the dtype of the source checkpoint.
@@ -29,6 +30,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import torch
 import torch.nn.functional as F
+from peft import PeftModel
 from transformers import AutoConfig, LlamaForCausalLM
 from transformers.utils import logging
 
@@ -76,6 +78,8 @@ class Reference:
     @staticmethod
     def _load(args: argparse.Namespace, dtype: torch.dtype) -> LlamaForCausalLM:
         model = LlamaForCausalLM.from_pretrained(args.model, dtype=dtype, attn_implementation=args.attention)
+        if args.adapter:
+            return PeftModel.from_pretrained(model, args.adapter, is_trainable=True).train()
         for name, param in model.named_parameters():
             param.requires_grad_(not args.trained or any(part in name for part in args.trained))
         return model.train()
@@ -109,7 +113,8 @@ class Reference:
         return sum(loss_sum(self.compute, row).item() for row in rows) / max(1, sum(map(num_labels, rows)))
 
     def save(self, out_dir: Path) -> None:
-        self.master.to(self.source_dtype).save_pretrained(out_dir)
+        is_adapter = isinstance(self.master, PeftModel)
+        (self.master if is_adapter else self.master.to(self.source_dtype)).save_pretrained(out_dir)
 
 
 def train(args: argparse.Namespace) -> None:
@@ -158,6 +163,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--min-lr-ratio", type=float, default=0.1)
     result.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     result.add_argument("--trained", nargs="+", help="parts of the names of what is trained; without it, everything")
+    result.add_argument("--adapter", type=Path, help="the folder of a PEFT adapter, which is trained alone")
     result.add_argument("--validation", type=Path)
     result.add_argument("--attention", choices=["eager", "sdpa"], default="eager")
     result.add_argument("--threads", type=int, default=1)

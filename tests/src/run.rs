@@ -105,7 +105,8 @@ pub fn names_in(folder: &Path) -> Vec<String> {
 
 /// The weights in a folder's `model.safetensors`, as fp32.
 pub fn weights(folder: &Path) -> BTreeMap<String, Vec<f32>> {
-    let path = folder.join("model.safetensors");
+    let is_adapter = folder.join("adapter_config.json").exists();
+    let path = folder.join(if is_adapter { "adapter_model.safetensors" } else { "model.safetensors" });
     let bytes = fs::read(&path).unwrap_or_else(|err| panic!("{}: {err}", path.display()));
     let tensors = SafeTensors::deserialize(&bytes).expect("a safetensors file");
     let values = |data: &[u8], dtype: Dtype| match dtype {

@@ -10,6 +10,7 @@ pub mod data;
 pub mod deepspeed;
 pub mod detach;
 pub mod doctor;
+pub mod merge;
 pub mod plan;
 pub mod run;
 pub mod schedulers;
@@ -22,6 +23,7 @@ use self::control::ControlTask;
 use self::data::DataTask;
 use self::deepspeed::DeepspeedArgs;
 use self::doctor::DoctorArgs;
+use self::merge::MergeArgs;
 use self::plan::PlanArgs;
 use self::run::RunArgs;
 use self::schedulers::{SlurmArgs, SystemdArgs};
@@ -50,6 +52,8 @@ pub enum Task {
     Checkpoint(CheckpointTask),
     /// `dslaunch data show train.toml`
     Data(DataTask),
+    /// `dslaunch merge ADAPTER_DIR -o DIR`
+    Merge(MergeArgs),
     /// `dslaunch status RUN_DIR`, `stop RUN_DIR` and `attach RUN_DIR`
     Control(ControlTask),
     /// `dslaunch systemd train.toml`
@@ -72,6 +76,7 @@ impl Task {
             | Self::Checkpoint(_)
             | Self::Control(_)
             | Self::Data(_)
+            | Self::Merge(_)
             | Self::Systemd(_)
             | Self::Slurm(_)
             | Self::Doctor(_) => None,
@@ -90,6 +95,7 @@ impl Task {
             Self::Checkpoint(task) => checkpoint::run(&task, terminal),
             Self::Control(task) => control::run(&task, terminal),
             Self::Data(task) => data::run(&task, terminal),
+            Self::Merge(args) => merge::run(&args, terminal),
             Self::Systemd(args) => schedulers::print_systemd(&args, terminal),
             Self::Slurm(args) => schedulers::print_slurm(&args, terminal),
             Self::Doctor(args) => doctor::run(&args, terminal),

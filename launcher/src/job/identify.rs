@@ -9,6 +9,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::slice;
 
+use proto::adapter_folder;
 use proto::config::{Init, TrainConfig};
 use proto::weights_folder::weight_files;
 use serde_json::Value;
@@ -26,15 +27,19 @@ const HEADER_BYTES_MAX: u64 = 100_000_000;
 /// The identity of a job that is about to begin.
 pub fn identity(setup: &Setup) -> Identity {
     let folder = setup.absolute(&setup.config.model.path);
-    let weights = match setup.config.model.init {
+    let mut weights = match setup.config.model.init {
         Init::Pretrained => weights(&folder),
         Init::Random => BTreeMap::new(),
     };
+    if let Some(begun_with) = &setup.config.lora.from {
+        let tensors = setup.absolute(begun_with).join(adapter_folder::TENSORS);
+        weights.extend(weight_file(&tensors).ok().map(|file| (adapter_folder::TENSORS.to_owned(), file)));
+    }
     let mut settings = settings(&setup.config);
     settings.insert("--nproc".into(), setup.world_size().into());
     let model = ModelIdentity {
         init: setup.config.model.init,
-        trained: setup.config.model.trained.clone(),
+        trained: setup.config.trained(),
         config: setup.model().clone(),
         weights,
         path: folder,
@@ -89,20 +94,21 @@ fn samples(whole: Range<u64>) -> Vec<Range<u64>> {
     (0..SAMPLES).map(|number| start(number)..start(number) + SAMPLE_BYTES).collect()
 }
 
-/// The keys of train.toml that can change a result, as the user writes them. `model.init` and `model.trained` are the
-/// model's own, and `job.seed` is compared with what the checkpoint says.
+/// The keys of train.toml that can change a result, as the user writes them. `model.init`, `model.trained` and what adapters are
+/// is the model's own, and `job.seed` is compared with what the checkpoint says.
 fn settings(config: &TrainConfig) -> BTreeMap<String, Value> {
     let config = serde_json::to_value(config).expect("plain data");
     let mut settings = BTreeMap::new();
-    for section in ["model", "data", "train", "optimizer", "schedule", "parallel", "zero", "validation"] {
+    for section in ["model", "lora", "data", "train", "optimizer", "schedule", "parallel", "zero", "validation"] {
         for (key, value) in config[section].as_object().expect("a section") {
             let (key, value) = as_written(key, value);
             settings.insert(format!("{section}.{key}"), value);
         }
     }
     settings.insert("comm.compression".into(), config["comm"]["compression"].clone());
-    settings.remove("model.init");
-    settings.remove("model.trained");
+    let of_model = ["init", "trained"].map(|key| format!("model.{key}"));
+    let of_adapter = ["rank", "alpha", "targets", "rslora", "modules_to_save"].map(|key| format!("lora.{key}"));
+    of_model.iter().chain(&of_adapter).for_each(|key| drop(settings.remove(key)));
     settings
 }
 

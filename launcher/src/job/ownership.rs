@@ -39,7 +39,7 @@ impl Ownership {
             return Ok(owned);
         }
         let earlier = owned.earlier(console)?;
-        if earlier.is_none() && setup.config.model.trained != Trained::All && owned.has_results()? {
+        if earlier.is_none() && setup.config.trained() != Trained::All && owned.has_results()? {
             return Err(ResumeError::UnknownFrozen { run_dir: owned.run_dir.root().to_owned() }.into());
         }
         if let Some(was) = earlier {

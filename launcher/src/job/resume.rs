@@ -95,7 +95,7 @@ pub enum ResumeError {
     },
     /// It has the state of other parameters than those that the job trains.
     #[error(
-        "{}: is of a job with another model.trained; checkpoint.resume = \"never\" begins anew",
+        "{}: is of a job with another model.trained or [lora]; checkpoint.resume = \"never\" begins anew",
         manifest.display()
     )]
     OtherTrained {
@@ -119,7 +119,7 @@ pub enum ResumeError {
     },
     /// Nothing says what its frozen parameters are.
     #[error(
-        "{}: job.json is missing or damaged, so nothing says which weights the frozen parameters (model.trained) of its \
+        "{}: job.json is missing or damaged, so nothing says which weights the frozen parameters (model.trained, [lora]) of its \
          checkpoints are; checkpoint.resume = \"never\" begins anew",
         run_dir.display()
     )]
@@ -129,7 +129,7 @@ pub enum ResumeError {
     },
     /// It may be of another run, and only its run knows what its frozen parameters began as.
     #[error(
-        "{}: with frozen parameters (model.trained) a job goes on only with checkpoint.resume = \"auto\", in its own \
+        "{}: with frozen parameters (model.trained, [lora]) a job goes on only with checkpoint.resume = \"auto\", in its own \
          job.output_dir; to begin anew from the checkpoint's model, name the folder in model.path",
         path.display()
     )]
@@ -155,7 +155,7 @@ impl Wish {
                 let path = setup.absolute(path);
                 let checkpoint = named(&path)?;
                 check_model(&checkpoint, setup.model(), &setup.model_config())?;
-                if setup.config.model.trained != Trained::All || !checkpoint.manifest.frozen.is_empty() {
+                if setup.config.trained() != Trained::All || !checkpoint.manifest.frozen.is_empty() {
                     return Err(ResumeError::Frozen { path });
                 }
                 Self::From(Box::new(checkpoint))
@@ -178,7 +178,7 @@ impl Wish {
                 warn_of(&damaged, console);
                 if let Some(checkpoint) = &newest {
                     check_model(checkpoint, setup.model(), &setup.model_config())?;
-                    check_trained(checkpoint, setup.model(), &setup.config.model.trained)?;
+                    check_trained(checkpoint, setup.model(), &setup.config.trained())?;
                     if setup.config.model.init == Init::Random {
                         check_draw(checkpoint, setup.model(), setup.config.job.seed)?;
                     }
@@ -394,7 +394,7 @@ mod tests {
         let trained = |part: &str| Trained::Containing(vec![part.into()]);
         check_trained(&checkpoint, &model, &Trained::All).unwrap();
         let error = check_trained(&checkpoint, &model, &trained("layers")).unwrap_err().to_string();
-        assert!(error.contains("/manifest.json: is of a job with another model.trained"), "{error}");
+        assert!(error.contains("/manifest.json: is of a job with another model.trained or [lora]"), "{error}");
         checkpoint.manifest.frozen = frozen_ranges(&model, &trained("layers"));
         check_trained(&checkpoint, &model, &trained("layers.0.")).unwrap();
         assert!(check_trained(&checkpoint, &model, &Trained::All).is_err());

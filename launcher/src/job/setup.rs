@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use proto::adapter_folder::{self, AdapterFile, AdapterFileError, check_adapter};
 use proto::compute_capability::LEAST_FOR_FP8;
 use proto::config::{AutoOr, ConfigErrors, Device, Init, Matmul, Problem, THREADS_MAX, TrainConfig};
 use proto::dataset::LongCounts;
@@ -17,7 +18,7 @@ use proto::manifest::Progress;
 use proto::memory::Room;
 use proto::model_config::{ModelConfig, ModelConfigFile};
 use proto::plan::Plan;
-use proto::resolve::{Draft, Machine, PreparedData, World, default_world_size};
+use proto::resolve::{Draft, Machine, PreparedData, World, begin_with, default_world_size};
 use proto::run_dir::RunDir;
 use proto::weights_folder::{WeightFilesError, check_weights};
 
@@ -66,17 +67,24 @@ impl From<WeightFilesError> for LaunchError {
     }
 }
 
+impl From<AdapterFileError> for LaunchError {
+    fn from(error: AdapterFileError) -> Self {
+        Self::refused(error, 2)
+    }
+}
+
 impl Setup {
     /// Reads and checks train.toml and the model's config.json. Starts and writes nothing.
     ///
     /// `imagined`: the memory of a machine with GPUs that need not be there, to plan for it.
     pub fn load(args: &JobArgs, imagined: Option<Room>) -> Result<Self, LaunchError> {
-        let config = TrainConfig::load(&args.train_toml, &args.sets)?;
+        let mut config = TrainConfig::load(&args.train_toml, &args.sets)?;
         let current_dir = env::current_dir().map_err(LaunchError::io("find the current folder"))?;
         let folder = current_dir.join(&config.model.path);
         if let Some(problem) = model_folder::problem(&config, &folder) {
             return Err(ConfigErrors::from(problem).into());
         }
+        begin_with_adapter(&mut config, &current_dir)?;
         let ModelConfigFile { config: model, mut notes } = ModelConfigFile::load(&folder.join("config.json"))?;
         let cores = cores::available();
         // A job on the CPU does not wait for the driver.
@@ -112,6 +120,9 @@ impl Setup {
                 Err(WeightFilesError::None { .. }) if imagined.is_some() => {}
                 checked => checked?,
             }
+        }
+        if let Some((from, adapter)) = config.lora.from.as_ref().zip(config.trained().adapter()) {
+            check_adapter(&current_dir.join(from), &model, adapter)?;
         }
         let end_tokens = EndTokens::read(&folder, model.eos_token_id)?;
         notes.extend(draft.notes());
@@ -271,6 +282,17 @@ impl Setup {
         }
         Ok(prepared)
     }
+}
+
+/// Reads the description of the adapter that training begins with, if there is one.
+fn begin_with_adapter(config: &mut TrainConfig, current_dir: &Path) -> Result<(), LaunchError> {
+    let Some(from) = &config.lora.from else { return Ok(()) };
+    let folder = current_dir.join(from);
+    if !folder.is_dir() {
+        return Err(ConfigErrors::from(config.origins.problem("lora.from", "there is no such folder")).into());
+    }
+    let AdapterFile { adapter, .. } = AdapterFile::load(&folder)?;
+    Ok(begin_with(config, &adapter, &folder.join(adapter_folder::CONFIG))?)
 }
 
 /// What was lost of samples that were too long, if anything was.

@@ -55,6 +55,9 @@ fn model(plan: &Plan) -> String {
     let trained = match plan.model.trained {
         Trained::All => String::new(),
         Trained::Containing(_) => format!(", {} of them trained", count(num_trained(plan))),
+        Trained::Adapter(ref adapter) => {
+            format!(" and {} of adapters (rank {}), which are trained", count(num_trained(plan)), adapter.rank)
+        }
     };
     format!(
         "{}: {} parameters{trained} ({}, hidden size {}, vocabulary {}), {} weights, computes in {}",

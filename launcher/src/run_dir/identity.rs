@@ -101,11 +101,14 @@ fn other_model(was: &ModelIdentity, is: &ModelIdentity) -> Option<Difference> {
         return Some(Difference { key: "model.init".into(), was, is });
     }
     if was.trained != is.trained {
+        let is_of_adapters = was.trained.adapter().or(is.trained.adapter()).is_some();
+        let key = if is_of_adapters { "lora" } else { "model.trained" };
         let [was, is] = [&was.trained, &is.trained].map(|trained| match trained {
             Trained::All => "\"all\"".to_owned(),
             Trained::Containing(parts) => format!("{parts:?}"),
+            Trained::Adapter(adapter) => serde_json::to_string(adapter).expect("plain data"),
         });
-        return Some(Difference { key: "model.trained".into(), was, is });
+        return Some(Difference { key: key.into(), was, is });
     }
     if let Some(key) = was.config.difference(&is.config) {
         let [was, is] = [&was.config, &is.config].map(|config| value_of(config, key).to_string());

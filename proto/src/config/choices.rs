@@ -27,6 +27,11 @@ macro_rules! choices {
             pub fn as_str(self) -> &'static str {
                 match self { $(Self::$variant => $spelling,)+ }
             }
+
+            /// Every value, in the order in which messages list them.
+            pub fn all() -> impl Iterator<Item = Self> {
+                <Self as Choice>::ALL.iter().map(|(_, value)| *value)
+            }
         }
 
         impl fmt::Display for $name {
@@ -110,6 +115,48 @@ choices! {
         Drop = "drop",
         /// They become several samples.
         Split = "split",
+    }
+
+    /// `lora.targets`: a projection of a block.
+    Projection {
+        /// Queries.
+        Q = "q_proj",
+        /// Keys.
+        K = "k_proj",
+        /// Values.
+        V = "v_proj",
+        /// Output of the attention.
+        O = "o_proj",
+        /// Gate of the feed-forward part.
+        Gate = "gate_proj",
+        /// Its other half.
+        Up = "up_proj",
+        /// Its output.
+        Down = "down_proj",
+    }
+
+    /// `lora.modules_to_save`: a part of the model that is trained whole, beside the adapters.
+    SavedModule {
+        /// The embedding.
+        EmbedTokens = "embed_tokens",
+        /// The output matrix.
+        LmHead = "lm_head",
+        /// The last norm.
+        Norm = "norm",
+        /// The norm before the attention, of every block.
+        InputLayernorm = "input_layernorm",
+        /// The norm before the feed-forward part, of every block.
+        PostAttentionLayernorm = "post_attention_layernorm",
+    }
+
+    /// `lora.quantize`: the type in which the frozen weights of blocks are kept.
+    Quantize {
+        /// That of weights and activations.
+        None = "none",
+        /// 8 bits with a scale.
+        Int8 = "int8",
+        /// 4-bit NormalFloat (Dettmers et al., 2023).
+        Nf4 = "nf4",
     }
 
     /// `train.activation_checkpointing`: what the backward pass computes again instead of keeping it.

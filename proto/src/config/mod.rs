@@ -12,6 +12,7 @@
 mod choices;
 mod document;
 mod keys;
+mod lora;
 mod origins;
 mod problem;
 mod read;
@@ -27,15 +28,17 @@ use serde::Serialize;
 
 pub use choices::{
     ActivationCheckpointing, AutoOr, Backend, Batch, Compression, DataFormat, Device, Dtype, Init, Length, LongSamples,
-    Matmul, Offload, OptimizerKind, PipelineSchedule, Resume, ScheduleKind, Sink, TrainOn, ZeroStage,
+    Matmul, Offload, OptimizerKind, PipelineSchedule, Projection, Quantize, Resume, SavedModule, ScheduleKind, Sink,
+    TrainOn, ZeroStage,
 };
+pub use lora::{Lora, Targets};
 pub use origins::Origins;
 pub use problem::{ConfigErrors, Problem};
 pub use sections::{
     Checkpoint, Comm, Data, Job, Log, Model, Optimizer, Parallel, Restart, Schedule, THREADS_MAX, Train, Validation,
     Zero,
 };
-pub use trained::Trained;
+pub use trained::{Adapter, Trained};
 
 use document::Document;
 
@@ -46,6 +49,8 @@ pub struct TrainConfig {
     pub job: Job,
     /// `[model]`
     pub model: Model,
+    /// `[lora]`
+    pub lora: Lora,
     /// `[data]`
     pub data: Data,
     /// `[train]`
@@ -84,6 +89,11 @@ impl TrainConfig {
         }
     }
 
+    /// Which parameters are trained: of `[lora]`, if that is on, else of `model.trained`.
+    pub fn trained(&self) -> Trained {
+        if self.lora.is_on() { Trained::Adapter(self.lora.adapter()) } else { self.model.trained.clone() }
+    }
+
     /// The pure half of [`load`](Self::load): text in, config out.
     ///
     /// `path` is not opened: it is named in messages, and its stem is the default of `job.name`.
@@ -92,6 +102,7 @@ impl TrainConfig {
         let mut document = Document::parse(path, text, sets)?;
         let job = Job::read(&mut document.section("job"), &stem);
         let model = Model::read(&mut document.section("model"));
+        let lora = Lora::read(&mut document.section("lora"));
         let data = Data::read(&mut document.section("data"));
         let train = Train::read(&mut document.section("train"));
         let optimizer = Optimizer::read(&mut document.section("optimizer"));
@@ -107,6 +118,7 @@ impl TrainConfig {
         Ok(TrainConfig {
             job,
             model,
+            lora,
             data,
             train,
             optimizer,

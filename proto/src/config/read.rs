@@ -9,7 +9,8 @@ use std::path::PathBuf;
 use toml::Spanned;
 use toml::de::DeValue;
 
-use super::choices::{AutoOr, Choice, Resume, Sink, ZeroStage};
+use super::choices::{AutoOr, Choice, Projection, Resume, ZeroStage};
+use super::lora::Targets;
 use super::suggest::{did_you_mean, nearest};
 use super::trained::Trained;
 
@@ -271,6 +272,17 @@ impl Read for AutoOr<u64> {
     }
 }
 
+impl Read for AutoOr<f64> {
+    type Rule = Limits;
+
+    fn read(value: &Spanned<DeValue>, limits: &Limits, faults: &mut Vec<Fault>) -> Option<Self> {
+        match value.get_ref() {
+            DeValue::String(text) => auto(value, text, "must be \"auto\" or a number", faults),
+            _ => f64::read(value, limits, faults).map(AutoOr::Given),
+        }
+    }
+}
+
 impl Read for AutoOr<ZeroStage> {
     type Rule = ();
 
@@ -381,7 +393,8 @@ impl Read for Trained {
     }
 }
 
-impl Read for Vec<Sink> {
+/// Of a list none of whose elements comes twice.
+impl<T: Choice + PartialEq> Read for Vec<T> {
     type Rule = ();
 
     fn read(value: &Spanned<DeValue>, (): &(), faults: &mut Vec<Fault>) -> Option<Self> {
@@ -389,16 +402,39 @@ impl Read for Vec<Sink> {
             let suggestion = value.get_ref().as_str().map(|name| format!("write [{name:?}]"));
             return wrong_type(value, faults, "a list of strings", suggestion);
         };
-        let mut sinks = vec![];
+        let mut choices = vec![];
         for element in array {
-            match Sink::read(element, &(), faults) {
-                Some(sink) if sinks.contains(&sink) => {
-                    fault::<Sink>(element, faults, "is listed twice", None);
+            match T::read(element, &(), faults) {
+                Some(choice) if choices.contains(&choice) => {
+                    fault::<T>(element, faults, "is listed twice", None);
                 }
-                Some(sink) => sinks.push(sink),
+                Some(choice) => choices.push(choice),
                 None => {}
             }
         }
-        Some(sinks)
+        Some(choices)
+    }
+}
+
+impl Read for Targets {
+    type Rule = ();
+
+    fn read(value: &Spanned<DeValue>, (): &(), faults: &mut Vec<Fault>) -> Option<Self> {
+        let expected = "\"all-linear\" or a list of projections";
+        match value.get_ref() {
+            DeValue::String(word) if word == "all-linear" => Some(Targets::AllLinear),
+            DeValue::String(word) => {
+                let suggestion = match nearest(word, ["all-linear"]) {
+                    Some(name) => did_you_mean(&format!("{name:?}")),
+                    None => format!("write [{word:?}]"),
+                };
+                fault(value, faults, format!("must be {expected}"), Some(suggestion))
+            }
+            DeValue::Array(named) if named.is_empty() => {
+                fault(value, faults, "must name at least one projection", None)
+            }
+            DeValue::Array(_) => Vec::<Projection>::read(value, &(), faults).map(Targets::Named),
+            _ => wrong_type(value, faults, expected, None),
+        }
     }
 }

@@ -17,9 +17,10 @@ use super::read::{FileName, Items, above, at_least};
 use super::trained::Trained;
 
 /// Section names in the file's order.
-pub(super) const SECTIONS: [&str; 13] = [
+pub(super) const SECTIONS: [&str; 14] = [
     "job",
     "model",
+    "lora",
     "data",
     "train",
     "optimizer",

@@ -2,9 +2,10 @@
 //! Korthikanti et al., 2022): q, k, v, gate and up by output, o and down by input, embedding and lm_head by token.
 
 use super::{ParamLayout, TensorSplit, UnitKind, UnitLayout};
+use crate::config::Projection;
 use crate::manifest::UnitRanges;
 use crate::model_config::ModelConfig;
-use crate::plan::Trained;
+use crate::plan::{Adapter, Trained};
 
 /// Name of the embedding, which is also the head's matrix where the two are tied.
 pub const EMBEDDING: &str = "model.embed_tokens.weight";
@@ -16,10 +17,12 @@ pub fn model_layout(config: &ModelConfig, split: TensorSplit) -> Vec<UnitLayout>
     model_layout_with(config, split, &Trained::All)
 }
 
-/// As [`model_layout`], with only some parameters trained. Panics where a matrix that is used as one is trained in part
+/// As [`model_layout`], with only some parameters trained, and with adapters where those are trained: they come after what a block
+/// has without them. Panics where a matrix that is used as one is trained in part
 /// ([`partly_trained`]).
 pub fn model_layout_with(config: &ModelConfig, split: TensorSplit, trained: &Trained) -> Vec<UnitLayout> {
-    let blocks = (0..config.num_hidden_layers).map(|layer| block(config, split, layer));
+    let adapter = trained.adapter();
+    let blocks = (0..config.num_hidden_layers).map(|layer| block(config, split, layer, adapter));
     let units = std::iter::once(embedding(config, split)).chain(blocks).chain([head(config, split)]);
     units.map(|unit| unit.place(trained)).collect()
 }
@@ -43,7 +46,8 @@ const FUSED: [&[&str]; 4] = [
 /// Names of parameters that are used as one matrix and of which only some would be trained: `None` where there are none.
 /// Such a matrix is trained whole or not at all.
 pub fn partly_trained(config: &ModelConfig, trained: &Trained) -> Option<Vec<String>> {
-    (0..config.num_hidden_layers).find_map(|layer| torn(&block(config, TensorSplit::WHOLE, layer).params, trained))
+    (0..config.num_hidden_layers)
+        .find_map(|layer| torn(&block(config, TensorSplit::WHOLE, layer, None).params, trained))
 }
 
 fn torn(params: &[ParamLayout], trained: &Trained) -> Option<Vec<String>> {
@@ -70,7 +74,7 @@ fn head(config: &ModelConfig, split: TensorSplit) -> UnitLayout {
     unit.finish("head".into(), UnitKind::Head)
 }
 
-fn block(config: &ModelConfig, split: TensorSplit, layer: usize) -> UnitLayout {
+fn block(config: &ModelConfig, split: TensorSplit, layer: usize, adapter: Option<&Adapter>) -> UnitLayout {
     let (hidden, ffn) = (config.hidden_size, config.intermediate_size);
     let (query, key_value) = (config.query_size(), config.key_value_size());
     let heads = Cut::Heads { replicas: split.key_value_replicas(config.num_key_value_heads) };
@@ -99,7 +103,39 @@ fn block(config: &ModelConfig, split: TensorSplit, layer: usize) -> UnitLayout {
     if config.mlp_bias {
         unit.add("mlp.down_proj.bias", &[hidden], Cut::Nowhere);
     }
+    if let Some(adapter) = adapter {
+        unit.add_adapters(adapter, &adapted(config, heads));
+    }
     unit.finish(format!("layers.{layer}"), UnitKind::Block)
+}
+
+/// A projection as an adapter sees it.
+struct Adapted {
+    projection: Projection,
+    name: &'static str,
+    /// `[out, in]`, as in files.
+    shape: [usize; 2],
+    cut: Cut,
+}
+
+/// The projections of a block; those that are computed as one matrix are together. `heads`: how k and v are cut.
+fn adapted(config: &ModelConfig, heads: Cut) -> [Vec<Adapted>; 4] {
+    let (hidden, ffn) = (config.hidden_size, config.intermediate_size);
+    let (query, key_value) = (config.query_size(), config.key_value_size());
+    let of = |projection, name, shape, cut| Adapted { projection, name, shape, cut };
+    [
+        vec![
+            of(Projection::Q, "self_attn.q_proj", [query, hidden], Cut::Rows),
+            of(Projection::K, "self_attn.k_proj", [key_value, hidden], heads),
+            of(Projection::V, "self_attn.v_proj", [key_value, hidden], heads),
+        ],
+        vec![of(Projection::O, "self_attn.o_proj", [hidden, query], Cut::Columns)],
+        vec![
+            of(Projection::Gate, "mlp.gate_proj", [ffn, hidden], Cut::Rows),
+            of(Projection::Up, "mlp.up_proj", [ffn, hidden], Cut::Rows),
+        ],
+        vec![of(Projection::Down, "mlp.down_proj", [hidden, ffn], Cut::Columns)],
+    ]
 }
 
 /// How a parameter is cut over the tensor-parallel ranks. Dims are those of its shape in a file.
@@ -107,6 +143,8 @@ fn block(config: &ModelConfig, split: TensorSplit, layer: usize) -> UnitLayout {
 enum Cut {
     /// Every rank holds all of it.
     Nowhere,
+    /// Likewise, and what each rank computes of its gradient is only a part of the sum.
+    Summed,
     /// Along the first dim.
     Rows,
     /// Along the second dim.
@@ -138,6 +176,7 @@ impl Builder {
         let whole_rows = shape[0];
         let (replicas, sums_replicas) = match cut {
             Cut::Nowhere => (size, size > 1 && sequence),
+            Cut::Summed => (size, size > 1),
             Cut::Rows | Cut::Columns => (1, false),
             // Each rank's query heads are only some of those that use the key/value head.
             Cut::Heads { replicas } => (replicas, replicas > 1),
@@ -159,6 +198,22 @@ impl Builder {
         };
         self.whole_offset += whole_rows * param.row_numel();
         self.params.push(param);
+    }
+
+    /// Adds the adapters of a block's projections: of those that are one matrix first every `A`, then every `B`. An `A` reads what its
+    /// projection reads, and a `B` adds to what it makes, so one of them is cut as the projection is.
+    fn add_adapters(&mut self, adapter: &Adapter, projections: &[Vec<Adapted>]) {
+        for fused in projections {
+            let targets = || fused.iter().filter(|of| adapter.targets.contains(&of.projection));
+            for Adapted { name, shape, cut, .. } in targets() {
+                let cut = if matches!(cut, Cut::Columns) { Cut::Columns } else { Cut::Summed };
+                self.add(&format!("{name}.lora_A.weight"), &[adapter.rank, shape[1]], cut);
+            }
+            for Adapted { name, shape, cut, .. } in targets() {
+                let cut = if matches!(cut, Cut::Columns) { Cut::Summed } else { *cut };
+                self.add(&format!("{name}.lora_B.weight"), &[shape[0], adapter.rank], cut);
+            }
+        }
     }
 
     fn finish(self, name: String, kind: UnitKind) -> UnitLayout {

@@ -7,7 +7,7 @@ use super::activations::{BlockBytes, head_bytes, kept_logits_bytes};
 use super::{Exchange, StateBytes, element_bytes};
 use crate::checkpointing::Checkpointing;
 use crate::config::{Dtype, ZeroStage};
-use crate::layout::{EMBEDDING, ParamLayout, TensorSplit, UnitKind, model_layout, rank_layout, tensor_layout};
+use crate::layout::{EMBEDDING, ParamLayout, TensorSplit, UnitKind, model_layout_with, rank_layout, tensor_layout};
 use crate::mesh::Coord;
 use crate::pipeline::{Action, MESSAGES_UNDER_WAY};
 use crate::plan::Plan;
@@ -255,7 +255,9 @@ fn collected(plan: &Plan, coord: Coord) -> u64 {
     if mesh.tp * mesh.pp == 1 {
         return 0;
     }
-    let files = WeightFiles::new(&model_layout(&plan.model.config, TensorSplit::WHOLE), plan.model.disk_dtype);
+    let trained = &plan.model.trained;
+    let units = model_layout_with(&plan.model.config, TensorSplit::WHOLE, trained);
+    let files = WeightFiles::of(&units, trained, plan.model.disk_dtype);
     let is_written_here = |file| files.writer_of(file, mesh.world_size()) == rank;
     if !(0..files.files().len()).any(is_written_here) {
         return 0;
@@ -265,8 +267,9 @@ fn collected(plan: &Plan, coord: Coord) -> u64 {
     for tp in 0..mesh.tp {
         for (unit, layout) in tensor_layout(plan, tp).iter().enumerate() {
             let is_own = tp == coord.tp && plan.pipeline.stage_of(unit, mesh.pp) == coord.pp;
-            let is_sent =
-                |param: &&ParamLayout| !is_own && param.is_primary() && is_written_here(files.file_of(&param.name));
+            let is_sent = |param: &&ParamLayout| {
+                !is_own && param.is_primary() && files.file_of(&param.name).is_some_and(is_written_here)
+            };
             for param in layout.params.iter().filter(is_sent) {
                 let bytes = param.numel() as u64 * element;
                 from_peers += bytes;

@@ -15,7 +15,9 @@ pub use backend::Backend;
 pub use snapshots::Snapshots;
 
 use crate::checkpointing::Checkpointing;
-pub use crate::config::{ActivationCheckpointing, Device, Dtype, Init, Matmul, PipelineSchedule, Trained, ZeroStage};
+pub use crate::config::{
+    ActivationCheckpointing, Adapter, Device, Dtype, Init, Matmul, PipelineSchedule, Trained, ZeroStage,
+};
 use crate::manifest::Progress;
 use crate::mesh::Mesh;
 use crate::model_config::{DiskDType, ModelConfig};
@@ -168,6 +170,8 @@ pub struct ModelPlan {
     pub disk_dtype: DiskDType,
     /// Which parameters are trained.
     pub trained: Trained,
+    /// The folder of the adapter that training begins with, absolute. `None`: adapters are drawn.
+    pub adapter: Option<PathBuf>,
     /// The model's config.json.
     pub config: ModelConfig,
 }

@@ -1,7 +1,7 @@
 //! Makes the plan from the user's configuration: first without the data, then with it.
 
 use super::device::{self, Ground, Machine};
-use super::{parallel, trained, unsupported, without_effect};
+use super::{adapter, parallel, trained, unsupported, without_effect};
 use crate::checkpointing::Checkpointing;
 use crate::config::{
     ActivationCheckpointing, AutoOr, Batch, ConfigErrors, Device, Dtype, Length, Matmul, Offload, Problem, TrainConfig,
@@ -77,6 +77,7 @@ impl Draft {
         problems.extend(parallel::problems(config, &model));
         problems.extend(parallel::zero_problems(config));
         problems.extend(trained::problems(config, &model));
+        problems.extend(adapter::problems(config, &model));
         let ground = device::ground(config, &world.machine, world.world_size, &mut problems);
         problems.extend(small_state_problems(config, ground));
         problems.extend(matmul_problem(config, &model, ground));
@@ -295,13 +296,26 @@ impl Draft {
             init: asked.init,
             compute_dtype: compute_dtype(&self.config, self.ground),
             matmul: asked.matmul,
-            disk_dtype: self.model.dtype.unwrap_or(match asked.dtype {
-                AutoOr::Given(Dtype::Bf16) => DiskDType::Bf16,
-                AutoOr::Given(Dtype::Fp32) | AutoOr::Auto => DiskDType::F32,
-            }),
-            trained: asked.trained.clone(),
+            disk_dtype: self.disk_dtype(),
+            trained: self.config.trained(),
+            adapter: self.config.lora.from.as_ref().map(|folder| self.world.current_dir.join(folder)),
             config: self.model.clone(),
         }
+    }
+
+    /// The type of weights on disk, where no file says it: adapters have the type in which they compute.
+    fn disk_dtype(&self) -> DiskDType {
+        let of_dtype = |dtype| match dtype {
+            Dtype::Bf16 => DiskDType::Bf16,
+            Dtype::Fp32 => DiskDType::F32,
+        };
+        if self.config.lora.is_on() {
+            return of_dtype(compute_dtype(&self.config, self.ground));
+        }
+        self.model.dtype.unwrap_or(match self.config.model.dtype {
+            AutoOr::Given(dtype) => of_dtype(dtype),
+            AutoOr::Auto => DiskDType::F32,
+        })
     }
 
     fn data_plan(&self, rows: &Rows) -> DataPlan {

@@ -4,6 +4,7 @@
 //! can be found before data is touched; the second adds what only the data knows (rows, hence steps). `unsupported.rs`
 //! is the one place that refuses what is not done yet, `without_effect.rs` notes what the user has set to no end.
 
+mod adapter;
 mod device;
 mod draft;
 mod parallel;
@@ -11,5 +12,6 @@ mod trained;
 mod unsupported;
 mod without_effect;
 
+pub use adapter::begin_with;
 pub use device::{Machine, default_world_size};
 pub use draft::{Draft, PreparedData, World};

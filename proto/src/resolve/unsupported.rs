@@ -2,7 +2,7 @@
 //! is honoured, refused here, or (where its default has no effect yet) noted.
 
 use super::Machine;
-use crate::config::{AutoOr, Backend, Compression, Offload, Problem, TrainConfig};
+use crate::config::{AutoOr, Backend, Compression, Offload, Problem, Quantize, TrainConfig};
 
 pub(super) const NOT_YET: &str = "not supported yet";
 
@@ -18,6 +18,9 @@ pub(super) fn refused(config: &TrainConfig, machine: &Machine) -> Vec<Problem> {
     let backend_is_tcp = config.comm.backend == AutoOr::Given(Backend::Tcp);
     refuse(runs && backend_is_tcp, "comm.backend", "use \"auto\"");
     refuse(config.comm.compression != Compression::None, "comm.compression", "use \"none\"");
+    refuse(config.lora.dora, "lora.dora", "use false");
+    refuse(config.lora.quantize != Quantize::None, "lora.quantize", "use \"none\"");
+    refuse(config.lora.dropout > 0.0, "lora.dropout", "use 0.0");
     refuse(config.validation.early_stopping_patience > 0, "validation.early_stopping_patience", "use 0");
     problems
 }

@@ -17,6 +17,9 @@ pub(super) fn notes(config: &TrainConfig, mesh: Mesh) -> Vec<String> {
         "validation.every_steps",
         "there are no validation files (data.validation)",
     );
+    for key in ["alpha", "dropout", "targets", "rslora", "dora", "modules_to_save", "quantize"] {
+        note(!config.lora.is_on(), &format!("lora.{key}"), "there are no adapters (lora.rank)");
+    }
     let is_constant = config.schedule.kind == ScheduleKind::Constant;
     note(is_constant, "schedule.min_lr_ratio", "schedule.kind = \"constant\" never falls");
     note(mesh.pp == 1, "parallel.pipeline_schedule", "there is one pipeline stage (parallel.pipeline)");

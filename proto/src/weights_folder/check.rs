@@ -45,12 +45,13 @@ pub fn check_weights(folder: &Path, config: &ModelConfig) -> Result<(), WeightFi
 /// The type of the weights in `folder`, told by its embedding: what checkpoints are written in.
 pub fn pretrained_dtype(folder: &Path) -> Result<DiskDType, WeightFilesError> {
     match read_headers(folder)?.get(EMBEDDING) {
-        Some(tensor) => disk_dtype(EMBEDDING, tensor),
+        Some(tensor) => tensor.disk_dtype(EMBEDDING),
         None => Err(of_tensor(folder, EMBEDDING, "in none of its files".into())),
     }
 }
 
-fn check_tensor(
+/// Checks that a tensor has the shape of `param`, a type that is read, and as many bytes as both need.
+pub fn check_tensor(
     name: &str,
     tensor: &TensorHeader,
     param: &ParamLayout,
@@ -63,7 +64,7 @@ fn check_tensor(
         let rule = format!("has shape {:?}, config.json says {expected:?}{vocabulary}", tensor.shape);
         return Err(of_tensor(&tensor.file, name, rule));
     }
-    let dtype = disk_dtype(name, tensor)?;
+    let dtype = tensor.disk_dtype(name)?;
     let bytes = expected.iter().product::<usize>() as u64 * dtype.element_bytes() as u64;
     let found = tensor.end - tensor.begin;
     if found != bytes {
@@ -109,12 +110,15 @@ fn have_same_data(a: &TensorHeader, b: &TensorHeader) -> io::Result<bool> {
     Ok(true)
 }
 
-fn disk_dtype(name: &str, tensor: &TensorHeader) -> Result<DiskDType, WeightFilesError> {
-    match tensor.dtype.as_str() {
-        "BF16" => Ok(DiskDType::Bf16),
-        "F16" => Ok(DiskDType::F16),
-        "F32" => Ok(DiskDType::F32),
-        other => Err(of_tensor(&tensor.file, name, format!("has type {other}; BF16, F16 and F32 are supported"))),
+impl TensorHeader {
+    /// Its type, which is one that is read. `name`: of the tensor, for the error.
+    pub fn disk_dtype(&self, name: &str) -> Result<DiskDType, WeightFilesError> {
+        match self.dtype.as_str() {
+            "BF16" => Ok(DiskDType::Bf16),
+            "F16" => Ok(DiskDType::F16),
+            "F32" => Ok(DiskDType::F32),
+            other => Err(of_tensor(&self.file, name, format!("has type {other}; BF16, F16 and F32 are supported"))),
+        }
     }
 }
 

@@ -42,12 +42,13 @@ struct Entry {
 pub fn read_headers(folder: &Path) -> Result<BTreeMap<String, TensorHeader>, WeightFilesError> {
     let mut tensors = BTreeMap::new();
     for path in weight_files(folder)? {
-        tensors.extend(of_file(&path)?);
+        tensors.extend(file_headers(&path)?);
     }
     Ok(tensors)
 }
 
-fn of_file(path: &Path) -> Result<Vec<(String, TensorHeader)>, WeightFilesError> {
+/// The tensors in the safetensors file at `path`.
+pub fn file_headers(path: &Path) -> Result<Vec<(String, TensorHeader)>, WeightFilesError> {
     let reading = |source: io::Error| WeightFilesError::Read { path: path.to_owned(), source };
     let damaged = |rule: String| WeightFilesError::Damaged { path: path.to_owned(), rule };
     let mut file = regular_file::open(path).map_err(reading)?;

@@ -11,7 +11,8 @@ use std::{fs, io};
 use serde::Deserialize;
 
 use crate::regular_file;
-pub use check::{check_weights, pretrained_dtype};
+pub use check::{check_tensor, check_weights, pretrained_dtype};
+pub use headers::{TensorHeader, file_headers};
 
 /// A folder's weights cannot be found.
 #[derive(Debug, thiserror::Error)]
@@ -54,6 +55,21 @@ pub enum WeightFilesError {
 
 /// Which tensor is in which file, where there are several.
 pub const INDEX: &str = "model.safetensors.index.json";
+
+/// The files beside the weights that a model takes along, if they are there: config.json, tokenizer, chat template.
+pub const COMPANIONS: [&str; 11] = [
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+];
 
 /// The weight files in `folder`: those that the index names, or `model.safetensors`, or whatever safetensors there are.
 pub fn weight_files(folder: &Path) -> Result<Vec<PathBuf>, WeightFilesError> {

@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use comm::{Channel, CommError, Work};
-use proto::layout::{ParamLayout, TensorSplit, UnitLayout, model_layout, tensor_layout};
+use proto::layout::{ParamLayout, TensorSplit, UnitLayout, model_layout_with, tensor_layout};
 use proto::memory::Exchange;
 use proto::mesh::Coord;
 use proto::plan::Plan;
@@ -49,7 +49,7 @@ impl Collector {
 
     /// All units of the model, whole.
     pub fn units(&self) -> Vec<UnitLayout> {
-        model_layout(&self.plan.model.config, TensorSplit::WHOLE)
+        model_layout_with(&self.plan.model.config, TensorSplit::WHOLE, &self.plan.model.trained)
     }
 
     /// Makes a unit whole on its stage. Collective over that stage's dp groups; every rank calls it for every unit, in

@@ -1,37 +1,38 @@
-//! The files that a model takes along beside its weights: config.json as it is, tokenizer, chat template.
+//! The files that a model takes along beside its weights: config.json as it is, tokenizer, chat template; an adapter has a
+//! description of its own.
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
+use proto::adapter_folder::{self, AdapterFile};
+use proto::plan::ModelPlan;
 use proto::regular_file;
+use proto::weights_folder::COMPANIONS;
 
 use super::error::{Result, reading};
 use super::files::write;
-
-/// Files of a model folder that a trained model takes along, if they are there.
-const OPTIONAL: &[&str] = &[
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-];
 
 /// The files' names and contents, as they were when training began.
 pub(super) struct Companions(Vec<(&'static str, Vec<u8>)>);
 
 impl Companions {
-    /// Reads them from a model folder. Without config.json there is no model.
-    pub fn read(folder: &Path) -> Result<Self> {
-        let config = folder.join("config.json");
-        let mut files = vec![("config.json", regular_file::read(&config).map_err(reading(&config))?)];
-        for name in OPTIONAL {
-            let path = folder.join(name);
+    /// Reads them from a model's folder, of which an adapter takes what belongs to the tokenizer. Without config.json there is no
+    /// model.
+    pub fn read(model: &ModelPlan) -> Result<Self> {
+        let (required, optional) = match model.trained.adapter() {
+            Some(adapter) => {
+                let base = Some(model.path.display().to_string());
+                let description = AdapterFile { adapter: adapter.clone(), base };
+                ((adapter_folder::CONFIG, description.to_text(0.0).into_bytes()), &COMPANIONS[2..])
+            }
+            None => {
+                let config = model.path.join("config.json");
+                (("config.json", regular_file::read(&config).map_err(reading(&config))?), &COMPANIONS[1..])
+            }
+        };
+        let mut files = vec![required];
+        for name in optional {
+            let path = model.path.join(name);
             match regular_file::read(&path) {
                 Ok(content) => files.push((name, content)),
                 Err(err) if err.kind() == ErrorKind::NotFound => {}

@@ -22,6 +22,6 @@ mod settling;
 mod weights;
 
 pub use error::CheckpointError;
-pub use pretrained::load_pretrained;
+pub use pretrained::Pretrained;
 pub use resume::resume;
 pub use save::{Published, Saver};

@@ -1,9 +1,12 @@
-//! Reads weights from a Hugging Face folder's safetensors files, memory-mapped, some rows of a tensor copied at a time.
+//! Reads weights from safetensors files, memory-mapped, some rows of a tensor copied at a time.
 
 use std::collections::HashMap;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use proto::adapter_folder::{self, check_adapter};
+use proto::config::Adapter;
+use proto::layout::ParamLayout;
 use proto::model_config::ModelConfig;
 use proto::weights_folder::{check_weights, weight_files};
 use safetensors::SafeTensors;
@@ -13,43 +16,76 @@ use tch::{Kind, Tensor};
 use super::error::{Result, damaged, reading};
 use super::weights::tensor_error;
 use crate::data::MappedFile;
-use crate::engine::Memory;
 use crate::engine::row_chunks::{row_chunks, take};
-use proto::layout::ParamLayout;
 
-/// Fills the parameters that this rank needs from the safetensors files in `folder`.
-///
-/// A tensor that is missing, has another shape, belongs to no parameter or holds NaN is an error naming
-/// file and tensor.
-pub fn load_pretrained(folder: &Path, config: &ModelConfig, memory: &mut Memory) -> Result<()> {
-    check_weights(folder, config)?;
-    let paths = weight_files(folder)?;
-    let maps = paths.iter().map(|path| MappedFile::open(path).map_err(reading(path))).collect::<Result<Vec<_>>>()?;
-    let mut tensors: HashMap<String, (&Path, &MappedFile, TensorView)> = HashMap::new();
-    for (path, map) in paths.iter().zip(&maps) {
-        let file = SafeTensors::deserialize(map.as_ref()).map_err(|err| damaged(path, err.to_string()))?;
-        tensors.extend(file.tensors().into_iter().map(|(name, view)| (name, (path.as_path(), map, view))));
+/// Files whose tensors are those of a model, or of an adapter.
+pub struct Pretrained {
+    /// Where each tensor lies: in which file, in which bytes of it.
+    tensors: HashMap<String, Place>,
+    files: Vec<(PathBuf, MappedFile)>,
+    /// Stands before the name of each parameter.
+    prefix: &'static str,
+}
+
+struct Place {
+    file: usize,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    bytes: Range<usize>,
+}
+
+impl Pretrained {
+    /// The weights of the model in `folder`.
+    ///
+    /// A tensor that is missing, has another shape or belongs to no parameter is an error naming file and tensor.
+    pub fn model(folder: &Path, config: &ModelConfig) -> Result<Self> {
+        check_weights(folder, config)?;
+        Self::open(weight_files(folder)?, "")
     }
-    for unit in 0..memory.num_units() {
-        memory.fill(unit, |param, to| {
-            let (path, map, view) = &tensors[&param.name];
-            let mut num_nan = 0;
-            for rows in row_chunks(rows_in_file(param), view.shape()[1..].iter().product()) {
-                let values = rows_of(view, &rows);
-                num_nan += values.isnan().sum(Kind::Int64).int64_value(&[]);
-                take(param, &to, rows, &values);
-                // So no rank ever holds more of the files than that.
-                map.release().map_err(reading(path))?;
-            }
-            // An infinite one shows in the steps that meet it, which are skipped; a NaN would be taken for divergence.
-            if num_nan > 0 {
-                let rule = format!("NaN in {num_nan} of its {} values", view.shape().iter().product::<usize>());
-                return Err(tensor_error(path, &param.name, rule));
-            }
-            Ok(())
-        })?;
+
+    /// As [`Pretrained::model`], of the `adapter` in `folder`.
+    pub fn adapter(folder: &Path, config: &ModelConfig, adapter: &Adapter) -> Result<Self> {
+        check_adapter(folder, config, adapter)?;
+        Self::open(vec![folder.join(adapter_folder::TENSORS)], adapter_folder::PREFIX)
     }
-    Ok(())
+
+    fn open(paths: Vec<PathBuf>, prefix: &'static str) -> Result<Self> {
+        let (mut tensors, mut files) = (HashMap::new(), Vec::new());
+        for (file, path) in paths.into_iter().enumerate() {
+            let map = MappedFile::open(&path).map_err(reading(&path))?;
+            let start = map.as_ref().as_ptr() as usize;
+            let read = SafeTensors::deserialize(map.as_ref()).map_err(|err| damaged(&path, err.to_string()))?;
+            tensors.extend(read.iter().map(|(name, view)| {
+                let begin = view.data().as_ptr() as usize - start;
+                let bytes = begin..begin + view.data().len();
+                (name.to_owned(), Place { file, dtype: view.dtype(), shape: view.shape().to_vec(), bytes })
+            }));
+            files.push((path, map));
+        }
+        Ok(Self { tensors, files, prefix })
+    }
+
+    /// Fills `to`, this rank's part of a parameter as files have it. NaN in it is an error naming file and tensor.
+    pub fn fill(&self, param: &ParamLayout, to: &Tensor) -> Result<()> {
+        let name = format!("{}{}", self.prefix, param.name);
+        let Place { file, dtype, shape, bytes } = &self.tensors[&name];
+        let (path, map) = &self.files[*file];
+        let mut num_nan = 0;
+        for rows in row_chunks(rows_in_file(param), shape[1..].iter().product()) {
+            let view = TensorView::new(*dtype, shape.clone(), &map.as_ref()[bytes.clone()]);
+            let values = rows_of(&view.map_err(|err| damaged(path, err.to_string()))?, &rows);
+            num_nan += values.isnan().sum(Kind::Int64).int64_value(&[]);
+            take(param, to, rows, &values);
+            // So no rank ever holds more of the files than that.
+            map.release().map_err(reading(path))?;
+        }
+        // An infinite one shows in the steps that meet it, which are skipped; a NaN would be taken for divergence.
+        if num_nan > 0 {
+            let rule = format!("NaN in {num_nan} of its {} values", shape.iter().product::<usize>());
+            return Err(tensor_error(path, &name, rule));
+        }
+        Ok(())
+    }
 }
 
 /// The rows in a file that this rank needs anything of.
@@ -65,7 +101,7 @@ fn rows_of(view: &TensorView, rows: &Range<usize>) -> Tensor {
     Tensor::from_data_size(&view.data()[rows.start * row_bytes..rows.end * row_bytes], &shape, kind(view.dtype()))
 }
 
-/// libtorch's name of a type that [`check_weights`] lets pass.
+/// libtorch's name of a type that the checks of headers let pass.
 fn kind(dtype: Dtype) -> Kind {
     match dtype {
         Dtype::BF16 => Kind::BFloat16,

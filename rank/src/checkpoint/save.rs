@@ -71,7 +71,7 @@ impl Saver {
     /// type of the weights in safetensors files.
     pub fn new(plan: Rc<Plan>, ranks: &Ranks, disk_dtype: DiskDType) -> Result<Self> {
         Ok(Self {
-            companions: Companions::read(&plan.model.path)?,
+            companions: Companions::read(&plan.model)?,
             world: ranks.world.clone(),
             all: ranks.groups.all.clone(),
             collector: Collector::new(plan.clone(), ranks)?,
@@ -171,7 +171,7 @@ impl Saver {
     fn write_model(&mut self, memory: &mut Memory, folder: &Path) -> Result<Vec<PathBuf>> {
         let companions = if self.all.rank() == 0 { self.companions.write(folder) } else { Ok(Vec::new()) };
         // Even when the companions cannot be written: the peers wait for this rank's parts.
-        let mut written = write_weights(folder, &self.collector, memory, self.disk_dtype)?;
+        let mut written = write_weights(folder, &self.collector, memory, &self.plan.model.trained, self.disk_dtype)?;
         written.extend(companions?);
         Ok(written)
     }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use proto::model_config::DiskDType;
+use proto::plan::Trained;
 use proto::weight_files::{WeightFile, WeightFiles};
 use tch::{Kind, Tensor};
 
@@ -14,24 +15,25 @@ use super::safetensors_writer::SafetensorsWriter;
 use crate::engine::Memory;
 use crate::engine::row_chunks::row_chunks;
 
-/// Writes the weights of a model into `folder` and returns the files that this rank wrote. Every rank of the job calls it: unit by unit, the stage that holds
+/// Writes the weights of a model, or of the adapter that is `trained`, into `folder` and returns the files that this rank wrote. Every rank of the job calls it: unit by unit, the stage that holds
 /// a unit gathers it, and each parameter goes to the rank that writes its file, which holds one tensor at a time. A rank
 /// that cannot write goes on, so that no peer waits for it.
 pub(super) fn write_weights(
     folder: &Path,
     collector: &Collector,
     memory: &mut Memory,
+    trained: &Trained,
     dtype: DiskDType,
 ) -> Result<Vec<PathBuf>> {
     let units = collector.units();
-    let files = WeightFiles::new(&units, dtype);
+    let files = WeightFiles::of(&units, trained, dtype);
     let (rank, world_size) = (memory.groups().all.rank(), memory.groups().all.size());
     let mut writer = Writer { written: Vec::new(), open: None };
     let mut outcome = if rank == 0 { writer.index(folder, files.files()) } else { Ok(()) };
     for (unit, layout) in units.iter().enumerate() {
         let mut under_way = collector.begin(memory, unit)?;
         for (idx, param) in layout.params.iter().enumerate() {
-            let file = files.file_of(&param.name);
+            let Some(file) = files.file_of(&param.name) else { continue };
             let Some(tensor) = under_way.collect(memory, idx, files.writer_of(file, world_size))? else { continue };
             if outcome.is_ok() {
                 outcome = writer.tensor(folder, (file, &files.files()[file]), &tensor, kind_of(dtype));

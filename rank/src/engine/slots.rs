@@ -12,7 +12,7 @@ use tch::Kind;
 
 use super::contents::Contents;
 use crate::device::{Buffer, Fence, compute_kind};
-use crate::model::UnitViews;
+use crate::model::{Projections, UnitViews};
 use crate::ranks::Ranks;
 use crate::shake::Shake;
 
@@ -148,10 +148,10 @@ impl Slots {
         layouts: &[UnitLayout],
         sharding: Sharding,
     ) -> Result<Self, CommError> {
-        let kind = compute_kind(plan.model.compute_dtype);
+        let (kind, projections) = (compute_kind(plan.model.compute_dtype), Projections::of(&plan.model));
         Self::new(layouts, &param_claims(plan, layouts), |layout| {
             let flat = ranks.allocate(kind, sharding.padded(layout.numel()))?;
-            Ok((UnitViews::weights(layout, plan.model.matmul, |offset, shape| flat.view(offset, shape)), flat))
+            Ok((UnitViews::weights(layout, projections, |offset, shape| flat.view(offset, shape)), flat))
         })
     }
 

@@ -12,6 +12,7 @@ use comm::CommError;
 use proto::plan::Matmul;
 use tch::Tensor;
 
+use super::adapter::AdapterWeights;
 use super::norm::{Norm, Normed};
 use super::tensor_parallel::{Exchanged, TensorParallel};
 use super::weight_grads::{GradPass, is_trained};
@@ -26,12 +27,14 @@ pub struct LinearWeights {
     pub bias: Option<Tensor>,
     /// How activations, and their gradients, are multiplied by the weight.
     pub matmul: Matmul,
+    /// What is trained beside the weight.
+    pub adapter: Option<AdapterWeights>,
 }
 
 impl LinearWeights {
-    /// `x W^T + b`. `x`: `[T, in]`. Returns `[T, out]`.
+    /// `x W^T + b`, and what the adapter adds. `x`: `[T, in]`. Returns `[T, out]`.
     fn apply(&self, x: &Tensor) -> Tensor {
-        match (&self.bias, self.matmul) {
+        let y = match (&self.bias, self.matmul) {
             (None, Matmul::Bf16) => x.mm(&self.weight.tr()),
             (Some(bias), Matmul::Bf16) => bias.addmm(x, &self.weight.tr()),
             (bias, Matmul::Fp8) => {
@@ -41,30 +44,55 @@ impl LinearWeights {
                 }
                 y
             }
-        }
+        };
+        self.add_adapted(&y, x);
+        y
     }
 
-    /// `x W^T`, into `partial`. `x`: `[T, in]`, `partial`: `[T, out]`.
+    /// `x W^T`, and what the adapter adds, into `partial`. `x`: `[T, in]`, `partial`: `[T, out]`.
     fn apply_into(&self, x: &Tensor, partial: &Tensor) -> Tensor {
-        match self.matmul {
+        let y = match self.matmul {
             Matmul::Bf16 => x.mm_out(partial, &self.weight.tr()),
             Matmul::Fp8 => scaled(x, &self.weight, partial),
+        };
+        self.add_adapted(&y, x);
+        y
+    }
+
+    fn add_adapted(&self, y: &Tensor, x: &Tensor) {
+        if let Some(adapter) = &self.adapter {
+            adapter.add_to(y, x);
         }
     }
 
-    /// `dy W`. `dy`: `[T, out]`. Returns `[T, in]`.
-    fn input_grad(&self, dy: &Tensor) -> Tensor {
-        match self.matmul {
+    /// The gradient of what the adapter's first product made: `[T, n r]`.
+    fn down_grad(&self, dy: &Tensor) -> Option<Tensor> {
+        self.adapter.as_ref().map(|adapter| adapter.down_grad(dy))
+    }
+
+    /// `dy W`, and the adapter's share. `dy`: `[T, out]`. Returns `[T, in]`.
+    fn input_grad(&self, dy: &Tensor, down_grad: Option<&Tensor>) -> Tensor {
+        let dx = match self.matmul {
             Matmul::Bf16 => dy.mm(&self.weight),
             Matmul::Fp8 => scaled(dy, &self.weight.tr(), &empty_product(dy, &self.weight.tr())),
-        }
+        };
+        self.add_adapted_grad(&dx, down_grad);
+        dx
     }
 
-    /// `dy W`, into `partial`. `dy`: `[T, out]`, `partial`: `[T, in]`.
-    fn input_grad_into(&self, dy: &Tensor, partial: &Tensor) -> Tensor {
-        match self.matmul {
+    /// `dy W`, and the adapter's share, into `partial`. `dy`: `[T, out]`, `partial`: `[T, in]`.
+    fn input_grad_into(&self, dy: &Tensor, down_grad: Option<&Tensor>, partial: &Tensor) -> Tensor {
+        let dx = match self.matmul {
             Matmul::Bf16 => dy.mm_out(partial, &self.weight),
             Matmul::Fp8 => scaled(dy, &self.weight.tr(), partial),
+        };
+        self.add_adapted_grad(&dx, down_grad);
+        dx
+    }
+
+    fn add_adapted_grad(&self, dx: &Tensor, down_grad: Option<&Tensor>) {
+        if let (Some(adapter), Some(down_grad)) = (&self.adapter, down_grad) {
+            adapter.add_input_grad(dx, down_grad);
         }
     }
 }
@@ -80,10 +108,18 @@ fn empty_product(a: &Tensor, b: &Tensor) -> Tensor {
     Tensor::empty([a.size()[0], b.size()[0]], (a.kind(), a.device()))
 }
 
-impl GradPass<'_, LinearWeights> {
-    /// `dW += dy^T x`. `dy`: `[T, out]`, `x`: `[T, in]`.
-    fn add_weight_grad(&self, dy: &Tensor, x: &Tensor) {
+impl<'a> GradPass<'a, LinearWeights> {
+    /// `dW += dy^T x`, or the gradients of what is trained beside it. `dy`: `[T, out]`, `x`: `[T, in]`.
+    fn add_weight_grad(&self, dy: &Tensor, x: &Tensor, down_grad: Option<&Tensor>) {
         self.sink.add_product(&self.grads.weight, dy, x);
+        if let (Some(adapter), Some(down_grad)) = (self.adapter(), down_grad) {
+            adapter.add_weight_grads(dy, x, down_grad);
+        }
+    }
+
+    fn adapter(&self) -> Option<GradPass<'a, AdapterWeights>> {
+        let (weights, grads) = (self.weights.adapter.as_ref()?, self.grads.adapter.as_ref()?);
+        Some(GradPass { weights, grads, sink: self.sink })
     }
 
     /// `db += sum_T(dy)`. `dy`: `[T, out]`.
@@ -93,13 +129,13 @@ impl GradPass<'_, LinearWeights> {
         }
     }
 
-    /// Whether the weight has a gradient.
+    /// Whether anything has a gradient that is made of the input.
     fn is_trained(&self) -> bool {
-        is_trained(&self.grads.weight)
+        is_trained(&self.grads.weight) || self.grads.adapter.is_some()
     }
 
     /// What was gathered, for a sink that may need it after the next exchange.
-    fn lasting<'a>(&self, gathered: Exchanged<'a>) -> Exchanged<'a> {
+    fn lasting<'t>(&self, gathered: Exchanged<'t>) -> Exchanged<'t> {
         if self.sink.keeps() && self.is_trained() { gathered.keep() } else { gathered }
     }
 }
@@ -123,13 +159,14 @@ pub(super) fn column_backward<'a>(
     dy: &Tensor,
 ) -> Result<Exchanged<'a>, CommError> {
     let tokens = dy.size()[0];
+    let down_grad = pass.weights.down_grad(dy);
     if pass.is_trained() {
         let all = pass.lasting(tp.gather(x, tokens)?);
-        pass.add_weight_grad(dy, &all);
+        pass.add_weight_grad(dy, &all, down_grad.as_ref());
     }
     pass.add_bias_grad(dy);
     let partial = tp.partial(tokens, dy, x.size()[1]);
-    tp.reduce(pass.weights.input_grad_into(dy, &partial))
+    tp.reduce(pass.weights.input_grad_into(dy, down_grad.as_ref(), &partial))
 }
 
 /// A projection cut by input. `x`: `[T, in/tp]`. Returns `residual + x W^T + b`: this rank's stream, `[S, out]`.
@@ -172,6 +209,7 @@ pub(super) struct RowBackward<'a> {
     pass: GradPass<'a, LinearWeights>,
     /// `[T, out]`
     dy: Exchanged<'a>,
+    down_grad: Option<Tensor>,
 }
 
 impl<'a> RowBackward<'a> {
@@ -183,16 +221,17 @@ impl<'a> RowBackward<'a> {
         tokens: i64,
     ) -> Result<Self, CommError> {
         pass.add_bias_grad(dy);
-        Ok(Self { dy: pass.lasting(tp.gather(dy, tokens)?), pass })
+        let dy = pass.lasting(tp.gather(dy, tokens)?);
+        Ok(Self { down_grad: pass.weights.down_grad(&dy), dy, pass })
     }
 
     /// `[T, in/tp]`
     pub fn input_grad(&self) -> Tensor {
-        self.pass.weights.input_grad(&self.dy)
+        self.pass.weights.input_grad(&self.dy, self.down_grad.as_ref())
     }
 
     /// `x`: `[T, in/tp]` of the forward pass.
     pub fn add_weight_grad(self, x: &Tensor) {
-        self.pass.add_weight_grad(&self.dy, x);
+        self.pass.add_weight_grad(&self.dy, x, self.down_grad.as_ref());
     }
 }

@@ -12,6 +12,7 @@
 //! Letters used for shapes here: T tokens of the micro-batch, S those of them on this rank's residual stream, L tokens of
 //! one sample, D hidden_size, F intermediate_size, H query heads, G key/value heads, K head_dim, V vocab_size.
 
+mod adapter;
 mod attention;
 mod block;
 mod cross_entropy;
@@ -30,6 +31,7 @@ mod views;
 mod weight_grads;
 
 pub use crate::kernels::Samples;
+pub use adapter::{AdapterPart, AdapterWeights};
 pub use attention::AttentionWeights;
 pub use block::{Block, BlockSaved, BlockSpec, BlockWeights};
 pub use embedding::{Embedding, EmbeddingWeights};
@@ -39,5 +41,5 @@ pub use labels::Labels;
 pub use linear::LinearWeights;
 pub use rope::RopeTable;
 pub use tensor_parallel::TensorParallel;
-pub use views::UnitViews;
+pub use views::{Projections, UnitViews};
 pub use weight_grads::{GradPass, PendingGrad, WeightGrads};

@@ -1,6 +1,8 @@
 //! Each unit against libtorch's autograd: the oracle is written with plain operations (no flash attention, no fused
 //! projections, a mask per micro-batch), so that it shares no code with the engine.
 
+mod adapter;
+
 use std::rc::Rc;
 
 use proto::layout::{TensorSplit, model_layout};
@@ -64,7 +66,7 @@ fn block_weights(params: &[(String, Tensor)], zeros: bool) -> BlockWeights {
         let with = |what: &str| names.iter().map(|name| format!("{name}.{what}")).collect::<Vec<_>>();
         let (weights, biases) = (with("weight"), with("bias"));
         let refs = |names: &[String]| joined(&names.iter().map(String::as_str).collect::<Vec<_>>());
-        LinearWeights { weight: refs(&weights).unwrap(), bias: refs(&biases), matmul: Matmul::Bf16 }
+        LinearWeights { weight: refs(&weights).unwrap(), bias: refs(&biases), matmul: Matmul::Bf16, adapter: None }
     };
     BlockWeights {
         attention: AttentionWeights {

@@ -5,9 +5,10 @@
 //! undefined tensor, as in autograd.
 
 use proto::layout::{ParamLayout, UnitKind, UnitLayout};
-use proto::plan::Matmul;
+use proto::plan::{Matmul, ModelPlan};
 use tch::Tensor;
 
+use super::adapter::{AdapterPart, AdapterWeights};
 use super::attention::AttentionWeights;
 use super::block::BlockWeights;
 use super::embedding::EmbeddingWeights;
@@ -31,12 +32,31 @@ pub enum UnitViews {
     },
 }
 
+/// What the projections of all blocks have in common.
+#[derive(Debug, Clone, Copy)]
+pub struct Projections {
+    /// How activations are multiplied by their weights.
+    pub matmul: Matmul,
+    /// What their adapters' output is multiplied by.
+    pub adapter_scale: f64,
+}
+
+impl Projections {
+    /// Without adapters, in the type of activations.
+    pub const PLAIN: Self = Self { matmul: Matmul::Bf16, adapter_scale: 1.0 };
+
+    /// As a plan says.
+    pub fn of(model: &ModelPlan) -> Self {
+        Self { matmul: model.matmul, adapter_scale: model.trained.adapter().map_or(1.0, |adapter| adapter.scale()) }
+    }
+}
+
 impl UnitViews {
-    /// The weights of the unit that `layout` describes. `matmul`: how activations are multiplied by a block's.
+    /// The weights of the unit that `layout` describes. `projections`: of a block.
     ///
     /// `view`: gives the tensor of a shape over the elements of the flat buffer from an offset on, dense and not copied.
-    pub fn weights(layout: &UnitLayout, matmul: Matmul, view: impl Fn(usize, &[usize]) -> Tensor) -> Self {
-        Self::new(layout, matmul, |param, shape| view(param.offset, shape))
+    pub fn weights(layout: &UnitLayout, projections: Projections, view: impl Fn(usize, &[usize]) -> Tensor) -> Self {
+        Self::new(layout, projections, |param, shape| view(param.offset, shape))
     }
 
     /// The gradients of the unit that `layout` describes. `view`: as for weights, over the buffer of gradients.
@@ -45,12 +65,12 @@ impl UnitViews {
             true => view(param.offset, shape),
             false => Tensor::new(),
         };
-        Self::new(layout, Matmul::Bf16, view)
+        Self::new(layout, Projections::PLAIN, view)
     }
 
     /// `view`: gives the tensor of a shape that begins where the parameter does.
-    fn new(layout: &UnitLayout, matmul: Matmul, view: impl Fn(&ParamLayout, &[usize]) -> Tensor) -> Self {
-        let unit = UnitView { layout, matmul, view };
+    fn new(layout: &UnitLayout, projections: Projections, view: impl Fn(&ParamLayout, &[usize]) -> Tensor) -> Self {
+        let unit = UnitView { layout, projections, view };
         match layout.kind {
             UnitKind::Embedding => Self::Embedding(EmbeddingWeights { weight: unit.param("weight") }),
             UnitKind::Block => Self::Block(Box::new(unit.block())),
@@ -93,7 +113,7 @@ impl UnitViews {
 
 struct UnitView<'a, V> {
     layout: &'a UnitLayout,
-    matmul: Matmul,
+    projections: Projections,
     view: V,
 }
 
@@ -118,15 +138,34 @@ impl<V: Fn(&ParamLayout, &[usize]) -> Tensor> UnitView<'_, V> {
     /// Projections that are adjacent in the buffer, as one.
     fn linear(&self, names: &[&str]) -> LinearWeights {
         let params = |what: &str| -> Vec<&ParamLayout> {
-            let suffixes = names.iter().map(|name| format!("{name}.{what}"));
-            suffixes.filter_map(|suffix| self.layout.params.iter().find(|p| p.name.ends_with(&suffix))).collect()
+            names.iter().filter_map(|name| self.find(&format!("{name}.{what}"))).collect()
         };
         let biases = params("bias");
         LinearWeights {
             weight: self.joined(&params("weight")),
             bias: (!biases.is_empty()).then(|| self.joined(&biases)),
-            matmul: self.matmul,
+            matmul: self.projections.matmul,
+            adapter: self.adapter(names, &params("lora_A.weight")),
         }
+    }
+
+    /// The adapters of projections that are one matrix, if any of them has one. `a`: their first matrices.
+    fn adapter(&self, names: &[&str], a: &[&ParamLayout]) -> Option<AdapterWeights> {
+        let (mut parts, mut start) = (Vec::new(), 0);
+        for name in names {
+            let rows = self.layout.param(&format!("{name}.weight"));
+            let rows = if rows.is_transposed { rows.shape[1] } else { rows.shape[0] };
+            let rows = start..start + rows as i64;
+            start = rows.end;
+            if let Some(b) = self.find(&format!("{name}.lora_B.weight")) {
+                parts.push(AdapterPart { rows, b: self.joined(&[b]) });
+            }
+        }
+        (!parts.is_empty()).then(|| AdapterWeights { a: self.joined(a), parts, scale: self.projections.adapter_scale })
+    }
+
+    fn find(&self, suffix: &str) -> Option<&ParamLayout> {
+        self.layout.params.iter().find(|param| param.name.ends_with(suffix))
     }
 
     /// One view of several parameters, stacked along their first dim, as `[out, in]`. They lie side by side (`LAY-1`), and
@@ -146,7 +185,7 @@ impl<V: Fn(&ParamLayout, &[usize]) -> Tensor> UnitView<'_, V> {
     }
 
     fn optional(&self, suffix: &str) -> Option<Tensor> {
-        self.layout.params.iter().find(|param| param.name.ends_with(suffix)).map(|param| self.joined(&[param]))
+        self.find(suffix).map(|param| self.joined(&[param]))
     }
 }
 
@@ -168,7 +207,7 @@ mod tests {
     /// Views of a buffer that holds its own offsets, in fp64: no number is rounded.
     fn views(layout: &UnitLayout) -> UnitViews {
         let flat = Tensor::arange(layout.numel() as i64, (Kind::Double, tch::Device::Cpu));
-        UnitViews::weights(layout, Matmul::Bf16, |offset, shape| {
+        UnitViews::weights(layout, Projections::PLAIN, |offset, shape| {
             let numel = shape.iter().product::<usize>() as i64;
             let shape: Vec<i64> = shape.iter().map(|&size| size as i64).collect();
             flat.narrow(0, offset as i64, numel).view(shape.as_slice())

@@ -3,11 +3,11 @@
 use comm::ReduceOp;
 use proto::env::Beginning;
 use proto::manifest::Progress;
-use proto::plan::{Init, Plan, Trained};
+use proto::plan::{Adapter, Init, ModelPlan, Plan, Trained};
 
 use super::error::TrainError;
 use super::init;
-use crate::checkpoint;
+use crate::checkpoint::{self, Pretrained};
 use crate::engine::Memory;
 use crate::process;
 use crate::snapshot::{SnapshotError, Snapshots};
@@ -47,10 +47,24 @@ fn fill(
     }
 }
 
+/// What the model's files and the adapter's hold, and of the rest what is drawn.
 fn fill_first_weights(plan: &Plan, memory: &mut Memory) -> Result<(), TrainError> {
-    match plan.model.init {
-        Init::Pretrained => checkpoint::load_pretrained(&plan.model.path, &plan.model.config, memory)?,
-        Init::Random => init::randomize(memory, plan.seed, plan.model.config.initializer_range),
+    let ModelPlan { path, config, trained, .. } = &plan.model;
+    let model = match plan.model.init {
+        Init::Pretrained => Some(Pretrained::model(path, config)?),
+        Init::Random => None,
+    };
+    let begun = plan.model.adapter.as_ref().zip(trained.adapter());
+    let adapter = begun.map(|(folder, adapter)| Pretrained::adapter(folder, config, adapter)).transpose()?;
+    for unit in 0..memory.num_units() {
+        memory.fill(unit, |param, to| match (&adapter, &model) {
+            (Some(adapter), _) if trained.includes(&param.name) => adapter.fill(param, &to),
+            (_, Some(model)) if !Adapter::has(&param.name) => model.fill(param, &to),
+            _ => {
+                init::draw(param, to, plan.seed, config.initializer_range);
+                Ok(())
+            }
+        })?;
     }
     Ok(())
 }

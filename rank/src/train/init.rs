@@ -1,39 +1,31 @@
-//! Random initialisation, as transformers does it for LLaMA: matrices normal, norms one, biases zero.
+//! Random initialisation, as transformers does it for LLaMA: matrices normal, norms one, biases zero; and of adapters as PEFT does
+//! it: `A` uniform within one over the root of its columns (Kaiming, with a slope of the root of 5), `B` zero.
 //!
 //! Every parameter has a generator of its own, seeded by the job's seed and the parameter's name: the values depend on
 //! neither the number of ranks nor the order of parameters.
 
-use std::convert::Infallible;
-
 use tch::{Kind, Tensor};
 
-use crate::engine::Memory;
 use crate::engine::row_chunks::{row_chunks, take};
 use proto::layout::ParamLayout;
 
-/// Fills its part of every parameter that this rank needs. `std`: config.json's `initializer_range`.
-pub(super) fn randomize(memory: &mut Memory, seed: u64, std: f64) {
-    for unit in 0..memory.num_units() {
-        let filled: Result<(), Infallible> = memory.fill(unit, |param, to| {
-            draw(param, to, seed, std);
-            Ok(())
-        });
-        let Ok(()) = filled;
-    }
-}
-
-fn draw(param: &ParamLayout, mut to: Tensor, seed: u64, std: f64) {
+/// Draws this rank's part of a parameter, as files have it. `std`: config.json's `initializer_range`.
+pub(super) fn draw(param: &ParamLayout, mut to: Tensor, seed: u64, std: f64) {
     if param.name.ends_with("norm.weight") {
         let _ = to.fill_(1.0);
-    } else if param.name.ends_with(".bias") {
+    } else if param.name.ends_with(".bias") || param.name.ends_with(".lora_B.weight") {
         let _ = to.zero_();
     } else {
         tch::manual_seed(generator_seed(seed, &param.name));
         // All of it and in fp32, whatever the part and the parameter's type: all start from the same numbers.
         let [rows, columns] = param.disk_shape()[..] else { unreachable!("{} is a matrix", param.name) };
+        let bound = (columns as f64).powf(-0.5);
         for rows in row_chunks(0..rows, columns) {
-            let drawn =
-                Tensor::empty([rows.len() as i64, columns as i64], (Kind::Float, to.device())).normal_(0.0, std);
+            let mut drawn = Tensor::empty([rows.len() as i64, columns as i64], (Kind::Float, to.device()));
+            let _ = match param.name.ends_with(".lora_A.weight") {
+                true => drawn.uniform_(-bound, bound),
+                false => drawn.normal_(0.0, std),
+            };
             take(param, &to, rows, &drawn);
         }
     }

@@ -78,6 +78,8 @@ impl Trainer {
         let plan = Rc::new(plan);
         let mut engine = Engine::new(plan.clone(), &ranks)?;
         let disk_dtype = match plan.model.init {
+            // An adapter is no part of the model's files.
+            _ if plan.model.trained.adapter().is_some() => plan.model.disk_dtype,
             Init::Pretrained => pretrained_dtype(&plan.model.path).map_err(CheckpointError::from)?,
             Init::Random => plan.model.disk_dtype,
         };

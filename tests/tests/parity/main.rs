@@ -1,6 +1,7 @@
 //! ENG-1: what dslaunch trains equals what Hugging Face transformers trains, on every layout. The oracle is
 //! `scripts/peers/hf_reference.py`.
 
+mod adapters;
 mod compare;
 mod emulated;
 mod frozen;

@@ -28,6 +28,18 @@ fn every_default_is_the_documented_one() {
         trained: Trained::All,
     };
     assert_eq!(config.model, model);
+    let lora = Lora {
+        rank: 0,
+        alpha: AutoOr::Auto,
+        dropout: 0.0,
+        targets: Targets::AllLinear,
+        rslora: false,
+        dora: false,
+        modules_to_save: vec![],
+        from: None,
+        quantize: Quantize::None,
+    };
+    assert_eq!((config.lora.is_on(), config.lora), (false, lora));
     let data = Data {
         train: vec!["data/train.jsonl".into()],
         validation: vec![],

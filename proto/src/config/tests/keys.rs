@@ -125,7 +125,7 @@ fn keys_without_a_section_and_sections_without_keys_are_problems() {
     );
     assert_eq!(found[0].suggestion.as_deref(), Some("did you mean [job] `seed`?"));
     assert_eq!(found[2].suggestion.as_deref(), Some("write `[log]` and its keys below"));
-    assert!(found[3].suggestion.as_deref().unwrap().starts_with("sections are job, model, data"));
+    assert!(found[3].suggestion.as_deref().unwrap().starts_with("sections are job, model, lora, data"));
 }
 
 #[test]

@@ -25,6 +25,16 @@ dtype = "auto"                     # "bf16" | "fp32"; auto = bf16 on GPU, fp32 o
 matmul = "bf16"                    # "bf16" | "fp8": blocks' products, on GPUs of compute capability 8.9
 trained = "all"                    # or parts of parameters' names: ["layers.29.", "lm_head"]
 
+[lora]
+rank = 0                           # 0 = no adapters, all of model.trained is trained
+alpha = "auto"                     # twice the rank
+dropout = 0.0
+targets = "all-linear"             # or some: ["q_proj", "v_proj"]
+rslora = false                     # divide alpha by the root of the rank
+dora = false
+modules_to_save = []               # trained whole: "embed_tokens", "lm_head", "norm", ...
+quantize = "none"                  # "none" | "int8" | "nf4": the frozen weights
+
 [data]
 train = ["data/train.jsonl"]       # required: one path or a list, globs allowed
 validation = []

@@ -1,0 +1,160 @@
+//! Writes the folder of a merged model: the base model's files, of which some tensors are changed on the way. A part of one tensor
+//! is in memory at a time.
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io::{BufWriter, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use proto::adapter_folder::{self, tensor_name};
+use proto::config::Adapter;
+use proto::weights_folder::{COMPANIONS, INDEX, TensorHeader, file_headers, weight_files};
+
+use super::MergeError;
+use super::tensor::{self, Change};
+
+/// Elements of a tensor at a time.
+const AT_A_TIME: usize = 1 << 22;
+
+/// Writes the model into the folder `to`, which gets its name when it is whole. Returns how many tensors are changed.
+pub fn write(
+    base: &Path,
+    adapter_dir: &Path,
+    adapter: &Adapter,
+    to: &Path,
+    threads: usize,
+) -> Result<usize, MergeError> {
+    let changes = Changes::read(adapter_dir, adapter)?;
+    let unfinished = Unfinished::create(to)?;
+    let mut changed = 0;
+    for source in weight_files(base)? {
+        let name = source.file_name().expect("a file has a name");
+        changed += changes.copy(&source, &unfinished.path.join(name), threads)?;
+    }
+    for name in COMPANIONS.iter().chain([&INDEX]) {
+        let (from, to) = (base.join(name), unfinished.path.join(name));
+        if from.is_file() {
+            fs::copy(&from, &to).map_err(MergeError::io("copy", &from))?;
+            sync(&to)?;
+        }
+    }
+    unfinished.publish(to)?;
+    Ok(changed)
+}
+
+/// A folder under another name, which goes unless it is published.
+struct Unfinished {
+    path: PathBuf,
+}
+
+impl Unfinished {
+    fn create(to: &Path) -> Result<Self, MergeError> {
+        let name = to.file_name().unwrap_or_default().to_string_lossy();
+        let path = to.with_file_name(format!(".{name}.tmp-{}", std::process::id()));
+        fs::create_dir(&path).map_err(MergeError::io("create", &path))?;
+        Ok(Self { path })
+    }
+
+    fn publish(self, to: &Path) -> Result<(), MergeError> {
+        sync(&self.path)?;
+        fs::rename(&self.path, to).map_err(MergeError::io("rename to", to))?;
+        sync(to.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")))
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        // After it is published the name is gone, and there is nobody to tell about a failure.
+        let _ = fs::remove_dir_all(&self.path);
+    }
+}
+
+fn sync(path: &Path) -> Result<(), MergeError> {
+    File::open(path).and_then(|file| file.sync_all()).map_err(MergeError::io("sync", path))
+}
+
+/// What an adapter's folder changes of a model's tensors.
+struct Changes {
+    tensors: HashMap<String, TensorHeader>,
+    rank: usize,
+    scale: f32,
+}
+
+impl Changes {
+    fn read(folder: &Path, adapter: &Adapter) -> Result<Self, MergeError> {
+        let tensors = file_headers(&folder.join(adapter_folder::TENSORS))?.into_iter().collect();
+        Ok(Self { tensors, rank: adapter.rank, scale: adapter.scale() as f32 })
+    }
+
+    /// Copies a file of weights, with what is changed of its tensors. Returns how many those are.
+    fn copy(&self, from: &Path, to: &Path, threads: usize) -> Result<usize, MergeError> {
+        let source = File::open(from).map_err(MergeError::io("open", from))?;
+        let mut out = BufWriter::new(File::create(to).map_err(MergeError::io("create", to))?);
+        let mut tensors = file_headers(from)?;
+        tensors.sort_by_key(|(_, tensor)| tensor.begin);
+        let (mut position, mut changed) = (0, 0);
+        let mut put = |bytes: &[u8]| out.write_all(bytes).map_err(MergeError::io("write", to));
+        for (name, tensor) in &tensors {
+            // The header, or what another program has left between two tensors.
+            put(&read(&source, from, position, tensor.begin.saturating_sub(position))?)?;
+            changed += usize::from(self.put_tensor((&source, name, tensor), threads, &mut put)?);
+            position = tensor.end;
+        }
+        out.flush().map_err(MergeError::io("write", to))?;
+        sync(to)?;
+        Ok(changed)
+    }
+
+    /// Writes a tensor, changed or as it is. Returns whether it is changed.
+    fn put_tensor(
+        &self,
+        (source, name, tensor): (&File, &str, &TensorHeader),
+        threads: usize,
+        put: &mut impl FnMut(&[u8]) -> Result<(), MergeError>,
+    ) -> Result<bool, MergeError> {
+        let dtype = tensor.disk_dtype(name)?;
+        if let Some(instead) = self.tensors.get(&tensor_name(name)) {
+            put(&tensor::bytes(&self.values(instead)?, dtype))?;
+            return Ok(true);
+        }
+        let change = self.change_of(name)?;
+        let columns: usize = tensor.shape[1..].iter().product();
+        let rows_at_a_time = (AT_A_TIME / columns.max(1)).max(1);
+        let row_bytes = columns * dtype.element_bytes();
+        for first in (0..tensor.shape[0]).step_by(rows_at_a_time) {
+            let count = rows_at_a_time.min(tensor.shape[0] - first);
+            let begin = tensor.begin + (first * row_bytes) as u64;
+            let stored = read(source, &tensor.file, begin, (count * row_bytes) as u64)?;
+            match &change {
+                None => put(&stored)?,
+                Some(change) => {
+                    let mut values = tensor::values(&stored, dtype);
+                    change.add_to(&mut values, first, threads);
+                    put(&tensor::bytes(&values, dtype))?;
+                }
+            }
+        }
+        Ok(change.is_some())
+    }
+
+    /// The adapter of a weight, if it has one.
+    fn change_of(&self, name: &str) -> Result<Option<Change>, MergeError> {
+        let Some(module) = name.strip_suffix(".weight") else { return Ok(None) };
+        let get = |part: &str| self.tensors.get(&tensor_name(&format!("{module}.{part}.weight")));
+        let Some((a, b)) = get("lora_A").zip(get("lora_B")) else { return Ok(None) };
+        Ok(Some(Change { a: self.values(a)?, b: self.values(b)?, rank: self.rank, scale: self.scale }))
+    }
+
+    fn values(&self, tensor: &TensorHeader) -> Result<Vec<f32>, MergeError> {
+        let file = File::open(&tensor.file).map_err(MergeError::io("open", &tensor.file))?;
+        let bytes = read(&file, &tensor.file, tensor.begin, tensor.end - tensor.begin)?;
+        Ok(tensor::values(&bytes, tensor.disk_dtype("of the adapter")?))
+    }
+}
+
+fn read(file: &File, path: &Path, begin: u64, length: u64) -> Result<Vec<u8>, MergeError> {
+    let mut bytes = vec![0; length as usize];
+    file.read_exact_at(&mut bytes, begin).map_err(MergeError::io("read", path))?;
+    Ok(bytes)
+}
