@@ -1,4 +1,5 @@
 mod cached;
+mod containers;
 mod conversations;
 
 use std::fs;
