@@ -48,7 +48,7 @@ pub enum Task {
     MapDeepspeed(DeepspeedArgs),
     /// `dslaunch checkpoint inspect DIR` and `verify DIR`
     Checkpoint(CheckpointTask),
-    /// `dslaunch data show train.toml`
+    /// `dslaunch data show train.toml` and `data check train.toml`
     Data(DataTask),
     /// `dslaunch status RUN_DIR`, `stop RUN_DIR` and `attach RUN_DIR`
     Control(ControlTask),

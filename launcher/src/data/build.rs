@@ -30,9 +30,24 @@ pub fn build(
     path: &Path,
     progress: &DataProgress,
 ) -> Result<DatasetSummary, DataError> {
-    let threads = job.threads.max(1);
     let names: Vec<_> = sources.iter().map(|source| source.name.clone()).collect();
     let mut rows = Rows::create(job, path, names)?;
+    parse(job, sources, template, progress, |fitted| {
+        rows.count_long(fitted.long);
+        Ok(fitted.samples.into_iter().try_for_each(|sample| rows.push(sample))?)
+    })?;
+    rows.finish()
+}
+
+/// Parses all rows of `sources`. `take` gets what they become, in their order and until the first problem.
+pub fn parse(
+    job: &DataJob,
+    sources: &[Source],
+    template: &FoundTemplate,
+    progress: &DataProgress,
+    mut take: impl FnMut(Fitted) -> Result<(), DataError>,
+) -> Result<(), DataError> {
+    let threads = job.threads.max(1);
     let mut problems = Problems::default();
     let mut reader = ChunkReader::new(sources, job.format);
     let (encoder, chat) = (OnceLock::new(), OnceLock::new());
@@ -47,16 +62,12 @@ pub fn build(
         let work = Work { job, sources, encoder: &encoder, chat: &chat, found_template: template, chunks, progress };
         for parsed in work.run(threads) {
             problems.append(parsed.problems);
-            rows.count_long(parsed.fitted.long);
-            for sample in parsed.fitted.samples {
-                if problems.is_empty() {
-                    rows.push(sample)?;
-                }
+            if problems.is_empty() {
+                take(parsed.fitted)?;
             }
         }
     }
-    problems.or(())?;
-    rows.finish()
+    Ok(problems.or(())?)
 }
 
 /// A few chunks that are parsed at the same time.

@@ -3,7 +3,7 @@
 //!
 //! Files of rows in (`sources`, `containers`), one file of packed rows out ([`proto::dataset`]), which ranks map into memory. In
 //! between, lines are checked and become samples (`format`, `object`, `chat`, `tokenize`, `fit`), and samples share rows (`rows`, `pack`).
-//! `build` is the pipeline; its result is kept under a name that says what it was made from (`cache`), so that only its rows
+//! `show` prints samples, and `check` finds what is lost, doubled or not trained. `build` is the pipeline; its result is kept under a name that says what it was made from (`cache`), so that only its rows
 //! are made again if nothing but packing has changed (`repack`).
 //!
 //! It refuses to know shuffling, batches and ranks, and never links libtorch.
@@ -11,6 +11,7 @@
 mod build;
 mod cache;
 mod chat;
+mod check;
 mod containers;
 mod end_token;
 mod error;
@@ -36,6 +37,7 @@ use proto::config::{AutoOr, DataFormat, LongSamples, TrainOn};
 use proto::dataset::{DatasetError, DatasetSummary, Samples};
 
 use cache::Lookup;
+pub use check::{Bin, Checked, Duplicate, Findings, Found, Lengths, LongRow, check};
 pub use end_token::EndTokens;
 pub use error::{DataError, Problem, Problems, Rule};
 pub use progress::DataProgress;

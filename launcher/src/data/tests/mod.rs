@@ -1,4 +1,5 @@
 mod cached;
+mod checked;
 mod containers;
 mod conversations;
 
