@@ -185,6 +185,8 @@ pub enum Rule {
     NotAsNamed(&'static str),
     #[error("{0} that is packed by gzip or zstd cannot be read: unpack it first")]
     PackedTable(&'static str),
+    #[error("its columns are packed by {0}, which is not read: write it with zstd, snappy, gzip or lz4")]
+    NotUnpacked(&'static str),
     #[error("the {kind} file is damaged: {message}")]
     Damaged { kind: &'static str, message: String },
     #[error("the column {column:?} is of type {kind}, which is no text, number, list or struct: convert it first")]
@@ -211,7 +213,7 @@ pub enum Rule {
     #[error("{0}")]
     Json(String),
     #[error("{format} rows need the key {key:?}, but this one has {found}{}", did_you_mean(.suggestion))]
-    MissingKey { format: DataFormat, key: &'static str, found: String, suggestion: Option<String> },
+    MissingKey { format: DataFormat, key: &'static str, found: String, suggestion: Option<Box<str>> },
     #[error("unknown key {found:?}: did you mean {known:?}?")]
     Typo { found: String, known: &'static str },
     #[error(
@@ -295,7 +297,7 @@ fn before_labels(not_trained: usize) -> String {
     if not_trained == 0 { String::new() } else { format!(", of which the first {not_trained} are not trained") }
 }
 
-fn did_you_mean(suggestion: &Option<String>) -> String {
+fn did_you_mean(suggestion: &Option<Box<str>>) -> String {
     suggestion.as_ref().map_or_else(String::new, |name| format!("; is {name:?} meant?"))
 }
 

@@ -111,8 +111,8 @@ fn check_packing(metadata: &ParquetMetaData) -> Result<(), Rule> {
     let columns = metadata.row_groups().iter().flat_map(|group| group.columns());
     let mut packings = columns.map(|column| column.compression());
     match packings.find(|packing| matches!(packing, Compression::BROTLI(_) | Compression::LZO)) {
-        Some(Compression::LZO) => Err(Rule::NotSupported("Parquet (packed by LZO)")),
-        Some(_) => Err(Rule::NotSupported("Parquet (packed by Brotli)")),
+        Some(Compression::LZO) => Err(Rule::NotUnpacked("LZO")),
+        Some(_) => Err(Rule::NotUnpacked("Brotli")),
         None => Ok(()),
     }
 }
