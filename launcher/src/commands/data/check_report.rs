@@ -218,7 +218,9 @@ train data
         assert_eq!((bars[0].len(), bars[0].ends_with("#  3")), (80, true), "{text}");
         assert_eq!(bars[1], "      500 - 999  0");
         assert_eq!(bars[8].matches('#').count(), 20, "{text}");
-        assert!(text.ends_with("  2 rows: longer than data.seq_len = 4096: split, nothing is lost\n    a.jsonl:7\n    and 1 more\n\nevery row is trained once and whole\n"), "{text}");
+        let end = "  2 rows: longer than data.seq_len = 4096: split, nothing is lost\n    a.jsonl:7\n    and 1 more\n\n\
+                   every row is trained once and whole\n";
+        assert!(text.ends_with(end), "{text}");
     }
 
     #[test]

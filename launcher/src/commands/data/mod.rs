@@ -20,9 +20,9 @@ pub enum DataTask {
     Show(ShowArgs),
     /// Find rows that are truncated, dropped, empty, not trained or there twice, and say how long samples are
     ///
-    /// The data is prepared in output_dir as for training, and used by it: no other dslaunch may be using that folder. Exit codes: 0
-    /// all rows are trained once and whole; 1 some are not, and the last line says which; 2 bad usage, or rows that cannot be
-    /// trained on.
+    /// The data is prepared in output_dir as for training, and used by it: no other dslaunch may be using that folder. Exit
+    /// codes: 0 all rows are trained once and whole; 1 some are not, and the last lines say which; 2 bad usage, or rows that
+    /// cannot be trained on.
     Check(CheckArgs),
 }
 
