@@ -119,6 +119,28 @@ fn an_unsupported_key_of_the_model_is_named() {
 }
 
 #[test]
+fn data_check_says_by_its_exit_code_what_it_found_and_needs_no_weights() {
+    let scratch = Scratch::new();
+    let model = tiny_model(&scratch.path("model"));
+    let job = scratch.job(&model, &scratch.path("rows.csv"), "");
+    let check = |rows: &str, code: i32, text: &str| {
+        fs::write(scratch.path("rows.csv"), format!("input_ids\n{rows}")).unwrap();
+        let mut command = job.command();
+        command.args(["--set", "data.long_samples=\"truncate\""]);
+        let words: Vec<_> = command.get_args().map(|word| word.to_owned()).collect();
+        let output = job.command_of(&["data", "check"]).args(words).output().unwrap();
+        let told = [output.stdout, output.stderr].map(|told| String::from_utf8(told).unwrap()).concat();
+        assert_eq!(output.status.code(), Some(code), "{told}");
+        assert!(told.contains(text), "expected {text:?} in:\n{told}");
+    };
+    let [short, long] = ["\"[1, 2, 3]\"\n".to_owned(), format!("\"{:?}\"\n", [7; 33])];
+    check(&short, 0, "every row is trained once and whole");
+    check(&format!("{short}{long}"), 1, "rows.csv:3 has 33 tokens\n\ntrain data: 1 row is truncated\n");
+    check(&format!("{long}{short}\n{short}"), 1, "rows.csv:5 is ");
+    check(&format!("{short}\"[1, {VOCAB}]\"\n"), 2, "rows.csv:3: input_ids[1] is ");
+}
+
+#[test]
 fn bad_rows_are_named_with_file_and_line() {
     let scratch = Scratch::new();
     let model = tiny_model(&scratch.path("model"));

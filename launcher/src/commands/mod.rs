@@ -50,7 +50,7 @@ pub enum Task {
     MapDeepspeed(DeepspeedArgs),
     /// `dslaunch checkpoint inspect DIR` and `verify DIR`
     Checkpoint(CheckpointTask),
-    /// `dslaunch data show train.toml`
+    /// `dslaunch data show train.toml` and `data check train.toml`
     Data(DataTask),
     /// `dslaunch merge ADAPTER_DIR -o DIR`
     Merge(MergeArgs),

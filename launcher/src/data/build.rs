@@ -9,11 +9,10 @@ use std::thread;
 use proto::dataset::{DatasetSummary, Origin};
 
 use super::chat::{self, ChatTemplate, FoundTemplate, TemplateSource};
+use super::containers::{Chunk, ChunkReader};
 use super::error::{DataError, Problem, Problems, Rule};
 use super::fit::{Fit, Fitted};
 use super::format::{LineFormat, Parser};
-use super::lines::{Chunk, ChunkReader};
-use super::object::LineError;
 use super::rows::Rows;
 use super::sources::Source;
 use super::tokenize::Encoder;
@@ -31,9 +30,24 @@ pub fn build(
     path: &Path,
     progress: &DataProgress,
 ) -> Result<DatasetSummary, DataError> {
-    let threads = job.threads.max(1);
     let names: Vec<_> = sources.iter().map(|source| source.name.clone()).collect();
     let mut rows = Rows::create(job, path, names)?;
+    parse(job, sources, template, progress, |fitted| {
+        rows.count_long(fitted.long);
+        Ok(fitted.samples.into_iter().try_for_each(|sample| rows.push(sample))?)
+    })?;
+    rows.finish()
+}
+
+/// Parses all rows of `sources`. `take` gets what they become, in their order and until the first problem.
+pub fn parse(
+    job: &DataJob,
+    sources: &[Source],
+    template: &FoundTemplate,
+    progress: &DataProgress,
+    mut take: impl FnMut(Fitted) -> Result<(), DataError>,
+) -> Result<(), DataError> {
+    let threads = job.threads.max(1);
     let mut problems = Problems::default();
     let mut reader = ChunkReader::new(sources, job.format);
     let (encoder, chat) = (OnceLock::new(), OnceLock::new());
@@ -48,16 +62,12 @@ pub fn build(
         let work = Work { job, sources, encoder: &encoder, chat: &chat, found_template: template, chunks, progress };
         for parsed in work.run(threads) {
             problems.append(parsed.problems);
-            rows.count_long(parsed.fitted.long);
-            for sample in parsed.fitted.samples {
-                if problems.is_empty() {
-                    rows.push(sample)?;
-                }
+            if problems.is_empty() {
+                take(parsed.fitted)?;
             }
         }
     }
-    problems.or(())?;
-    rows.finish()
+    Ok(problems.or(())?)
 }
 
 /// A few chunks that are parsed at the same time.
@@ -115,12 +125,12 @@ impl Work<'_> {
                 return parsed;
             }
         };
-        let name = self.sources[chunk.source as usize].name.as_str();
+        let source = &self.sources[chunk.source as usize];
         let (encoder, chat) = match self.loaded_for(chunk.format) {
             Ok(loaded) => loaded,
             Err(rule) => {
                 if chunk.first {
-                    parsed.problems.push(Problem::of_file(name, rule.clone()));
+                    parsed.problems.push(Problem::of_file(source.name.as_str(), rule.clone()));
                 }
                 return parsed;
             }
@@ -129,17 +139,15 @@ impl Work<'_> {
         let parser = Parser { fit: Fit { seq_len, long_samples }, vocab_size, encoder, chat, train_on };
         for (line, text) in chunk.lines() {
             let origin = Origin { source: chunk.source, line };
-            if let Err(LineError { line: within, column, rule }) =
-                parser.parse(chunk.format, text, origin, &mut parsed.fitted)
-            {
+            if let Err(error) = parser.parse(chunk.format, text, origin, &mut parsed.fitted) {
                 // One mistake, however many rows show it.
-                let of_config = match &rule {
+                let of_config = match &error.rule {
                     Rule::SmallVocabulary { config, .. } => Some(config.clone()),
                     _ => None,
                 };
                 parsed.problems.push(match of_config {
-                    Some(config) => Problem::of_file(config, rule),
-                    None => Problem { line: Some(line + within), column, ..Problem::of_file(name, rule) },
+                    Some(config) => Problem::of_file(config, error.rule),
+                    None => source.problem(line, error),
                 });
             }
         }

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use proto::config::DataFormat;
 use proto::dataset::DatasetError;
 
+use super::containers::Unit;
 use crate::error::LaunchError;
 
 /// Problems that are kept word by word; the rest is counted.
@@ -127,8 +128,10 @@ impl fmt::Display for Problems {
 pub struct Problem {
     /// The file, or the pattern as the user wrote it.
     pub path: Box<str>,
-    /// The line, from 1; `None` where the whole file is meant.
+    /// The line or the row, from 1; `None` where the whole file is meant.
     pub line: Option<u64>,
+    /// Which of them it is.
+    pub unit: Unit,
     /// The byte in that line, from 1.
     pub column: Option<usize>,
     /// The rule that is broken there.
@@ -138,15 +141,18 @@ pub struct Problem {
 impl Problem {
     /// A problem of a whole file.
     pub fn of_file(path: impl Into<Box<str>>, rule: Rule) -> Self {
-        Self { path: path.into(), line: None, column: None, rule }
+        Self { path: path.into(), line: None, unit: Unit::Line, column: None, rule }
     }
 }
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.path)?;
-        for number in [self.line, self.column.map(|column| column as u64)].into_iter().flatten() {
-            write!(f, ":{number}")?;
+        match self.line {
+            Some(number) => f.write_str(&self.unit.place(&self.path, number))?,
+            None => f.write_str(&self.path)?,
+        }
+        if let Some(column) = self.column {
+            write!(f, ":{column}")?;
         }
         write!(f, ": {}", self.rule)
     }
@@ -171,9 +177,26 @@ pub enum Rule {
     #[error("cannot read it: {0}")]
     RefusedBySystem(String),
     #[error(
-        "this is a {0} file; supported are JSON Lines and JSON arrays, plain or packed by gzip or zstd: convert it first"
+        "this is a {0} file; supported are JSON Lines, JSON arrays and CSV, plain or packed by gzip or zstd, and Parquet and \
+         Arrow: convert it first"
     )]
-    NotJson(&'static str),
+    NotSupported(&'static str),
+    #[error("the name ends in {0}, but the file does not begin as such a file does")]
+    NotAsNamed(&'static str),
+    #[error("{0} that is packed by gzip or zstd cannot be read: unpack it first")]
+    PackedTable(&'static str),
+    #[error("its columns are packed by {0}, which is not read: write it with zstd, snappy, gzip or lz4")]
+    NotUnpacked(&'static str),
+    #[error("the {kind} file is damaged: {message}")]
+    Damaged { kind: &'static str, message: String },
+    #[error("the column {column:?} is of type {kind}, which is no text, number, list or struct: convert it first")]
+    BadColumn { column: String, kind: String },
+    #[error("no column is a text, a number, a list or a struct")]
+    NoColumns,
+    #[error("a value has no form in JSON: {0}")]
+    NoJson(String),
+    #[error("this is no CSV as RFC 4180 has it: {0}")]
+    BadCsv(String),
     #[error("the file is empty: it needs at least one row")]
     Empty,
     #[error("the file changed while it was being read")]
@@ -190,7 +213,7 @@ pub enum Rule {
     #[error("{0}")]
     Json(String),
     #[error("{format} rows need the key {key:?}, but this one has {found}{}", did_you_mean(.suggestion))]
-    MissingKey { format: DataFormat, key: &'static str, found: String, suggestion: Option<String> },
+    MissingKey { format: DataFormat, key: &'static str, found: String, suggestion: Option<Box<str>> },
     #[error("unknown key {found:?}: did you mean {known:?}?")]
     Typo { found: String, known: &'static str },
     #[error(
@@ -274,7 +297,7 @@ fn before_labels(not_trained: usize) -> String {
     if not_trained == 0 { String::new() } else { format!(", of which the first {not_trained} are not trained") }
 }
 
-fn did_you_mean(suggestion: &Option<String>) -> String {
+fn did_you_mean(suggestion: &Option<Box<str>>) -> String {
     suggestion.as_ref().map_or_else(String::new, |name| format!("; is {name:?} meant?"))
 }
 

@@ -1,7 +1,7 @@
 //! Samples that are longer than a row: mistakes, cut, or left out, as the job says.
 
 use proto::config::{AutoOr, LongSamples};
-use proto::dataset::{IGNORED, LongCounts, Sample};
+use proto::dataset::{IGNORED, LongCounts, Origin, Sample};
 
 use super::error::Rule;
 
@@ -21,6 +21,19 @@ pub struct Fitted {
     pub samples: Vec<Sample>,
     /// Counts.
     pub long: LongCounts,
+    /// The rows that were truncated or dropped.
+    pub lost: Vec<Lost>,
+}
+
+/// A row that lost its end, or all of it, because it was too long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lost {
+    /// Its origin.
+    pub origin: Origin,
+    /// The tokens that it had.
+    pub num_tokens: usize,
+    /// Whether nothing is left of it.
+    pub is_dropped: bool,
 }
 
 impl Fit {
@@ -37,11 +50,16 @@ impl Fit {
         };
         match long_samples {
             LongSamples::Error => return Err(Rule::TooLong { len, not_trained: not_trained(&sample), seq_len }),
-            LongSamples::Drop => fitted.long.dropped += 1,
+            LongSamples::Drop => {
+                fitted.long.dropped += 1;
+                fitted.lost.push(Lost { origin: sample.origin, num_tokens: len, is_dropped: true });
+            }
             LongSamples::Truncate => {
                 let piece = Some(piece(&sample, 0, seq_len)).filter(is_trained);
                 let count = if piece.is_some() { &mut fitted.long.truncated } else { &mut fitted.long.dropped };
                 *count += 1;
+                let is_dropped = piece.is_none();
+                fitted.lost.push(Lost { origin: sample.origin, num_tokens: len, is_dropped });
                 fitted.samples.extend(piece);
             }
             // No token is lost; the first one of a piece is not predicted from the piece before.

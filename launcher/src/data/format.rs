@@ -80,6 +80,12 @@ pub fn resolve(format: AutoOr<DataFormat>, first_line: &[u8]) -> Result<LineForm
     Ok(format.into())
 }
 
+/// Whether rows of some format have this key.
+pub fn reads_key(key: &str) -> bool {
+    let lists = [TokensKeys::KEYS, TextKeys::KEYS, PromptCompletionKeys::KEYS];
+    lists.into_iter().flatten().any(|known| *known == key) || chat::reads_key(key)
+}
+
 /// Checks lines and makes samples of them.
 #[derive(Clone, Copy)]
 pub struct Parser<'a> {

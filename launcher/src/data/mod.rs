@@ -1,9 +1,9 @@
 //! Prepares training data before any rank exists: no collective waits for a tokenizer, bad data is an error before
 //! anything starts, and the plan knows rows, steps and tokens.
 //!
-//! JSON Lines or arrays in (`sources`, `unpack`, `lines`), one file of rows out ([`proto::dataset`]), which ranks map into memory. In
+//! Files of rows in (`sources`, `containers`), one file of packed rows out ([`proto::dataset`]), which ranks map into memory. In
 //! between, lines are checked and become samples (`format`, `object`, `chat`, `tokenize`, `fit`), and samples share rows (`rows`, `pack`).
-//! `build` is the pipeline; its result is kept under a name that says what it was made from (`cache`), so that only its rows
+//! `show` prints samples, and `check` finds what is lost, doubled or not trained. `build` is the pipeline; its result is kept under a name that says what it was made from (`cache`), so that only its rows
 //! are made again if nothing but packing has changed (`repack`).
 //!
 //! It refuses to know shuffling, batches and ranks, and never links libtorch.
@@ -11,13 +11,14 @@
 mod build;
 mod cache;
 mod chat;
+mod check;
+mod containers;
 mod end_token;
 mod error;
 mod fit;
 #[cfg(test)]
 mod fixture;
 mod format;
-mod lines;
 mod model_files;
 mod object;
 mod pack;
@@ -29,7 +30,6 @@ mod sources;
 #[cfg(test)]
 mod tests;
 mod tokenize;
-mod unpack;
 
 use std::path::PathBuf;
 
@@ -37,6 +37,7 @@ use proto::config::{AutoOr, DataFormat, LongSamples, TrainOn};
 use proto::dataset::{DatasetError, DatasetSummary, Samples};
 
 use cache::Lookup;
+pub use check::{Bin, Checked, Duplicate, Findings, Found, Lengths, LongRow, check};
 pub use end_token::EndTokens;
 pub use error::{DataError, Problem, Problems, Rule};
 pub use progress::DataProgress;
@@ -124,6 +125,11 @@ pub enum Origin {
 }
 
 impl Prepared {
+    /// The place of a sample, for messages.
+    pub fn place(&self, origin: proto::dataset::Origin) -> String {
+        self.sources[origin.source as usize].place(origin.line)
+    }
+
     /// The files that were named more than once: their rows count as often.
     pub fn repeated(&self) -> Vec<&str> {
         let is_again =

@@ -78,7 +78,7 @@ impl<'de, K: Keys<'de>> Object<'de, K> {
     /// The value of a key that has to be there.
     pub fn required<'a, T>(&self, value: Option<&'a T>, format: DataFormat, key: &'static str) -> Result<&'a T, Rule> {
         value.ok_or_else(|| {
-            let suggestion = self.typo_of(key).map(str::to_owned);
+            let suggestion = self.typo_of(key).map(Box::from);
             Rule::MissingKey { format, key, found: self.found(), suggestion }
         })
     }

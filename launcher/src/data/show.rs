@@ -11,7 +11,7 @@ use super::{DataError, Prepared};
 /// A sample as a reader sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ShownSample {
-    /// Its file and line.
+    /// Its file and line, or row.
     pub place: String,
     /// Its tokens.
     pub num_tokens: usize,
@@ -41,15 +41,9 @@ pub fn samples(
 ) -> Result<Vec<ShownSample>, DataError> {
     let tokenizer = tokenize::plain(tokenizer);
     let shown = |sample: Sample| {
-        let name = &prepared.summary.sources[sample.origin.source as usize];
         let parts = parts(&sample, tokenizer.as_ref());
         let num_trained = parts.iter().filter(|part| part.is_trained).map(|part| part.ids.len()).sum();
-        ShownSample {
-            place: format!("{name}:{}", sample.origin.line),
-            num_tokens: sample.tokens.len(),
-            num_trained,
-            parts,
-        }
+        ShownSample { place: prepared.place(sample.origin), num_tokens: sample.tokens.len(), num_trained, parts }
     };
     let samples = Samples::open(&prepared.path, threads)?.take(count);
     samples.map(|sample| Ok(shown(sample?))).collect()

@@ -8,14 +8,13 @@ use std::path::{Path, PathBuf};
 use glob::{MatchOptions, glob_with};
 use nix::errno::Errno;
 
+use super::containers::Container;
 use super::error::{Problem, Problems, Rule};
+use super::object::LineError;
 
 /// Matches globs as a shell does: `*` stays within one folder and leaves hidden files alone.
 const MATCH: MatchOptions =
     MatchOptions { case_sensitive: true, require_literal_separator: true, require_literal_leading_dot: true };
-
-/// First bytes of files that are no JSON, whatever their names say.
-const FOREIGN: [(&[u8], &str); 3] = [(b"PK\x03\x04", "zip"), (b"PAR1", "Parquet"), (b"ARROW1", "Arrow")];
 
 /// One file of training data.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,6 +27,8 @@ pub struct Source {
     pub hash: blake3::Hash,
     /// Their length.
     pub bytes: u64,
+    /// What its rows lie in.
+    pub container: Container,
     /// Which file of which device it is.
     inode: (u64, u64),
 }
@@ -36,6 +37,21 @@ impl Source {
     /// Whether `other` is the same file, by whatever name.
     pub fn is_same_file(&self, other: &Source) -> bool {
         self.inode == other.inode
+    }
+
+    /// The place of the row `number`, for messages.
+    pub fn place(&self, number: u64) -> String {
+        self.container.unit().place(&self.name, number)
+    }
+
+    /// What is wrong with the row `number`.
+    pub fn problem(&self, number: u64, error: LineError) -> Problem {
+        let LineError { line, column, rule } = error;
+        let of_file = Problem { unit: self.container.unit(), ..Problem::of_file(self.name.as_str(), rule) };
+        match self.container.is_verbatim() {
+            true => Problem { line: Some(number + line), column, ..of_file },
+            false => Problem { line: Some(number), ..of_file },
+        }
     }
 }
 
@@ -82,7 +98,7 @@ fn read(path: &Path) -> Result<Source, Rule> {
     let mut file = File::open(path).map_err(unreadable)?;
     let mut hasher = blake3::Hasher::new();
     let mut buffer = vec![0; 1 << 20];
-    let mut first = true;
+    let mut container = None;
     loop {
         let len = match file.read(&mut buffer) {
             Ok(0) => break,
@@ -90,15 +106,14 @@ fn read(path: &Path) -> Result<Source, Rule> {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             Err(error) => return Err(unreadable(error)),
         };
-        if std::mem::take(&mut first)
-            && let Some((_, kind)) = FOREIGN.iter().find(|(magic, _)| buffer[..len].starts_with(magic))
-        {
-            return Err(Rule::NotJson(kind));
+        if container.is_none() {
+            container = Some(Container::of(path, &buffer[..len])?);
         }
         hasher.update(&buffer[..len]);
     }
     let (bytes, inode) = (meta.len(), (meta.dev(), meta.ino()));
-    Ok(Source { path: path.to_owned(), name, hash: hasher.finalize(), bytes, inode })
+    let container = container.map_or_else(|| Container::of(path, &[]), Ok)?;
+    Ok(Source { path: path.to_owned(), name, hash: hasher.finalize(), bytes, container, inode })
 }
 
 /// Makes a rule of the system's error about a file.
@@ -161,7 +176,7 @@ mod tests {
         check(&["a.jsonl/x"], "a.jsonl/x: cannot read it: Not a directory (os error 20)");
         check(
             &["c.zip"],
-            "c.zip: this is a zip file; supported are JSON Lines and JSON arrays, plain or packed by gzip or zstd: convert it first",
+            "c.zip: this is a zip file; supported are JSON Lines, JSON arrays and CSV, plain or packed by gzip or zstd, and Parquet and Arrow: convert it first",
         );
         check(&["no", "nor"], "no: no such file\nnor: no such file");
         check(&["a[.jsonl"], "a[.jsonl: not a valid pattern: invalid range pattern");

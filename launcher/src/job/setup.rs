@@ -24,7 +24,7 @@ use proto::weights_folder::{WeightFilesError, check_weights};
 
 use tokio::time::timeout;
 
-use crate::data::{self, DataJob, DataProgress, EndTokens, Origin, Prepared, ShownSample, Split};
+use crate::data::{self, Checked, DataError, DataJob, DataProgress, EndTokens, Origin, Prepared, ShownSample, Split};
 use crate::error::LaunchError;
 use crate::gpus::{Gpu, Gpus, Visible};
 use crate::job::args::JobArgs;
@@ -61,6 +61,15 @@ pub struct Setup {
     gpus: Vec<usize>,
 }
 
+/// What a job is read for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Purpose {
+    /// To be planned, and perhaps trained.
+    Plan,
+    /// For a look at its data.
+    Data,
+}
+
 impl From<WeightFilesError> for LaunchError {
     fn from(error: WeightFilesError) -> Self {
         Self::refused(error, 2)
@@ -78,6 +87,15 @@ impl Setup {
     ///
     /// `imagined`: the memory of a machine with GPUs that need not be there, to plan for it.
     pub fn load(args: &JobArgs, imagined: Option<Room>) -> Result<Self, LaunchError> {
+        Self::load_for(args, imagined, Purpose::Plan)
+    }
+
+    /// The same for nothing but the job's data: neither weights nor the GPUs that `model.device` names need to be here.
+    pub fn load_for_data(args: &JobArgs) -> Result<Self, LaunchError> {
+        Self::load_for(args, None, Purpose::Data)
+    }
+
+    fn load_for(args: &JobArgs, imagined: Option<Room>, purpose: Purpose) -> Result<Self, LaunchError> {
         let mut config = TrainConfig::load(&args.train_toml, &args.sets)?;
         let current_dir = env::current_dir().map_err(LaunchError::io("find the current folder"))?;
         let folder = current_dir.join(&config.model.path);
@@ -101,6 +119,7 @@ impl Setup {
         let room = imagined.unwrap_or_else(|| Room { gpu: gpu_free, host: memory::available() });
         let machine = match imagined {
             Some(_) => Machine::Imagined,
+            None if purpose == Purpose::Data && config.model.device == AutoOr::Given(Device::Cuda) => Machine::Imagined,
             None => {
                 let shared = if args.share_gpu && count > 0 { world_size } else { 0 };
                 let gpus = visible.map(|visible| visible.count().max(shared));
@@ -114,7 +133,7 @@ impl Setup {
         if let Some(problem) = too_old_for_fp8(&config, &of_ranks) {
             return Err(ConfigErrors::from(problem).into());
         }
-        if config.model.init == Init::Pretrained {
+        if config.model.init == Init::Pretrained && purpose == Purpose::Plan {
             match check_weights(&folder, &model) {
                 // Of a machine that need not be there the weights need not be here.
                 Err(WeightFilesError::None { .. }) if imagined.is_some() => {}
@@ -199,12 +218,38 @@ impl Setup {
         signals: &mut Signals,
         console: &mut Console,
     ) -> Result<Vec<ShownSample>, LaunchError> {
-        let paths = match split {
+        let prepared = self.prepare(split, self.paths(split), signals, console).await?;
+        Ok(data::samples(&prepared, &self.model_file("tokenizer.json"), count, self.cores)?)
+    }
+
+    /// Prepares a split as for training and looks for what is lost, doubled or not trained; of each kind the first `limit` are
+    /// named. `None`: it has no files. The caller holds the run directory's lock.
+    pub async fn check(
+        &self,
+        split: Split,
+        limit: usize,
+        signals: &mut Signals,
+        console: &mut Console,
+    ) -> Result<Option<Result<Checked, DataError>>, LaunchError> {
+        let paths = self.paths(split);
+        if paths.is_empty() {
+            return Ok(None);
+        }
+        let prepared = match self.try_prepare(split, paths, signals, console).await? {
+            Ok(prepared) => prepared,
+            Err(error) => return Ok(Some(Err(error))),
+        };
+        let job = self.data_job(split, paths);
+        let what = format!("checking {} data", split.name());
+        let look = move |progress: &DataProgress| data::check(&job, prepared, limit, progress);
+        Ok(Some(wait_for(&what, look, signals, console).await?))
+    }
+
+    fn paths(&self, split: Split) -> &[String] {
+        match split {
             Split::Train => &self.config.data.train,
             Split::Validation => &self.config.data.validation,
-        };
-        let prepared = self.prepare(split, paths, signals, console).await?;
-        Ok(data::samples(&prepared, &self.model_file("tokenizer.json"), count, self.cores)?)
+        }
     }
 
     /// The plan as it is without a look at the data, for GPUs that need not be there.
@@ -234,7 +279,11 @@ impl Setup {
         signals: &mut Signals,
         console: &mut Console,
     ) -> Result<Prepared, LaunchError> {
-        let job = DataJob {
+        Ok(self.try_prepare(split, paths, signals, console).await??)
+    }
+
+    fn data_job(&self, split: Split, paths: &[String]) -> DataJob {
+        DataJob {
             split,
             paths: paths.to_vec(),
             format: self.config.data.format,
@@ -249,30 +298,23 @@ impl Setup {
             tokenizer: Some(self.model_file("tokenizer.json")),
             cache_dir: self.run_dir().data(),
             threads: self.cores,
-        };
-        let progress = Arc::new(DataProgress::default());
-        let shared = progress.clone();
-        let mut preparing = std::pin::pin!(threads::run("data", move || data::prepare(&job, &shared)));
+        }
+    }
+
+    async fn try_prepare(
+        &self,
+        split: Split,
+        paths: &[String],
+        signals: &mut Signals,
+        console: &mut Console,
+    ) -> Result<Result<Prepared, DataError>, LaunchError> {
+        let job = self.data_job(split, paths);
         let what = format!("preparing {} data", split.name());
-        let mut looks = tokio::time::interval_at((Instant::now() + PATIENCE).into(), LOOK_INTERVAL);
-        let prepared = loop {
-            tokio::select! {
-                prepared = &mut preparing => break prepared,
-                interrupt = signals.next() => {
-                    console.end_wait();
-                    progress.stop();
-                    // It takes away what it has half-written.
-                    let _ = timeout(STOP_LIMIT, preparing).await;
-                    return Err(LaunchError::Interrupted(interrupt));
-                }
-                _ = looks.tick() => {
-                    let how_far = progress.text();
-                    console.preparing(&if how_far.is_empty() { what.clone() } else { format!("{what}: {how_far}") });
-                }
-            }
+        let prepare = move |progress: &DataProgress| data::prepare(&job, progress);
+        let prepared = match wait_for(&what, prepare, signals, console).await? {
+            Ok(prepared) => prepared,
+            Err(error) => return Ok(Err(error)),
         };
-        console.end_wait();
-        let prepared = prepared.map_err(LaunchError::io("start a thread that prepares the data"))??;
         if let Origin::MadeInsteadOf(error) = &prepared.origin {
             let why = error.source().map_or(String::new(), |source| format!(": {source}"));
             console.warn(&format!("warning: the {} data was prepared anew: {error}{why}", split.name()));
@@ -280,7 +322,7 @@ impl Setup {
         if let Some(note) = note_on_long_samples(split, prepared.summary.long, self.config.data.seq_len) {
             console.warn(&note);
         }
-        Ok(prepared)
+        Ok(Ok(prepared))
     }
 }
 
@@ -293,6 +335,37 @@ fn begin_with_adapter(config: &mut TrainConfig, current_dir: &Path) -> Result<()
     }
     let AdapterFile { adapter, .. } = AdapterFile::load(&folder)?;
     Ok(begin_with(config, &adapter, &folder.join(adapter_folder::CONFIG))?)
+}
+
+/// Runs work on data on a thread of its own. What takes long is shown as `what`, and how far it is.
+async fn wait_for<T: Send + 'static>(
+    what: &str,
+    work: impl FnOnce(&DataProgress) -> T + Send + 'static,
+    signals: &mut Signals,
+    console: &mut Console,
+) -> Result<T, LaunchError> {
+    let progress = Arc::new(DataProgress::default());
+    let shared = progress.clone();
+    let mut working = std::pin::pin!(threads::run("data", move || work(&shared)));
+    let mut looks = tokio::time::interval_at((Instant::now() + PATIENCE).into(), LOOK_INTERVAL);
+    let done = loop {
+        tokio::select! {
+            done = &mut working => break done,
+            interrupt = signals.next() => {
+                console.end_wait();
+                progress.stop();
+                // It takes away what it has half-written.
+                let _ = timeout(STOP_LIMIT, working).await;
+                return Err(LaunchError::Interrupted(interrupt));
+            }
+            _ = looks.tick() => {
+                let how_far = progress.text();
+                console.preparing(&if how_far.is_empty() { what.to_owned() } else { format!("{what}: {how_far}") });
+            }
+        }
+    };
+    console.end_wait();
+    done.map_err(LaunchError::io("start a thread that works on the data"))
 }
 
 /// What was lost of samples that were too long, if anything was.

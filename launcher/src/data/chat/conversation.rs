@@ -41,6 +41,11 @@ pub struct Conversation {
     pub assistants: Vec<usize>,
 }
 
+/// Whether conversations of some format have this key.
+pub fn reads_key(key: &str) -> bool {
+    [AlpacaKeys::KEYS, SharegptKeys::KEYS, MessagesKeys::KEYS].into_iter().flatten().any(|known| *known == key)
+}
+
 /// Reads a row.
 pub fn read(format: ConversationFormat, line: &[u8]) -> Result<Conversation, LineError> {
     let (messages, tools) = match format {

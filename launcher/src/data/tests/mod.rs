@@ -1,4 +1,6 @@
 mod cached;
+mod checked;
+mod containers;
 mod conversations;
 
 use std::fs;

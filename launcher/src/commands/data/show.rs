@@ -1,9 +1,9 @@
-//! `dslaunch data`: what a job's data is.
+//! `dslaunch data show`: samples as the model will see them.
 
 use std::fmt::Write;
 use std::io::{self, IsTerminal};
 
-use clap::{Args, Subcommand};
+use clap::Args;
 use proto::env::variable;
 
 use crate::data::{Part, ShownSample, Split};
@@ -16,15 +16,6 @@ use crate::output::terminal::Terminal;
 use crate::process::signals::Signals;
 use crate::run_dir::lock::RunLock;
 use crate::runtime::on_runtime;
-
-/// Look at the data of a job as it will be trained
-#[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
-pub enum DataTask {
-    /// Show samples as the model will see them, with what is trained of them: in colour, or between double brackets
-    ///
-    /// The data is prepared in output_dir as for training: no other dslaunch may be using that folder.
-    Show(ShowArgs),
-}
 
 /// What to show.
 #[derive(Debug, Clone, PartialEq, Eq, Args)]
@@ -43,9 +34,8 @@ pub struct ShowArgs {
 }
 
 /// `dslaunch data show`. Returns the exit code.
-pub fn run(task: &DataTask, terminal: &Terminal) -> Result<u8, LaunchError> {
-    let DataTask::Show(args) = task;
-    let setup = Setup::load(&args.job, None)?;
+pub fn run(args: &ShowArgs, terminal: &Terminal) -> Result<u8, LaunchError> {
+    let setup = Setup::load_for_data(&args.job)?;
     let split = if args.validation { Split::Validation } else { Split::Train };
     on_runtime(async {
         let mut signals = Signals::listen().map_err(LaunchError::io("listen for signals"))?;
@@ -85,6 +75,7 @@ mod tests {
     use super::*;
     use crate::cli::tests::parse;
     use crate::commands::Task;
+    use crate::commands::data::DataTask;
 
     #[test]
     fn data_show_is_a_command() {

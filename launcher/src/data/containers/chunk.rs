@@ -1,0 +1,168 @@
+//! Cuts source files into chunks of whole rows. A chunk is enough work for one thread, and only a few chunks of a file are in
+//! memory at a time.
+
+use proto::config::{AutoOr, DataFormat};
+
+use super::Opened;
+use crate::data::error::{Problem, Rule};
+use crate::data::format::{self, LineFormat};
+use crate::data::sources::Source;
+
+/// A chunk ends with the first row that takes it past this.
+pub(super) const CHUNK_BYTES: usize = 1 << 18;
+
+/// Rows of one file, all of one format.
+#[derive(Debug)]
+pub struct Chunk {
+    /// Index of the file.
+    pub source: u32,
+    /// The format of each row.
+    pub format: LineFormat,
+    /// Whether the file begins with it.
+    pub first: bool,
+    packed_bytes: u64,
+    rows: RowBuffer,
+}
+
+/// Rows one behind the other, each the text of one JSON object.
+#[derive(Debug, Default)]
+pub(super) struct RowBuffer {
+    /// Their bytes, with whatever stands between them.
+    pub(super) bytes: Vec<u8>,
+    /// Where each of them is.
+    pub(super) bounds: Vec<Bounds>,
+}
+
+/// One row in a [`RowBuffer`].
+#[derive(Debug)]
+pub(super) struct Bounds {
+    /// Its line or its row in the file, from 1.
+    pub(super) number: u64,
+    pub(super) start: usize,
+    pub(super) end: usize,
+}
+
+impl RowBuffer {
+    /// Whether it has enough for a chunk.
+    pub(super) fn is_full(&self) -> bool {
+        self.bytes.len() >= CHUNK_BYTES
+    }
+}
+
+impl Chunk {
+    /// Its length in the file.
+    pub fn bytes(&self) -> u64 {
+        self.packed_bytes
+    }
+
+    /// The rows, with the numbers of their lines or their own, from 1.
+    pub fn lines(&self) -> impl Iterator<Item = (u64, &[u8])> {
+        self.rows.bounds.iter().map(|row| (row.number, &self.rows.bytes[row.start..row.end]))
+    }
+}
+
+/// Reads all sources, one after the other. A file that cannot be read, or whose format is unclear, gives one problem
+/// and is left, so that the other files' problems are found too.
+pub struct ChunkReader<'a> {
+    sources: &'a [Source],
+    format: AutoOr<DataFormat>,
+    /// Index of the file being read.
+    source: usize,
+    /// `None` until that file is opened.
+    file: Option<OpenFile>,
+}
+
+struct OpenFile {
+    opened: Opened,
+    /// Of the bytes that were seen, those that earlier chunks were made of.
+    told_bytes: u64,
+    source: usize,
+    /// `None` until the first row.
+    format: Option<LineFormat>,
+}
+
+impl<'a> ChunkReader<'a> {
+    /// For all rows of `sources`.
+    pub fn new(sources: &'a [Source], format: AutoOr<DataFormat>) -> Self {
+        Self { sources, format, source: 0, file: None }
+    }
+
+    fn next_in(&mut self, source: &Source) -> Result<Option<Chunk>, Problem> {
+        let mut file = match self.file.take() {
+            Some(file) => file,
+            None => OpenFile::open(source, self.source).map_err(|rule| Problem::of_file(source.name.as_str(), rule))?,
+        };
+        let chunk = file.read_chunk(source, self.format)?;
+        self.file = chunk.is_some().then_some(file);
+        Ok(chunk)
+    }
+}
+
+impl Iterator for ChunkReader<'_> {
+    type Item = Result<Chunk, Problem>;
+
+    /// The next chunk or problem in the order of files and rows.
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            let source = self.sources.get(self.source)?;
+            let item = self.next_in(source).transpose();
+            // At the end of a file, and where it cannot be read any further.
+            self.source += usize::from(self.file.is_none());
+            if item.is_some() {
+                return item;
+            }
+        }
+    }
+}
+
+impl OpenFile {
+    fn open(source: &Source, index: usize) -> Result<Self, Rule> {
+        Ok(Self { opened: super::open(source)?, told_bytes: 0, source: index, format: None })
+    }
+
+    /// `None` at the end of the file, which must have held a row and what was hashed before.
+    fn read_chunk(&mut self, source: &Source, format: AutoOr<DataFormat>) -> Result<Option<Chunk>, Problem> {
+        let of_file = |rule| Problem::of_file(source.name.as_str(), rule);
+        let mut rows = RowBuffer { bytes: Vec::with_capacity(CHUNK_BYTES + CHUNK_BYTES / 4), bounds: vec![] };
+        while rows.bounds.is_empty() {
+            rows.bytes.clear();
+            let filled = self.opened.rows.fill(&mut rows);
+            let line = self.opened.rows.place();
+            filled.map_err(|rule| Problem { line, unit: source.container.unit(), ..of_file(rule) })?;
+            if rows.bytes.is_empty() {
+                let format = self.check_end(source).map_err(of_file)?;
+                return Ok(self.rest(format));
+            }
+        }
+        let first = &rows.bounds[0];
+        let format = match self.format {
+            Some(format) => format,
+            None => format::resolve(format, &rows.bytes[first.start..first.end])
+                .map_err(|error| source.problem(first.number, error))?,
+        };
+        let first = self.format.replace(format).is_none();
+        let packed_bytes = self.untold_bytes();
+        Ok(Some(Chunk { source: self.source as u32, format, first, packed_bytes, rows }))
+    }
+
+    /// A chunk without rows, for bytes behind the last one; `None` where all are told.
+    fn rest(&mut self, format: LineFormat) -> Option<Chunk> {
+        let packed_bytes = self.untold_bytes();
+        let chunk =
+            Chunk { source: self.source as u32, format, first: false, packed_bytes, rows: RowBuffer::default() };
+        (packed_bytes > 0).then_some(chunk)
+    }
+
+    fn untold_bytes(&mut self) -> u64 {
+        let seen = self.opened.seen.borrow().bytes;
+        seen - std::mem::replace(&mut self.told_bytes, seen)
+    }
+
+    fn check_end(&self, source: &Source) -> Result<LineFormat, Rule> {
+        // The hash is in the name of the prepared file, so it must be the hash of what was prepared.
+        if self.opened.seen.borrow().hasher.finalize() != source.hash {
+            return Err(Rule::Changed);
+        }
+        self.format.ok_or(Rule::Empty)
+    }
+}

@@ -1,0 +1,112 @@
+//! Files of JSON: lines, or one array. The first byte that is not blank tells which.
+
+use std::io::BufRead;
+
+use super::Rows;
+use super::chunk::RowBuffer;
+use crate::data::error::Rule;
+use crate::data::sources::unreadable;
+
+/// A line or an element that is longer is no row but a file without line ends.
+pub(super) const ROW_BYTES_MAX: usize = 1 << 28;
+
+/// The rows of such a file.
+pub struct JsonRows {
+    text: JsonText,
+    /// How rows stand in it; `None` until the first byte that is not blank.
+    layout: Option<Layout>,
+}
+
+/// The text of a file.
+pub(super) struct JsonText {
+    pub(super) reader: Box<dyn BufRead>,
+    /// Lines read so far.
+    pub(super) line: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Layout {
+    /// One row a line.
+    Lines,
+    /// One JSON array of rows, of which so many were read.
+    Array(u64),
+    /// Such an array that has ended.
+    ArrayEnded,
+}
+
+impl JsonRows {
+    /// Of the file that `reader` begins at.
+    pub fn new(reader: Box<dyn BufRead>) -> Self {
+        Self { text: JsonText { reader, line: 0 }, layout: None }
+    }
+}
+
+impl Rows for JsonRows {
+    fn fill(&mut self, rows: &mut RowBuffer) -> Result<(), Rule> {
+        while !rows.is_full() {
+            let layout = match self.layout {
+                Some(layout) => layout,
+                None => match self.text.begin()? {
+                    Some(layout) => *self.layout.insert(layout),
+                    None => break,
+                },
+            };
+            let is_there = match layout {
+                Layout::Lines => self.text.fill_line(rows)?,
+                Layout::Array(count) => {
+                    let is_there = self.text.fill_element(count > 0, rows)?;
+                    self.layout = Some(if is_there { Layout::Array(count + 1) } else { Layout::ArrayEnded });
+                    is_there
+                }
+                Layout::ArrayEnded => false,
+            };
+            if !is_there {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn place(&self) -> Option<u64> {
+        Some(self.text.line).filter(|line| *line > 0)
+    }
+}
+
+impl JsonText {
+    /// Passes over blank lines, and the byte order mark that some editors put in front. What follows says how rows stand in the
+    /// file; `None`: nothing does.
+    fn begin(&mut self) -> Result<Option<Layout>, Rule> {
+        skip_mark(&mut *self.reader)?;
+        loop {
+            let buffer = self.reader.fill_buf().map_err(unreadable)?;
+            if buffer.is_empty() {
+                return Ok(None);
+            }
+            let blank = buffer.iter().take_while(|byte| byte.is_ascii_whitespace()).count();
+            self.line += buffer[..blank].iter().filter(|byte| **byte == b'\n').count() as u64;
+            match buffer.get(blank) {
+                Some(b'[') => {
+                    self.reader.consume(blank + 1);
+                    self.line += 1;
+                    return Ok(Some(Layout::Array(0)));
+                }
+                Some(_) => {
+                    // What stands before the first row in its line counts for columns.
+                    let whole_lines =
+                        buffer[..blank].iter().rposition(|byte| *byte == b'\n').map_or(0, |last| last + 1);
+                    self.reader.consume(whole_lines);
+                    return Ok(Some(Layout::Lines));
+                }
+                None => self.reader.consume(blank),
+            }
+        }
+    }
+}
+
+/// Passes over the byte order mark, if a text begins with one.
+pub(super) fn skip_mark(reader: &mut dyn BufRead) -> Result<(), Rule> {
+    if reader.fill_buf().map_err(unreadable)?.starts_with(b"\xef\xbb\xbf") {
+        reader.consume(3);
+    }
+    Ok(())
+}
