@@ -14,6 +14,7 @@ use crate::commands::checkpoint::CheckpointTask;
 use crate::commands::control::ControlTask;
 use crate::commands::data::DataTask;
 use crate::commands::doctor::DoctorArgs;
+use crate::commands::import::ImportArgs;
 use crate::commands::plan::PlanCommand;
 use crate::commands::run::{RunArgs, RunFlags};
 use crate::commands::schedulers::{SlurmArgs, SystemdArgs};
@@ -41,6 +42,7 @@ enum Command {
     Train(TrainCommand),
     Run(Box<RunFlags>),
     Plan(PlanCommand),
+    Import(ImportArgs),
     #[command(subcommand)]
     Checkpoint(CheckpointTask),
     #[command(flatten)]
@@ -76,6 +78,7 @@ impl Cli {
             (Some(Command::Train(TrainCommand { job, flags })), _) => flags.task(job),
             (Some(Command::Run(flags)), _) => Task::Run(Box::new(RunArgs::new(*flags, words))),
             (Some(Command::Plan(command)), _) => command.task(),
+            (Some(Command::Import(args)), _) => Task::Import(args),
             (Some(Command::Checkpoint(task)), _) => Task::Checkpoint(task),
             (Some(Command::Control(task)), _) => Task::Control(task),
             (Some(Command::Data(task)), _) => Task::Data(task),

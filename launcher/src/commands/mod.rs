@@ -10,6 +10,8 @@ pub mod data;
 pub mod deepspeed;
 pub mod detach;
 pub mod doctor;
+pub mod import;
+mod mapping;
 pub mod plan;
 pub mod run;
 pub mod schedulers;
@@ -22,6 +24,7 @@ use self::control::ControlTask;
 use self::data::DataTask;
 use self::deepspeed::DeepspeedArgs;
 use self::doctor::DoctorArgs;
+use self::import::ImportArgs;
 use self::plan::PlanArgs;
 use self::run::RunArgs;
 use self::schedulers::{SlurmArgs, SystemdArgs};
@@ -46,6 +49,8 @@ pub enum Task {
     Plan(PlanArgs),
     /// `dslaunch plan --deepspeed ds_config.json`
     MapDeepspeed(DeepspeedArgs),
+    /// `dslaunch import FILE`
+    Import(ImportArgs),
     /// `dslaunch checkpoint inspect DIR` and `verify DIR`
     Checkpoint(CheckpointTask),
     /// `dslaunch data show train.toml`
@@ -69,6 +74,7 @@ impl Task {
             Self::Detach(_)
             | Self::Plan(_)
             | Self::MapDeepspeed(_)
+            | Self::Import(_)
             | Self::Checkpoint(_)
             | Self::Control(_)
             | Self::Data(_)
@@ -87,6 +93,7 @@ impl Task {
             Self::Run(args) => run::run(*args, terminal),
             Self::Plan(args) => plan::run(&args, terminal),
             Self::MapDeepspeed(args) => deepspeed::run(&args, terminal),
+            Self::Import(args) => import::run(&args, terminal),
             Self::Checkpoint(task) => checkpoint::run(&task, terminal),
             Self::Control(task) => control::run(&task, terminal),
             Self::Data(task) => data::run(&task, terminal),
