@@ -71,7 +71,11 @@ impl Setup {
     ///
     /// `imagined`: the memory of a machine with GPUs that need not be there, to plan for it.
     pub fn load(args: &JobArgs, imagined: Option<Room>) -> Result<Self, LaunchError> {
-        let config = TrainConfig::load(&args.train_toml, &args.sets)?;
+        Self::check(TrainConfig::load(&args.train_toml, &args.sets)?, args, imagined)
+    }
+
+    /// The same for a train.toml that has been read. Of `args` only the ranks count.
+    pub fn check(config: TrainConfig, args: &JobArgs, imagined: Option<Room>) -> Result<Self, LaunchError> {
         let current_dir = env::current_dir().map_err(LaunchError::io("find the current folder"))?;
         let folder = current_dir.join(&config.model.path);
         if let Some(problem) = model_folder::problem(&config, &folder) {

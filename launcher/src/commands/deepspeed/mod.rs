@@ -95,9 +95,17 @@ pub fn run(args: &DeepspeedArgs, terminal: &Terminal) -> Result<u8, LaunchError>
     Ok(if mapping.remarks.is_complete() { 0 } else { 2 })
 }
 
-/// The train.toml for a config, and what is said of keys that are not in it.
+/// The train.toml for a config, and what is said of all its keys.
 pub(in crate::commands) fn mapped(file: &str, config: &Node, nproc: Option<u64>) -> (String, Remarks) {
-    let Mapping { snippet, remarks } = map(file, config, config.keys(), nproc);
+    let Mapping { snippet, mut remarks } = map(file, config, config.keys(), nproc);
+    for (key, _, verdict) in judge(config, config.keys()) {
+        let is_said = remarks.keys().contains(&key.as_str());
+        if let (false, Ok(Verdict::Honoured(settings))) = (is_said, verdict) {
+            let settings = settings.iter().map(|Setting { key, value }| format!("{key} = {value}"));
+            let settings = settings.collect::<Vec<_>>().join(", ");
+            remarks.mapped(&key, if settings.is_empty() { "other keys say it".to_owned() } else { settings });
+        }
+    }
     (snippet, remarks)
 }
 

@@ -2,8 +2,8 @@
 
 use super::datasets::{Dataset, Part, files_of, in_place, refuse, write_down};
 use super::judges::{
-    METRICS, bf16, checkpointing, epochs, fp16, fsdp, imply_betas, min_ratio, model_class, number, only_one, optimizer,
-    per_epoch, schedule, sinks, split_off,
+    METRICS, bf16, checkpointing, epochs, fp8, fp16, fsdp, imply_betas, min_ratio, model_class, number, only_one,
+    optimizer, per_epoch, schedule, sinks, split_off,
 };
 use super::model::{self, Lora, in_few_bits, lora_number, lora_switch, lora_targets};
 use super::sheet::{Sheet, Source, quoted};
@@ -102,7 +102,8 @@ pub(super) const ROWS: &[Row] = &[
     judged("float16", fp16),
     row("float32", NoEffect("bf16 says it")),
     row("torch_dtype", NoEffect("weights are read in the type that they have; model.dtype is what is computed in")),
-    row("fp8*", Off("model.matmul = \"fp8\" multiplies in fp8: on GPUs of compute capability 8.9 or newer")),
+    judged("fp8", fp8),
+    row("fp8_*", NoEffect("fp8 says whether products are in fp8")),
     row("fp32_norm*", NoEffect("norms are computed in fp32")),
     row(
         "activation_offloading",
@@ -307,7 +308,11 @@ fn lora(source: &Source, sheet: &mut Sheet) {
     }
     lora_switch("peft_use_rslora", "lora.rslora", source, &mut lora, sheet);
     lora_switch("peft_use_dora", "lora.dora", source, &mut lora, sheet);
-    lora.write("adapter", source, sheet);
+    let is_asked_for = source.get("adapter").is_some_and(|value| !is_off(value));
+    if let Some(value) = source.get("adapter").filter(|_| !is_asked_for) {
+        sheet.record("adapter", value, no_effect("it is off"));
+    }
+    lora.write(is_asked_for.then_some("adapter"), source, sheet);
 }
 
 /// A list of data sets. Each of its keys is judged here.

@@ -209,6 +209,17 @@ pub(super) fn fp16(key: &Key, _: &Source, _: &mut Sheet) -> Verdict {
     })
 }
 
+/// Products in FP8.
+pub(super) fn fp8(key: &Key, _: &Source, _: &mut Sheet) -> Verdict {
+    flag(key.value, |on| match on {
+        true => Verdict::Noted(
+            vec![Setting::new("model.matmul", "\"fp8\"")],
+            "model.matmul = \"fp8\": products of blocks in e4m3, on GPUs of compute capability 8.9 or newer".to_owned(),
+        ),
+        false => no_effect("it is off"),
+    })
+}
+
 /// Recomputation of all blocks. Off, it is left to what memory demands.
 pub(super) fn checkpointing(key: &Key, _: &Source, _: &mut Sheet) -> Verdict {
     if let Some("unsloth" | "offload" | "offload_disk") = key.value.as_str() {

@@ -111,8 +111,9 @@ pub(super) fn tell(config: &Node) -> Result<Kind, String> {
     // LLaMA-Factory has all of transformers' keys, and axolotl some.
     let own: Vec<_> = found.iter().filter(|(kind, _)| *kind != Kind::Hf).cloned().collect();
     match (&own[..], &found[..]) {
-        (_, _) if own.len() < 2 && NEWER.iter().any(|key| has(&key)) && !own.iter().any(|(_, marks)| marks.contains(&"base_model")) => {
-            Err("it looks like a configuration of LLaMA-Factory's newer trainer (model_class, train_dataset, dist_config), which is not known".to_owned())
+        _ if NEWER.iter().any(|key| has(&key)) && !["base_model", "model_name_or_path"].iter().any(|key| has(&key)) => {
+            let keys = NEWER.join(", ");
+            Err(format!("it looks like a configuration of LLaMA-Factory's newer trainer ({keys}), which is not known"))
         }
         ([(kind, _)], _) | ([], [(kind, _)]) => Ok(*kind),
         ([], _) => Err("it has no key by which a tool is known: say whose it is by --from".to_owned()),

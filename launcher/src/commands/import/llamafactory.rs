@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::datasets::{Dataset, Part, files_of, refuse, write_down};
-use super::judges::{METRICS, only_one, split_off, warmup_ratio};
+use super::judges::{METRICS, fp8, only_one, split_off, warmup_ratio};
 use super::model::{self, Lora, in_few_bits, lora_number, lora_switch, lora_targets};
 use super::sheet::{Sheet, Source, quoted};
 use super::table::{Key, Row, elsewhere, judge_all, judged, row};
@@ -54,7 +54,8 @@ pub(super) const ROWS: &[Row] = &[
     row("upcast_lmhead_output", NoEffect("the loss is computed in fp32")),
     row("compute_dtype", NoEffect("model.dtype says it")),
     judged("pure_bf16", pure_bf16),
-    row("fp8*", Off("model.matmul = \"fp8\" multiplies in fp8: on GPUs of compute capability 8.9 or newer")),
+    judged("fp8", fp8),
+    row("fp8_*", NoEffect("fp8 says whether products are in fp8")),
     row("device_map", NoEffect(MEGATRON)),
     row("offload_folder", NoEffect(MEGATRON)),
     judged("quantization_bit", in_few_bits),
@@ -237,23 +238,18 @@ fn finetuning(source: &Source, sheet: &mut Sheet) -> Result<(), Unsupported> {
             if source.get("lora_rank").is_none() {
                 lora.set("lora.rank", 8, "LLaMA-Factory's default");
             }
-            if value.is_empty() {
-                let why = "is not there, which LLaMA-Factory takes for lora; adapters are not read by this version, and all parameters \
-                           would be trained";
-                sheet.remarks.absent("finetuning_type", why);
-            }
-            lora.write("finetuning_type", source, sheet);
+            lora.write(Some("finetuning_type"), source, sheet);
         }
         "full" => {
             sheet
                 .remarks
                 .without_effect("finetuning_type", "all parameters are trained: model.trained = \"all\", the default");
-            lora.write("", source, sheet);
+            lora.write(None, source, sheet);
         }
         "freeze" => {
             let why = "model.trained takes parts of the names of parameters that are trained: [\"layers.28.\", \"layers.29.\"]";
             sheet.record("finetuning_type", value, Verdict::Refused(why.to_owned()));
-            lora.write("", source, sheet);
+            lora.write(None, source, sheet);
         }
         _ => {
             return Err(Unsupported::new(

@@ -221,6 +221,7 @@ fn import(kind: Kind, source: &Source, nproc: Option<u64>) -> Result<Imported, I
         line: source.lines.of(&what.key),
         what,
     })?;
+    nothing_in_silence(source, &mut sheet);
     let Sheet { snippet, remarks } = sheet;
     let heading = format!(
         "# From {}, a configuration of {kind}\n# What is not set here has dslaunch's default.\n",
@@ -233,4 +234,20 @@ fn import(kind: Kind, source: &Source, nproc: Option<u64>) -> Result<Imported, I
         assert!(read.is_ok(), "IMP-2: {read:?}\n{text}");
     }
     Ok(Imported { text, remarks, missing })
+}
+
+/// IMP-1: a key whose value is of no kind that its judges look at is refused.
+fn nothing_in_silence(source: &Source, sheet: &mut Sheet) {
+    let said: Vec<String> = sheet.remarks.keys().into_iter().map(str::to_owned).collect();
+    for (key, value) in source.config.keys() {
+        let is_about = |said: &String| {
+            let inside = said.strip_prefix(key.as_str());
+            inside.is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+        };
+        match said.iter().any(is_about) {
+            true => {}
+            false if value.is_empty() => sheet.remarks.without_effect(key, "nothing is set by it"),
+            false => sheet.remarks.refused(key, value, "it has no value that this key can have"),
+        }
+    }
 }

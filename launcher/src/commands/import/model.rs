@@ -34,30 +34,39 @@ pub(super) struct Lora {
 /// Whether train.toml has a section `[lora]`.
 const IS_READ: bool = false;
 
+const NOT_READ: &str = "this version of dslaunch reads no [lora]: its lines are comments, and all parameters would be trained (with a \
+                        learning rate that is for an adapter); model.trained freezes parts";
+
 impl Lora {
     pub fn set(&mut self, key: &'static str, value: impl ToString, from: &str) {
         self.lines.push((key, value.to_string(), from.to_owned()));
     }
 
-    /// Writes the section, and says of each of its keys what became of it. `switch` is the key that asks for it.
-    pub fn write(self, switch: &str, source: &Source, sheet: &mut Sheet) {
-        for (key, value, from) in self.lines {
-            let node = source.config.get(&from).cloned().unwrap_or(Node::Leaf(serde_json::Value::Null));
-            match IS_READ {
-                true => sheet.record(&from, &node, Verdict::Honoured(vec![Setting { key, value }])),
-                false => {
+    /// Writes the section, and says of each of its keys what became of it. `switch` is the key that asks for an adapter, if
+    /// one does.
+    pub fn write(self, switch: Option<&str>, source: &Source, sheet: &mut Sheet) {
+        let value = |key: &str| source.get(key).cloned().unwrap_or(Node::Leaf(serde_json::Value::Null));
+        for (key, literal, from) in self.lines {
+            let is_key = source.get(&from).is_some();
+            match switch {
+                None if is_key => sheet.remarks.without_effect(&from, "no adapter is asked for"),
+                None => {}
+                Some(_) if IS_READ => {
+                    sheet.record(&from, &value(&from), Verdict::Honoured(vec![Setting { key, value: literal }]));
+                }
+                Some(_) => {
                     let name = key.strip_prefix("lora.").unwrap_or(key);
-                    sheet.snippet.comment("lora", format!("{name} = {value}"), &from);
-                    if from != switch && !node.is_empty() {
-                        sheet.remarks.mapped(&from, format!("{key} = {value}, as a comment"));
+                    sheet.snippet.comment("lora", format!("{name} = {literal}"), &from);
+                    if is_key {
+                        sheet.remarks.mapped(&from, format!("{key} = {literal}, as a comment"));
                     }
                 }
             }
         }
-        if let (false, Some(node)) = (IS_READ, source.config.get(switch)) {
-            let why = "this version of dslaunch reads no [lora]: its lines are comments, and all parameters would be trained \
-                       (with a learning rate that is for an adapter); model.trained freezes parts";
-            sheet.remarks.refused(switch, node, why);
+        match switch {
+            Some(switch) if IS_READ => sheet.remarks.mapped(switch, "[lora]".to_owned()),
+            Some(switch) => sheet.remarks.refused(switch, &value(switch), NOT_READ),
+            None => {}
         }
     }
 }

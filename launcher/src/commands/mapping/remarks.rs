@@ -72,7 +72,6 @@ impl Remarks {
     }
 
     /// Every key of which something is said.
-    #[cfg(test)]
     pub fn keys(&self) -> Vec<&str> {
         let said = self.failures.iter().chain(&self.notes).filter_map(|remark| remark.key.as_deref());
         let listed = self.without_effect.iter().chain(&self.mapped).map(|(key, _)| key.as_str());

@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use super::remarks::Open;
 use super::rule::Setting;
+use crate::output::units::printable;
 
 /// The sections that settings may be in, in train.toml's order.
 const SECTIONS: [&str; 13] = [
@@ -196,9 +197,10 @@ impl Snippet {
 fn aligned(lines: Vec<(String, String)>) -> String {
     let lengths = lines.iter().map(|(line, _)| line.chars().count());
     let width = lengths.filter(|length| *length <= LONGEST_ALIGNED).max().unwrap_or_default();
+    // What another tool's file says may not end a comment.
     let lines = lines.into_iter().map(|(line, what)| match what.as_str() {
-        "" => format!("{line}\n"),
-        _ => format!("{line:<width$}  # {what}\n"),
+        "" => format!("{}\n", printable(&line)),
+        _ => format!("{:<width$}  # {}\n", printable(&line), printable(&what)),
     });
     lines.collect()
 }
