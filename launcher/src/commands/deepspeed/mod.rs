@@ -98,7 +98,7 @@ pub fn run(args: &DeepspeedArgs, terminal: &Terminal) -> Result<u8, LaunchError>
 /// The train.toml for a config, and what is said of all its keys.
 pub(in crate::commands) fn mapped(file: &str, config: &Node, nproc: Option<u64>) -> (String, Remarks) {
     let Mapping { snippet, mut remarks } = map(file, config, config.keys(), nproc);
-    for (key, _, verdict) in judge(config, config.keys()) {
+    for Judged { key, verdict, .. } in judge(config, config.keys()) {
         let is_said = remarks.keys().contains(&key.as_str());
         if let (false, Ok(Verdict::Honoured(settings))) = (is_said, verdict) {
             let settings = settings.iter().map(|Setting { key, value }| format!("{key} = {value}"));
@@ -150,11 +150,17 @@ fn map(file: &str, config: &Node, keys: &[(String, Node)], nproc: Option<u64>) -
     Mapping { snippet: format!("{}\n{}", printable_lines(&head), snippet.text()), remarks }
 }
 
-/// Judges every key of a config that another tool's configuration names. Of an unknown key: the one that was perhaps meant.
-pub(in crate::commands) fn judge<'c>(
-    config: &'c Node,
-    keys: &'c [(String, Node)],
-) -> Vec<(String, &'c Node, Result<Verdict, Option<&'static str>>)> {
+/// A key that was judged by itself.
+pub(in crate::commands) struct Judged<'c> {
+    /// `section.key`, as written.
+    pub key: String,
+    pub value: &'c Node,
+    /// Of an unknown key: the one that was perhaps meant.
+    pub verdict: Result<Verdict, Option<&'static str>>,
+}
+
+/// Judges every key of a config that another tool's configuration names.
+pub(in crate::commands) fn judge<'c>(config: &'c Node, keys: &'c [(String, Node)]) -> Vec<Judged<'c>> {
     let entries = lookup::entries(keys).into_iter();
     let judged = entries.map(|Entry { key, value, place }| {
         let verdict = match place {
@@ -162,7 +168,7 @@ pub(in crate::commands) fn judge<'c>(
             KeyPlace::NoSection => Ok(no_section(&key, value)),
             KeyPlace::Unknown => Err(lookup::meant_by(&key)),
         };
-        (key, value, verdict)
+        Judged { key, value, verdict }
     });
     judged.collect()
 }

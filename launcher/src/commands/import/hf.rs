@@ -6,8 +6,9 @@ use super::judges::{
     logging_steps, max_steps, model_class, number, optimizer, output_dir, report_to, resume, save_limit, save_steps,
     save_strategy, schedule, schedule_arguments, warmup_ratio, warmup_steps,
 };
-use super::sheet::{Sheet, Source, quoted};
-use super::table::{Key, Row, judge_all, judged, row};
+use super::model::{Lora, lora_number, lora_switch, lora_targets};
+use super::sheet::{Sheet, Source, quoted, quoted_list};
+use super::table::{Key, Row, elsewhere, judge_all, judged, row};
 use super::{model, nested};
 use crate::commands::mapping::document::Node;
 use crate::commands::mapping::rule::Rule::{Instead, Map, NoEffect, Off, Only, Refused};
@@ -144,7 +145,7 @@ pub(super) const ROWS: &[Row] = &[
     judged("deepspeed", nested::deepspeed),
     row("debug", Off("there is no such debugger: ranks that overflow are named by the step")),
     row("skip_memory_metrics", NoEffect("metrics.jsonl has memory")),
-    row("do_train", Only(&["true"], "training is what dslaunch does: `false` asks for nothing")),
+    row("do_train", NoEffect("training is what dslaunch does")),
     row("do_eval", NoEffect("data.validation says whether there is validation")),
     row("do_predict", Off("there are no predictions: the model in <output_dir>/final loads with transformers")),
     judged("resume_from_checkpoint", resume),
@@ -194,11 +195,29 @@ pub(super) const SFT_ROWS: &[Row] = &[
         "activation_offloading",
         Off("activations stay on the device: train.activation_checkpointing computes again what does not fit"),
     ),
-    row("use_peft", Off("all parameters are trained: adapters are not read by this version")),
+    elsewhere("use_peft"),
+    elsewhere("lora_r"),
+    elsewhere("lora_alpha"),
+    elsewhere("lora_dropout"),
+    elsewhere("lora_target_modules"),
+    elsewhere("lora_modules_to_save"),
+    elsewhere("use_rslora"),
+    elsewhere("use_dora"),
+    row("lora_task_type", NoEffect("adapters are for the model as it is")),
+    row("lora_target_parameters", Off("adapters are for linear layers")),
+    judged("load_in_8bit", model::in_few_bits),
+    judged("load_in_4bit", model::in_few_bits),
+    row("bnb_*", NoEffect("load_in_4bit says whether weights have few bits")),
+    row("use_bnb_nested_quant", NoEffect("load_in_4bit says whether weights have few bits")),
+    row("model_revision", Only(&["main"], "fetch that revision: `hf download --revision`")),
+    row("dtype", NoEffect("weights are read in the type that they have; model.dtype is what is computed in")),
+    row("torch_dtype", NoEffect("weights are read in the type that they have; model.dtype is what is computed in")),
+    row("router_aux_loss_coef", NoEffect("models have no experts")),
 ];
 
 pub(super) fn map(source: &Source, sheet: &mut Sheet) {
     judge_all(source, &[ROWS, SFT_ROWS], sheet);
+    lora(source, sheet);
     imply(source, sheet, "transformers' default");
     let is_sft = source.config.keys().iter().any(|(name, _)| SFT_ROWS.iter().any(|row| row.key == name));
     sheet.imply("data.packing", "false", "not packed unless it is said");
@@ -207,6 +226,25 @@ pub(super) fn map(source: &Source, sheet: &mut Sheet) {
         sheet.imply("data.long_samples", "\"truncate\"", "as TRL does");
         sheet.imply("data.train_on", "\"all\"", "TRL's default: whole conversations");
     }
+}
+
+/// LoRA, as scripts of TRL's take it.
+fn lora(source: &Source, sheet: &mut Sheet) {
+    let mut lora = Lora::default();
+    lora_number("lora_r", "lora.rank", Type::Count, source, &mut lora, sheet);
+    lora_number("lora_alpha", "lora.alpha", Type::Number, source, &mut lora, sheet);
+    lora_number("lora_dropout", "lora.dropout", Type::Number, source, &mut lora, sheet);
+    lora_targets("lora_target_modules", source, &mut lora);
+    if let Some(list) = source.get("lora_modules_to_save").and_then(Node::as_list) {
+        let names: Vec<&str> = list.iter().filter_map(Node::as_str).collect();
+        lora.set("lora.modules_to_save", quoted_list(&names), "lora_modules_to_save");
+    }
+    lora_switch("use_rslora", "lora.rslora", source, &mut lora, sheet);
+    lora_switch("use_dora", "lora.dora", source, &mut lora, sheet);
+    if let Some(value) = source.get("use_peft").filter(|_| !source.is_on("use_peft")) {
+        sheet.record("use_peft", value, flag(value, |_| no_effect("it is off")));
+    }
+    lora.write(source.is_on("use_peft").then_some("use_peft"), source, sheet);
 }
 
 /// Sets TrainingArguments' defaults that are not train.toml's, where the configuration does not say the keys.

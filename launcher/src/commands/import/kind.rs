@@ -43,7 +43,6 @@ const MARKS: [(Kind, &[&str]); 4] = [
             "micro_batch_size",
             "sample_packing",
             "val_set_size",
-            "lora_r",
             "pretraining_dataset",
             "lora_target_linear",
         ],

@@ -9,6 +9,7 @@
 //! A file for each tool's keys ([`axolotl`], [`llamafactory`], [`hf`]); DeepSpeed's have a room of their own.
 
 mod axolotl;
+mod axolotl_datasets;
 mod datasets;
 mod hf;
 mod judges;

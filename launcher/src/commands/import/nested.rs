@@ -3,7 +3,7 @@
 
 use super::sheet::{Sheet, Source};
 use super::table::Key;
-use crate::commands::deepspeed;
+use crate::commands::deepspeed::{self, Judged};
 use crate::commands::mapping::document::Node;
 use crate::commands::mapping::rule::{Setting, Verdict, no_effect, refused};
 
@@ -35,9 +35,9 @@ pub(super) fn deepspeed(key: &Key, source: &Source, sheet: &mut Sheet) -> Verdic
 }
 
 fn map(prefix: &str, config: &Node, keys: &[(String, Node)], sheet: &mut Sheet) {
-    for (key, value, judged) in deepspeed::judge(config, keys) {
+    for Judged { key, value, verdict } in deepspeed::judge(config, keys) {
         let name = format!("{prefix}.{key}");
-        match judged {
+        match verdict {
             Err(meant) => sheet.remarks.unknown(&name, meant),
             Ok(Verdict::Honoured(settings)) => {
                 let (counts, other) = split(settings);

@@ -239,7 +239,7 @@ fn training_arguments_become_a_job_but_for_model_and_data() {
       "output_dir": "out", "num_train_epochs": 2, "per_device_train_batch_size": 4, "learning_rate": 1e-05,
       "lr_scheduler_type": "cosine", "warmup_ratio": 0.0, "bf16": true, "optim": "adamw_torch", "max_steps": -1,
       "adam_beta1": 0.9, "adam_beta2": 0.98, "fsdp": ["full_shard", "auto_wrap"], "logging_steps": 5, "report_to": [],
-      "tf32": null, "gradient_checkpointing": true, "save_strategy": "steps", "save_steps": 50, "push_to_hub": false
+      "tf32": null, "gradient_checkpointing": true, "save_strategy": "steps", "save_steps": 50, "push_to_hub": false, "do_train": false
     }"#;
     let imported = imported("t.json", text);
     assert_eq!(imported.remarks.failures(), Vec::<&str>::new());
@@ -252,6 +252,10 @@ fn training_arguments_become_a_job_but_for_model_and_data() {
     assert_eq!((config.optimizer.betas, config.zero.stage), ([0.9, 0.98], AutoOr::Given(ZeroStage::Stage3)));
     assert!(!config.data.packing);
     assert!(imported.text.contains("# path = ") && imported.text.contains("# train = "), "{}", imported.text);
+    let lora = r#"{"optim": "adamw_torch", "use_peft": true, "lora_r": 8, "lora_target_modules": "all-linear"}"#;
+    let imported_lora = super::tests::imported("t.json", lora);
+    assert!(imported_lora.remarks.failures()[0].starts_with("use_peft = true: refused"));
+    assert!(imported_lora.text.contains("# targets = \"all-linear\""), "{}", imported_lora.text);
     let sft = r#"{"model_name_or_path": "models/mine", "num_train_epochs": 1.5, "max_length": 512, "packing": true}"#;
     let imported = super::tests::imported("t.json", sft);
     let failures = imported.remarks.failures();
