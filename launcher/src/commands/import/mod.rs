@@ -6,7 +6,7 @@
 //!   are comments, and are named.
 //! - IMP-3 Nothing is downloaded and no file but the output is written.
 //!
-//! A file for each tool's keys ([`axolotl`], [`llamafactory`], [`hf`]); DeepSpeed's have a room of their own.
+//! A file for each tool's keys (`axolotl`, `llamafactory`, `hf`); DeepSpeed's have a room of their own.
 
 mod axolotl;
 mod axolotl_datasets;

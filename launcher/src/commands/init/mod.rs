@@ -1,5 +1,5 @@
 //! `dslaunch init`: writes a train.toml for a model and data, with a layout that fits this machine. It asks nothing: of the layouts
-//! in [`layouts`] the first that the plan's arithmetic takes is written.
+//! in `layouts` the first that the plan's arithmetic takes is written.
 //!
 //! - INI-1 What is written has passed the checks of `dslaunch plan`, but for the rows of the data, of which the first of each file
 //!   was read. What does not pass is its error, and nothing is written.
