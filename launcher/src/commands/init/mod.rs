@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use proto::config::TrainConfig;
+use proto::memory::Room;
 
 use crate::data::{self, has_chat_template};
 use crate::error::LaunchError;
@@ -73,7 +74,7 @@ struct Made {
 
 /// Writes it, and prints on standard error what it comes to. Returns the exit code.
 pub fn run(args: &InitArgs, terminal: &Terminal) -> Result<u8, LaunchError> {
-    let Made { text, said } = make(args)?;
+    let Made { text, said } = make(args, None)?;
     match &args.output {
         Some(output) => {
             write_atomically(output, text.as_bytes()).map_err(LaunchError::io(format!("write {}", output.display())))?
@@ -86,8 +87,8 @@ pub fn run(args: &InitArgs, terminal: &Terminal) -> Result<u8, LaunchError> {
     Ok(0)
 }
 
-/// Makes it. Writes nothing.
-fn make(args: &InitArgs) -> Result<Made, LaunchError> {
+/// Makes it, for this machine or for one with GPUs that is imagined. Writes nothing.
+fn make(args: &InitArgs, imagined: Option<Room>) -> Result<Made, LaunchError> {
     if let Some(output) = args.output.as_ref().filter(|output| !args.force && fs::symlink_metadata(output).is_ok()) {
         return Err(Exists { path: output.clone() }.into());
     }
@@ -98,7 +99,7 @@ fn make(args: &InitArgs) -> Result<Made, LaunchError> {
         ..Job::default()
     };
     // The model first: its mistakes cost milliseconds.
-    let setup = check(&plainest, args)?;
+    let setup = check(&plainest, args, imagined)?;
     let formats = data::formats(&args.data)?;
     let of_validation = if args.validation.is_empty() { vec![] } else { data::formats(&args.validation)? };
     let mut said: Vec<String> =
@@ -110,7 +111,8 @@ fn make(args: &InitArgs) -> Result<Made, LaunchError> {
         world_size: setup.world_size() as u64,
         ..plainest
     };
-    let (text, setup) = fitting(&job, args, !setup.gpus_of_ranks().is_empty())?;
+    let on_gpus = imagined.is_some() || !setup.gpus_of_ranks().is_empty();
+    let (text, setup) = fitting(&job, args, on_gpus, imagined)?;
     let plan = setup.plan_without_data()?;
     said.extend(setup.notes.iter().map(|note| format!("note: {note}")));
     said.push(plan_table_without_data(&plan, setup.room()));
@@ -118,11 +120,11 @@ fn make(args: &InitArgs) -> Result<Made, LaunchError> {
 }
 
 /// The train.toml with the first layout that fits. If none does, the shortage of the last one.
-fn fitting(job: &Job, args: &InitArgs, on_gpus: bool) -> Result<(String, Setup), LaunchError> {
+fn fitting(job: &Job, args: &InitArgs, on_gpus: bool, imagined: Option<Room>) -> Result<(String, Setup), LaunchError> {
     let mut shortage = None;
     for layout in layouts::in_order(on_gpus, job) {
         let job = Job { layout, ..job.clone() };
-        let setup = check(&job, args)?;
+        let setup = check(&job, args, imagined)?;
         match setup.plan_without_data() {
             Ok(_) => return Ok((job.text(), setup)),
             Err(error @ LaunchError::Memory(_)) => shortage = Some(error),
@@ -133,11 +135,11 @@ fn fitting(job: &Job, args: &InitArgs, on_gpus: bool) -> Result<(String, Setup),
 }
 
 /// Checks a job as a plan does before it looks at data.
-fn check(job: &Job, args: &InitArgs) -> Result<Setup, LaunchError> {
+fn check(job: &Job, args: &InitArgs, imagined: Option<Room>) -> Result<Setup, LaunchError> {
     let path = args.output.clone().unwrap_or_else(|| "train.toml".into());
     let config = TrainConfig::parse(Path::new(&path), &job.text(), &[])?;
     let args = JobArgs { nproc: args.nproc, share_gpu: false, sets: vec![], train_toml: path };
-    Setup::check(config, &args, None)
+    Setup::check(config, &args, imagined)
 }
 
 #[cfg(test)]
@@ -197,7 +199,8 @@ mod tests {
     #[test]
     fn a_model_and_data_make_a_job_that_fits() {
         let dir = folder("{\"messages\": []}\n");
-        let Made { text, said } = make(&args(dir.path())).unwrap_or_else(|error| panic!("{}", error.explanation()));
+        let Made { text, said } =
+            make(&args(dir.path()), None).unwrap_or_else(|error| panic!("{}", error.explanation()));
         let config = TrainConfig::parse(Path::new("train.toml"), &text, &[]).unwrap();
         assert_eq!((config.data.seq_len, config.data.chat_template.as_str()), (64, "deepseek"), "{text}");
         assert!(said[0].ends_with("data.jsonl: messages"), "{said:?}");
@@ -221,10 +224,32 @@ mod tests {
         }
     }
 
+    /// DeepSeek-LLM-7B on GPUs that are imagined: what costs nothing is taken as long as it fits.
+    #[test]
+    fn a_large_model_gets_the_first_layout_that_fits() {
+        let dir = folder("{\"input_ids\": [1, 2]}\n");
+        let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/deepseek-llm-7b/model");
+        let made = |nproc: u16, gpu_gib: u64| {
+            let args = InitArgs { model: model.clone(), nproc: Some(nproc), ..args(dir.path()) };
+            make(&args, Some(Room { gpu: Some(gpu_gib << 30), host: Some(1 << 40) })).map(|made| made.text)
+        };
+        let check = |nproc: u16, gpu_gib: u64, has: &[&str], has_not: &[&str]| {
+            let text = made(nproc, gpu_gib).unwrap_or_else(|error| panic!("{}", error.explanation()));
+            assert!(has.iter().all(|part| text.contains(part)), "{nproc} * {gpu_gib} GiB: {text}");
+            assert!(!has_not.iter().any(|part| text.contains(part)), "{nproc} * {gpu_gib} GiB: {text}");
+        };
+        check(8, 80, &["gradient_accumulation_steps = 4"], &["[zero]", "state ="]);
+        check(4, 40, &["stage = 3"], &["seq_len = 2048"]);
+        check(1, 80, &["offload_optimizer = \"cpu\""], &["stage ="]);
+        let error = made(1, 4).unwrap_err();
+        assert!(matches!(error, LaunchError::Memory(_)), "{}", error.explanation());
+        assert_eq!(error.exit_code(), 3);
+    }
+
     #[test]
     fn what_is_wrong_is_said_as_plan_says_it_and_nothing_is_written() {
         let check = |args: &InitArgs, parts: &[&str]| {
-            let error = make(args).unwrap_err();
+            let error = make(args, None).unwrap_err();
             let text = error.explanation();
             assert!(parts.iter().all(|part| text.contains(part)), "{text}");
             assert_eq!(error.exit_code(), 2, "{text}");
