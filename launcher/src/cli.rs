@@ -11,13 +11,17 @@ use proto::env::{SlurmStep, variable};
 
 use crate::commands::Task;
 use crate::commands::checkpoint::CheckpointTask;
+use crate::commands::completions::{CompletionsArgs, ManArgs};
 use crate::commands::control::ControlTask;
 use crate::commands::data::DataTask;
 use crate::commands::doctor::DoctorArgs;
+use crate::commands::import::ImportArgs;
+use crate::commands::init::InitArgs;
 use crate::commands::merge::MergeArgs;
 use crate::commands::plan::PlanCommand;
 use crate::commands::run::{RunArgs, RunFlags};
 use crate::commands::schedulers::{SlurmArgs, SystemdArgs};
+use crate::commands::schema::SchemaArgs;
 use crate::commands::train::{TRAIN, TrainCommand, TrainFlags};
 use crate::job::args::JobArgs;
 
@@ -42,6 +46,8 @@ enum Command {
     Train(TrainCommand),
     Run(Box<RunFlags>),
     Plan(PlanCommand),
+    Init(InitArgs),
+    Import(ImportArgs),
     #[command(subcommand)]
     Checkpoint(CheckpointTask),
     #[command(flatten)]
@@ -52,6 +58,9 @@ enum Command {
     Systemd(SystemdArgs),
     Slurm(SlurmArgs),
     Doctor(DoctorArgs),
+    Schema(SchemaArgs),
+    Completions(CompletionsArgs),
+    Man(ManArgs),
 }
 
 impl Cli {
@@ -69,15 +78,16 @@ impl Cli {
         let refusal = cli.train.as_ref().and_then(|_| cli.flags.several_machines(slurm.as_ref()));
         match refusal {
             Some(rule) => Err(Cli::command().error(ErrorKind::ValueValidation, rule)),
-            None => Ok(cli.task(words)),
+            None => cli.task(words),
         }
     }
 
-    fn task(self, words: &[OsString]) -> Task {
-        match (self.command, self.train) {
+    fn task(self, words: &[OsString]) -> Result<Task, clap::Error> {
+        Ok(match (self.command, self.train) {
             (Some(Command::Train(TrainCommand { job, flags })), _) => flags.task(job),
             (Some(Command::Run(flags)), _) => Task::Run(Box::new(RunArgs::new(*flags, words))),
             (Some(Command::Plan(command)), _) => command.task(),
+            (Some(Command::Import(args)), _) => Task::Import(args),
             (Some(Command::Checkpoint(task)), _) => Task::Checkpoint(task),
             (Some(Command::Control(task)), _) => Task::Control(task),
             (Some(Command::Data(task)), _) => Task::Data(task),
@@ -85,9 +95,13 @@ impl Cli {
             (Some(Command::Systemd(args)), _) => Task::Systemd(args),
             (Some(Command::Slurm(args)), _) => Task::Slurm(args),
             (Some(Command::Doctor(args)), _) => Task::Doctor(args),
+            (Some(Command::Init(args)), _) => Task::Init(args),
+            (Some(Command::Schema(_)), _) => Task::Schema,
+            (Some(Command::Completions(args)), _) => Task::Print(args.script(Cli::command())),
+            (Some(Command::Man(args)), _) => Task::Print(args.page(Cli::command())?),
             (None, Some(job)) => self.flags.task(job),
             (None, None) => unreachable!("clap asks for help when there are no arguments"),
-        }
+        })
     }
 }
 

@@ -2,18 +2,24 @@
 //!
 //! A command uses every room below and no room uses a command. Training itself is no command but a story of its own,
 //! [`job`]; [`train`] holds the flags that are not about which job. A command refuses to know another one's
-//! insides, but for [`plan`], which hands a DeepSpeed config to [`deepspeed`], and [`train`], whose flags are of [`run`]'s kind.
+//! insides, but for [`plan`] and [`import`], which hand a DeepSpeed config to [`deepspeed`], and [`train`], whose flags are of [`run`]'s
+//! kind. What mappers of configurations share is in `mapping`.
 
 pub mod checkpoint;
+pub mod completions;
 pub mod control;
 pub mod data;
 pub mod deepspeed;
 pub mod detach;
 pub mod doctor;
+pub mod import;
+pub mod init;
+mod mapping;
 pub mod merge;
 pub mod plan;
 pub mod run;
 pub mod schedulers;
+pub mod schema;
 pub mod train;
 
 use std::time::Instant;
@@ -23,6 +29,8 @@ use self::control::ControlTask;
 use self::data::DataTask;
 use self::deepspeed::DeepspeedArgs;
 use self::doctor::DoctorArgs;
+use self::import::ImportArgs;
+use self::init::InitArgs;
 use self::merge::MergeArgs;
 use self::plan::PlanArgs;
 use self::run::RunArgs;
@@ -48,6 +56,14 @@ pub enum Task {
     Plan(PlanArgs),
     /// `dslaunch plan --deepspeed ds_config.json`
     MapDeepspeed(DeepspeedArgs),
+    /// `dslaunch import FILE`
+    Import(ImportArgs),
+    /// `dslaunch init MODEL_DIR DATA_FILE...`
+    Init(InitArgs),
+    /// `dslaunch schema`
+    Schema,
+    /// `dslaunch completions SHELL` and `dslaunch man`: the text, which follows from the command line's declaration.
+    Print(String),
     /// `dslaunch checkpoint inspect DIR` and `verify DIR`
     Checkpoint(CheckpointTask),
     /// `dslaunch data show train.toml` and `data check train.toml`
@@ -73,6 +89,10 @@ impl Task {
             Self::Detach(_)
             | Self::Plan(_)
             | Self::MapDeepspeed(_)
+            | Self::Import(_)
+            | Self::Init(_)
+            | Self::Schema
+            | Self::Print(_)
             | Self::Checkpoint(_)
             | Self::Control(_)
             | Self::Data(_)
@@ -92,6 +112,10 @@ impl Task {
             Self::Run(args) => run::run(*args, terminal),
             Self::Plan(args) => plan::run(&args, terminal),
             Self::MapDeepspeed(args) => deepspeed::run(&args, terminal),
+            Self::Import(args) => import::run(&args, terminal),
+            Self::Init(args) => init::run(&args, terminal),
+            Self::Schema => Ok(schema::run(terminal)),
+            Self::Print(text) => Ok(completions::print(text, terminal)),
             Self::Checkpoint(task) => checkpoint::run(&task, terminal),
             Self::Control(task) => control::run(&task, terminal),
             Self::Data(task) => data::run(&task, terminal),

@@ -31,13 +31,15 @@ mod sources;
 mod tests;
 mod tokenize;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::slice;
 
 use proto::config::{AutoOr, DataFormat, LongSamples, TrainOn};
 use proto::dataset::{DatasetError, DatasetSummary, Samples};
 
 use cache::Lookup;
 pub use check::{Bin, Checked, Duplicate, Findings, Found, Lengths, LongRow, check};
+use containers::ChunkReader;
 pub use end_token::EndTokens;
 pub use error::{DataError, Problem, Problems, Rule};
 pub use progress::DataProgress;
@@ -145,6 +147,25 @@ impl Prepared {
         let is_there = |source: &&Source| other.sources.iter().any(|of| of.hash == source.hash);
         self.sources.iter().filter(is_there).map(|source| source.name.as_str()).collect()
     }
+}
+
+/// The format of each file that `paths` name, as its first row shows it.
+pub fn formats(paths: &[String]) -> Result<Vec<(String, DataFormat)>, DataError> {
+    let sources = sources::find(paths)?;
+    let (mut formats, mut problems) = (vec![], Problems::default());
+    for source in &sources {
+        match ChunkReader::new(slice::from_ref(source), AutoOr::Auto).next() {
+            Some(Ok(chunk)) => formats.push((source.name.clone(), chunk.format.name())),
+            Some(Err(problem)) => problems.push(problem),
+            None => problems.push(Problem::of_file(source.name.as_str(), Rule::Empty)),
+        }
+    }
+    Ok(problems.or(formats)?)
+}
+
+/// Whether a model's files have a chat template, be it right or wrong.
+pub fn has_chat_template(model_folder: &Path) -> bool {
+    !matches!(chat::find("auto", model_folder), Ok(None))
 }
 
 /// Prepares the data of `job`, or finds it prepared. Blocks for as long as that takes, or until `progress` is stopped.

@@ -24,7 +24,7 @@ pub fn problem(config: &TrainConfig, path: &Path) -> Option<Problem> {
 }
 
 /// `owner/name`, as on the Hugging Face Hub.
-fn is_hub_id(path: &str) -> bool {
+pub fn is_hub_id(path: &str) -> bool {
     let is_name = |name: &str| {
         let is_word = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
         !name.starts_with('.') && !name.is_empty() && name.bytes().all(is_word)

@@ -87,16 +87,25 @@ impl Setup {
     ///
     /// `imagined`: the memory of a machine with GPUs that need not be there, to plan for it.
     pub fn load(args: &JobArgs, imagined: Option<Room>) -> Result<Self, LaunchError> {
-        Self::load_for(args, imagined, Purpose::Plan)
+        Self::of(TrainConfig::load(&args.train_toml, &args.sets)?, args, imagined)
     }
 
-    /// The same for nothing but the job's data: neither weights nor the GPUs that `model.device` names need to be here.
+    /// The same for a train.toml that has been read. Of `args` only the ranks count.
+    pub fn of(config: TrainConfig, args: &JobArgs, imagined: Option<Room>) -> Result<Self, LaunchError> {
+        Self::check_for(Purpose::Plan, config, args, imagined)
+    }
+
+    /// As [`Setup::load`] for nothing but the job's data: neither weights nor the GPUs that `model.device` names need to be here.
     pub fn load_for_data(args: &JobArgs) -> Result<Self, LaunchError> {
-        Self::load_for(args, None, Purpose::Data)
+        Self::check_for(Purpose::Data, TrainConfig::load(&args.train_toml, &args.sets)?, args, None)
     }
 
-    fn load_for(args: &JobArgs, imagined: Option<Room>, purpose: Purpose) -> Result<Self, LaunchError> {
-        let mut config = TrainConfig::load(&args.train_toml, &args.sets)?;
+    fn check_for(
+        purpose: Purpose,
+        mut config: TrainConfig,
+        args: &JobArgs,
+        imagined: Option<Room>,
+    ) -> Result<Self, LaunchError> {
         let current_dir = env::current_dir().map_err(LaunchError::io("find the current folder"))?;
         let folder = current_dir.join(&config.model.path);
         if let Some(problem) = model_folder::problem(&config, &folder) {
@@ -140,7 +149,9 @@ impl Setup {
                 checked => checked?,
             }
         }
-        if let Some((from, adapter)) = config.lora.from.as_ref().zip(config.trained().adapter()) {
+        if let Some((from, adapter)) = config.lora.from.as_ref().zip(config.trained().adapter())
+            && purpose == Purpose::Plan
+        {
             check_adapter(&current_dir.join(from), &model, adapter)?;
         }
         let end_tokens = EndTokens::read(&folder, model.eos_token_id)?;

@@ -4,12 +4,14 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
 
+use serde_json::Value;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::keys::Keys;
 use super::origins::{Origin, Origins, Source};
 use super::problem::{ConfigErrors, Problem};
+use super::schema::{Described, Description};
 use super::sections::SECTIONS;
 use super::suggest::{did_you_mean, nearest, nearest_or_alias, same_words};
 
@@ -24,6 +26,8 @@ pub(super) struct Document<'t> {
     missing: Vec<Problem>,
     /// Every key that a section asked for, in order: that is the list of keys.
     known: Vec<(&'static str, &'static str)>,
+    /// What the sections say of their keys, where a schema is wanted.
+    description: Option<Description>,
 }
 
 /// One key with its value.
@@ -51,13 +55,48 @@ impl<'t> Document<'t> {
             let span = error.span().unwrap_or(text.len()..text.len());
             origins.span_problem(Source::File, span, "", error.message())
         })?;
-        let mut document =
-            Document { origins, entries: vec![], strays: vec![], problems: vec![], missing: vec![], known: vec![] };
+        let mut document = Document {
+            origins,
+            entries: vec![],
+            strays: vec![],
+            problems: vec![],
+            missing: vec![],
+            known: vec![],
+            description: None,
+        };
         document.add_file(table.into_inner());
         for (idx, argument) in sets.iter().enumerate() {
             document.add_set(idx, argument);
         }
         Ok(document)
+    }
+
+    /// Has the sections say what their keys are, beside reading them.
+    pub(super) fn describe_keys(&mut self) {
+        self.description = Some(Description::default());
+    }
+
+    /// What they have said.
+    pub(super) fn into_description(self) -> Description {
+        self.description.unwrap_or_default()
+    }
+
+    pub(super) fn describe(&mut self, section: &'static str, key: &'static str, schema: impl FnOnce() -> Value) {
+        if let Some(description) = &mut self.description {
+            description.keys.push(Described { section, key, schema: schema() });
+        }
+    }
+
+    pub(super) fn describe_required(&mut self, section: &'static str, key: &'static str) {
+        if let Some(description) = &mut self.description {
+            description.required.push((section, key));
+        }
+    }
+
+    pub(super) fn describe_pair(&mut self, section: &'static str, pair: [&'static str; 2]) {
+        if let Some(description) = &mut self.description {
+            description.pairs.push((section, pair));
+        }
     }
 
     /// The section's reader.

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::document::Document;
-use super::read::Read;
+use super::value_schemas::HasSchema;
 
 /// One section of the document, being read.
 pub(super) struct Keys<'d, 't> {
@@ -17,18 +17,19 @@ impl<'d, 't> Keys<'d, 't> {
     }
 
     /// The value of `key`, or `default`.
-    pub(super) fn or<T: Read<Rule = ()>>(&mut self, key: &'static str, default: T) -> T {
+    pub(super) fn or<T: HasSchema<Rule = ()>>(&mut self, key: &'static str, default: T) -> T {
         self.within(key, default, ())
     }
 
     /// The value of `key`, which has to follow `rule`, or `default`.
-    pub(super) fn within<T: Read>(&mut self, key: &'static str, default: T, rule: T::Rule) -> T {
+    pub(super) fn within<T: HasSchema>(&mut self, key: &'static str, default: T, rule: T::Rule) -> T {
         self.optional(key, rule).unwrap_or(default)
     }
 
     /// The value of `key`. Without one, `example` is suggested, and the stand-in that is returned is never seen: a missing
     /// key is a problem, and with a problem there is no config.
-    pub(super) fn required<T: Read + Default>(&mut self, key: &'static str, rule: T::Rule, example: &str) -> T {
+    pub(super) fn required<T: HasSchema + Default>(&mut self, key: &'static str, rule: T::Rule, example: &str) -> T {
+        self.document.describe_required(self.section, key);
         if !self.document.is_set(self.section, key) {
             self.document.missing(self.section, key, example);
         }
@@ -36,7 +37,8 @@ impl<'d, 't> Keys<'d, 't> {
     }
 
     /// The value of `key`, if it is set and right. If it is wrong, that is on record.
-    pub(super) fn optional<T: Read>(&mut self, key: &'static str, rule: T::Rule) -> Option<T> {
+    pub(super) fn optional<T: HasSchema>(&mut self, key: &'static str, rule: T::Rule) -> Option<T> {
+        self.document.describe(self.section, key, || T::schema(&rule));
         let entry = self.document.take(self.section, key)?;
         let mut faults = vec![];
         let value = T::read(&entry.value, &rule, &mut faults);
@@ -49,6 +51,7 @@ impl<'d, 't> Keys<'d, 't> {
 
     /// Says that `one` and `other` exclude each other. A `--set` of one of them takes the place of the file's other.
     pub(super) fn at_most_one_of(&mut self, one: &'static str, other: &'static str) {
+        self.document.describe_pair(self.section, [one, other]);
         self.document.exclude(self.section, one, other);
     }
 }

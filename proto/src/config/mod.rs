@@ -16,11 +16,13 @@ mod lora;
 mod origins;
 mod problem;
 mod read;
+mod schema;
 mod sections;
 mod suggest;
 #[cfg(test)]
 mod tests;
 mod trained;
+mod value_schemas;
 
 use std::path::Path;
 
@@ -34,6 +36,7 @@ pub use choices::{
 pub use lora::{Lora, Targets};
 pub use origins::Origins;
 pub use problem::{ConfigErrors, Problem};
+pub use schema::schema;
 pub use sections::{
     Checkpoint, Comm, Data, Job, Log, Model, Optimizer, Parallel, Restart, Schedule, THREADS_MAX, Train, Validation,
     Zero,
@@ -100,7 +103,13 @@ impl TrainConfig {
     pub fn parse(path: &Path, text: &str, sets: &[String]) -> Result<TrainConfig, ConfigErrors> {
         let stem = path.file_stem().map_or("train".into(), |stem| stem.to_string_lossy());
         let mut document = Document::parse(path, text, sets)?;
-        let job = Job::read(&mut document.section("job"), &stem);
+        let config = Self::read(&mut document, &stem);
+        Ok(TrainConfig { origins: document.finish()?, ..config })
+    }
+
+    /// Reads each section, without the origins of its keys. What is wrong, the document knows.
+    fn read(document: &mut Document, stem: &str) -> TrainConfig {
+        let job = Job::read(&mut document.section("job"), stem);
         let model = Model::read(&mut document.section("model"));
         let lora = Lora::read(&mut document.section("lora"));
         let data = Data::read(&mut document.section("data"));
@@ -114,8 +123,7 @@ impl TrainConfig {
         let restart = Restart::read(&mut document.section("restart"));
         let validation = Validation::read(&mut document.section("validation"));
         let log = Log::read(&mut document.section("log"));
-        let origins = document.finish()?;
-        Ok(TrainConfig {
+        TrainConfig {
             job,
             model,
             lora,
@@ -130,7 +138,7 @@ impl TrainConfig {
             restart,
             validation,
             log,
-            origins,
-        })
+            origins: Origins::default(),
+        }
     }
 }

@@ -6,7 +6,7 @@ use std::ops::Range;
 use super::problem::{Problem, Quote, SET};
 
 /// Remembers where each key was set, so that a check that comes later can point there too.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Origins {
     pub(super) file: String,
     pub(super) text: String,

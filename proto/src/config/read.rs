@@ -34,8 +34,8 @@ pub(super) trait Read: Sized {
 /// The range of a float. All of them are finite.
 #[derive(Clone, Copy)]
 pub(super) struct Limits {
-    low: Bound<f64>,
-    high: Bound<f64>,
+    pub low: Bound<f64>,
+    pub high: Bound<f64>,
 }
 
 /// `min` and up.

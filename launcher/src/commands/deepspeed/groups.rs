@@ -1,7 +1,8 @@
 //! Judges the keys that need more than a table: they belong together, or to the number of ranks. Pure.
 
-use super::document::Node;
-use super::rules::{Group, Setting, Verdict, no_effect};
+use super::rules::Group;
+use crate::commands::mapping::document::Node;
+use crate::commands::mapping::rule::{Setting, Verdict, count, flag, honoured, no_effect, refused};
 
 const TOTAL: &str = "train_batch_size";
 const MICRO: &str = "train_micro_batch_size_per_gpu";
@@ -278,26 +279,4 @@ fn schedule_type(value: &Node) -> Verdict {
 /// True if fp16 is on, or Hugging Face may switch it on.
 fn may_be_fp16(config: &Node) -> bool {
     config.get("fp16.enabled").is_some_and(|value| value.is_auto() || value.as_flag() == Some(true))
-}
-
-fn flag(value: &Node, verdict: impl FnOnce(bool) -> Verdict) -> Verdict {
-    match value.as_flag() {
-        Some(flag) => verdict(flag),
-        None => refused("must be true or false"),
-    }
-}
-
-fn count(value: &Node, verdict: impl FnOnce(u64) -> Verdict) -> Verdict {
-    match value.as_count() {
-        Some(count) => verdict(count),
-        None => refused("must be a whole number from 0"),
-    }
-}
-
-fn honoured(key: &'static str, value: impl ToString) -> Verdict {
-    Verdict::Honoured(vec![Setting { key, value: value.to_string() }])
-}
-
-fn refused(why: &str) -> Verdict {
-    Verdict::Refused(why.to_owned())
 }

@@ -1,8 +1,9 @@
 //! DeepSpeed's configuration keys and our rule for each: one row per key, in the order of DeepSpeed's documentation.
 //! Data only; [`super::rules`] explains the rules.
 
-use super::rules::Rule::{By, Disabled, Instead, Map, NoEffect, Off, Only, Refused};
-use super::rules::{Group, Row, Type, row};
+use super::rules::{Group, Row, row};
+use crate::commands::mapping::rule::Rule::{By, Disabled, Instead, Map, NoEffect, Off, Only, Refused};
+use crate::commands::mapping::rule::Type;
 
 const LOSS_SCALE: &str = "losses are scaled for fp16 only; bf16 and fp32 need none";
 const GATHERED: &str = "parameters are gathered by the unit (a whole block), zero.prefetch_units ahead";

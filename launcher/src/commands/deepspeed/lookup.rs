@@ -1,9 +1,9 @@
 //! Finds the row of the table that each key of a config belongs to, and the known key that an unknown one was perhaps meant
 //! to be. Pure.
 
-use super::document::Node;
 use super::keys::ROWS;
 use super::rules::Row;
+use crate::commands::mapping::document::Node;
 
 /// A key of the config, in the order of the file.
 #[derive(Debug)]

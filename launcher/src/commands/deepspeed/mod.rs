@@ -6,13 +6,10 @@
 //! - DSP-2 What is honoured is checked by train.toml's own rules. Whether this version can do it is the plan's to say.
 //! - DSP-3 What a config leaves to transformers (`"auto"`) never contradicts the number of ranks.
 
-mod document;
 mod groups;
 mod keys;
 mod lookup;
-mod remarks;
 mod rules;
-mod snippet;
 #[cfg(test)]
 mod templates;
 #[cfg(test)]
@@ -22,15 +19,15 @@ use std::fs;
 use std::io;
 use std::path::PathBuf;
 
+use crate::commands::mapping::document::Node;
+pub use crate::commands::mapping::remarks::Detail;
+use crate::commands::mapping::remarks::{Open, Remarks};
+use crate::commands::mapping::rule::{Setting, Verdict, no_effect};
+use crate::commands::mapping::snippet::Snippet;
 use crate::error::LaunchError;
 use crate::output::terminal::{Item, Stream, Terminal};
 use crate::output::units::printable;
-use document::Node;
 use lookup::{Entry, KeyPlace};
-pub use remarks::Detail;
-use remarks::{Open, Remarks};
-use rules::{Setting, Verdict, no_effect};
-use snippet::Snippet;
 
 /// There is no DeepSpeed config to map.
 #[derive(Debug, thiserror::Error)]
@@ -98,6 +95,20 @@ pub fn run(args: &DeepspeedArgs, terminal: &Terminal) -> Result<u8, LaunchError>
     Ok(if mapping.remarks.is_complete() { 0 } else { 2 })
 }
 
+/// The train.toml for a config, and what is said of all its keys.
+pub(in crate::commands) fn mapped(file: &str, config: &Node, nproc: Option<u64>) -> (String, Remarks) {
+    let Mapping { snippet, mut remarks } = map(file, config, config.keys(), nproc);
+    for Judged { key, verdict, .. } in judge(config, config.keys()) {
+        let is_said = remarks.keys().contains(&key.as_str());
+        if let (false, Ok(Verdict::Honoured(settings))) = (is_said, verdict) {
+            let settings = settings.iter().map(|Setting { key, value }| format!("{key} = {value}"));
+            let settings = settings.collect::<Vec<_>>().join(", ");
+            remarks.mapped(&key, if settings.is_empty() { "other keys say it".to_owned() } else { settings });
+        }
+    }
+    (snippet, remarks)
+}
+
 /// `keys` are those of `config`.
 fn map(file: &str, config: &Node, keys: &[(String, Node)], nproc: Option<u64>) -> Mapping {
     let (mut snippet, mut remarks, mut open) = (Snippet::default(), Remarks::default(), vec![]);
@@ -137,6 +148,29 @@ fn map(file: &str, config: &Node, keys: &[(String, Node)], nproc: Option<u64>) -
     }
     let head = heading(file, nproc.or_else(|| groups::fitting_nproc(config)));
     Mapping { snippet: format!("{}\n{}", printable_lines(&head), snippet.text()), remarks }
+}
+
+/// A key that was judged by itself.
+pub(in crate::commands) struct Judged<'c> {
+    /// `section.key`, as written.
+    pub key: String,
+    pub value: &'c Node,
+    /// Of an unknown key: the one that was perhaps meant.
+    pub verdict: Result<Verdict, Option<&'static str>>,
+}
+
+/// Judges every key of a config that another tool's configuration names.
+pub(in crate::commands) fn judge<'c>(config: &'c Node, keys: &'c [(String, Node)]) -> Vec<Judged<'c>> {
+    let entries = lookup::entries(keys).into_iter();
+    let judged = entries.map(|Entry { key, value, place }| {
+        let verdict = match place {
+            KeyPlace::Row(row) => Ok(row.verdict(value, config, None)),
+            KeyPlace::NoSection => Ok(no_section(&key, value)),
+            KeyPlace::Unknown => Err(lookup::meant_by(&key)),
+        };
+        Judged { key, value, verdict }
+    });
+    judged.collect()
 }
 
 /// Puts what is honoured into the train.toml. What cannot be put there is refused.

@@ -1,4 +1,4 @@
-//! Writes the train.toml that says the same as the honoured keys. Pure.
+//! Writes the train.toml that says the same as the honoured keys of another tool's configuration. Pure.
 
 use std::path::Path;
 
@@ -6,16 +6,35 @@ use proto::config::{Batch, Length, TrainConfig};
 use serde_json::Value;
 
 use super::remarks::Open;
-use super::rules::Setting;
+use super::rule::Setting;
+use crate::output::units::printable;
 
 /// The sections that settings may be in, in train.toml's order.
-const SECTIONS: [&str; 9] = ["model", "data", "train", "optimizer", "schedule", "parallel", "zero", "comm", "log"];
+const SECTIONS: [&str; 14] = [
+    "job",
+    "model",
+    "lora",
+    "data",
+    "train",
+    "optimizer",
+    "schedule",
+    "parallel",
+    "zero",
+    "comm",
+    "checkpoint",
+    "restart",
+    "validation",
+    "log",
+];
 
-/// Required keys that DeepSpeed's config does not know.
+/// Required keys, which the configuration may not know.
 const TO_BE_FILLED_IN: [(&str, &str, &str); 2] = [
     ("model", "path = \"models/deepseek-llm-7b\"", "required: a Hugging Face folder"),
     ("data", "train = [\"data/train.jsonl\"]", "required: paths or globs"),
 ];
+
+/// Lines that are longer do not move the comments of the others.
+const LONGEST_ALIGNED: usize = 60;
 
 /// Keys of which a job has only one.
 const EXCLUSIVE: [[&str; 2]; 2] =
@@ -23,15 +42,17 @@ const EXCLUSIVE: [[&str; 2]; 2] =
 
 /// A train.toml in the making.
 #[derive(Debug, Default)]
-pub(super) struct Snippet {
-    /// What is set, each with the keys of DeepSpeed's that it comes from.
+pub(in crate::commands) struct Snippet {
+    /// What is set, each with the keys that it comes from.
     settings: Vec<(Setting, String)>,
     /// What the config leaves open.
     open: Vec<Open>,
+    /// Lines of a section, or of one that is not read yet, that are comments: each with what is said of it.
+    comments: Vec<(&'static str, String, String)>,
 }
 
 impl Snippet {
-    /// Adds a key that comes `from` a key of DeepSpeed's. Returns why it cannot be: another one says something else, or
+    /// Adds a key that comes `from` a key of another tool's. Returns why it cannot be: another one says something else, or
     /// the value is none that train.toml takes.
     pub fn add(&mut self, setting: Setting, from: &str) -> Result<(), String> {
         if let Some((same, other)) = self.settings.iter_mut().find(|(other, _)| other.key == setting.key) {
@@ -52,11 +73,50 @@ impl Snippet {
         }
     }
 
-    /// The keys of DeepSpeed's that say what `key` is, or that it cannot be set.
+    /// The other tool's keys that say what `key` is, or that it cannot be set.
     pub fn says(&self, key: &str) -> Option<&str> {
         let pair = EXCLUSIVE.iter().find(|pair| pair.contains(&key)).map_or(&[][..], |pair| &pair[..]);
         let said = self.settings.iter().find(|(setting, _)| setting.key == key || pair.contains(&setting.key));
         said.map(|(_, from)| from.as_str())
+    }
+
+    /// The value that a key is set to.
+    pub fn value(&self, key: &str) -> Option<&str> {
+        self.settings.iter().find(|(setting, _)| setting.key == key).map(|(setting, _)| setting.value.as_str())
+    }
+
+    /// Whether train.toml takes this, beside what is set so far.
+    pub fn takes(&self, setting: &Setting) -> bool {
+        let mut settings = self.settings.clone();
+        settings.retain(|(other, _)| other.key != setting.key);
+        settings.push((setting.clone(), String::new()));
+        let tried = Snippet { settings, ..Snippet::default() };
+        TrainConfig::parse(Path::new("train.toml"), &tried.filled_in(), &[]).is_ok()
+    }
+
+    /// Adds a line that is a comment in `section`, and `what` is said of it.
+    pub fn comment(&mut self, section: &'static str, line: impl Into<String>, what: impl Into<String>) {
+        self.comments.push((section, line.into(), what.into()));
+    }
+
+    /// The sections that are comments only: this version does not read them.
+    fn unread(&self) -> String {
+        let mut sections: Vec<&str> = vec![];
+        for (section, ..) in &self.comments {
+            if !SECTIONS.contains(section) && !sections.contains(section) {
+                sections.push(section);
+            }
+        }
+        let text = sections.into_iter().map(|section| {
+            let lines = aligned(self.comments_in(section).collect());
+            format!("\n# [{section}]: this version of dslaunch does not read it\n{lines}")
+        });
+        text.collect()
+    }
+
+    fn comments_in(&self, section: &str) -> impl Iterator<Item = (String, String)> {
+        let of_section = self.comments.iter().filter(move |(of, ..)| *of == section);
+        of_section.map(|(_, line, what)| (format!("# {line}"), what.clone()))
     }
 
     /// Leaves a key to the user, who finds its default as a comment.
@@ -64,18 +124,33 @@ impl Snippet {
         self.open.push(open.clone());
     }
 
-    /// Sections and keys, each with the key of DeepSpeed's that it comes from.
+    /// Sections and keys, each with the key that it comes from.
     pub fn text(&self) -> String {
         let sections = SECTIONS.into_iter().filter_map(|section| {
-            let required = TO_BE_FILLED_IN.iter().filter(|(of, ..)| *of == section);
-            let mut lines: Vec<_> = required.map(|(_, line, what)| (format!("# {line}"), (*what).to_owned())).collect();
+            let required = self.to_be_filled_in().filter(|(of, ..)| *of == section);
+            let mut lines: Vec<_> = required.map(|(_, line, what)| (format!("# {line}"), what.to_owned())).collect();
             lines.extend(self.settings_of(section).map(|(key, value, from)| (format!("{key} = {value}"), from)));
             lines.extend(self.open_in(section));
-            let width = lines.iter().map(|(line, _)| line.len()).max()?;
-            let lines = lines.into_iter().map(|(line, from)| format!("{line:<width$}  # {from}\n"));
-            Some(format!("[{section}]\n{}", lines.collect::<String>()))
+            lines.extend(self.comments_in(section));
+            (!lines.is_empty()).then(|| format!("[{section}]\n{}", aligned(lines)))
         });
-        sections.collect::<Vec<_>>().join("\n")
+        sections.collect::<Vec<_>>().join("\n") + &self.unread()
+    }
+
+    /// Required keys that nothing has set yet.
+    pub fn missing(&self) -> Vec<String> {
+        let line = |(section, line, _): (&str, &str, &str)| {
+            format!("{section}.{}", line.split(' ').next().unwrap_or_default())
+        };
+        self.to_be_filled_in().map(line).collect()
+    }
+
+    fn to_be_filled_in(&self) -> impl Iterator<Item = (&'static str, &'static str, &'static str)> {
+        let is_set = |section: &str, line: &str| {
+            let mut keys = self.settings.iter().filter_map(|(setting, _)| setting.key.split_once('.'));
+            keys.any(|(of, key)| of == section && line.split(' ').next() == Some(key))
+        };
+        TO_BE_FILLED_IN.into_iter().filter(move |(section, line, _)| !is_set(section, line))
     }
 
     /// A comment for each key that is open, with its default, and where its value comes from.
@@ -102,8 +177,8 @@ impl Snippet {
 
     /// The same with something for the required keys.
     fn filled_in(&self) -> String {
-        let required = TO_BE_FILLED_IN.map(|(section, line, _)| (section, line.to_owned()));
-        let mut lines: Vec<_> = required.into();
+        let required = self.to_be_filled_in().map(|(section, line, _)| (section, line.to_owned()));
+        let mut lines: Vec<_> = required.collect();
         for section in SECTIONS {
             lines.extend(self.settings_of(section).map(|(key, value, _)| (section, format!("{key} = {value}"))));
         }
@@ -117,6 +192,18 @@ impl Snippet {
             (of == section).then(|| (key, setting.value.as_str(), from.clone()))
         })
     }
+}
+
+/// Lines with what is said of each behind it, in one column unless a line is long.
+fn aligned(lines: Vec<(String, String)>) -> String {
+    let lengths = lines.iter().map(|(line, _)| line.chars().count());
+    let width = lengths.filter(|length| *length <= LONGEST_ALIGNED).max().unwrap_or_default();
+    // What another tool's file says may not end a comment.
+    let lines = lines.into_iter().map(|(line, what)| match what.as_str() {
+        "" => format!("{}\n", printable(&line)),
+        _ => format!("{:<width$}  # {}\n", printable(&line), printable(&what)),
+    });
+    lines.collect()
 }
 
 /// The value that a key of train.toml has when nobody sets it, in TOML.

@@ -1,4 +1,4 @@
-//! Reads a DeepSpeed config as JSON: keys in the order of the file, and none twice. Knows no key.
+//! A configuration: keys in the order of the file, and none twice. Read from JSON here, from YAML in [`super::yaml`]. Knows no key.
 
 use std::fmt;
 
@@ -7,9 +7,11 @@ use serde_json::Value;
 
 /// A value, or an object with its keys in the order of the file.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) enum Node {
+pub(in crate::commands) enum Node {
     /// An object.
     Object(Vec<(String, Node)>),
+    /// A list.
+    List(Vec<Node>),
     /// Anything else.
     Leaf(Value),
 }
@@ -24,7 +26,7 @@ impl Node {
     pub fn get(&self, path: &str) -> Option<&Node> {
         path.split('.').try_fold(self, |node, name| match node {
             Self::Object(keys) => keys.iter().find(|(key, _)| key == name).map(|(_, node)| node),
-            Self::Leaf(_) => None,
+            Self::List(_) | Self::Leaf(_) => None,
         })
     }
 
@@ -48,7 +50,7 @@ impl Node {
     pub fn as_number(&self) -> Option<f64> {
         match self {
             Self::Leaf(value) => value.as_f64(),
-            Self::Object(_) => None,
+            _ => None,
         }
     }
 
@@ -62,10 +64,39 @@ impl Node {
     /// Two numbers.
     pub fn as_pair(&self) -> Option<[f64; 2]> {
         match self {
-            Self::Leaf(Value::Array(list)) => match &list[..] {
-                [first, second] => Some([first.as_f64()?, second.as_f64()?]),
+            Self::List(list) => match &list[..] {
+                [first, second] => Some([first.as_number()?, second.as_number()?]),
                 _ => None,
             },
+            _ => None,
+        }
+    }
+
+    /// All of it on one line, objects too.
+    fn on_one_line(&self) -> String {
+        let joined = |parts: Vec<String>| parts.join(",");
+        match self {
+            Self::Object(keys) => {
+                let keys = keys.iter().map(|(key, node)| format!("{key:?}:{}", node.on_one_line()));
+                format!("{{{}}}", joined(keys.collect()))
+            }
+            Self::List(list) => format!("[{}]", joined(list.iter().map(Self::on_one_line).collect())),
+            Self::Leaf(value) => value.to_string(),
+        }
+    }
+
+    /// The keys of an object.
+    pub fn keys(&self) -> &[(String, Node)] {
+        match self {
+            Self::Object(keys) => keys,
+            _ => &[],
+        }
+    }
+
+    /// The elements of a list.
+    pub fn as_list(&self) -> Option<&[Node]> {
+        match self {
+            Self::List(list) => Some(list),
             _ => None,
         }
     }
@@ -79,6 +110,7 @@ impl Node {
     pub fn is_empty(&self) -> bool {
         match self {
             Self::Object(keys) => keys.is_empty(),
+            Self::List(_) => false,
             Self::Leaf(value) => value.is_null(),
         }
     }
@@ -90,8 +122,8 @@ impl fmt::Display for Node {
         const LONGEST: usize = 60;
         match self {
             Self::Object(_) => f.write_str("{..}"),
-            Self::Leaf(value) => {
-                let text = value.to_string();
+            _ => {
+                let text = self.on_one_line();
                 match text.char_indices().nth(LONGEST) {
                     Some((end, _)) => write!(f, "{}..", &text[..end]),
                     None => f.write_str(&text),
@@ -129,10 +161,10 @@ impl<'de> Visitor<'de> for NodeVisitor {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Node, A::Error> {
         let mut list = vec![];
-        while let Some(value) = seq.next_element::<Value>()? {
-            list.push(value);
+        while let Some(node) = seq.next_element()? {
+            list.push(node);
         }
-        Ok(Node::Leaf(Value::Array(list)))
+        Ok(Node::List(list))
     }
 
     fn visit_bool<E>(self, value: bool) -> Result<Node, E> {

@@ -4,6 +4,7 @@
 use std::fmt;
 
 use super::document::Node;
+use super::lines::Lines;
 
 /// How much is said of keys without effect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,20 +15,30 @@ pub enum Detail {
     EachKey,
 }
 
-/// What is to be said of a config.
+/// What is to be said of a config. Each remark has the key that it is about, and its text, which begins with the key.
 #[derive(Debug, Default)]
-pub(super) struct Remarks {
-    failures: Vec<String>,
-    notes: Vec<String>,
+pub(in crate::commands) struct Remarks {
+    failures: Vec<Remark>,
+    notes: Vec<Remark>,
     /// Keys that are `"auto"`: the key, its key in train.toml, and what transformers takes the value from.
     open: Vec<Open>,
     /// Keys without effect, each with the reason.
     without_effect: Vec<(String, String)>,
+    /// Keys that are in the train.toml, each with what is there, where the caller tells of them.
+    mapped: Vec<(String, String)>,
+}
+
+/// One line that is said.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::commands) struct Remark {
+    /// The key that it is about; none if it is about several.
+    pub key: Option<String>,
+    pub text: String,
 }
 
 /// A key whose value the config leaves to transformers.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Open {
+pub(in crate::commands) struct Open {
     /// DeepSpeed's key.
     pub key: String,
     /// The key of train.toml, `section.key`.
@@ -39,20 +50,38 @@ pub(super) struct Open {
 impl Remarks {
     pub fn unknown(&mut self, key: &str, meant: Option<&str>) {
         let meant = meant.map(|meant| format!("; did you mean {meant}?")).unwrap_or_default();
-        self.failures.push(format!("{key}: unknown key{meant}"));
+        self.failures.push(remark(key, format!("{key}: unknown key{meant}")));
     }
 
     pub fn refused(&mut self, key: &str, value: &Node, why: &str) {
-        self.failures.push(format!("{key} = {value}: refused: {why}"));
+        self.failures.push(remark(key, format!("{key} = {value}: refused: {why}")));
     }
 
     pub fn noted(&mut self, key: &str, value: &Node, what: &str) {
-        self.notes.push(format!("{key} = {value}: {what}"));
+        self.notes.push(remark(key, format!("{key} = {value}: {what}")));
     }
 
     /// A key that is not there, where that means something.
     pub fn absent(&mut self, key: &str, what: &str) {
-        self.notes.push(format!("{key}: {what}"));
+        self.notes.push(remark(key, format!("{key}: {what}")));
+    }
+
+    /// A key that is in the train.toml as `what`.
+    pub fn mapped(&mut self, key: &str, what: String) {
+        self.mapped.push((key.to_owned(), what));
+    }
+
+    /// Every key of which something is said.
+    pub fn keys(&self) -> Vec<&str> {
+        let said = self.failures.iter().chain(&self.notes).filter_map(|remark| remark.key.as_deref());
+        let listed = self.without_effect.iter().chain(&self.mapped).map(|(key, _)| key.as_str());
+        said.chain(listed).chain(self.open.iter().map(|open| open.key.as_str())).collect()
+    }
+
+    /// The keys that are refused or unknown, with what is said of them.
+    #[cfg(test)]
+    pub fn failures(&self) -> Vec<&str> {
+        self.failures.iter().map(|remark| remark.text.as_str()).collect()
     }
 
     pub fn open(&mut self, open: Open) {
@@ -68,22 +97,37 @@ impl Remarks {
         self.failures.is_empty()
     }
 
-    /// All of it.
+    /// All of it as text.
     pub fn lines(&self, detail: Detail) -> Vec<String> {
-        let mut lines = [&self.failures[..], &self.notes[..]].concat();
-        lines.extend(self.open_keys());
+        self.said(detail).into_iter().map(|remark| remark.text).collect()
+    }
+
+    /// All of it, each with its place: `file`, and the line of its key.
+    pub fn lines_at(&self, detail: Detail, file: &str, lines: &Lines) -> Vec<String> {
+        let at = |Remark { key, text }: Remark| match key.and_then(|key| lines.of(&key)) {
+            Some(line) => format!("{file}:{line}: {text}"),
+            None => format!("{file}: {text}"),
+        };
+        self.said(detail).into_iter().map(at).collect()
+    }
+
+    fn said(&self, detail: Detail) -> Vec<Remark> {
+        let mut said = [&self.failures[..], &self.notes[..]].concat();
+        said.extend(self.open_keys().map(|text| Remark { key: None, text }));
         match detail {
             Detail::EachKey => {
-                let each = self.without_effect.iter().map(|(key, why)| format!("{key}: no effect here: {why}"));
-                lines.extend(each);
+                let none = |(key, why): &(String, String)| remark(key, format!("{key}: no effect here: {why}"));
+                said.extend(self.without_effect.iter().map(none));
+                said.extend(self.mapped.iter().map(|(key, what)| remark(key, format!("{key}: {what}"))));
             }
             Detail::Grouped if self.without_effect.is_empty() => {}
             Detail::Grouped => {
                 let keys: Vec<&str> = self.without_effect.iter().map(|(key, _)| key.as_str()).collect();
-                lines.push(format!("no effect here (--explain says why): {}", BySection(&keys)));
+                let text = format!("no effect here (--explain says why): {}", BySection(&keys));
+                said.push(Remark { key: None, text });
             }
         }
-        lines
+        said
     }
 
     fn open_keys(&self) -> Option<String> {
@@ -92,6 +136,10 @@ impl Remarks {
                     dslaunch's default";
         (!keys.is_empty()).then(|| format!("\"auto\", {what}: {}", BySection(&keys)))
     }
+}
+
+fn remark(key: &str, text: String) -> Remark {
+    Remark { key: Some(key.to_owned()), text }
 }
 
 /// `a, zero_optimization.{stage, overlap_comm}`: keys by section, sections and keys in the order in which they come.
