@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use proto::config::AutoOr;
-use proto::env::{SchedulerEnv, ServiceEnv};
+use proto::env::{SchedulerEnv, ServiceEnv, WandbEnv};
 use proto::manifest::Progress;
 use proto::memory::{PeakBytes, Side, helpful_keys};
 use proto::plan::{Device, Plan};
@@ -39,6 +39,7 @@ use crate::output::events::Moment;
 use crate::output::gpu_log;
 use crate::output::notify::Notifier;
 use crate::output::report::{self, FailureReport, summary};
+use crate::output::sinks::wandb::sync::{self, Time};
 use crate::output::terminal::Terminal;
 use crate::process::guardian;
 use crate::process::job_control::JobControl;
@@ -95,6 +96,15 @@ pub fn train(args: &JobArgs, job_control: JobControl, terminal: &Terminal, start
                 _ => Moment::Failed { exit_code: error.exit_code(), reason: &reason },
             });
         }
+        let (exit_code, time) = match &result {
+            Ok(code) => (*code, if *code <= 3 { Time::Enough } else { Time::None }),
+            Err(error) => (error.exit_code(), Time::None),
+        };
+        if let Some(folder) = output.end(exit_code).await.wandb {
+            let has_key = WandbEnv::from_process().has_key;
+            let told = sync::after(&folder, has_key, time, &mut signals).await;
+            output.console().warn(&told);
+        }
         drop(output);
         if let Ok(control) = control {
             control.close().await;
@@ -132,6 +142,7 @@ impl Launch<'_> {
         // Whatever happens between these two, nothing of another job is ever taken for this one's.
         wish.leave_others_behind(&run_dir, output.console())?;
         owned.take()?;
+        output.describe(&job.plan, &setup.config).await;
         let spawner = Spawner::start().map_err(LaunchError::io("start the spawning thread"))?;
         loop {
             let mut edge = Edge { spawner: &spawner, signals, output };
@@ -152,6 +163,7 @@ impl Launch<'_> {
                     plan = setup.plan(start_of(beginning.as_ref()), signals, output.console()).await?;
                     note(&notes(setup, &owned, beginning.as_ref(), &plan), output.console());
                     job = prepare(plan, setup, worker, lock)?;
+                    output.describe(&job.plan, &setup.config).await;
                 }
             }
         }
