@@ -15,6 +15,7 @@ use crate::commands::control::ControlTask;
 use crate::commands::data::DataTask;
 use crate::commands::doctor::DoctorArgs;
 use crate::commands::plan::PlanCommand;
+use crate::commands::report::ReportArgs;
 use crate::commands::run::{RunArgs, RunFlags};
 use crate::commands::schedulers::{SlurmArgs, SystemdArgs};
 use crate::commands::train::{TRAIN, TrainCommand, TrainFlags};
@@ -47,6 +48,7 @@ enum Command {
     Control(ControlTask),
     #[command(subcommand)]
     Data(DataTask),
+    Report(ReportArgs),
     Systemd(SystemdArgs),
     Slurm(SlurmArgs),
     Doctor(DoctorArgs),
@@ -79,6 +81,7 @@ impl Cli {
             (Some(Command::Checkpoint(task)), _) => Task::Checkpoint(task),
             (Some(Command::Control(task)), _) => Task::Control(task),
             (Some(Command::Data(task)), _) => Task::Data(task),
+            (Some(Command::Report(args)), _) => Task::Report(args),
             (Some(Command::Systemd(args)), _) => Task::Systemd(args),
             (Some(Command::Slurm(args)), _) => Task::Slurm(args),
             (Some(Command::Doctor(args)), _) => Task::Doctor(args),
@@ -155,6 +158,8 @@ pub(crate) mod tests {
         check("run --rdzv-backend etcd -- cmd", ErrorKind::ValueValidation);
         check("run --no-python -m -- cmd", ErrorKind::ArgumentConflict);
         check("--nproc 2 run -- cmd", ErrorKind::ArgumentConflict);
+        check("report", ErrorKind::MissingRequiredArgument);
+        check("report --compare", ErrorKind::InvalidValue);
         check("checkpoint", ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand);
         check("checkpoint verify", ErrorKind::MissingRequiredArgument);
         check("checkpoint verify --json x", ErrorKind::UnknownArgument);

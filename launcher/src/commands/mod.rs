@@ -11,6 +11,7 @@ pub mod deepspeed;
 pub mod detach;
 pub mod doctor;
 pub mod plan;
+pub mod report;
 pub mod run;
 pub mod schedulers;
 pub mod train;
@@ -23,6 +24,7 @@ use self::data::DataTask;
 use self::deepspeed::DeepspeedArgs;
 use self::doctor::DoctorArgs;
 use self::plan::PlanArgs;
+use self::report::ReportArgs;
 use self::run::RunArgs;
 use self::schedulers::{SlurmArgs, SystemdArgs};
 use crate::error::LaunchError;
@@ -52,6 +54,8 @@ pub enum Task {
     Data(DataTask),
     /// `dslaunch status RUN_DIR`, `stop RUN_DIR` and `attach RUN_DIR`
     Control(ControlTask),
+    /// `dslaunch report RUN_DIR`
+    Report(ReportArgs),
     /// `dslaunch systemd train.toml`
     Systemd(SystemdArgs),
     /// `dslaunch slurm train.toml`
@@ -72,6 +76,7 @@ impl Task {
             | Self::Checkpoint(_)
             | Self::Control(_)
             | Self::Data(_)
+            | Self::Report(_)
             | Self::Systemd(_)
             | Self::Slurm(_)
             | Self::Doctor(_) => None,
@@ -90,6 +95,7 @@ impl Task {
             Self::Checkpoint(task) => checkpoint::run(&task, terminal),
             Self::Control(task) => control::run(&task, terminal),
             Self::Data(task) => data::run(&task, terminal),
+            Self::Report(args) => report::run(&args, terminal),
             Self::Systemd(args) => schedulers::print_systemd(&args, terminal),
             Self::Slurm(args) => schedulers::print_slurm(&args, terminal),
             Self::Doctor(args) => doctor::run(&args, terminal),

@@ -39,6 +39,7 @@ use crate::output::events::Moment;
 use crate::output::gpu_log;
 use crate::output::notify::Notifier;
 use crate::output::report::{self, FailureReport, summary};
+use crate::output::sinks::RunFacts;
 use crate::output::sinks::wandb::sync::{self, Time};
 use crate::output::terminal::Terminal;
 use crate::process::guardian;
@@ -101,8 +102,8 @@ pub fn train(args: &JobArgs, job_control: JobControl, terminal: &Terminal, start
             Err(error) => (error.exit_code(), Time::None),
         };
         if let Some(folder) = output.end(exit_code).await.wandb {
-            let has_key = WandbEnv::from_process().has_key;
-            let told = sync::after(&folder, has_key, time, &mut signals).await;
+            let sends = WandbEnv::from_process().sends;
+            let told = sync::after(&folder, sends, time, &mut signals).await;
             output.console().warn(&told);
         }
         drop(output);
@@ -132,6 +133,8 @@ impl Launch<'_> {
         let mut beginning = wish.checkpoint(setup, output.console())?;
         let mut plan = setup.plan(start_of(beginning.as_ref()), signals, output.console()).await?;
         if let Some(text) = owned.finished(&plan, beginning.as_ref()) {
+            // Whatever of its files the end of the job has missed is made now.
+            output.describe(&facts(setup, &plan));
             output.done(plan.steps);
             output.console().say(&text);
             return Ok(0);
@@ -142,7 +145,8 @@ impl Launch<'_> {
         // Whatever happens between these two, nothing of another job is ever taken for this one's.
         wish.leave_others_behind(&run_dir, output.console())?;
         owned.take()?;
-        output.describe(&job.plan, &setup.config).await;
+        output.listen(&setup.config.log).await;
+        output.describe(&facts(setup, &job.plan));
         let spawner = Spawner::start().map_err(LaunchError::io("start the spawning thread"))?;
         loop {
             let mut edge = Edge { spawner: &spawner, signals, output };
@@ -163,11 +167,16 @@ impl Launch<'_> {
                     plan = setup.plan(start_of(beginning.as_ref()), signals, output.console()).await?;
                     note(&notes(setup, &owned, beginning.as_ref(), &plan), output.console());
                     job = prepare(plan, setup, worker, lock)?;
-                    output.describe(&job.plan, &setup.config).await;
+                    output.describe(&facts(setup, &job.plan));
                 }
             }
         }
     }
+}
+
+/// What sinks tell of a run.
+fn facts(setup: &Setup, plan: &Plan) -> RunFacts {
+    RunFacts { plan: plan.clone(), config: identify::written(&setup.config) }
 }
 
 /// What the user should know of the plan, and of where the job goes on.

@@ -25,7 +25,7 @@ use std::io;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use proto::config::{Sink, TrainConfig};
+use proto::config::{Log, Sink};
 use proto::control::{CheckpointSaved, EvalMetrics, Finished, SkippedStep, StepMetrics};
 use proto::env::WandbEnv;
 use proto::plan::Plan;
@@ -106,7 +106,7 @@ impl Output {
         tokio::spawn(stall::watch(watched, console.stalls()));
         Ok(Self {
             console,
-            files: FileSinks::start(run_dir, sinks, WandbEnv::from_process())?,
+            files: FileSinks::start(run_dir, sinks, WandbEnv::from_process()),
             exporter: None,
             metrics: sinks.contains(&Sink::Jsonl).then(|| MetricsFile::new(run_dir.metrics())),
             events,
@@ -122,19 +122,24 @@ impl Output {
         })
     }
 
-    /// The plan of the job is made, of `config`. Before the first attempt, and again where another plan takes its place.
-    pub async fn describe(&mut self, plan: &Plan, config: &TrainConfig) {
-        self.files.describe(&RunFacts::new(plan, config));
-        if config.log.sinks.contains(&Sink::Prometheus) && self.exporter.is_none() {
-            match Exporter::open(config.log.prometheus_port).await {
-                Ok(exporter) => {
-                    self.console.row(&format!("prometheus: http://{}/metrics", exporter.address()));
-                    self.exporter = Some(exporter);
-                }
-                Err(error) => self.console.warn(&format!("note: prometheus: {error}; the job goes on without")),
-            }
+    /// The plan of the job is made. Before the first attempt, and again where another plan takes its place.
+    pub fn describe(&mut self, facts: &RunFacts) {
+        self.files.describe(facts);
+        self.export(|page| page.describe(&facts.plan.name, facts.plan.steps));
+    }
+
+    /// Listens for Prometheus, if `log`, the job's section of train.toml, says so.
+    pub async fn listen(&mut self, log: &Log) {
+        if !log.sinks.contains(&Sink::Prometheus) {
+            return;
         }
-        self.export(|page| page.describe(&plan.name, plan.steps));
+        match Exporter::open(log.prometheus_port).await {
+            Ok(exporter) => {
+                self.console.row(&format!("prometheus: http://{}/metrics", exporter.address()));
+                self.exporter = Some(exporter);
+            }
+            Err(error) => self.console.warn(&format!("note: prometheus: {error}; the job goes on without")),
+        }
     }
 
     /// The job ends with `exit_code`: returns once the sinks' files are on the disk, or after a while.

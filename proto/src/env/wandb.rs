@@ -15,8 +15,8 @@ pub struct WandbEnv {
     pub group: Option<String>,
     /// Its tags, separated by commas (`WANDB_TAGS`).
     pub tags: Vec<String>,
-    /// Whether it can be sent (`WANDB_API_KEY`).
-    pub has_key: bool,
+    /// Whether it can be sent: there is a key (`WANDB_API_KEY`), and nobody wants it to stay here (`WANDB_MODE`).
+    pub sends: bool,
 }
 
 impl WandbEnv {
@@ -32,6 +32,7 @@ impl WandbEnv {
             let value = lookup(name)?.to_string_lossy().trim().to_owned();
             Some(value).filter(|value| !value.is_empty())
         };
+        let mode = text("WANDB_MODE").unwrap_or_default();
         let tags = text("WANDB_TAGS").unwrap_or_default();
         let tags = tags.split(',').map(str::trim).filter(|tag| !tag.is_empty());
         Self {
@@ -40,7 +41,7 @@ impl WandbEnv {
             name: text("WANDB_NAME"),
             group: text("WANDB_RUN_GROUP"),
             tags: tags.map(str::to_owned).collect(),
-            has_key: text("WANDB_API_KEY").is_some(),
+            sends: text("WANDB_API_KEY").is_some() && !["offline", "disabled", "dryrun"].contains(&mode.as_str()),
         }
     }
 }
@@ -55,9 +56,11 @@ mod tests {
             [("WANDB_PROJECT", "llama"), ("WANDB_NAME", " "), ("WANDB_TAGS", "a, b,,"), ("WANDB_API_KEY", "secret")];
         let lookup = |name: &str| set.iter().find(|(known, _)| *known == name).map(|(_, value)| OsString::from(value));
         let tags = vec!["a".to_owned(), "b".to_owned()];
-        let expected = WandbEnv { project: Some("llama".into()), tags, has_key: true, ..WandbEnv::default() };
+        let expected = WandbEnv { project: Some("llama".into()), tags, sends: true, ..WandbEnv::default() };
         assert_eq!(WandbEnv::read(lookup), expected);
         assert!(!format!("{:?}", WandbEnv::read(lookup)).contains("secret"));
         assert_eq!(WandbEnv::read(|_| None), WandbEnv::default());
+        let offline = |name: &str| if name == "WANDB_MODE" { Some("offline".into()) } else { lookup(name) };
+        assert!(!WandbEnv::read(offline).sends);
     }
 }

@@ -26,7 +26,7 @@ use std::sync::mpsc::{Receiver, SyncSender, TrySendError, channel, sync_channel}
 use std::thread;
 use std::time::Duration;
 
-use proto::config::{Sink, TrainConfig};
+use proto::config::Sink;
 use proto::env::WandbEnv;
 use proto::plan::Plan;
 use proto::run_dir::RunDir;
@@ -36,6 +36,7 @@ use tokio::time::timeout;
 
 use crate::output::metrics::Row;
 use crate::output::sinks::tensorboard::EventFile;
+use crate::output::sinks::trainer_state::Moment;
 use crate::output::sinks::wandb::OfflineRun;
 
 /// Messages that may wait for a disk that takes nothing. Later ones are lost.
@@ -48,15 +49,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub struct RunFacts {
     /// The plan.
     pub plan: Plan,
-    /// train.toml, with all defaults.
+    /// train.toml with all defaults: an object for each section.
     pub config: Value,
-}
-
-impl RunFacts {
-    /// Of a run by `plan`, which `config` has become.
-    pub fn new(plan: &Plan, config: &TrainConfig) -> Self {
-        Self { plan: plan.clone(), config: serde_json::to_value(config).unwrap_or(Value::Null) }
-    }
 }
 
 /// The thread's inbox.
@@ -93,26 +87,30 @@ pub struct FileSinks {
 }
 
 impl FileSinks {
-    /// Those of `sinks`, for a run in `run_dir`; nothing is written yet.
-    pub fn start(run_dir: &RunDir, sinks: &[Sink], env: WandbEnv) -> io::Result<Self> {
+    /// Those of `sinks`, for a run in `run_dir`; nothing is written yet. Without a thread there are none, which is a trouble.
+    pub fn start(run_dir: &RunDir, sinks: &[Sink], env: WandbEnv) -> Self {
         let (tell, troubles) = channel();
         let has = |sink| sinks.contains(&sink);
         let mut writer = Writer {
             run_dir: run_dir.clone(),
             facts: None,
+            has_begun: false,
             tensorboard: has(Sink::Tensorboard).then(|| Tried::new(EventFile::new(run_dir.tensorboard()))),
             wandb: has(Sink::Wandb).then(|| Tried::new(OfflineRun::new(run_dir.wandb(), env))),
             trainer_state: has(Sink::Jsonl).then(|| Tried::new(())),
             tell: Box::new(move |trouble| drop(tell.send(trouble))),
         };
+        let mut started = Self { inbox: None, troubles, own: vec![], is_behind: false };
         if writer.is_idle() {
-            return Ok(Self { inbox: None, troubles, own: vec![], is_behind: false });
+            return started;
         }
         let (inbox, messages) = sync_channel(MOST_WAITING);
-        thread::Builder::new()
-            .name("sinks".into())
-            .spawn(move || messages.iter().for_each(|message| writer.take(message)))?;
-        Ok(Self { inbox: Some(inbox), troubles, own: vec![], is_behind: false })
+        let work = move || messages.iter().for_each(|message| writer.take(message));
+        match thread::Builder::new().name("sinks".into()).spawn(work) {
+            Ok(_) => started.inbox = Some(inbox),
+            Err(error) => started.own.push(lost(&format!("no thread can be started: {error}"))),
+        }
+        started
     }
 
     /// What the run is. Before all else, and again when it has changed.
@@ -169,7 +167,7 @@ impl FileSinks {
         };
         if !self.is_behind {
             self.is_behind = true;
-            self.own.push(format!("warning: the sinks' files are not written: {why}; training goes on, rows are lost"));
+            self.own.push(lost(why));
         }
     }
 }
@@ -201,6 +199,8 @@ impl<S> Tried<S> {
 struct Writer {
     run_dir: RunDir,
     facts: Option<RunFacts>,
+    /// An attempt has.
+    has_begun: bool,
     tensorboard: Option<Tried<EventFile>>,
     wandb: Option<Tried<OfflineRun>>,
     /// Is made of metrics.jsonl.
@@ -220,6 +220,7 @@ impl Writer {
                 self.facts = Some(*facts);
             }
             Message::Rewind(step) => {
+                self.has_begun = true;
                 self.tensorboard(|file| file.rewind(step));
                 self.wandb(|run| run.rewind(step));
             }
@@ -230,12 +231,16 @@ impl Writer {
             Message::Checkpoint => {
                 self.tensorboard(EventFile::sync);
                 self.wandb(OfflineRun::sync);
-                self.trainer_state(false);
+                self.trainer_state(Moment::Checkpoint);
             }
             Message::End { exit_code, ended } => {
                 self.tensorboard(EventFile::sync);
                 self.wandb(|run| run.end(exit_code));
-                self.trainer_state(exit_code == 0);
+                self.trainer_state(match (exit_code, self.has_begun) {
+                    (0, true) => Moment::Done,
+                    (0, false) => Moment::WasDone,
+                    _ => Moment::Checkpoint,
+                });
                 let wandb = self.wandb.as_ref().and_then(|run| run.sink.run_folder());
                 // Nobody waits any more.
                 let _ = ended.send(Ended { wandb: wandb.map(Path::to_owned) });
@@ -255,14 +260,18 @@ impl Writer {
         }
     }
 
-    fn trainer_state(&mut self, is_done: bool) {
+    fn trainer_state(&mut self, moment: Moment) {
         if let (Some(tried), Some(facts)) = (&mut self.trainer_state, &self.facts) {
             tried.attempt(&self.tell, |()| {
-                let written = trainer_state::write(&self.run_dir, &facts.plan, is_done);
+                let written = trainer_state::write(&self.run_dir, &facts.plan, moment);
                 written.map_err(|(path, error)| format!("warning: cannot write {}: {error}", path.display()))
             });
         }
     }
+}
+
+fn lost(why: &str) -> String {
+    format!("warning: the sinks' files are not written: {why}; training goes on, rows are lost")
 }
 
 fn trouble(sink: &str, path: &Path, error: &io::Error) -> String {

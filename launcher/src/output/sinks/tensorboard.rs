@@ -234,7 +234,7 @@ mod tests {
     fn a_name_sorts_after_all_others_whatever_the_clock_says() {
         let others = ["events.out.tfevents.4000000000.host.1.0".to_owned(), "events.out.tfevents.x".to_owned()];
         assert!(file_name(&others).starts_with("events.out.tfevents.4000000001."));
-        assert!(file_name(&[]) > "events.out.tfevents.17".to_owned());
+        assert!(file_name(&[]).as_str() > "events.out.tfevents.17");
     }
 
     #[test]

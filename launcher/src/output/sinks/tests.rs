@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use proto::config::TrainConfig;
 use proto::manifest::Progress;
 use proto::memory::Room;
 use proto::model_config::ModelConfig;
@@ -29,13 +30,14 @@ pub fn facts() -> RunFacts {
     };
     let draft = Draft::new(&config, world, model).unwrap();
     let data = PreparedData { path: "/d".into(), rows: 320, tokens: 1000, longest_row: 64 };
-    RunFacts::new(&draft.with_data(data, None, Progress::default()).unwrap(), &config)
+    let plan = draft.with_data(data, None, Progress::default()).unwrap();
+    RunFacts { plan, config: serde_json::to_value(&config).unwrap() }
 }
 
 const ALL: [Sink; 5] = [Sink::Console, Sink::Jsonl, Sink::Tensorboard, Sink::Wandb, Sink::Prometheus];
 
 fn started(dir: &Path) -> FileSinks {
-    let mut sinks = FileSinks::start(&RunDir::new(dir), &ALL, WandbEnv::default()).unwrap();
+    let mut sinks = FileSinks::start(&RunDir::new(dir), &ALL, WandbEnv::default());
     sinks.describe(&facts());
     sinks.rewind(0);
     sinks
@@ -76,7 +78,7 @@ async fn snk_2_a_sink_that_fails_is_named_once_and_the_others_go_on() {
 #[tokio::test]
 async fn without_file_sinks_nothing_is_made() {
     let dir = tempfile::tempdir().unwrap();
-    let mut sinks = FileSinks::start(&RunDir::new(dir.path()), &[Sink::Console], WandbEnv::default()).unwrap();
+    let mut sinks = FileSinks::start(&RunDir::new(dir.path()), &[Sink::Console], WandbEnv::default());
     sinks.describe(&facts());
     sinks.row(&full_row(1));
     assert_eq!(sinks.end(0).await, Ok(Ended::default()));

@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use proto::plan::Plan;
 use proto::run_dir::RunDir;
@@ -37,8 +37,19 @@ struct TrainerState {
     trial_params: Option<Value>,
 }
 
-/// Writes it into the run directory, and beside the trained model if there is one now.
-pub fn write(run_dir: &RunDir, plan: &Plan, is_done: bool) -> Result<(), (PathBuf, io::Error)> {
+/// When it is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Moment {
+    /// Training goes on.
+    Checkpoint,
+    /// The model is there.
+    Done,
+    /// Nothing was trained: the job was done before. What is there stays.
+    WasDone,
+}
+
+/// Writes it into the run directory and, at the end, beside the trained model.
+pub fn write(run_dir: &RunDir, plan: &Plan, moment: Moment) -> Result<(), (PathBuf, io::Error)> {
     let metrics = run_dir.metrics();
     let rows = match fs::read(&metrics) {
         Ok(rows) => rows,
@@ -47,16 +58,12 @@ pub fn write(run_dir: &RunDir, plan: &Plan, is_done: bool) -> Result<(), (PathBu
     };
     let text = serde_json::to_string_pretty(&state(plan, &rows)).map_err(io::Error::other);
     let text = text.map_err(|error| (run_dir.trainer_state(), error))? + "\n";
-    let beside_model = is_done && run_dir.final_model().is_dir();
+    let beside_model = moment != Moment::Checkpoint && run_dir.final_model().is_dir();
     let paths = [Some(run_dir.trainer_state()), beside_model.then(|| run_dir.final_trainer_state())];
-    for path in paths.into_iter().flatten() {
-        replace(&path, &text).map_err(|error| (path.clone(), error))?;
+    for path in paths.into_iter().flatten().filter(|path| moment != Moment::WasDone || !path.exists()) {
+        write_atomically(&path, text.as_bytes()).map_err(|error| (path.clone(), error))?;
     }
     Ok(())
-}
-
-fn replace(path: &Path, text: &str) -> io::Result<()> {
-    write_atomically(path, text.as_bytes())
 }
 
 /// What the rows of metrics.jsonl come to. A torn row is passed over.
@@ -139,9 +146,15 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let run_dir = RunDir::new(dir.path());
         fs::create_dir(run_dir.final_model()).unwrap();
-        write(&run_dir, &facts().plan, false).unwrap();
+        let write = |moment| write(&run_dir, &facts().plan, moment).unwrap();
+        write(Moment::Checkpoint);
         assert!(run_dir.trainer_state().is_file() && !run_dir.final_trainer_state().exists());
-        write(&run_dir, &facts().plan, true).unwrap();
+        write(Moment::Done);
         assert_eq!(fs::read(run_dir.trainer_state()).unwrap(), fs::read(run_dir.final_trainer_state()).unwrap());
+        fs::write(run_dir.trainer_state(), "the user's").unwrap();
+        fs::remove_file(run_dir.final_trainer_state()).unwrap();
+        write(Moment::WasDone);
+        assert_eq!(fs::read(run_dir.trainer_state()).unwrap(), b"the user's");
+        assert!(run_dir.final_trainer_state().is_file());
     }
 }

@@ -29,9 +29,9 @@ pub enum Time {
 }
 
 /// Sends the run in `folder`, if that can be done now. Returns what became of it, for the user: one line.
-pub async fn after(folder: &Path, has_key: bool, time: Time, signals: &mut Signals) -> String {
+pub async fn after(folder: &Path, sends: bool, time: Time, signals: &mut Signals) -> String {
     let how = format!("wandb sync {}", folder.display());
-    match program().filter(|_| has_key && time == Time::Enough) {
+    match program().filter(|_| sends && time == Time::Enough) {
         None => format!("wandb: the run is on this disk only; to send it: {how}"),
         Some(program) => match send(program, folder, signals).await {
             Ok(()) => format!("wandb: the run is sent{}", address(folder)),
@@ -108,8 +108,8 @@ fn address(folder: &Path) -> String {
 }
 
 fn address_in(said: &str) -> Option<String> {
-    let words = said.split_whitespace().filter(|word| word.starts_with("https://") || word.starts_with("http://"));
-    words.filter(|word| word.contains("/runs/")).last().map(units::printable)
+    let is_address = |word: &&str| ["https://", "http://"].iter().any(|start| word.starts_with(start));
+    said.split_whitespace().rfind(|word| is_address(word) && word.contains("/runs/")).map(units::printable)
 }
 
 #[cfg(test)]
