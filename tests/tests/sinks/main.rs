@@ -130,12 +130,26 @@ fn all_sinks_have_the_same_numbers_after_failures_and_in_a_later_launch() {
     let state: Value = serde_json::from_slice(&fs::read(run.path("final/trainer_state.json")).unwrap()).unwrap();
     assert_eq!((state["global_step"].as_u64(), state["log_history"].as_array().unwrap().len()), (Some(60), 63));
 
-    let run = job.set("train.steps=70").succeed();
+    let run = job.clone().set("train.steps=70").succeed();
     let (rows, read) = (expected(&run), read_back(&run));
     assert_eq!(rows["train/loss"].len(), 70);
     assert_eq!(of_wandb(&read), rows);
     assert_tensorboard_is(&read, &rows);
     assert_eq!(read["wandb"][1]["run"]["group"], "tiny");
+
+    // The report of both launches, and of a run and itself.
+    let root = run.path("");
+    let (root, both) = (root.to_str().unwrap(), folder.path().join("both.html"));
+    let report = job.dslaunch(&["report", root]);
+    assert!(report.status.success(), "{}", String::from_utf8_lossy(&report.stderr));
+    let page = fs::read_to_string(run.path("report.html")).unwrap();
+    for part in ["<svg", "restart 1 from step 25", "done after step 70", "step-00000070", "validation.every_steps"] {
+        assert!(page.contains(part), "{part}");
+    }
+    assert!(!page.contains("<script") && !page.contains("https://"), "it needs nothing from anywhere");
+    assert!(job.dslaunch(&["report", root, root, "-o", both.to_str().unwrap()]).status.success());
+    assert!(fs::read_to_string(both).unwrap().contains("None that can change a result."));
+    assert_eq!(job.dslaunch(&["report", folder.path().to_str().unwrap()]).status.code(), Some(2));
 }
 
 #[test]
