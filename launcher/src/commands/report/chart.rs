@@ -191,9 +191,10 @@ impl Frame {
                 ),
             );
         }
-        let whole = self.steps.high - self.steps.low >= 4.0;
+        // There are no steps between steps.
+        let is_whole = |tick: &f64| (tick - tick.round()).abs() < 1e-6;
         let count = ((right - left) / 90.0) as usize;
-        for tick in self.steps.ticks(count).into_iter().filter(|tick| whole || tick.fract() == 0.0) {
+        for tick in self.steps.ticks(count).into_iter().filter(is_whole) {
             let x = self.x(tick);
             add(
                 &mut svg,
