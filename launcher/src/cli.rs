@@ -19,6 +19,7 @@ use crate::commands::import::ImportArgs;
 use crate::commands::init::InitArgs;
 use crate::commands::merge::MergeArgs;
 use crate::commands::plan::PlanCommand;
+use crate::commands::report::ReportArgs;
 use crate::commands::run::{RunArgs, RunFlags};
 use crate::commands::schedulers::{SlurmArgs, SystemdArgs};
 use crate::commands::schema::SchemaArgs;
@@ -55,6 +56,7 @@ enum Command {
     #[command(subcommand)]
     Data(DataTask),
     Merge(MergeArgs),
+    Report(ReportArgs),
     Systemd(SystemdArgs),
     Slurm(SlurmArgs),
     Doctor(DoctorArgs),
@@ -92,6 +94,7 @@ impl Cli {
             (Some(Command::Control(task)), _) => Task::Control(task),
             (Some(Command::Data(task)), _) => Task::Data(task),
             (Some(Command::Merge(args)), _) => Task::Merge(args),
+            (Some(Command::Report(args)), _) => Task::Report(args),
             (Some(Command::Systemd(args)), _) => Task::Systemd(args),
             (Some(Command::Slurm(args)), _) => Task::Slurm(args),
             (Some(Command::Doctor(args)), _) => Task::Doctor(args),
@@ -172,6 +175,8 @@ pub(crate) mod tests {
         check("run --rdzv-backend etcd -- cmd", ErrorKind::ValueValidation);
         check("run --no-python -m -- cmd", ErrorKind::ArgumentConflict);
         check("--nproc 2 run -- cmd", ErrorKind::ArgumentConflict);
+        check("report", ErrorKind::MissingRequiredArgument);
+        check("report --compare", ErrorKind::InvalidValue);
         check("checkpoint", ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand);
         check("checkpoint verify", ErrorKind::MissingRequiredArgument);
         check("checkpoint verify --json x", ErrorKind::UnknownArgument);

@@ -8,6 +8,7 @@
 mod scheduler;
 mod slurm;
 mod torchrun;
+mod wandb;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -16,6 +17,7 @@ use std::time::Duration;
 pub use scheduler::{SchedulerEnv, ServiceEnv};
 pub use slurm::SlurmStep;
 pub use torchrun::{ProgramEnv, TorchrunEnv, program_defaults};
+pub use wandb::WandbEnv;
 
 /// A variable of this process, for what users say there: flags of `dslaunch run`, and what its workers inherit.
 #[allow(clippy::disallowed_methods, reason = "this is where it is read")]

@@ -2,6 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
+/// Name of the file in which Hugging Face's Trainer tells of a run.
+const TRAINER_STATE: &str = "trainer_state.json";
+
 /// `<output_dir>` of one run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RunDir {
@@ -32,6 +35,26 @@ impl RunDir {
     /// One JSON object per logged step.
     pub fn metrics(&self) -> PathBuf {
         self.root.join("metrics.jsonl")
+    }
+
+    /// What Hugging Face's Trainer tells of a run, made of the metrics.
+    pub fn trainer_state(&self) -> PathBuf {
+        self.root.join(TRAINER_STATE)
+    }
+
+    /// The same beside the trained model.
+    pub fn final_trainer_state(&self) -> PathBuf {
+        self.final_model().join(TRAINER_STATE)
+    }
+
+    /// TensorBoard's event files.
+    pub fn tensorboard(&self) -> PathBuf {
+        self.root.join("tensorboard")
+    }
+
+    /// A folder for each run of Weights & Biases.
+    pub fn wandb(&self) -> PathBuf {
+        self.root.join("wandb")
     }
 
     /// The launcher's timeline.

@@ -199,8 +199,8 @@ fn link(to: &Path, path: &Path) {
 }
 
 impl Running {
-    /// Waits until dslaunch prints a line that contains `text`. Panics, with all output, when it ends before.
-    pub fn wait_for(&mut self, text: &str) {
+    /// Waits until dslaunch prints a line that contains `text`, and returns the line. Panics, with all output, when it ends before.
+    pub fn wait_for(&mut self, text: &str) -> String {
         loop {
             let start = self.seen.len();
             let read = self.stdout.read_line(&mut self.seen).expect("text");
@@ -210,7 +210,7 @@ impl Running {
                 panic!("dslaunch ended before it said {text:?}\n{}{stderr}", self.seen);
             }
             if self.seen[start..].contains(text) {
-                return;
+                return self.seen[start..].to_owned();
             }
         }
     }

@@ -17,6 +17,7 @@ pub mod init;
 mod mapping;
 pub mod merge;
 pub mod plan;
+pub mod report;
 pub mod run;
 pub mod schedulers;
 pub mod schema;
@@ -33,6 +34,7 @@ use self::import::ImportArgs;
 use self::init::InitArgs;
 use self::merge::MergeArgs;
 use self::plan::PlanArgs;
+use self::report::ReportArgs;
 use self::run::RunArgs;
 use self::schedulers::{SlurmArgs, SystemdArgs};
 use crate::error::LaunchError;
@@ -72,6 +74,8 @@ pub enum Task {
     Merge(MergeArgs),
     /// `dslaunch status RUN_DIR`, `stop RUN_DIR` and `attach RUN_DIR`
     Control(ControlTask),
+    /// `dslaunch report RUN_DIR`
+    Report(ReportArgs),
     /// `dslaunch systemd train.toml`
     Systemd(SystemdArgs),
     /// `dslaunch slurm train.toml`
@@ -97,6 +101,7 @@ impl Task {
             | Self::Control(_)
             | Self::Data(_)
             | Self::Merge(_)
+            | Self::Report(_)
             | Self::Systemd(_)
             | Self::Slurm(_)
             | Self::Doctor(_) => None,
@@ -120,6 +125,7 @@ impl Task {
             Self::Control(task) => control::run(&task, terminal),
             Self::Data(task) => data::run(&task, terminal),
             Self::Merge(args) => merge::run(&args, terminal),
+            Self::Report(args) => report::run(&args, terminal),
             Self::Systemd(args) => schedulers::print_systemd(&args, terminal),
             Self::Slurm(args) => schedulers::print_slurm(&args, terminal),
             Self::Doctor(args) => doctor::run(&args, terminal),

@@ -94,15 +94,24 @@ fn samples(whole: Range<u64>) -> Vec<Range<u64>> {
     (0..SAMPLES).map(|number| start(number)..start(number) + SAMPLE_BYTES).collect()
 }
 
+/// All of train.toml, with defaults, as the user writes it.
+pub fn written(config: &TrainConfig) -> Value {
+    let mut sections = serde_json::to_value(config).expect("plain data");
+    for section in sections.as_object_mut().expect("a section each").values_mut() {
+        let keys = section.as_object().expect("a section").iter().map(|(key, value)| as_written(key, value));
+        *section = keys.collect::<serde_json::Map<_, _>>().into();
+    }
+    sections
+}
+
 /// The keys of train.toml that can change a result, as the user writes them. `model.init`, `model.trained` and what adapters are
 /// is the model's own, and `job.seed` is compared with what the checkpoint says.
 fn settings(config: &TrainConfig) -> BTreeMap<String, Value> {
-    let config = serde_json::to_value(config).expect("plain data");
+    let config = written(config);
     let mut settings = BTreeMap::new();
     for section in ["model", "lora", "data", "train", "optimizer", "schedule", "parallel", "zero", "validation"] {
         for (key, value) in config[section].as_object().expect("a section") {
-            let (key, value) = as_written(key, value);
-            settings.insert(format!("{section}.{key}"), value);
+            settings.insert(format!("{section}.{key}"), value.clone());
         }
     }
     settings.insert("comm.compression".into(), config["comm"]["compression"].clone());

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use proto::config::AutoOr;
-use proto::env::{SchedulerEnv, ServiceEnv};
+use proto::env::{SchedulerEnv, ServiceEnv, WandbEnv};
 use proto::manifest::Progress;
 use proto::memory::{PeakBytes, Side, helpful_keys};
 use proto::plan::{Device, Plan};
@@ -39,6 +39,8 @@ use crate::output::events::Moment;
 use crate::output::gpu_log;
 use crate::output::notify::Notifier;
 use crate::output::report::{self, FailureReport, summary};
+use crate::output::sinks::RunFacts;
+use crate::output::sinks::wandb::sync::{self, Time};
 use crate::output::terminal::Terminal;
 use crate::process::guardian;
 use crate::process::job_control::JobControl;
@@ -95,6 +97,15 @@ pub fn train(args: &JobArgs, job_control: JobControl, terminal: &Terminal, start
                 _ => Moment::Failed { exit_code: error.exit_code(), reason: &reason },
             });
         }
+        let (exit_code, time) = match &result {
+            Ok(code) => (*code, if *code <= 3 { Time::Enough } else { Time::None }),
+            Err(error) => (error.exit_code(), Time::None),
+        };
+        if let Some(folder) = output.end(exit_code).await.wandb {
+            let sends = WandbEnv::from_process().sends;
+            let told = sync::after(&folder, sends, time, &mut signals).await;
+            output.console().warn(&told);
+        }
         drop(output);
         if let Ok(control) = control {
             control.close().await;
@@ -122,6 +133,8 @@ impl Launch<'_> {
         let mut beginning = wish.checkpoint(setup, output.console())?;
         let mut plan = setup.plan(start_of(beginning.as_ref()), signals, output.console()).await?;
         if let Some(text) = owned.finished(&plan, beginning.as_ref()) {
+            // Whatever of its files the end of the job has missed is made now.
+            output.describe(&facts(setup, &plan));
             output.done(plan.steps);
             output.console().say(&text);
             return Ok(0);
@@ -132,6 +145,8 @@ impl Launch<'_> {
         // Whatever happens between these two, nothing of another job is ever taken for this one's.
         wish.leave_others_behind(&run_dir, output.console())?;
         owned.take()?;
+        output.listen(&setup.config.log).await;
+        output.describe(&facts(setup, &job.plan));
         let spawner = Spawner::start().map_err(LaunchError::io("start the spawning thread"))?;
         loop {
             let mut edge = Edge { spawner: &spawner, signals, output };
@@ -152,10 +167,16 @@ impl Launch<'_> {
                     plan = setup.plan(start_of(beginning.as_ref()), signals, output.console()).await?;
                     note(&notes(setup, &owned, beginning.as_ref(), &plan), output.console());
                     job = prepare(plan, setup, worker, lock)?;
+                    output.describe(&facts(setup, &job.plan));
                 }
             }
         }
     }
+}
+
+/// What sinks tell of a run.
+fn facts(setup: &Setup, plan: &Plan) -> RunFacts {
+    RunFacts { plan: plan.clone(), config: identify::written(&setup.config) }
 }
 
 /// What the user should know of the plan, and of where the job goes on.

@@ -23,32 +23,52 @@ pub struct MetricsFile {
     rewind_to: Option<u64>,
 }
 
+/// A row of the file.
+#[derive(Debug, Clone, Serialize)]
+#[serde(untagged)]
+pub enum Row {
+    /// A logged step.
+    Step(StepRow),
+    /// A validation.
+    Eval(EvalRow),
+}
+
 /// A logged step. Fields are the file's keys, in its order.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Clone, Serialize)]
 pub struct StepRow {
     step: u64,
-    loss: f64,
-    grad_norm: f64,
-    learning_rate: f64,
-    tokens: u64,
-    tokens_per_second: f64,
-    step_seconds: f64,
+    pub(super) loss: f64,
+    pub(super) grad_norm: f64,
+    pub(super) learning_rate: f64,
+    pub(super) tokens: u64,
+    pub(super) tokens_per_second: f64,
+    pub(super) step_seconds: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pipeline_bubble: Option<f64>,
+    pub(super) pipeline_bubble: Option<f64>,
     /// Of a step now and then: the part of its time in which rank 0 computed nothing for exchanges.
     #[serde(skip_serializing_if = "Option::is_none")]
-    exchange_share: Option<f64>,
+    pub(super) exchange_share: Option<f64>,
     /// The job's GPUs, as they were seen last.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    gpus: Vec<Sample>,
+    pub(super) gpus: Vec<Sample>,
 }
 
 /// A validation.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Clone, Serialize)]
 pub struct EvalRow {
     step: u64,
-    eval_loss: f64,
-    label_tokens: u64,
+    pub(super) eval_loss: f64,
+    pub(super) label_tokens: u64,
+}
+
+impl Row {
+    /// The step that it is of.
+    pub fn step(&self) -> u64 {
+        match self {
+            Row::Step(row) => row.step,
+            Row::Eval(row) => row.step,
+        }
+    }
 }
 
 impl StepRow {

@@ -1,4 +1,4 @@
-//! Shows a run to its user: the terminal, metrics.jsonl, events.jsonl and reports of failures.
+//! Shows a run to its user: the terminal, metrics.jsonl and its other [`sinks`], events.jsonl and reports of failures.
 //!
 //! Owns these files; the launcher is their only writer. It decides nothing, and refuses to know how ranks are supervised. A file that cannot be written (a full disk)
 //! costs its rows and a warning, never the training.
@@ -13,6 +13,7 @@ pub mod notify;
 pub mod plan_table;
 pub mod report;
 mod screen;
+pub mod sinks;
 pub mod stall;
 pub mod status;
 pub mod terminal;
@@ -24,8 +25,9 @@ use std::io;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use proto::config::Sink;
+use proto::config::{Log, Sink};
 use proto::control::{CheckpointSaved, EvalMetrics, Finished, SkippedStep, StepMetrics};
+use proto::env::WandbEnv;
 use proto::plan::Plan;
 use proto::run_dir::RunDir;
 use tokio::sync::watch;
@@ -37,7 +39,9 @@ use crate::supervise::straggler::Straggler;
 use console::Console;
 use events::{EventLog, Moment};
 use gpu_log::GpuLog;
-use metrics::{EvalRow, MetricsFile, StepRow};
+use metrics::{EvalRow, MetricsFile, Row, StepRow};
+use sinks::prometheus::Exporter;
+use sinks::{Ended, FileSinks, RunFacts};
 use stall::Pulse;
 use status::{JobStatus, State};
 use terminal::Terminal;
@@ -51,6 +55,10 @@ pub struct Output {
     console: Console,
     /// `None` without the jsonl sink.
     metrics: Option<MetricsFile>,
+    /// TensorBoard's, W&B's and the Trainer's files.
+    files: FileSinks,
+    /// `None` without the prometheus sink, before the job is described, and where it cannot listen.
+    exporter: Option<Exporter>,
     events: EventLog,
     timeline: Timeline,
     start: Instant,
@@ -98,6 +106,8 @@ impl Output {
         tokio::spawn(stall::watch(watched, console.stalls()));
         Ok(Self {
             console,
+            files: FileSinks::start(run_dir, sinks, WandbEnv::from_process()),
+            exporter: None,
             metrics: sinks.contains(&Sink::Jsonl).then(|| MetricsFile::new(run_dir.metrics())),
             events,
             timeline: Timeline::new(start),
@@ -110,6 +120,49 @@ impl Output {
             gpus: GpuLog::default(),
             told_of_exchanges: false,
         })
+    }
+
+    /// The plan of the job is made. Before the first attempt, and again where another plan takes its place.
+    pub fn describe(&mut self, facts: &RunFacts) {
+        self.files.describe(facts);
+        self.export(|page| page.describe(&facts.plan.name, facts.plan.steps));
+    }
+
+    /// Listens for Prometheus, if `log`, the job's section of train.toml, says so.
+    pub async fn listen(&mut self, log: &Log) {
+        if !log.sinks.contains(&Sink::Prometheus) {
+            return;
+        }
+        match Exporter::open(log.prometheus_port).await {
+            Ok(exporter) => {
+                self.console.row(&format!("prometheus: http://{}/metrics", exporter.address()));
+                self.exporter = Some(exporter);
+            }
+            Err(error) => self.console.warn(&format!("note: prometheus: {error}; the job goes on without")),
+        }
+    }
+
+    /// The job ends with `exit_code`: returns once the sinks' files are on the disk, or after a while.
+    pub async fn end(&mut self, exit_code: u8) -> Ended {
+        let ended = self.files.end(exit_code).await;
+        self.tell_troubles();
+        ended.unwrap_or_else(|trouble| {
+            self.console.warn(&format!("warning: {trouble}"));
+            Ended::default()
+        })
+    }
+
+    fn export(&self, change: impl FnOnce(&mut sinks::prometheus::Page)) {
+        if let Some(exporter) = &self.exporter {
+            exporter.change(change);
+        }
+    }
+
+    /// What the sinks' thread has met since the last time.
+    fn tell_troubles(&mut self) {
+        for trouble in self.files.troubles() {
+            self.console.warn(&trouble);
+        }
     }
 
     /// From now on the service manager hears of it too.
@@ -198,6 +251,8 @@ impl Output {
         self.events.set_attempt(attempt);
         let rewound = self.metrics.as_mut().map_or(Ok(()), |metrics| metrics.rewind(resume_step));
         self.row_written(rewound, "metrics.jsonl");
+        self.files.rewind(resume_step);
+        self.export(|page| page.begin_attempt(attempt));
         self.status.send_modify(|status| status.begin_attempt(attempt, resume_step, steps));
         self.console.begin_attempt(resume_step, steps);
     }
@@ -236,8 +291,7 @@ impl Output {
         }
         self.notifier.tell(|service, now| service.step(step.step, steps, step.loss, now));
         if step.logged {
-            let row = StepRow::new(step, self.gpus.latest());
-            self.metrics_row(|metrics| metrics.write(&row));
+            self.metrics_row(&Row::Step(StepRow::new(step, self.gpus.latest())));
         }
         self.console.step(step);
         if let Some(share) = step.exchange_share.filter(|_| !self.told_of_exchanges)
@@ -287,13 +341,15 @@ impl Output {
     pub fn eval(&mut self, eval: &EvalMetrics) {
         self.latest.eval_loss = Some(eval.eval_loss);
         self.progress();
-        self.metrics_row(|metrics| metrics.write(&EvalRow::from(eval)));
+        self.metrics_row(&Row::Eval(EvalRow::from(eval)));
         self.console.eval(eval);
     }
 
     /// A checkpoint is complete.
     pub fn checkpoint(&mut self, saved: &CheckpointSaved) {
         self.event(Moment::Checkpoint { step: saved.step, path: Path::new(&saved.path), seconds: saved.seconds });
+        self.files.checkpoint();
+        self.export(|page| page.checkpoint(saved.step));
         let path = units::printable(&saved.path);
         self.console.row(&format!("step {}: checkpoint in {path} ({:.1} s)", saved.step, saved.seconds));
     }
@@ -341,9 +397,12 @@ impl Output {
         self.start.elapsed()
     }
 
-    fn metrics_row(&mut self, write: impl FnOnce(&mut MetricsFile) -> io::Result<()>) {
-        let written = self.metrics.as_mut().map_or(Ok(()), write);
+    fn metrics_row(&mut self, row: &Row) {
+        let written = self.metrics.as_mut().map_or(Ok(()), |metrics| metrics.write(row));
         self.row_written(written, "metrics.jsonl");
+        self.files.row(row);
+        self.export(|page| page.row(row));
+        self.tell_troubles();
     }
 
     fn row_written(&mut self, written: io::Result<()>, file: &str) {

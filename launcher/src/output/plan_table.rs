@@ -30,6 +30,19 @@ pub fn plan_table(plan: &Plan, room: Room) -> String {
     )
 }
 
+/// The rows that need no look at the machine: a name and a sentence each.
+pub fn plan_rows(plan: &Plan) -> Vec<(&'static str, String)> {
+    let rest = [
+        ("data", data(plan)),
+        ("batch", batch(plan)),
+        ("steps", steps(plan)),
+        ("optimizer", optimizer(plan)),
+        ("schedule", schedule(plan)),
+        ("saving", saving(plan)),
+    ];
+    of_layout(plan).into_iter().chain(rest).collect()
+}
+
 /// As [`plan_table`], without what only the data knows.
 pub fn plan_table_without_data(plan: &Plan, room: Room) -> String {
     let rows = format!("not looked at; rows are taken as {} tokens long", plan.data.seq_len);

@@ -229,8 +229,14 @@ choices! {
     Sink {
         /// The terminal.
         Console = "console",
-        /// `metrics.jsonl` in the run directory.
+        /// `metrics.jsonl` in the run directory, and `trainer_state.json`, which is made of it.
         Jsonl = "jsonl",
+        /// TensorBoard's event files in the run directory.
+        Tensorboard = "tensorboard",
+        /// Files of an offline run of Weights & Biases in the run directory.
+        Wandb = "wandb",
+        /// A port of this machine, for Prometheus to ask.
+        Prometheus = "prometheus",
     }
 }
 

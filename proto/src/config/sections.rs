@@ -44,6 +44,7 @@ const SOME: RangeInclusive<u64> = 1..=i64::MAX as u64;
 const ROWS: RangeInclusive<u64> = 1..=1_000_000;
 const RANKS: RangeInclusive<u64> = 1..=65_536;
 const THREADS: RangeInclusive<u64> = 1..=THREADS_MAX;
+const PORTS: RangeInclusive<u64> = 1..=65_535;
 const TOKENS: RangeInclusive<u64> = 1..=10_000_000;
 /// Up to about 30 years: in milliseconds, and added to any clock, it still fits.
 const SECONDS: RangeInclusive<u64> = 1..=1_000_000_000;
@@ -382,6 +383,8 @@ pub struct Log {
     pub every_steps: u64,
     /// The sinks that they go to, each at most once. Default: console and jsonl.
     pub sinks: Vec<Sink>,
+    /// The port of the prometheus sink, on the loopback address. Default: auto, the first free one of a few.
+    pub prometheus_port: AutoOr<u64>,
 }
 
 impl Log {
@@ -389,6 +392,7 @@ impl Log {
         Log {
             every_steps: keys.within("every_steps", 10, SOME),
             sinks: keys.or("sinks", vec![Sink::Console, Sink::Jsonl]),
+            prometheus_port: keys.within("prometheus_port", AutoOr::Auto, PORTS),
         }
     }
 }

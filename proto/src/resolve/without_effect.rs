@@ -2,7 +2,7 @@
 //!
 //! A default is never noted: nobody has asked for it.
 
-use crate::config::{Length, ScheduleKind, TrainConfig, ZeroStage};
+use crate::config::{Length, ScheduleKind, Sink, TrainConfig, ZeroStage};
 use crate::mesh::Mesh;
 use crate::plan::Plan;
 
@@ -22,6 +22,8 @@ pub(super) fn notes(config: &TrainConfig, mesh: Mesh) -> Vec<String> {
     }
     let is_constant = config.schedule.kind == ScheduleKind::Constant;
     note(is_constant, "schedule.min_lr_ratio", "schedule.kind = \"constant\" never falls");
+    let is_asked = config.log.sinks.contains(&Sink::Prometheus);
+    note(!is_asked, "log.prometheus_port", "log.sinks has no \"prometheus\"");
     note(mesh.pp == 1, "parallel.pipeline_schedule", "there is one pipeline stage (parallel.pipeline)");
     notes
 }

@@ -15,6 +15,8 @@ const PINNED: &str = "how host memory is pinned is decided by dslaunch";
 const ONEBIT: &str = "1-bit optimizers are not supported; zero_quantized_gradients maps to comm.compression = \"int8\"";
 const CYCLE: &str = "schedules are constant, linear, cosine and wsd";
 const METRICS: &str = "dslaunch has none: metrics.jsonl in the run directory has loss, norm, rate and speed";
+const TENSORBOARD: &str = "log.sinks takes \"tensorboard\": event files in the run directory";
+const WANDB: &str = "log.sinks takes \"wandb\": an offline run in the run directory, with WANDB_PROJECT and the like";
 const PROFILER: &str = "dslaunch has none: step times and tokens per second are in metrics.jsonl";
 const PROFILE: &str = "step times and tokens per second are in metrics.jsonl in any case";
 const KEPT: &str = "train.activation_checkpointing says what the backward pass computes again";
@@ -246,8 +248,8 @@ pub(super) const ROWS: &[Row] = &[
     row("comms_logger", Instead(PROFILER)),
     row("timers", NoEffect(PROFILE)),
     row("monitor_config", Instead(METRICS)),
-    row("tensorboard", Instead(METRICS)),
-    row("wandb", Instead(METRICS)),
+    row("tensorboard", Instead(TENSORBOARD)),
+    row("wandb", Instead(WANDB)),
     row("csv_monitor", Instead(METRICS)),
     row("comet", Instead(METRICS)),
     // Data, and what changes the training itself

@@ -137,7 +137,6 @@ fn little_is_said_and_what_matters_first() {
     );
     check("fp16_loss_scaling", Some(4), &[fp16, without]);
     let profiler = "dslaunch has none: step times and tokens per second are in metrics.jsonl";
-    let monitor = "dslaunch has none: metrics.jsonl in the run directory has loss, norm, rate and speed";
     let kept = "activation_checkpointing.cpu_checkpointing = true: activations stay on the device: \
                 train.activation_checkpointing, \"auto\" by default, computes again what does not fit";
     let section = |key: &str, what: &str| format!("{key} = {{..}}: {what}");
@@ -145,8 +144,11 @@ fn little_is_said_and_what_matters_first() {
         kept.to_owned(),
         section("comms_logger", profiler),
         section("flops_profiler", profiler),
-        section("tensorboard", monitor),
-        section("wandb", monitor),
+        section("tensorboard", "log.sinks takes \"tensorboard\": event files in the run directory"),
+        section(
+            "wandb",
+            "log.sinks takes \"wandb\": an offline run in the run directory, with WANDB_PROJECT and the like",
+        ),
         open("scheduler.params.total_num_steps"),
         none(
             "train_batch_size, wall_clock_breakdown, csv_monitor, optimizer.params.{torch_adam, adam_w_mode}, \

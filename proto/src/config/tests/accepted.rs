@@ -97,7 +97,8 @@ fn every_default_is_the_documented_one() {
         Restart { max_restarts: 3, snapshot_every_steps: AutoOr::Auto, hang_timeout_seconds: AutoOr::Auto }
     );
     assert_eq!(config.validation, Validation { every_steps: 0, early_stopping_patience: 0, min_delta: 0.0 });
-    assert_eq!(config.log, Log { every_steps: 10, sinks: vec![Sink::Console, Sink::Jsonl] });
+    let sinks = vec![Sink::Console, Sink::Jsonl];
+    assert_eq!(config.log, Log { every_steps: 10, sinks, prometheus_port: AutoOr::Auto });
 }
 
 #[test]
@@ -146,6 +147,9 @@ fn values_of_several_forms_keep_their_meaning() {
     assert_eq!(resume, Resume::Path(step.into()));
     assert_eq!(config("data", "validation = \"v/*.jsonl\"").data.validation, ["v/*.jsonl"]);
     assert_eq!(config("log", "sinks = []").log.sinks, []);
+    let others = config("log", "sinks = [\"tensorboard\", \"wandb\", \"prometheus\"]\nprometheus_port = 9100").log;
+    assert_eq!(others.sinks, [Sink::Tensorboard, Sink::Wandb, Sink::Prometheus]);
+    assert_eq!(others.prometheus_port, AutoOr::Given(9100));
     assert_eq!(config("job", "name = \"é 1\"").job.output_dir, Path::new("runs/é 1"));
     assert_eq!(config("job", "output_dir = \"/tmp/x\"").job.name, "sft");
 }

@@ -68,7 +68,7 @@ fn keys_that_belong_elsewhere_and_other_trainers_names_are_understood() {
         ("train", "batch_size", "did you mean `micro_batch_size`?"),
         ("train", "max_steps", "did you mean `steps`?"),
         ("train", "num_epochs", "did you mean `epochs`?"),
-        ("log", "colour", "keys of [log] are every_steps, sinks"),
+        ("log", "colour", "keys of [log] are every_steps, sinks, prometheus_port"),
     ];
     for (section, key, suggestion) in cases {
         let problems = problems(&with(section, &format!("{key} = 1")), &[]);

@@ -105,7 +105,8 @@ min_delta = 0.0
 
 [log]
 every_steps = 10
-sinks = ["console", "jsonl"]
+sinks = ["console", "jsonl"]       # "tensorboard" | "wandb" | "prometheus" too
+prometheus_port = "auto"
 "#;
 
 const REQUIRED: &str = "[model]\npath = \"models/deepseek-llm-7b\"\n[data]\ntrain = \"data/train.jsonl\"\n";

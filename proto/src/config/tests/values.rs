@@ -118,9 +118,10 @@ fn wrong_words_list_the_right_ones_and_the_nearest() {
     );
     check("optimizer", "kind = \"adam\"", "\"adam\"", "must be \"adamw\"", "did you mean \"adamw\"?");
     check("parallel", "data = \"aut\"", "\"aut\"", "must be \"auto\" or an integer", "did you mean \"auto\"?");
-    let sinks = "must be \"console\" or \"jsonl\"";
+    let sinks = "must be \"console\", \"jsonl\", \"tensorboard\", \"wandb\" or \"prometheus\"";
     check("log", "sinks = [\"console\", \"json\"]", "\"json\"", sinks, "did you mean \"jsonl\"?");
-    check("log", "sinks = [\"wandb\"]", "\"wandb\"", sinks, "");
+    check("log", "sinks = [\"mlflow\"]", "\"mlflow\"", sinks, "");
+    check("log", "sinks = [\"tensorbord\"]", "\"tensorbord\"", sinks, "did you mean \"tensorboard\"?");
     check("log", "sinks = [\"jsonl\", \"jsonl\"]", "\"jsonl\"", "is listed twice", "");
     let resume = "did you mean \"never\"? a folder of that name is \"./nevr\"";
     check("checkpoint", "resume = \"nevr\"", "\"nevr\"", "must be \"auto\", \"never\" or a path", resume);
