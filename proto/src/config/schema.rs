@@ -183,8 +183,15 @@ mod tests {
             }
         }
         without.sort();
-        let expected =
-            ["data.train", "job.name", "job.output_dir", "model.path", "train.global_batch_size", "train.steps"];
+        let expected = [
+            "data.train",
+            "job.name",
+            "job.output_dir",
+            "lora.from",
+            "model.path",
+            "train.global_batch_size",
+            "train.steps",
+        ];
         assert_eq!(without, expected);
     }
 
