@@ -4,7 +4,7 @@
 //! In reading order: [`config`] (train.toml as typed), [`model_config`] (the model's config.json), [`mesh`] (rank and
 //! coordinates), [`plan`] (everything resolved and checked), [`resolve`] (how), [`schedule`] (learning rates), [`layout`]
 //! (which parameters a unit owns), [`sharding`] (ZeRO: who keeps what), [`memory`] (how much that is), [`dataset`]
-//! (prepared training data on disk), [`run_dir`] (where everything of a run lies), [`sealed`] (JSON that shows damage),
+//! (prepared training data on disk), [`sampler`] (which of its rows comes when), [`run_dir`] (where everything of a run lies), [`sealed`] (JSON that shows damage),
 //! [`manifest`] (what a checkpoint holds), [`weight_files`] (which tensor is in which of its files), [`weights_folder`]
 //! (which files of a folder hold a model, and whether it is config.json's), [`regular_file`] (reading what may be a
 //! pipe), [`mod@env`] (worker environment), [`progress`] (what each rank is doing), [`fault`] (faults on purpose),
@@ -36,6 +36,7 @@ pub mod regular_file;
 pub mod resolve;
 pub mod run_dir;
 pub mod runtime;
+pub mod sampler;
 pub mod say;
 pub mod schedule;
 pub mod sealed;

@@ -6,36 +6,44 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
-use proto::dataset::{DatasetSummary, Origin};
+use proto::config::DataSource;
+use proto::dataset::{CLASSES_MAX, DatasetSummary, Origin};
 
 use super::chat::{self, ChatTemplate, FoundTemplate, TemplateSource};
+use super::class::{self, ClassNames};
 use super::error::{DataError, Problem, Problems, Rule};
 use super::fit::{Fit, Fitted};
 use super::format::{LineFormat, Parser};
 use super::lines::{Chunk, ChunkReader};
-use super::object::LineError;
+use super::object::{Columns, LineError};
 use super::rows::Rows;
-use super::sources::Source;
 use super::tokenize::Encoder;
-use super::{DataJob, DataProgress};
+use super::{Classes, DataJob, DataProgress, Found};
 
 /// Chunks in memory for each thread: enough to even out lines that take longer than others.
 const CHUNKS_PER_THREAD: usize = 8;
 
-/// Prepares `sources` into the file `path`. After the first problem nothing more is written, but all lines are still
+/// Prepares the files that were `found` into the file `path`. After the first problem nothing more is written, but all lines are still
 /// checked. Stopped, it leaves nothing.
 pub fn build(
     job: &DataJob,
-    sources: &[Source],
+    found: &Found,
     template: &FoundTemplate,
     path: &Path,
     progress: &DataProgress,
 ) -> Result<DatasetSummary, DataError> {
     let threads = job.threads.max(1);
-    let names: Vec<_> = sources.iter().map(|source| source.name.clone()).collect();
+    let names: Vec<_> = found.files.iter().map(|source| source.name.clone()).collect();
     let mut rows = Rows::create(job, path, names)?;
     let mut problems = Problems::default();
-    let mut reader = ChunkReader::new(sources, job.format);
+    let files = FileKind::of_all(job, found);
+    let mut files_before = 0;
+    let mut reader = job.from.iter().zip(found.by_source()).flat_map(|(source, found)| {
+        let first = files_before;
+        files_before += found.len();
+        ChunkReader::new(found, source.format).among_others(first, &files[first].columns)
+    });
+    let mut classes = ClassNames::default();
     let (encoder, chat) = (OnceLock::new(), OnceLock::new());
     loop {
         let chunks: Vec<_> = reader.by_ref().take(threads * CHUNKS_PER_THREAD).collect();
@@ -45,25 +53,71 @@ pub fn build(
         if progress.is_stopped() {
             return Err(DataError::Stopped);
         }
-        let work = Work { job, sources, encoder: &encoder, chat: &chat, found_template: template, chunks, progress };
+        let work = Work {
+            job,
+            found,
+            files: &files,
+            encoder: &encoder,
+            chat: &chat,
+            found_template: template,
+            chunks,
+            progress,
+        };
         for parsed in work.run(threads) {
             problems.append(parsed.problems);
             rows.count_long(parsed.fitted.long);
-            for sample in parsed.fitted.samples {
-                if problems.is_empty() {
-                    rows.push(sample)?;
+            for mut sample in parsed.fitted.samples {
+                if !problems.is_empty() {
+                    break;
                 }
+                if let Classes::Key(key) = &job.classes {
+                    sample.class = classes.number(parsed.classes.names()[sample.class as usize].clone());
+                    if classes.are_too_many() {
+                        let rule = Rule::TooManyClasses { key: key.clone(), limit: CLASSES_MAX };
+                        let Origin { source, line } = sample.origin;
+                        let name = found.files[source as usize].name.as_str();
+                        problems.push(Problem { line: Some(line), ..Problem::of_file(name, rule) });
+                        break;
+                    }
+                }
+                rows.push(sample)?;
             }
         }
     }
     problems.or(())?;
+    match &job.classes {
+        Classes::None => {}
+        Classes::Sources => rows.name_classes(job.from.iter().map(DataSource::name).collect()),
+        Classes::Key(_) => rows.name_classes(classes.names().to_vec()),
+    }
     rows.finish()
+}
+
+/// What a file's rows have of its source.
+struct FileKind {
+    /// Which source it is.
+    source: u32,
+    columns: Columns,
+}
+
+impl FileKind {
+    /// Of every file.
+    fn of_all(job: &DataJob, found: &Found) -> Vec<Self> {
+        let sources = (0..).zip(&job.from).zip(found.by_source());
+        let kinds = sources.flat_map(|((number, source), files)| {
+            let kind = move || FileKind { source: number, columns: Columns::new(&source.columns) };
+            files.iter().map(move |_| kind())
+        });
+        kinds.collect()
+    }
 }
 
 /// A few chunks that are parsed at the same time.
 struct Work<'a> {
     job: &'a DataJob,
-    sources: &'a [Source],
+    found: &'a Found,
+    /// Of each file.
+    files: &'a [FileKind],
     /// Loaded by the first chunk that needs it. If that fails, it is a problem of every file that needs it.
     encoder: &'a OnceLock<Result<Encoder, Rule>>,
     /// Likewise, by the first conversation.
@@ -76,6 +130,8 @@ struct Work<'a> {
 /// The result of one chunk.
 struct Parsed {
     fitted: Fitted,
+    /// The classes of its samples, where a key of the rows tells them.
+    classes: ClassNames,
     problems: Problems,
 }
 
@@ -107,7 +163,8 @@ impl Work<'_> {
     }
 
     fn parse(&self, chunk: &Result<Chunk, Problem>) -> Parsed {
-        let mut parsed = Parsed { fitted: Fitted::default(), problems: Problems::default() };
+        let mut parsed =
+            Parsed { fitted: Fitted::default(), classes: ClassNames::default(), problems: Problems::default() };
         let chunk = match chunk {
             Ok(chunk) => chunk,
             Err(problem) => {
@@ -115,7 +172,8 @@ impl Work<'_> {
                 return parsed;
             }
         };
-        let name = self.sources[chunk.source as usize].name.as_str();
+        let name = self.found.files[chunk.source as usize].name.as_str();
+        let FileKind { source, columns } = &self.files[chunk.source as usize];
         let (encoder, chat) = match self.loaded_for(chunk.format) {
             Ok(loaded) => loaded,
             Err(rule) => {
@@ -126,12 +184,16 @@ impl Work<'_> {
             }
         };
         let DataJob { seq_len, vocab_size, train_on, long_samples, .. } = *self.job;
-        let parser = Parser { fit: Fit { seq_len, long_samples }, vocab_size, encoder, chat, train_on };
+        let parser = Parser { fit: Fit { seq_len, long_samples }, vocab_size, encoder, chat, train_on, columns };
         for (line, text) in chunk.lines() {
             let origin = Origin { source: chunk.source, line };
-            if let Err(LineError { line: within, column, rule }) =
-                parser.parse(chunk.format, text, origin, &mut parsed.fitted)
-            {
+            let class = match &self.job.classes {
+                Classes::None => Ok(0),
+                Classes::Sources => Ok(*source),
+                Classes::Key(key) => class::of_line(text, key).map(|name| parsed.classes.number(name)),
+            };
+            let result = class.and_then(|class| parser.parse(chunk.format, text, (origin, class), &mut parsed.fitted));
+            if let Err(LineError { line: within, column, rule }) = result {
                 // One mistake, however many rows show it.
                 let of_config = match &rule {
                     Rule::SmallVocabulary { config, .. } => Some(config.clone()),

@@ -9,6 +9,7 @@ use proto::config::{AutoOr, DataFormat};
 
 use super::error::{Problem, Rule};
 use super::format::{self, LineFormat};
+use super::object::Columns;
 use super::sources::{Source, unreadable};
 use super::unpack::{self, Seen, Unpacked};
 
@@ -56,6 +57,10 @@ impl Chunk {
 pub struct ChunkReader<'a> {
     sources: &'a [Source],
     format: AutoOr<DataFormat>,
+    /// The rows' names of our keys.
+    columns: &'a Columns,
+    /// Files of other readers before these.
+    files_before: usize,
     /// Index of the file being read.
     source: usize,
     /// `None` until that file is opened.
@@ -89,15 +94,21 @@ enum Layout {
 impl<'a> ChunkReader<'a> {
     /// For all lines of `sources`.
     pub fn new(sources: &'a [Source], format: AutoOr<DataFormat>) -> Self {
-        Self { sources, format, source: 0, file: None }
+        Self { sources, format, columns: Columns::SAME, files_before: 0, source: 0, file: None }
+    }
+
+    /// The same for files whose rows name our keys otherwise, and which are counted from `files_before` on.
+    pub fn among_others(self, files_before: usize, columns: &'a Columns) -> Self {
+        Self { files_before, columns, ..self }
     }
 
     fn next_in(&mut self, source: &Source) -> Result<Option<Chunk>, Problem> {
         let mut file = match self.file.take() {
             Some(file) => file,
-            None => OpenFile::open(source, self.source).map_err(|rule| Problem::of_file(source.name.as_str(), rule))?,
+            None => OpenFile::open(source, self.files_before + self.source)
+                .map_err(|rule| Problem::of_file(source.name.as_str(), rule))?,
         };
-        let chunk = file.read_chunk(source, self.format)?;
+        let chunk = file.read_chunk(source, self.format, self.columns)?;
         self.file = chunk.is_some().then_some(file);
         Ok(chunk)
     }
@@ -127,7 +138,12 @@ impl OpenFile {
     }
 
     /// `None` at the end of the file, which must have held a row and what was hashed before.
-    fn read_chunk(&mut self, source: &Source, format: AutoOr<DataFormat>) -> Result<Option<Chunk>, Problem> {
+    fn read_chunk(
+        &mut self,
+        source: &Source,
+        format: AutoOr<DataFormat>,
+        columns: &Columns,
+    ) -> Result<Option<Chunk>, Problem> {
         let of_file = |rule| Problem::of_file(source.name.as_str(), rule);
         let (mut bytes, mut lines) = (Vec::with_capacity(CHUNK_BYTES + CHUNK_BYTES / 4), Vec::new());
         while lines.is_empty() {
@@ -141,7 +157,7 @@ impl OpenFile {
         let first = &lines[0];
         let format = match self.format {
             Some(format) => format,
-            None => format::resolve(format, &bytes[first.start..first.end]).map_err(|error| Problem {
+            None => format::resolve(format, columns, &bytes[first.start..first.end]).map_err(|error| Problem {
                 line: Some(first.number + error.line),
                 column: error.column,
                 ..of_file(error.rule)

@@ -11,6 +11,7 @@
 mod build;
 mod cache;
 mod chat;
+mod class;
 mod end_token;
 mod error;
 mod fit;
@@ -33,7 +34,7 @@ mod unpack;
 
 use std::path::PathBuf;
 
-use proto::config::{AutoOr, DataFormat, LongSamples, TrainOn};
+use proto::config::{AutoOr, DataSource, LongSamples, TrainOn};
 use proto::dataset::{DatasetError, DatasetSummary, Samples};
 
 use cache::Lookup;
@@ -48,10 +49,10 @@ use sources::Source;
 pub struct DataJob {
     /// Which part of the data it is.
     pub split: Split,
-    /// Paths and globs. A file that is named twice is read twice.
-    pub paths: Vec<String>,
-    /// The format of a line; auto tells it from each file's first line.
-    pub format: AutoOr<DataFormat>,
+    /// The sources, in order: their files, formats and names of keys. A file that is named twice is read twice.
+    pub from: Vec<DataSource>,
+    /// What tells the class of a sample.
+    pub classes: Classes,
     /// Longest row, in tokens.
     pub seq_len: usize,
     /// Whether samples share rows.
@@ -74,6 +75,17 @@ pub struct DataJob {
     pub cache_dir: PathBuf,
     /// Threads that parse and tokenise. The result does not depend on it.
     pub threads: usize,
+}
+
+/// What tells the class of a sample.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Classes {
+    /// Nothing does.
+    None,
+    /// Its source.
+    Sources,
+    /// The value of this key of its row, which has to be there.
+    Key(String),
 }
 
 /// A part of the data.
@@ -144,27 +156,62 @@ impl Prepared {
 /// Prepares the data of `job`, or finds it prepared. Blocks for as long as that takes, or until `progress` is stopped.
 pub fn prepare(job: &DataJob, progress: &DataProgress) -> Result<Prepared, DataError> {
     assert!(job.seq_len > 0 && job.vocab_size <= i32::MAX as usize, "the plan has checked {job:?}");
-    let sources = sources::find(&job.paths)?;
-    progress.begin(sources.iter().map(|source| source.bytes).sum());
+    let found = Found::find(&job.from)?;
+    progress.begin(found.files.iter().map(|source| source.bytes).sum());
     let in_folder = |source| DataError::Folder { folder: job.cache_dir.clone(), source };
     let template = chat::find(&job.chat_template, &job.model_folder);
-    let entry = cache::CacheEntry::new(job, &sources, &template).map_err(in_folder)?;
+    let entry = cache::CacheEntry::new(job, &found, &template).map_err(in_folder)?;
     entry.remove_temporary().map_err(in_folder)?;
     let path = entry.path();
     let (summary, origin) = match entry.lookup(job.threads) {
         Lookup::Whole(summary) => (summary, Origin::Kept),
         Lookup::Damaged(error) => {
-            (build::build(job, &sources, &template, &path, progress)?, Origin::MadeInsteadOf(error))
+            (build::build(job, &found, &template, &path, progress)?, Origin::MadeInsteadOf(error))
         }
         // Whatever is wrong with the other file: it is not the one that was asked for.
         Lookup::Nothing => match Samples::open(&entry.packed_otherwise(), job.threads) {
             Ok(samples) => (repack::repack(job, samples, &path, progress)?, Origin::Repacked),
-            Err(_) => (build::build(job, &sources, &template, &path, progress)?, Origin::Made),
+            Err(_) => (build::build(job, &found, &template, &path, progress)?, Origin::Made),
         },
     };
     if !matches!(origin, Origin::Kept) {
         entry.remove_others().map_err(in_folder)?;
     }
     let fill = summary.tokens as f64 / (summary.rows as f64 * job.seq_len as f64);
-    Ok(Prepared { path, summary, origin, sources, fill })
+    Ok(Prepared { path, summary, origin, sources: found.files, fill })
+}
+
+/// The files of all sources.
+struct Found {
+    /// One source's after the other's.
+    files: Vec<Source>,
+    /// How many of them each source has.
+    counts: Vec<usize>,
+}
+
+impl Found {
+    /// Finds the files; what is wrong with any of them is told at once.
+    fn find(from: &[DataSource]) -> Result<Self, Problems> {
+        let (mut files, mut counts, mut problems) = (vec![], vec![], Problems::default());
+        for source in from {
+            match sources::find(&source.path) {
+                Ok(found) => {
+                    counts.push(found.len());
+                    files.extend(found);
+                }
+                Err(found) => problems.append(found),
+            }
+        }
+        problems.or(Self { files, counts })
+    }
+
+    /// The files of each source.
+    fn by_source(&self) -> impl Iterator<Item = &[Source]> {
+        let mut rest = &self.files[..];
+        self.counts.iter().map(move |count| {
+            let (files, others) = rest.split_at(*count);
+            rest = others;
+            files
+        })
+    }
 }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use proto::compute_capability::LEAST_FOR_FP8;
-use proto::config::{AutoOr, ConfigErrors, Device, Init, Matmul, Problem, THREADS_MAX, TrainConfig};
+use proto::config::{AutoOr, ConfigErrors, DataSource, Device, Init, Matmul, Problem, THREADS_MAX, TrainConfig};
 use proto::dataset::LongCounts;
 use proto::env::variable;
 use proto::manifest::Progress;
@@ -23,7 +23,7 @@ use proto::weights_folder::{WeightFilesError, check_weights};
 
 use tokio::time::timeout;
 
-use crate::data::{self, DataJob, DataProgress, EndTokens, Origin, Prepared, ShownSample, Split};
+use crate::data::{self, Classes, DataJob, DataProgress, EndTokens, Origin, Prepared, ShownSample, Split};
 use crate::error::LaunchError;
 use crate::gpus::{Gpu, Gpus, Visible};
 use crate::job::args::JobArgs;
@@ -161,12 +161,13 @@ impl Setup {
         signals: &mut Signals,
         console: &mut Console,
     ) -> Result<Plan, LaunchError> {
-        let train = self.prepare(Split::Train, &self.config.data.train, signals, console).await?;
+        let train = self.prepare(Split::Train, signals, console).await?;
         let validation = match &self.config.data.validation[..] {
             [] => None,
-            paths => Some(self.prepare(Split::Validation, paths, signals, console).await?),
+            _ => Some(self.prepare(Split::Validation, signals, console).await?),
         };
-        for (key, prepared) in [("data.train", Some(&train)), ("data.validation", validation.as_ref())] {
+        let of_train = if self.config.data.source.is_empty() { "data.train" } else { "data.source" };
+        for (key, prepared) in [(of_train, Some(&train)), ("data.validation", validation.as_ref())] {
             for name in prepared.map_or(vec![], Prepared::repeated) {
                 console.warn(&format!("note: {key}: {name} is named more than once, and its rows count as often"));
             }
@@ -188,11 +189,7 @@ impl Setup {
         signals: &mut Signals,
         console: &mut Console,
     ) -> Result<Vec<ShownSample>, LaunchError> {
-        let paths = match split {
-            Split::Train => &self.config.data.train,
-            Split::Validation => &self.config.data.validation,
-        };
-        let prepared = self.prepare(split, paths, signals, console).await?;
+        let prepared = self.prepare(split, signals, console).await?;
         Ok(data::samples(&prepared, &self.model_file("tokenizer.json"), count, self.cores)?)
     }
 
@@ -216,17 +213,37 @@ impl Setup {
         self.current_dir.join(&self.config.model.path).join(name)
     }
 
+    fn sources_of(&self, split: Split) -> Vec<DataSource> {
+        let data = &self.config.data;
+        match split {
+            Split::Train => data.sources(),
+            Split::Validation => {
+                let (path, format) = (data.validation.clone(), data.format);
+                vec![DataSource { path, format, weight: None, columns: [].into() }]
+            }
+        }
+    }
+
+    /// Validation scores all samples alike.
+    fn classes_of(&self, split: Split) -> Classes {
+        let data = &self.config.data;
+        match (split, data.class_key()) {
+            (Split::Train, Some(key)) => Classes::Key(key.to_owned()),
+            (Split::Train, None) if data.source.len() > 1 => Classes::Sources,
+            _ => Classes::None,
+        }
+    }
+
     async fn prepare(
         &self,
         split: Split,
-        paths: &[String],
         signals: &mut Signals,
         console: &mut Console,
     ) -> Result<Prepared, LaunchError> {
         let job = DataJob {
             split,
-            paths: paths.to_vec(),
-            format: self.config.data.format,
+            from: self.sources_of(split),
+            classes: self.classes_of(split),
             chat_template: self.config.data.chat_template.clone(),
             model_folder: self.current_dir.join(&self.config.model.path),
             train_on: self.config.data.train_on,
@@ -298,6 +315,7 @@ fn planned(prepared: Prepared) -> PreparedData {
         rows: prepared.summary.rows,
         tokens: prepared.summary.tokens,
         longest_row: prepared.summary.longest_row,
+        classes: prepared.summary.classes,
     }
 }
 

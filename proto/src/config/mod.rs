@@ -10,6 +10,7 @@
 //! - CFG-3 A `--set` replaces the file's value, and also the file's other key where the two exclude each other.
 
 mod choices;
+mod data;
 mod document;
 mod keys;
 mod origins;
@@ -17,6 +18,7 @@ mod problem;
 mod read;
 mod sections;
 mod suggest;
+mod table;
 #[cfg(test)]
 mod tests;
 mod trained;
@@ -27,13 +29,13 @@ use serde::Serialize;
 
 pub use choices::{
     ActivationCheckpointing, AutoOr, Backend, Batch, Compression, DataFormat, Device, Dtype, Init, Length, LongSamples,
-    Matmul, Offload, OptimizerKind, PipelineSchedule, Resume, ScheduleKind, Sink, TrainOn, ZeroStage,
+    Matmul, Offload, OptimizerKind, PipelineSchedule, Resume, SamplerKind, ScheduleKind, Sink, TrainOn, ZeroStage,
 };
+pub use data::{Data, DataSampler, DataSource};
 pub use origins::Origins;
 pub use problem::{ConfigErrors, Problem};
 pub use sections::{
-    Checkpoint, Comm, Data, Job, Log, Model, Optimizer, Parallel, Restart, Schedule, THREADS_MAX, Train, Validation,
-    Zero,
+    Checkpoint, Comm, Job, Log, Model, Optimizer, Parallel, Restart, Schedule, THREADS_MAX, Train, Validation, Zero,
 };
 pub use trained::Trained;
 
@@ -92,7 +94,7 @@ impl TrainConfig {
         let mut document = Document::parse(path, text, sets)?;
         let job = Job::read(&mut document.section("job"), &stem);
         let model = Model::read(&mut document.section("model"));
-        let data = Data::read(&mut document.section("data"));
+        let data = Data::read(&mut document);
         let train = Train::read(&mut document.section("train"));
         let optimizer = Optimizer::read(&mut document.section("optimizer"));
         let schedule = Schedule::read(&mut document.section("schedule"));

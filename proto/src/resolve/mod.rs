@@ -7,6 +7,7 @@
 mod device;
 mod draft;
 mod parallel;
+mod sampling;
 mod trained;
 mod unsupported;
 mod without_effect;

@@ -2,7 +2,7 @@
 //! is honoured, refused here, or (where its default has no effect yet) noted.
 
 use super::Machine;
-use crate::config::{AutoOr, Backend, Compression, Offload, Problem, TrainConfig};
+use crate::config::{AutoOr, Backend, Compression, Offload, Problem, SamplerKind, TrainConfig};
 
 pub(super) const NOT_YET: &str = "not supported yet";
 
@@ -18,6 +18,10 @@ pub(super) fn refused(config: &TrainConfig, machine: &Machine) -> Vec<Problem> {
     let backend_is_tcp = config.comm.backend == AutoOr::Given(Backend::Tcp);
     refuse(runs && backend_is_tcp, "comm.backend", "use \"auto\"");
     refuse(config.comm.compression != Compression::None, "comm.compression", "use \"none\"");
+    let kind = config.data.sampler_kind();
+    let packs_classes = config.data.packing && kind != SamplerKind::Shuffle;
+    let packing = format!("rows of several samples with data.sampler.kind = \"{kind}\": set data.packing = false");
+    refuse(packs_classes, "data.packing", &packing);
     refuse(config.validation.early_stopping_patience > 0, "validation.early_stopping_patience", "use 0");
     problems
 }

@@ -5,6 +5,7 @@
 use crate::config::{Length, ScheduleKind, TrainConfig, ZeroStage};
 use crate::mesh::Mesh;
 use crate::plan::Plan;
+use crate::resolve::sampling;
 
 /// Notes that need no data.
 pub(super) fn notes(config: &TrainConfig, mesh: Mesh) -> Vec<String> {
@@ -19,6 +20,9 @@ pub(super) fn notes(config: &TrainConfig, mesh: Mesh) -> Vec<String> {
     );
     let is_constant = config.schedule.kind == ScheduleKind::Constant;
     note(is_constant, "schedule.min_lr_ratio", "schedule.kind = \"constant\" never falls");
+    for (key, why) in sampling::without_effect(config) {
+        note(true, &key, &why);
+    }
     note(mesh.pp == 1, "parallel.pipeline_schedule", "there is one pipeline stage (parallel.pipeline)");
     notes
 }
