@@ -372,6 +372,7 @@ fn check_draw(checkpoint: &Checkpoint, model: &ModelConfig, seed: u64) -> Result
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::output::plan_table::tests::imagined;
     use crate::run_dir::checkpoints::tests::write;
     use std::fs;
 
@@ -389,6 +390,31 @@ mod tests {
         fs::write(path.join("weights"), "").unwrap();
         let error = named(&link).unwrap_err();
         assert!(error.source().unwrap().to_string().contains("weights: damaged: has 0 bytes"), "{error:?}");
+    }
+
+    #[test]
+    fn another_sampler_is_noted() {
+        let dir = tempfile::tempdir().unwrap();
+        write(dir.path(), 500);
+        let checkpoint = Checkpoint::load(dir.path().to_owned()).unwrap();
+        let plan = |sampling, global_batch_size| {
+            let mut plan = imagined(1, "");
+            (plan.data.sampling, plan.batch.global_batch_size) = (sampling, global_batch_size);
+            plan
+        };
+        let note = |before, now| other_sampler(&checkpoint, &before, &now);
+        assert_eq!(note(plan(Sampling::Uniform, 8), plan(Sampling::Uniform, 16)), None);
+        assert_eq!(note(plan(Sampling::Balanced, 8), plan(Sampling::Balanced, 16)), None);
+        assert_eq!(note(plan(Sampling::Shares, 8), plan(Sampling::Shares, 8)), None);
+        let follow = "after step 500 other samples follow than would have";
+        assert_eq!(
+            note(plan(Sampling::Uniform, 8), plan(Sampling::Shares, 8)).unwrap(),
+            format!("the sampler (data.sampler) is another one than before: {follow}")
+        );
+        assert_eq!(
+            note(plan(Sampling::Shares, 8), plan(Sampling::Shares, 16)).unwrap(),
+            format!("the global batch was 8 samples and is 16, to which shares of classes are fitted: {follow}")
+        );
     }
 
     #[test]

@@ -327,7 +327,8 @@ mod tests {
         each(|lattice, epoch, batch, slots| {
             let mut seen = vec![0; slots.len()];
             for number in 0..epoch.min(40) + 2 {
-                let mut draws: Vec<_> = (number * batch..(number + 1) * batch).map(|n| lattice.at(n, &mut None)).collect();
+                let mut draws: Vec<_> =
+                    (number * batch..(number + 1) * batch).map(|n| lattice.at(n, &mut None)).collect();
                 draws.sort_unstable();
                 for (class, draw) in draws {
                     assert_eq!(draw, seen[class], "class {class}, batch {number} of {batch} in {epoch}");
