@@ -34,8 +34,8 @@ pub fn build(
 ) -> Result<DatasetSummary, DataError> {
     let threads = job.threads.max(1);
     let names: Vec<_> = found.files.iter().map(|source| source.name.clone()).collect();
-    let mut rows = Rows::create(job, path, names)?;
-    let mut problems = Problems::default();
+    let rows = Rows::create(job, path, names)?;
+    let mut intake = Intake { job, found, rows, classes: ClassNames::default(), problems: Problems::default() };
     let files = FileKind::of_all(job, found);
     let mut files_before = 0;
     let mut reader = job.from.iter().zip(found.by_source()).flat_map(|(source, found)| {
@@ -43,7 +43,6 @@ pub fn build(
         files_before += found.len();
         ChunkReader::new(found, source.format).among_others(first, &files[first].columns)
     });
-    let mut classes = ClassNames::default();
     let (encoder, chat) = (OnceLock::new(), OnceLock::new());
     loop {
         let chunks: Vec<_> = reader.by_ref().take(threads * CHUNKS_PER_THREAD).collect();
@@ -64,33 +63,54 @@ pub fn build(
             progress,
         };
         for parsed in work.run(threads) {
-            problems.append(parsed.problems);
-            rows.count_long(parsed.fitted.long);
-            for mut sample in parsed.fitted.samples {
-                if !problems.is_empty() {
-                    break;
-                }
-                if let Classes::Key(key) = &job.classes {
-                    sample.class = classes.number(parsed.classes.names()[sample.class as usize].clone());
-                    if classes.are_too_many() {
-                        let rule = Rule::TooManyClasses { key: key.clone(), limit: CLASSES_MAX };
-                        let Origin { source, line } = sample.origin;
-                        let name = found.files[source as usize].name.as_str();
-                        problems.push(Problem { line: Some(line), ..Problem::of_file(name, rule) });
-                        break;
-                    }
-                }
-                rows.push(sample)?;
-            }
+            intake.take(parsed)?;
         }
     }
-    problems.or(())?;
-    match &job.classes {
-        Classes::None => {}
-        Classes::Sources => rows.name_classes(job.from.iter().map(DataSource::name).collect()),
-        Classes::Key(_) => rows.name_classes(classes.names().to_vec()),
+    intake.finish()
+}
+
+/// Samples on their way into rows, one chunk's after the other's.
+struct Intake<'a> {
+    job: &'a DataJob,
+    found: &'a Found,
+    rows: Rows,
+    /// So far, where a key of the rows tells them.
+    classes: ClassNames,
+    problems: Problems,
+}
+
+impl Intake<'_> {
+    fn take(&mut self, parsed: Parsed) -> Result<(), DataError> {
+        self.problems.append(parsed.problems);
+        self.rows.count_long(parsed.fitted.long);
+        for mut sample in parsed.fitted.samples {
+            if !self.problems.is_empty() {
+                break;
+            }
+            if let Classes::Key(key) = &self.job.classes {
+                sample.class = self.classes.number(parsed.classes.names()[sample.class as usize].clone());
+                if self.classes.are_too_many() {
+                    let rule = Rule::TooManyClasses { key: key.clone(), limit: CLASSES_MAX };
+                    let Origin { source, line } = sample.origin;
+                    let name = self.found.files[source as usize].name.as_str();
+                    self.problems.push(Problem { line: Some(line), ..Problem::of_file(name, rule) });
+                    break;
+                }
+            }
+            self.rows.push(sample)?;
+        }
+        Ok(())
     }
-    rows.finish()
+
+    fn finish(mut self) -> Result<DatasetSummary, DataError> {
+        self.problems.or(())?;
+        match &self.job.classes {
+            Classes::None => {}
+            Classes::Sources => self.rows.name_classes(self.job.from.iter().map(DataSource::name).collect()),
+            Classes::Key(_) => self.rows.name_classes(self.classes.names().to_vec()),
+        }
+        self.rows.finish()
+    }
 }
 
 /// What a file's rows have of its source.
@@ -192,7 +212,7 @@ impl Work<'_> {
                 Classes::Sources => Ok(*source),
                 Classes::Key(key) => class::of_line(text, key).map(|name| parsed.classes.number(name)),
             };
-            let result = class.and_then(|class| parser.parse(chunk.format, text, (origin, class), &mut parsed.fitted));
+            let result = class.and_then(|class| parser.parse(chunk.format, text, origin, class, &mut parsed.fitted));
             if let Err(LineError { line: within, column, rule }) = result {
                 // One mistake, however many rows show it.
                 let of_config = match &rule {

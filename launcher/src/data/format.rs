@@ -105,7 +105,8 @@ impl Parser<'_> {
         &self,
         format: LineFormat,
         line: &[u8],
-        (origin, class): (Origin, u32),
+        origin: Origin,
+        class: u32,
         fitted: &mut Fitted,
     ) -> Result<(), LineError> {
         let (tokens, labels) = match format {

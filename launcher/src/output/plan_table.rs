@@ -250,7 +250,7 @@ fn num_trained(plan: &Plan) -> u64 {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use super::*;
     use std::path::Path;
 
