@@ -17,7 +17,7 @@ pub fn of_line(line: &[u8], key: &str) -> Result<String, LineError> {
     let Some(value) = value else {
         let suggestion = keys.iter().find(|found| similar(found, key)).cloned();
         let found = list(keys.iter().map(String::as_str));
-        return Err(Rule::NoClass { key: key.to_owned(), found, suggestion }.into());
+        return Err(Rule::NoClass { key: key.into(), found, suggestion }.into());
     };
     match value {
         Value::String(text) => Ok(text),

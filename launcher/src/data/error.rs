@@ -190,7 +190,7 @@ pub enum Rule {
     #[error("{0}")]
     Json(String),
     #[error("{format} rows need the key {key:?}, but this one has {found}{}", did_you_mean(.suggestion))]
-    MissingKey { format: DataFormat, key: String, found: String, suggestion: Option<String> },
+    MissingKey { format: DataFormat, key: Box<str>, found: String, suggestion: Option<String> },
     #[error("unknown key {found:?}: did you mean {known:?}?")]
     Typo { found: String, known: String },
     #[error(
@@ -200,7 +200,7 @@ pub enum Rule {
     UnknownShape { found: String },
 
     #[error("data.sampler.class_key: rows need the key {key:?}, but this one has {found}{}", did_you_mean(.suggestion))]
-    NoClass { key: String, found: String, suggestion: Option<String> },
+    NoClass { key: Box<str>, found: String, suggestion: Option<String> },
     #[error("data.sampler.class_key: {key:?} is {found}: a class is a text, an integer or true or false")]
     BadClass { key: String, found: &'static str },
     #[error("data.sampler.class_key: {key:?} has more than {limit} different values: so many classes are not possible")]
@@ -209,7 +209,7 @@ pub enum Rule {
     #[error("{0:?} is empty")]
     EmptyValue(String),
     #[error("{} has {ids} values, but {} has {labels}: each token needs its label", .keys[0], .keys[1])]
-    LabelCount { keys: [String; 2], ids: usize, labels: usize },
+    LabelCount { keys: [Box<str>; 2], ids: usize, labels: usize },
     #[error("{key}[{position}] is {value}, but {} 0 <= id < vocab_size {vocab_size}", allowed(*.are_labels))]
     OutsideVocabulary { key: String, are_labels: bool, position: usize, value: i64, vocab_size: usize },
     #[error(
@@ -239,9 +239,9 @@ pub enum Rule {
     #[error("no turn of this conversation is the assistant's, so there is nothing to learn from it")]
     NoAssistantTurn,
     #[error("{list}[{index}] {rule}")]
-    BadTurn { list: String, index: usize, rule: String },
+    BadTurn { list: Box<str>, index: usize, rule: String },
     #[error("{list}[{index}] is from {from:?}: known are {known}")]
-    UnknownSpeaker { list: String, index: usize, from: String, known: String },
+    UnknownSpeaker { list: Box<str>, index: usize, from: Box<str>, known: Box<str> },
 
     #[error(
         "format {format} needs a tokenizer, but {} is not there: copy it from the original model, or give rows of \

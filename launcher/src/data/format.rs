@@ -136,7 +136,7 @@ impl Parser<'_> {
         if let Some(labels) = labels
             && labels.len() != ids.len()
         {
-            let keys = [ids_key, labels_key].map(str::to_owned);
+            let keys = [ids_key, labels_key].map(Box::from);
             return Err(Rule::LabelCount { keys, ids: ids.len(), labels: labels.len() }.into());
         }
         let tokens = self.checked("input_ids", ids)?;

@@ -105,7 +105,7 @@ impl<'de, 'c, K: Keys<'de>> Object<'de, 'c, K> {
     pub fn required<'a, T>(&self, value: Option<&'a T>, format: DataFormat, key: &'static str) -> Result<&'a T, Rule> {
         value.ok_or_else(|| {
             let suggestion = self.typo_of(key).map(str::to_owned);
-            let key = self.columns.theirs(key).to_owned();
+            let key = self.columns.theirs(key).into();
             Rule::MissingKey { format, key, found: self.found(), suggestion }
         })
     }

@@ -61,8 +61,8 @@ impl Origins {
     /// A problem with a key that is not there.
     pub(super) fn absence(&self, key: &str, rule: impl Into<String>) -> Problem {
         // Of the tables that it lies in, the innermost that there is.
-        let tables = key.char_indices().rev().filter_map(|(at, letter)| (letter == '.').then(|| &key[..at]));
-        match tables.filter_map(|table| self.headers.get(table)).next() {
+        let dots = key.match_indices('.').map(|(at, _)| at).rev();
+        match dots.filter_map(|at| self.headers.get(&key[..at])).next() {
             Some((source, header)) => self.span_problem(*source, header.clone(), key, rule),
             // The start of the file stands for the whole of it: its first line is not what is wrong.
             None => Problem { quote: None, ..self.span_problem(Source::File, 0..0, key, rule) },

@@ -99,7 +99,7 @@ const SPEAKERS: [(&str, &str); 13] = [
 
 fn sharegpt(line: &[u8], columns: &Columns) -> Result<(Vec<Value>, Option<Value>), LineError> {
     let object: Object<SharegptKeys> = Object::parse(line, columns)?;
-    let list = || columns.theirs("conversations").to_owned();
+    let list = || columns.theirs("conversations").into();
     let turns = object.required(object.keys.conversations.as_ref(), DataFormat::Sharegpt, "conversations")?;
     let system = object.keys.system.as_deref().filter(|system| !system.is_empty());
     let mut messages: Vec<Value> = system.map(|system| message("system", system)).into_iter().collect();
@@ -110,8 +110,8 @@ fn sharegpt(line: &[u8], columns: &Columns) -> Result<(Vec<Value>, Option<Value>
         };
         let from = text("from")?;
         let Some((_, role)) = SPEAKERS.iter().find(|(name, _)| *name == from) else {
-            let known = SPEAKERS.map(|(name, _)| name).join(", ");
-            return Err(Rule::UnknownSpeaker { list: list(), index: i, from, known }.into());
+            let known = SPEAKERS.map(|(name, _)| name).join(", ").into();
+            return Err(Rule::UnknownSpeaker { list: list(), index: i, from: from.into(), known }.into());
         };
         messages.push(message(role, &text("value")?));
     }
@@ -123,7 +123,7 @@ fn openai(line: &[u8], columns: &Columns) -> Result<(Vec<Value>, Option<Value>),
     let messages = object.required(object.keys.messages.as_ref(), DataFormat::Messages, "messages")?;
     for (index, message) in messages.iter().enumerate() {
         let list = columns.theirs("messages");
-        let bad = |rule: &str| Rule::BadTurn { list: list.to_owned(), index, rule: rule.to_owned() };
+        let bad = |rule: &str| Rule::BadTurn { list: list.into(), index, rule: rule.to_owned() };
         let value = |key: &str| message.get_attr(key).unwrap_or_default();
         if value("role").as_str().is_none() {
             return Err(bad("needs \"role\", a text").into());

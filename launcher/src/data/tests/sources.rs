@@ -4,6 +4,9 @@ use proto::config::DataSource;
 
 use super::*;
 
+/// Names and sizes of classes.
+type Counts = Vec<(String, u64)>;
+
 /// A second source beside the first.
 fn with_source(setup: &mut Setup, name: &str, lines: &[&str], columns: &[(&str, &str)]) {
     setup.write(name, lines.join("\n"));
@@ -13,14 +16,14 @@ fn with_source(setup: &mut Setup, name: &str, lines: &[&str], columns: &[(&str, 
 }
 
 /// The first token that is not in front of all texts, and the class, of each row, and the names and sizes of classes.
-fn classes(prepared: &Prepared) -> (Vec<(i32, u32)>, Vec<(String, u64)>) {
+fn classes(prepared: &Prepared) -> (Vec<(i32, u32)>, Counts) {
     let data = Dataset::open(fs::read(&prepared.path).unwrap(), &prepared.path).unwrap();
     let first = |row: usize| data.row(row).tokens().find(|token| *token != 1).unwrap();
     let rows = data.classes_of_samples().enumerate().map(|(row, class)| (first(row), class)).collect();
     (rows, prepared.summary.classes.iter().map(|class| (class.name.clone(), class.samples)).collect())
 }
 
-fn names(names: &[(&str, u64)]) -> Vec<(String, u64)> {
+fn names(names: &[(&str, u64)]) -> Counts {
     names.iter().map(|(name, samples)| ((*name).into(), *samples)).collect()
 }
 
