@@ -2,7 +2,8 @@
 //! anything starts, and the plan knows rows, steps and tokens.
 //!
 //! JSON Lines or arrays in (`sources`, `unpack`, `lines`), one file of rows out ([`proto::dataset`]), which ranks map into memory. In
-//! between, lines are checked and become samples (`format`, `object`, `class`, `chat`, `tokenize`, `fit`), and samples share rows (`rows`, `pack`).
+//! between, lines are checked and become samples (`format`, `object`, `class`, `chat`, `tokenize`, `fit`), and samples share rows
+//! (`rows`, `pack`).
 //! `build` is the pipeline; its result is kept under a name that says what it was made from (`cache`), so that only its rows
 //! are made again if nothing but packing has changed (`repack`).
 //!

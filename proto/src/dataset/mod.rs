@@ -11,7 +11,7 @@
 //! sample_tokens u64                    samples + 1  first token of each sample
 //! sample_origin u64                    samples      source file and line, for reports
 //! row_labels    u32                    rows         targets of each row that count; zeroes up to 8 bytes
-//! sample_class  u16                    samples      class of each sample; zeroes up to 8 bytes; nothing with fewer than two classes
+//! sample_class  u16                    samples      class of each sample, if there are two; zeroes up to 8 bytes
 //! block_hashes  u64                    blocks       xxh3 of each 16 KiB of all that is above
 //! footer        JSON                                summary and where each section begins
 //! footer length u64, seal u64, magic   24 bytes     the seal is the xxh3 of block_hashes, footer and its length
