@@ -4,12 +4,13 @@
 //! In reading order: [`config`] (train.toml as typed), [`model_config`] (the model's config.json), [`mesh`] (rank and
 //! coordinates), [`plan`] (everything resolved and checked), [`resolve`] (how), [`schedule`] (learning rates), [`layout`]
 //! (which parameters a unit owns), [`sharding`] (ZeRO: who keeps what), [`memory`] (how much that is), [`dataset`]
-//! (prepared training data on disk), [`run_dir`] (where everything of a run lies), [`sealed`] (JSON that shows damage),
-//! [`manifest`] (what a checkpoint holds), [`weight_files`] (which tensor is in which of its files), [`weights_folder`]
-//! (which files of a folder hold a model, and whether it is config.json's), [`adapter_folder`] (the same of an adapter), [`regular_file`] (reading what may be a
-//! pipe), [`mod@env`] (worker environment), [`progress`] (what each rank is doing), [`fault`] (faults on purpose),
-//! [`snapshot`] (state in memory), [`control`] (the gRPC service for ranks), [`dial`] (how they reach it), [`runtime`]
-//! (what both sides run it on), [`panics`] (libraries') and [`agents`] (the one for several machines).
+//! (prepared training data on disk), [`sampler`] (which of its rows comes when), [`run_dir`] (where everything of a run
+//! lies), [`sealed`] (JSON that shows damage), [`manifest`] (what a checkpoint holds), [`weight_files`] (which tensor
+//! is in which of its files), [`weights_folder`] (which files of a folder hold a model, and whether it is
+//! config.json's), [`adapter_folder`] (the same of an adapter), [`regular_file`] (reading what may be a pipe), [`mod@env`] (worker environment), [`progress`] (what
+//! each rank is doing), [`fault`] (faults on purpose), [`snapshot`] (state in memory), [`control`] (the gRPC service
+//! for ranks), [`dial`] (how they reach it), [`runtime`] (what both sides run it on), [`panics`] (libraries') and
+//! [`agents`] (the one for several machines).
 //!
 //! **Invariant:** no tensors, no libtorch, no NCCL here: the launcher must start, and explain itself, on a
 //! machine without them.
@@ -37,6 +38,7 @@ pub mod regular_file;
 pub mod resolve;
 pub mod run_dir;
 pub mod runtime;
+pub mod sampler;
 pub mod say;
 pub mod schedule;
 pub mod sealed;

@@ -6,50 +6,55 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
-use proto::dataset::{DatasetSummary, Origin};
+use proto::config::DataSource;
+use proto::dataset::{CLASSES_MAX, DatasetSummary, Origin};
 
 use super::chat::{self, ChatTemplate, FoundTemplate, TemplateSource};
+use super::class::{self, ClassNames};
 use super::containers::{Chunk, ChunkReader};
 use super::error::{DataError, Problem, Problems, Rule};
 use super::fit::{Fit, Fitted};
 use super::format::{LineFormat, Parser};
+use super::object::Columns;
 use super::rows::Rows;
-use super::sources::Source;
 use super::tokenize::Encoder;
-use super::{DataJob, DataProgress};
+use super::{Classes, DataJob, DataProgress, Files};
 
 /// Chunks in memory for each thread: enough to even out lines that take longer than others.
 const CHUNKS_PER_THREAD: usize = 8;
 
-/// Prepares `sources` into the file `path`. After the first problem nothing more is written, but all lines are still
+/// Prepares the `files` into the file `path`. After the first problem nothing more is written, but all lines are still
 /// checked. Stopped, it leaves nothing.
 pub fn build(
     job: &DataJob,
-    sources: &[Source],
+    files: &Files,
     template: &FoundTemplate,
     path: &Path,
     progress: &DataProgress,
 ) -> Result<DatasetSummary, DataError> {
-    let names: Vec<_> = sources.iter().map(|source| source.name.clone()).collect();
-    let mut rows = Rows::create(job, path, names)?;
-    parse(job, sources, template, progress, |fitted| {
-        rows.count_long(fitted.long);
-        Ok(fitted.samples.into_iter().try_for_each(|sample| rows.push(sample))?)
-    })?;
-    rows.finish()
+    let names: Vec<_> = files.all.iter().map(|source| source.name.clone()).collect();
+    let mut intake = Intake { job, files, rows: Rows::create(job, path, names)?, classes: ClassNames::default() };
+    parse(job, files, template, progress, |parsed| intake.take(parsed))?;
+    intake.finish()
 }
 
-/// Parses all rows of `sources`. `take` gets what they become, in their order and until the first problem.
+/// Parses all rows of the `files`. `take` gets what they become, in their order and until the first problem.
 pub fn parse(
     job: &DataJob,
-    sources: &[Source],
+    files: &Files,
     template: &FoundTemplate,
     progress: &DataProgress,
-    mut take: impl FnMut(Fitted) -> Result<(), DataError>,
+    mut take: impl FnMut(Parsed) -> Result<(), DataError>,
 ) -> Result<(), DataError> {
     let threads = job.threads.max(1);
     let mut problems = Problems::default();
-    let mut reader = ChunkReader::new(sources, job.format);
+    let kinds = FileKind::of_all(job, files);
+    let mut files_before = 0;
+    let mut reader = job.from.iter().zip(files.by_source()).flat_map(|(source, found)| {
+        let first = files_before;
+        files_before += found.len();
+        ChunkReader::new(found, source.format).among_others(first, &kinds[first].columns)
+    });
     let (encoder, chat) = (OnceLock::new(), OnceLock::new());
     loop {
         let chunks: Vec<_> = reader.by_ref().take(threads * CHUNKS_PER_THREAD).collect();
@@ -59,21 +64,87 @@ pub fn parse(
         if progress.is_stopped() {
             return Err(DataError::Stopped);
         }
-        let work = Work { job, sources, encoder: &encoder, chat: &chat, found_template: template, chunks, progress };
-        for parsed in work.run(threads) {
-            problems.append(parsed.problems);
+        let work = Work {
+            job,
+            files,
+            kinds: &kinds,
+            encoder: &encoder,
+            chat: &chat,
+            found_template: template,
+            chunks,
+            progress,
+        };
+        for mut parsed in work.run(threads) {
+            problems.append(std::mem::take(&mut parsed.problems));
             if problems.is_empty() {
-                take(parsed.fitted)?;
+                take(parsed)?;
             }
         }
     }
     Ok(problems.or(())?)
 }
 
+/// Samples on their way into rows, one chunk's after the other's.
+struct Intake<'a> {
+    job: &'a DataJob,
+    files: &'a Files,
+    rows: Rows,
+    /// So far, where a key of the rows tells them.
+    classes: ClassNames,
+}
+
+impl Intake<'_> {
+    fn take(&mut self, parsed: Parsed) -> Result<(), DataError> {
+        self.rows.count_long(parsed.fitted.long);
+        for mut sample in parsed.fitted.samples {
+            if let Classes::Key(key) = &self.job.classes {
+                sample.class = self.classes.number(parsed.classes.names()[sample.class as usize].clone());
+                if self.classes.are_too_many() {
+                    let Origin { source, line } = sample.origin;
+                    let rule = Rule::TooManyClasses { key: key.clone(), limit: CLASSES_MAX };
+                    return Err(Problems::from(self.files.all[source as usize].problem(line, rule.into())).into());
+                }
+            }
+            self.rows.push(sample)?;
+        }
+        Ok(())
+    }
+
+    fn finish(mut self) -> Result<DatasetSummary, DataError> {
+        match &self.job.classes {
+            Classes::None => {}
+            Classes::Sources => self.rows.name_classes(self.job.from.iter().map(DataSource::name).collect()),
+            Classes::Key(_) => self.rows.name_classes(self.classes.names().to_vec()),
+        }
+        self.rows.finish()
+    }
+}
+
+/// What a file's rows have of its source.
+struct FileKind {
+    /// Which source it is.
+    source: u32,
+    columns: Columns,
+}
+
+impl FileKind {
+    /// Of every file.
+    fn of_all(job: &DataJob, files: &Files) -> Vec<Self> {
+        let sources = (0..).zip(&job.from).zip(files.by_source());
+        let kinds = sources.flat_map(|((number, source), files)| {
+            let kind = move || FileKind { source: number, columns: Columns::new(&source.columns) };
+            files.iter().map(move |_| kind())
+        });
+        kinds.collect()
+    }
+}
+
 /// A few chunks that are parsed at the same time.
 struct Work<'a> {
     job: &'a DataJob,
-    sources: &'a [Source],
+    files: &'a Files,
+    /// Of each file.
+    kinds: &'a [FileKind],
     /// Loaded by the first chunk that needs it. If that fails, it is a problem of every file that needs it.
     encoder: &'a OnceLock<Result<Encoder, Rule>>,
     /// Likewise, by the first conversation.
@@ -83,9 +154,12 @@ struct Work<'a> {
     progress: &'a DataProgress,
 }
 
-/// The result of one chunk.
-struct Parsed {
-    fitted: Fitted,
+/// What the rows of one chunk become.
+pub struct Parsed {
+    /// Its samples, and what is lost of those that are too long.
+    pub fitted: Fitted,
+    /// The classes of its samples, where a key of the rows tells them.
+    classes: ClassNames,
     problems: Problems,
 }
 
@@ -117,7 +191,8 @@ impl Work<'_> {
     }
 
     fn parse(&self, chunk: &Result<Chunk, Problem>) -> Parsed {
-        let mut parsed = Parsed { fitted: Fitted::default(), problems: Problems::default() };
+        let mut parsed =
+            Parsed { fitted: Fitted::default(), classes: ClassNames::default(), problems: Problems::default() };
         let chunk = match chunk {
             Ok(chunk) => chunk,
             Err(problem) => {
@@ -125,21 +200,28 @@ impl Work<'_> {
                 return parsed;
             }
         };
-        let source = &self.sources[chunk.source as usize];
+        let file = &self.files.all[chunk.source as usize];
+        let FileKind { source, columns } = &self.kinds[chunk.source as usize];
         let (encoder, chat) = match self.loaded_for(chunk.format) {
             Ok(loaded) => loaded,
             Err(rule) => {
                 if chunk.first {
-                    parsed.problems.push(Problem::of_file(source.name.as_str(), rule.clone()));
+                    parsed.problems.push(Problem::of_file(file.name.as_str(), rule.clone()));
                 }
                 return parsed;
             }
         };
         let DataJob { seq_len, vocab_size, train_on, long_samples, .. } = *self.job;
-        let parser = Parser { fit: Fit { seq_len, long_samples }, vocab_size, encoder, chat, train_on };
+        let parser = Parser { fit: Fit { seq_len, long_samples }, vocab_size, encoder, chat, train_on, columns };
         for (line, text) in chunk.lines() {
             let origin = Origin { source: chunk.source, line };
-            if let Err(error) = parser.parse(chunk.format, text, origin, &mut parsed.fitted) {
+            let class = match &self.job.classes {
+                Classes::None => Ok(0),
+                Classes::Sources => Ok(*source),
+                Classes::Key(key) => class::of_line(text, key).map(|name| parsed.classes.number(name)),
+            };
+            let result = class.and_then(|class| parser.parse(chunk.format, text, origin, class, &mut parsed.fitted));
+            if let Err(error) = result {
                 // One mistake, however many rows show it.
                 let of_config = match &error.rule {
                     Rule::SmallVocabulary { config, .. } => Some(config.clone()),
@@ -147,7 +229,7 @@ impl Work<'_> {
                 };
                 parsed.problems.push(match of_config {
                     Some(config) => Problem::of_file(config, error.rule),
-                    None => source.problem(line, error),
+                    None => file.problem(line, error),
                 });
             }
         }

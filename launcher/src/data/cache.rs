@@ -7,13 +7,12 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use jiff::Zoned;
-use proto::config::AutoOr;
+use proto::config::{AutoOr, DataSource};
 use proto::dataset::{self, DatasetError, DatasetSummary, FORMAT_VERSION};
 use proto::regular_file;
 
-use super::DataJob;
 use super::chat::FoundTemplate;
-use super::sources::Source;
+use super::{Classes, DataJob, Files};
 use crate::files::create_private_folder;
 
 /// Raised whenever the same sources would give other rows: a change of packing, splitting or masking.
@@ -45,12 +44,12 @@ pub struct CacheEntry {
 }
 
 impl CacheEntry {
-    /// For `job` with these `sources`; creates the folder.
-    pub fn new(job: &DataJob, sources: &[Source], template: &FoundTemplate) -> io::Result<Self> {
+    /// For `job` with its `files`; creates the folder.
+    pub fn new(job: &DataJob, files: &Files, template: &FoundTemplate) -> io::Result<Self> {
         // Rows are as private as what they were made of.
         create_private_folder(&job.cache_dir)?;
         let prefix = format!("{}-", job.split.name());
-        let key = key(job, sources, template).to_hex();
+        let key = key(job, files, template).to_hex();
         let name = |packing: bool| format!("{prefix}{}{}.rows", &key[..16], if packing { PACKED } else { "" });
         let (name, packed_otherwise) = (name(job.packing), name(!job.packing));
         Ok(Self { folder: job.cache_dir.clone(), prefix, name, packed_otherwise })
@@ -119,7 +118,7 @@ fn remove_if_there(path: &Path) -> io::Result<()> {
 }
 
 /// The hash of everything that the samples depend on.
-fn key(job: &DataJob, sources: &[Source], template: &FoundTemplate) -> blake3::Hash {
+fn key(job: &DataJob, files: &Files, template: &FoundTemplate) -> blake3::Hash {
     let mut hasher = blake3::Hasher::new();
     let mut part = |name: &str, value: &[u8]| {
         // Lengths in front keep two parts from being read as others.
@@ -128,13 +127,8 @@ fn key(job: &DataJob, sources: &[Source], template: &FoundTemplate) -> blake3::H
             hasher.update(bytes);
         }
     };
-    let format = match job.format {
-        AutoOr::Auto => "auto",
-        AutoOr::Given(format) => format.as_str(),
-    };
     part("file format", &FORMAT_VERSION.to_le_bytes());
     part("preparation", &PREPARATION_VERSION.to_le_bytes());
-    part("format", format.as_bytes());
     part("seq_len", &job.seq_len.to_le_bytes());
     part("vocab_size", &job.vocab_size.to_le_bytes());
     part("end tokens", format!("{:?}", job.end_tokens).as_bytes());
@@ -151,9 +145,28 @@ fn key(job: &DataJob, sources: &[Source], template: &FoundTemplate) -> blake3::H
     // One that is not there or not readable is reported by whoever needs it; rows of token ids do not.
     let tokenizer = job.tokenizer.as_ref().and_then(|path| regular_file::read(path).ok());
     part("tokenizer", tokenizer.as_deref().unwrap_or_default());
-    for source in sources {
-        // The name is in the file too, for reports.
-        part(&source.name, source.hash.as_bytes());
+    match &job.classes {
+        Classes::None => {}
+        Classes::Sources => part("classes", b"sources"),
+        Classes::Key(key) => part("class key", key.as_bytes()),
+    }
+    for (source, of_source) in job.from.iter().zip(files.by_source()) {
+        let DataSource { path, format, columns, .. } = source;
+        let format = match format {
+            AutoOr::Auto => "auto",
+            AutoOr::Given(format) => format.as_str(),
+        };
+        part("source", format.as_bytes());
+        if job.classes == Classes::Sources {
+            part("class", path.join(", ").as_bytes());
+        }
+        for (ours, theirs) in columns {
+            part(ours.as_str(), theirs.as_bytes());
+        }
+        for file in of_source {
+            // The name is in the prepared file too, for reports.
+            part(&file.name, file.hash.as_bytes());
+        }
     }
     hasher.finalize()
 }

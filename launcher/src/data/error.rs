@@ -108,6 +108,14 @@ impl Problems {
     }
 }
 
+impl From<Problem> for Problems {
+    fn from(problem: Problem) -> Self {
+        let mut problems = Self::default();
+        problems.push(problem);
+        problems
+    }
+}
+
 impl std::error::Error for Problems {}
 
 impl fmt::Display for Problems {
@@ -213,21 +221,28 @@ pub enum Rule {
     #[error("{0}")]
     Json(String),
     #[error("{format} rows need the key {key:?}, but this one has {found}{}", did_you_mean(.suggestion))]
-    MissingKey { format: DataFormat, key: &'static str, found: String, suggestion: Option<Box<str>> },
+    MissingKey { format: DataFormat, key: Box<str>, found: String, suggestion: Option<Box<str>> },
     #[error("unknown key {found:?}: did you mean {known:?}?")]
-    Typo { found: String, known: &'static str },
+    Typo { found: String, known: String },
     #[error(
         "cannot tell the format from {found}: supported are input_ids (tokens), prompt with completion \
          (prompt_completion), text, messages, conversations (sharegpt) and instruction with output (alpaca)"
     )]
     UnknownShape { found: String },
 
+    #[error("data.sampler.class_key: rows need the key {key:?}, but this one has {found}{}", did_you_mean(.suggestion))]
+    NoClass { key: Box<str>, found: String, suggestion: Option<Box<str>> },
+    #[error("data.sampler.class_key: {key:?} is {found}: a class is a text, an integer or true or false")]
+    BadClass { key: String, found: &'static str },
+    #[error("data.sampler.class_key: {key:?} has more than {limit} different values: so many classes are not possible")]
+    TooManyClasses { key: String, limit: usize },
+
     #[error("{0:?} is empty")]
-    EmptyValue(&'static str),
-    #[error("input_ids has {ids} values, but labels has {labels}: each token needs its label")]
-    LabelCount { ids: usize, labels: usize },
-    #[error("{key}[{position}] is {value}, but {} 0 <= id < vocab_size {vocab_size}", allowed(.key))]
-    OutsideVocabulary { key: &'static str, position: usize, value: i64, vocab_size: usize },
+    EmptyValue(String),
+    #[error("{} has {ids} values, but {} has {labels}: each token needs its label", .keys[0], .keys[1])]
+    LabelCount { keys: [Box<str>; 2], ids: usize, labels: usize },
+    #[error("{key}[{position}] is {value}, but {} 0 <= id < vocab_size {vocab_size}", allowed(*.are_labels))]
+    OutsideVocabulary { key: String, are_labels: bool, position: usize, value: i64, vocab_size: usize },
     #[error(
         "the row has {len} tokens{}, but data.seq_len is {seq_len}: raise seq_len, or say in data.long_samples what \
          becomes of such rows", before_labels(*.not_trained)
@@ -255,9 +270,9 @@ pub enum Rule {
     #[error("no turn of this conversation is the assistant's, so there is nothing to learn from it")]
     NoAssistantTurn,
     #[error("{list}[{index}] {rule}")]
-    BadTurn { list: &'static str, index: usize, rule: String },
-    #[error("conversations[{index}] is from {from:?}: known are {known}")]
-    UnknownSpeaker { index: usize, from: String, known: String },
+    BadTurn { list: Box<str>, index: usize, rule: String },
+    #[error("{list}[{index}] is from {from:?}: known are {known}")]
+    UnknownSpeaker { list: Box<str>, index: usize, from: Box<str>, known: Box<str> },
 
     #[error(
         "format {format} needs a tokenizer, but {} is not there: copy it from the original model, or give rows of \
@@ -301,8 +316,8 @@ fn did_you_mean(suggestion: &Option<Box<str>>) -> String {
     suggestion.as_ref().map_or_else(String::new, |name| format!("; is {name:?} meant?"))
 }
 
-fn allowed(key: &str) -> &'static str {
-    if key == "labels" { "a label is -100 or" } else { "a token satisfies" }
+fn allowed(are_labels: bool) -> &'static str {
+    if are_labels { "a label is -100 or" } else { "a token satisfies" }
 }
 
 #[cfg(test)]

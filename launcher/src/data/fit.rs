@@ -78,6 +78,7 @@ fn piece(sample: &Sample, start: usize, end: usize) -> Sample {
         tokens: sample.tokens[start..end].to_vec(),
         labels: sample.labels.as_ref().map(|labels| labels[start..end].to_vec()),
         origin: sample.origin,
+        class: sample.class,
     }
 }
 

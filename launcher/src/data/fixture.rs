@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use proto::config::{AutoOr, TrainOn};
+use proto::config::{AutoOr, DataSource, TrainOn};
 use tokenizers::models::bpe::BPE;
 use tokenizers::models::wordlevel::WordLevel;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
@@ -10,7 +10,7 @@ use tokenizers::pre_tokenizers::whitespace::WhitespaceSplit;
 use tokenizers::processors::template::TemplateProcessing;
 use tokenizers::{AddedToken, PaddingParams, PaddingStrategy, Tokenizer, TruncationParams};
 
-use super::{DataJob, EndTokens, Split};
+use super::{Classes, DataJob, EndTokens, Split};
 
 /// `</s>` in all of them.
 pub const EOS: u32 = 2;
@@ -20,12 +20,17 @@ pub fn end_tokens() -> EndTokens {
     EndTokens { of_config: Some(EOS), ..EndTokens::default() }
 }
 
+/// A source of these files, whose format is told from their first lines.
+pub fn source(path: Vec<String>) -> DataSource {
+    DataSource { path, format: AutoOr::Auto, weight: None, columns: [].into() }
+}
+
 /// A job for nothing but its tokenizer.
 pub fn job(tokenizer: Option<&Path>) -> DataJob {
     DataJob {
         split: Split::Train,
-        paths: vec![],
-        format: AutoOr::Auto,
+        from: vec![source(vec![])],
+        classes: Classes::None,
         seq_len: 8,
         packing: false,
         vocab_size: 100,

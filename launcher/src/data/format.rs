@@ -7,7 +7,7 @@ use serde::de::MapAccess;
 use super::chat::{self, ChatTemplate, ConversationFormat};
 use super::error::Rule;
 use super::fit::{Fit, Fitted};
-use super::object::{Keys, LineError, Object};
+use super::object::{Columns, Keys, LineError, Object};
 use super::tokenize::{Encoded, Encoder};
 
 /// The formats that can be read. All of a file's lines have the same one.
@@ -59,12 +59,12 @@ impl From<DataFormat> for LineFormat {
 }
 
 /// The format of a file: the given one, or what the keys of its first line say.
-pub fn resolve(format: AutoOr<DataFormat>, first_line: &[u8]) -> Result<LineFormat, LineError> {
+pub fn resolve(format: AutoOr<DataFormat>, columns: &Columns, first_line: &[u8]) -> Result<LineFormat, LineError> {
     let format = match format {
         AutoOr::Given(format) => format,
         AutoOr::Auto => {
-            let object: Object<AnyKeys> = Object::parse(first_line)?;
-            let has = |key: &str| object.unknown.iter().any(|found| found == key);
+            let object: Object<AnyKeys> = Object::parse(first_line, columns)?;
+            let has = |key: &str| object.unknown.iter().any(|found| found == columns.theirs(key));
             let shapes: [(&[&str], DataFormat); 6] = [
                 (&["input_ids"], DataFormat::Tokens),
                 (&["prompt", "completion"], DataFormat::PromptCompletion),
@@ -99,11 +99,22 @@ pub struct Parser<'a> {
     pub chat: Option<&'a ChatTemplate>,
     /// The turns of a conversation that are trained.
     pub train_on: TrainOn,
+    /// The lines' names of our keys.
+    pub columns: &'a Columns,
 }
 
 impl Parser<'_> {
     /// Appends the samples of `line` to `fitted`: one, several pieces of a long one, or none where that is dropped.
-    pub fn parse(&self, format: LineFormat, line: &[u8], origin: Origin, fitted: &mut Fitted) -> Result<(), LineError> {
+    ///
+    /// `class`: of the line.
+    pub fn parse(
+        &self,
+        format: LineFormat,
+        line: &[u8],
+        origin: Origin,
+        class: u32,
+        fitted: &mut Fitted,
+    ) -> Result<(), LineError> {
         let (tokens, labels) = match format {
             LineFormat::Tokens => self.tokens(line)?,
             LineFormat::Text => (self.text(line)?, None),
@@ -112,54 +123,56 @@ impl Parser<'_> {
         };
         // A document goes on where it was cut; anything else is no longer what it was.
         let auto = if format == LineFormat::Text { LongSamples::Split } else { LongSamples::Error };
-        Ok(self.fit.push(Sample { tokens, labels, origin }, auto, fitted)?)
+        Ok(self.fit.push(Sample { tokens, labels, origin, class }, auto, fitted)?)
     }
 
     fn tokens(&self, line: &[u8]) -> Result<(Vec<i32>, Option<Vec<i32>>), LineError> {
-        let object: Object<TokensKeys> = Object::parse(line)?;
+        let object: Object<TokensKeys> = Object::parse(line, self.columns)?;
+        let [ids_key, labels_key] = ["input_ids", "labels"].map(|key| self.columns.theirs(key));
         let ids = object.required(object.keys.input_ids.as_ref(), DataFormat::Tokens, "input_ids")?;
         if object.keys.labels.is_none()
             && let Some(found) = object.typo_of("labels")
         {
-            return Err(Rule::Typo { found: found.to_owned(), known: "labels" }.into());
+            return Err(Rule::Typo { found: found.to_owned(), known: labels_key.to_owned() }.into());
         }
         let labels = object.keys.labels.as_ref();
         if ids.is_empty() {
-            return Err(Rule::EmptyValue("input_ids").into());
+            return Err(self.empty("input_ids"));
         }
         if let Some(labels) = labels
             && labels.len() != ids.len()
         {
-            return Err(Rule::LabelCount { ids: ids.len(), labels: labels.len() }.into());
+            let keys = [ids_key, labels_key].map(Box::from);
+            return Err(Rule::LabelCount { keys, ids: ids.len(), labels: labels.len() }.into());
         }
-        let tokens = self.checked("input_ids", ids, |_| false)?;
-        let labels = labels.map(|labels| self.checked("labels", labels, |id| id == i64::from(IGNORED))).transpose()?;
+        let tokens = self.checked("input_ids", ids)?;
+        let labels = labels.map(|labels| self.checked("labels", labels)).transpose()?;
         Ok((tokens, labels))
     }
 
     fn text(&self, line: &[u8]) -> Result<Vec<i32>, LineError> {
-        let object: Object<TextKeys> = Object::parse(line)?;
+        let object: Object<TextKeys> = Object::parse(line, self.columns)?;
         let text = object.required(object.keys.text.as_ref(), DataFormat::Text, "text")?;
         if text.is_empty() {
-            return Err(Rule::EmptyValue("text").into());
+            return Err(self.empty("text"));
         }
         Ok(self.encoder().text(text)?)
     }
 
     fn prompt_completion(&self, line: &[u8]) -> Result<Encoded, LineError> {
-        let object: Object<PromptCompletionKeys> = Object::parse(line)?;
+        let object: Object<PromptCompletionKeys> = Object::parse(line, self.columns)?;
         let format = DataFormat::PromptCompletion;
         let prompt = object.required(object.keys.prompt.as_ref(), format, "prompt")?;
         let completion = object.required(object.keys.completion.as_ref(), format, "completion")?;
         if completion.is_empty() {
-            return Err(Rule::EmptyValue("completion").into());
+            return Err(self.empty("completion"));
         }
         Ok(self.encoder().completion(prompt, completion)?)
     }
 
     fn conversation(&self, format: ConversationFormat, line: &[u8]) -> Result<Encoded, LineError> {
         let template = self.chat.expect("loaded before the first conversation");
-        let text = chat::text(template, &chat::read(format, line)?, self.train_on)?;
+        let text = chat::text(template, &chat::read(format, line, self.columns)?, self.train_on)?;
         Ok(self.encoder().conversation(&text)?)
     }
 
@@ -167,10 +180,16 @@ impl Parser<'_> {
         self.encoder.expect("loaded before the first line that needs it")
     }
 
-    fn checked(&self, key: &'static str, ids: &[i64], also: impl Fn(i64) -> bool) -> Result<Vec<i32>, Rule> {
-        let allowed = 0..self.vocab_size as i64;
-        if let Some(position) = ids.iter().position(|id| !allowed.contains(id) && !also(*id)) {
-            return Err(Rule::OutsideVocabulary { key, position, value: ids[position], vocab_size: self.vocab_size });
+    fn empty(&self, key: &str) -> LineError {
+        Rule::EmptyValue(self.columns.theirs(key).to_owned()).into()
+    }
+
+    fn checked(&self, key: &str, ids: &[i64]) -> Result<Vec<i32>, Rule> {
+        let (allowed, are_labels) = (0..self.vocab_size as i64, key == "labels");
+        let is_allowed = |id: &i64| allowed.contains(id) || are_labels && *id == i64::from(IGNORED);
+        if let Some(position) = ids.iter().position(|id| !is_allowed(id)) {
+            let (key, value, vocab_size) = (self.columns.theirs(key).to_owned(), ids[position], self.vocab_size);
+            return Err(Rule::OutsideVocabulary { key, are_labels, position, value, vocab_size });
         }
         Ok(ids.iter().map(|id| *id as i32).collect())
     }

@@ -2,8 +2,9 @@
 //! anything starts, and the plan knows rows, steps and tokens.
 //!
 //! Files of rows in (`sources`, `containers`), one file of packed rows out ([`proto::dataset`]), which ranks map into memory. In
-//! between, lines are checked and become samples (`format`, `object`, `chat`, `tokenize`, `fit`), and samples share rows (`rows`, `pack`).
-//! `show` prints samples, and `check` finds what is lost, doubled or not trained. `build` is the pipeline; its result is kept under a name that says what it was made from (`cache`), so that only its rows
+//! between, lines are checked and become samples (`format`, `object`, `class`, `chat`, `tokenize`, `fit`), and samples share rows
+//! (`rows`, `pack`). `show` prints samples, and `check` finds what is lost, doubled or not trained.
+//! `build` is the pipeline; its result is kept under a name that says what it was made from (`cache`), so that only its rows
 //! are made again if nothing but packing has changed (`repack`).
 //!
 //! It refuses to know shuffling, batches and ranks, and never links libtorch.
@@ -12,6 +13,7 @@ mod build;
 mod cache;
 mod chat;
 mod check;
+mod class;
 mod containers;
 mod end_token;
 mod error;
@@ -34,7 +36,7 @@ mod tokenize;
 use std::path::{Path, PathBuf};
 use std::slice;
 
-use proto::config::{AutoOr, DataFormat, LongSamples, TrainOn};
+use proto::config::{AutoOr, DataFormat, DataSource, LongSamples, TrainOn};
 use proto::dataset::{DatasetError, DatasetSummary, Samples};
 
 use cache::Lookup;
@@ -51,10 +53,10 @@ use sources::Source;
 pub struct DataJob {
     /// Which part of the data it is.
     pub split: Split,
-    /// Paths and globs. A file that is named twice is read twice.
-    pub paths: Vec<String>,
-    /// The format of a line; auto tells it from each file's first line.
-    pub format: AutoOr<DataFormat>,
+    /// The sources, in order: their files, formats and names of keys. A file that is named twice is read twice.
+    pub from: Vec<DataSource>,
+    /// What tells the class of a sample.
+    pub classes: Classes,
     /// Longest row, in tokens.
     pub seq_len: usize,
     /// Whether samples share rows.
@@ -77,6 +79,17 @@ pub struct DataJob {
     pub cache_dir: PathBuf,
     /// Threads that parse and tokenise. The result does not depend on it.
     pub threads: usize,
+}
+
+/// What tells the class of a sample.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Classes {
+    /// Nothing does.
+    None,
+    /// Its source.
+    Sources,
+    /// The value of this key of its row, which has to be there.
+    Key(String),
 }
 
 /// A part of the data.
@@ -108,7 +121,7 @@ pub struct Prepared {
     /// Its origin.
     pub origin: Origin,
     /// The files that it was made of.
-    pub sources: Vec<Source>,
+    files: Files,
     /// Which share of `rows * seq_len` is tokens: the closer to 1, the less padding.
     pub fill: f64,
 }
@@ -129,23 +142,23 @@ pub enum Origin {
 impl Prepared {
     /// The place of a sample, for messages.
     pub fn place(&self, origin: proto::dataset::Origin) -> String {
-        self.sources[origin.source as usize].place(origin.line)
+        self.files.all[origin.source as usize].place(origin.line)
     }
 
     /// The files that were named more than once: their rows count as often.
     pub fn repeated(&self) -> Vec<&str> {
         let is_again =
-            |&(i, source): &(usize, &Source)| self.sources[..i].iter().any(|other| other.is_same_file(source));
+            |&(i, source): &(usize, &Source)| self.files.all[..i].iter().any(|other| other.is_same_file(source));
         let mut names: Vec<_> =
-            self.sources.iter().enumerate().filter(is_again).map(|(_, of)| of.name.as_str()).collect();
+            self.files.all.iter().enumerate().filter(is_again).map(|(_, of)| of.name.as_str()).collect();
         names.dedup();
         names
     }
 
     /// The files whose contents are also those of a file of `other`.
     pub fn also_in(&self, other: &Prepared) -> Vec<&str> {
-        let is_there = |source: &&Source| other.sources.iter().any(|of| of.hash == source.hash);
-        self.sources.iter().filter(is_there).map(|source| source.name.as_str()).collect()
+        let is_there = |source: &&Source| other.files.all.iter().any(|of| of.hash == source.hash);
+        self.files.all.iter().filter(is_there).map(|source| source.name.as_str()).collect()
     }
 }
 
@@ -171,27 +184,63 @@ pub fn has_chat_template(model_folder: &Path) -> bool {
 /// Prepares the data of `job`, or finds it prepared. Blocks for as long as that takes, or until `progress` is stopped.
 pub fn prepare(job: &DataJob, progress: &DataProgress) -> Result<Prepared, DataError> {
     assert!(job.seq_len > 0 && job.vocab_size <= i32::MAX as usize, "the plan has checked {job:?}");
-    let sources = sources::find(&job.paths)?;
-    progress.begin(sources.iter().map(|source| source.bytes).sum());
+    let files = Files::find(&job.from)?;
+    progress.begin(files.all.iter().map(|source| source.bytes).sum());
     let in_folder = |source| DataError::Folder { folder: job.cache_dir.clone(), source };
     let template = chat::find(&job.chat_template, &job.model_folder);
-    let entry = cache::CacheEntry::new(job, &sources, &template).map_err(in_folder)?;
+    let entry = cache::CacheEntry::new(job, &files, &template).map_err(in_folder)?;
     entry.remove_temporary().map_err(in_folder)?;
     let path = entry.path();
     let (summary, origin) = match entry.lookup(job.threads) {
         Lookup::Whole(summary) => (summary, Origin::Kept),
         Lookup::Damaged(error) => {
-            (build::build(job, &sources, &template, &path, progress)?, Origin::MadeInsteadOf(error))
+            (build::build(job, &files, &template, &path, progress)?, Origin::MadeInsteadOf(error))
         }
         // Whatever is wrong with the other file: it is not the one that was asked for.
         Lookup::Nothing => match Samples::open(&entry.packed_otherwise(), job.threads) {
             Ok(samples) => (repack::repack(job, samples, &path, progress)?, Origin::Repacked),
-            Err(_) => (build::build(job, &sources, &template, &path, progress)?, Origin::Made),
+            Err(_) => (build::build(job, &files, &template, &path, progress)?, Origin::Made),
         },
     };
     if !matches!(origin, Origin::Kept) {
         entry.remove_others().map_err(in_folder)?;
     }
     let fill = summary.tokens as f64 / (summary.rows as f64 * job.seq_len as f64);
-    Ok(Prepared { path, summary, origin, sources, fill })
+    Ok(Prepared { path, summary, origin, files, fill })
+}
+
+/// The files of all sources.
+#[derive(Debug)]
+struct Files {
+    /// One source's after the other's.
+    all: Vec<Source>,
+    /// How many of them each source has.
+    counts: Vec<usize>,
+}
+
+impl Files {
+    /// Finds the files; what is wrong with any of them is told at once.
+    fn find(from: &[DataSource]) -> Result<Self, Problems> {
+        let (mut all, mut counts, mut problems) = (vec![], vec![], Problems::default());
+        for source in from {
+            match sources::find(&source.path) {
+                Ok(found) => {
+                    counts.push(found.len());
+                    all.extend(found);
+                }
+                Err(found) => problems.append(found),
+            }
+        }
+        problems.or(Self { all, counts })
+    }
+
+    /// The files of each source.
+    fn by_source(&self) -> impl Iterator<Item = &[Source]> {
+        let mut rest = &self.all[..];
+        self.counts.iter().map(move |count| {
+            let (files, others) = rest.split_at(*count);
+            rest = others;
+            files
+        })
+    }
 }

@@ -2,6 +2,7 @@
 //! `serde_json::Value`: most of a large file is numbers, and they go straight into a vector.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::marker::PhantomData;
 
@@ -27,6 +28,25 @@ impl From<Rule> for LineError {
     }
 }
 
+/// The names that a source's rows have for our keys, where they differ.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Columns(BTreeMap<String, String>);
+
+impl Columns {
+    /// The same names for all.
+    pub const SAME: &'static Self = &Self(BTreeMap::new());
+
+    /// `theirs`: the rows' names by ours.
+    pub fn new(theirs: &BTreeMap<String, String>) -> Self {
+        Self(theirs.clone())
+    }
+
+    /// The rows' name of our key.
+    pub fn theirs<'a>(&'a self, ours: &'a str) -> &'a str {
+        self.0.get(ours).map_or(ours, String::as_str)
+    }
+}
+
 /// An object with known keys, filled in as they come.
 pub trait Keys<'de>: Default {
     /// All known keys.
@@ -38,40 +58,46 @@ pub trait Keys<'de>: Default {
 
 /// A line's known keys, and the names of the others.
 #[derive(Debug)]
-pub struct Object<'de, K> {
+pub struct Object<'de, 'c, K> {
     /// The known keys.
     pub keys: K,
     /// The names of those that were there and are not known, as written.
     pub unknown: Vec<Cow<'de, str>>,
     /// Whether each of [`Keys::KEYS`] was there.
     seen: Vec<bool>,
+    columns: &'c Columns,
 }
 
-impl<'de, K: Keys<'de>> Object<'de, K> {
-    /// Reads one line.
-    pub fn parse(line: &'de [u8]) -> Result<Self, LineError> {
-        let text = std::str::from_utf8(line).map_err(|error| LineError {
-            line: 0,
-            column: Some(error.valid_up_to() + 1),
-            rule: Rule::NotUtf8,
-        })?;
-        let mut json = serde_json::Deserializer::from_str(text);
-        let object = json.deserialize_map(ObjectVisitor(PhantomData)).and_then(|object| {
-            json.end()?;
-            Ok(object)
-        });
-        object.map_err(|error| {
-            let message = error.to_string();
-            let place = format!(" at line {} column {}", error.line(), error.column());
-            let rule = Rule::Json(message.strip_suffix(&place).unwrap_or(&message).to_owned());
-            let line = (error.line() as u64).saturating_sub(1);
-            LineError { line, column: (error.column() > 0).then_some(error.column()), rule }
-        })
+/// Reads one line as an object.
+pub fn parse_line<'de, V: Visitor<'de>>(line: &'de [u8], visitor: V) -> Result<V::Value, LineError> {
+    let text = std::str::from_utf8(line).map_err(|error| LineError {
+        line: 0,
+        column: Some(error.valid_up_to() + 1),
+        rule: Rule::NotUtf8,
+    })?;
+    let mut json = serde_json::Deserializer::from_str(text);
+    let object = json.deserialize_map(visitor).and_then(|object| {
+        json.end()?;
+        Ok(object)
+    });
+    object.map_err(|error| {
+        let message = error.to_string();
+        let place = format!(" at line {} column {}", error.line(), error.column());
+        let rule = Rule::Json(message.strip_suffix(&place).unwrap_or(&message).to_owned());
+        let line = (error.line() as u64).saturating_sub(1);
+        LineError { line, column: (error.column() > 0).then_some(error.column()), rule }
+    })
+}
+
+impl<'de, 'c, K: Keys<'de>> Object<'de, 'c, K> {
+    /// Reads one line, whose rows' names of our keys are `columns`.
+    pub fn parse(line: &'de [u8], columns: &'c Columns) -> Result<Self, LineError> {
+        parse_line(line, ObjectVisitor { columns, keys: PhantomData })
     }
 
     /// The names of all keys in the line, for messages.
     pub fn found(&self) -> String {
-        let known = K::KEYS.iter().zip(&self.seen).filter_map(|(key, seen)| seen.then_some(*key));
+        let known = K::KEYS.iter().zip(&self.seen).filter_map(|(key, seen)| seen.then_some(self.columns.theirs(key)));
         list(known.chain(self.unknown.iter().map(Cow::as_ref)))
     }
 
@@ -79,29 +105,35 @@ impl<'de, K: Keys<'de>> Object<'de, K> {
     pub fn required<'a, T>(&self, value: Option<&'a T>, format: DataFormat, key: &'static str) -> Result<&'a T, Rule> {
         value.ok_or_else(|| {
             let suggestion = self.typo_of(key).map(Box::from);
+            let key = self.columns.theirs(key).into();
             Rule::MissingKey { format, key, found: self.found(), suggestion }
         })
     }
 
-    /// The unknown key that looks like `key`.
+    /// The unknown key that looks like our `key`.
     pub fn typo_of(&self, key: &str) -> Option<&str> {
+        let key = self.columns.theirs(key);
         self.unknown.iter().map(Cow::as_ref).find(|unknown| similar(unknown, key))
     }
 }
 
-struct ObjectVisitor<K>(PhantomData<K>);
+struct ObjectVisitor<'c, K> {
+    columns: &'c Columns,
+    keys: PhantomData<K>,
+}
 
-impl<'de, K: Keys<'de>> Visitor<'de> for ObjectVisitor<K> {
-    type Value = Object<'de, K>;
+impl<'de, 'c, K: Keys<'de>> Visitor<'de> for ObjectVisitor<'c, K> {
+    type Value = Object<'de, 'c, K>;
 
     fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
         f.write_str("a JSON object")
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let mut object = Object { keys: K::default(), unknown: Vec::new(), seen: vec![false; K::KEYS.len()] };
+        let (columns, seen) = (self.columns, vec![false; K::KEYS.len()]);
+        let mut object = Object { keys: K::default(), unknown: Vec::new(), seen, columns };
         while let Some(Key(key)) = map.next_key()? {
-            match K::KEYS.iter().position(|known| **known == *key) {
+            match K::KEYS.iter().position(|known| *columns.theirs(known) == *key) {
                 Some(i) if object.seen[i] => {
                     return Err(A::Error::custom(format_args!("the key {key:?} is there twice")));
                 }
@@ -122,19 +154,19 @@ impl<'de, K: Keys<'de>> Visitor<'de> for ObjectVisitor<K> {
 /// A key, borrowed from the line unless it has escapes.
 #[derive(serde::Deserialize)]
 #[serde(transparent)]
-struct Key<'a>(#[serde(borrow)] Cow<'a, str>);
+pub struct Key<'a>(#[serde(borrow)] pub Cow<'a, str>);
 
 /// Keys for a message: `"a", "b"`, or `no key`.
-fn list<'a>(keys: impl Iterator<Item = &'a str>) -> String {
+pub fn list<'a>(keys: impl Iterator<Item = &'a str>) -> String {
     let quoted: Vec<_> = keys.map(|key| format!("{key:?}")).collect();
     if quoted.is_empty() { "no key".into() } else { quoted.join(", ") }
 }
 
 /// Whether `typed` is probably meant to be `key`: one edit in four letters, whatever the case and the separators.
-fn similar(typed: &str, key: &str) -> bool {
+pub fn similar(typed: &str, key: &str) -> bool {
     let longest = typed.len().max(key.len());
     let plain = |name: &str| name.to_lowercase().replace(['-', ' '], "_");
-    longest <= 32 && strsim::osa_distance(&plain(typed), key) <= longest.div_ceil(4)
+    longest <= 32 && strsim::osa_distance(&plain(typed), &plain(key)) <= longest.div_ceil(4)
 }
 
 #[cfg(test)]

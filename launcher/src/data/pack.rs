@@ -81,7 +81,7 @@ mod tests {
         let mut rows = Vec::new();
         for (line, len) in lengths.iter().enumerate() {
             let origin = Origin { source: 0, line: line as u64 };
-            rows.extend(packer.push(Sample { tokens: vec![1; *len], labels: None, origin }));
+            rows.extend(packer.push(Sample { tokens: vec![1; *len], labels: None, origin, class: 0 }));
         }
         rows.extend(packer.finish());
         rows.into_iter().map(|row| row.into_iter().map(|sample| sample.origin.line).collect()).collect()

@@ -21,6 +21,7 @@ pub fn repack(
 ) -> Result<DatasetSummary, DataError> {
     let summary = samples.summary();
     let (all_tokens, sources, long) = (summary.tokens, summary.sources.clone(), summary.long);
+    let classes: Vec<String> = summary.classes.iter().map(|class| class.name.clone()).collect();
     progress.begin(all_tokens);
     let mut rows = Rows::create(job, path, sources)?;
     rows.count_long(long);
@@ -32,6 +33,9 @@ pub fn repack(
         let tokens = sample.tokens.len() as u64;
         rows.push(sample)?;
         progress.parsed(tokens, tokens);
+    }
+    if !classes.is_empty() {
+        rows.name_classes(classes);
     }
     rows.finish()
 }

@@ -16,13 +16,16 @@ pub struct Rows {
     samples: u64,
     tokens: u64,
     seq_len: usize,
+    /// `None` where nothing tells classes.
+    classes: Option<Vec<String>>,
 }
 
 impl Rows {
     /// For the file `path` of `job`.
     pub fn create(job: &DataJob, path: &Path, sources: Vec<String>) -> Result<Self, DatasetError> {
         let packer = job.packing.then(|| Packer::new(job.seq_len));
-        Ok(Self { writer: DatasetWriter::create(path, sources)?, packer, samples: 0, tokens: 0, seq_len: job.seq_len })
+        let (writer, seq_len) = (DatasetWriter::create(path, sources)?, job.seq_len);
+        Ok(Self { writer, packer, samples: 0, tokens: 0, seq_len, classes: None })
     }
 
     /// Takes the next sample, of at most `seq_len` tokens.
@@ -40,12 +43,20 @@ impl Rows {
         self.writer.count_long(long);
     }
 
+    /// Names the classes of all samples.
+    pub fn name_classes(&mut self, names: Vec<String>) {
+        self.classes = Some(names);
+    }
+
     /// Completes the file, in which at least one label must count.
     pub fn finish(mut self) -> Result<DatasetSummary, DataError> {
         if let Some(packer) = self.packer.take() {
             for row in packer.finish() {
                 self.writer.push_row(&row)?;
             }
+        }
+        if let Some(names) = self.classes.take() {
+            self.writer.name_classes(names);
         }
         let written = self.writer.summary();
         assert_eq!((written.samples, written.tokens), (self.samples, self.tokens), "what went in comes out");

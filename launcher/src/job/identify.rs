@@ -111,7 +111,13 @@ fn settings(config: &TrainConfig) -> BTreeMap<String, Value> {
     let mut settings = BTreeMap::new();
     for section in ["model", "lora", "data", "train", "optimizer", "schedule", "parallel", "zero", "validation"] {
         for (key, value) in config[section].as_object().expect("a section") {
-            settings.insert(format!("{section}.{key}"), value.clone());
+            // Tables within a section, by their own keys; as they are not there in most jobs, only what is.
+            match (section, key.as_str()) {
+                ("data", "sampler") => settings.extend(of_sampler(value)),
+                ("data", "source") if value.as_array().is_some_and(Vec::is_empty) => {}
+                ("data", "train") if value.as_array().is_some_and(Vec::is_empty) => {}
+                _ => drop(settings.insert(format!("{section}.{key}"), value.clone())),
+            }
         }
     }
     settings.insert("comm.compression".into(), config["comm"]["compression"].clone());
@@ -119,6 +125,19 @@ fn settings(config: &TrainConfig) -> BTreeMap<String, Value> {
     let of_adapter = ["rank", "alpha", "targets", "rslora", "modules_to_save"].map(|key| format!("lora.{key}"));
     of_model.iter().chain(&of_adapter).for_each(|key| drop(settings.remove(key)));
     settings
+}
+
+/// The keys of the sampler that are not at their defaults.
+fn of_sampler(sampler: &Value) -> BTreeMap<String, Value> {
+    let is_default = |key: &str, value: &Value| match key {
+        "kind" => *value == "auto",
+        "temperature" => *value == 1.0,
+        _ => value.is_null() || value.as_object().is_some_and(|weights| weights.is_empty()),
+    };
+    let keys = sampler.as_object().expect("a section").iter().filter(|(key, value)| !is_default(key, value));
+    // Weights are a table of their own, which [`as_written`] would take for a choice.
+    let written = |key: &String, value: &Value| if key == "kind" { as_written(key, value).1 } else { value.clone() };
+    keys.map(|(key, value)| (format!("data.sampler.{key}"), written(key, value))).collect()
 }
 
 /// The name and value of a key in train.toml: some choices between two keys, or with "auto", are one field in memory.
@@ -156,6 +175,11 @@ mod tests {
         assert_eq!(of("optimizer.betas").as_deref(), Some("[0.9,0.95]"));
         assert_eq!(of("train.epochs"), None);
         assert_eq!(of("model.init"), None);
+        let sampler = settings_of("[data.sampler]\nkind = \"weighted\"\nclass_key = \"c\"\nweights = { a = 2 }\n");
+        let of = |key: &str| sampler.get(key).map(Value::to_string);
+        assert_eq!(of("data.sampler.kind").as_deref(), Some("\"weighted\""));
+        assert_eq!(of("data.sampler.weights").as_deref(), Some("{\"a\":2.0}"));
+        assert_eq!((of("data.sampler.temperature"), of("data.source")), (None, None));
         let defaults = settings_of("");
         assert_eq!(defaults["train.epochs"], 1);
         assert_eq!(defaults["train.gradient_accumulation_steps"], 8);

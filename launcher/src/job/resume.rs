@@ -9,6 +9,7 @@ use proto::manifest::{Manifest, ManifestError, Progress};
 use proto::model_config::ModelConfig;
 use proto::plan::Plan;
 use proto::run_dir::RunDir;
+use proto::sampler::Sampling;
 use proto::sealed;
 
 use crate::error::LaunchError;
@@ -266,6 +267,7 @@ pub fn notes(from: &Checkpoint, before: Option<&Plan>, plan: &Plan) -> Vec<Strin
             "the training data is {train}, but {manifest} has {data}: from here on rows are other ones than before"
         ));
     }
+    notes.extend(before.and_then(|before| other_sampler(from, before, plan)));
     notes.extend(before.and_then(|before| schedule_jump(from.step(), before, plan)));
     notes
 }
@@ -273,6 +275,23 @@ pub fn notes(from: &Checkpoint, before: Option<&Plan>, plan: &Plan) -> Vec<Strin
 /// The plan of the run in whose folder `from` lies.
 pub fn plan_before(from: &Checkpoint) -> Option<Plan> {
     sealed::read(&RunDir::new(from.path.parent()?.parent()?).plan()).ok()
+}
+
+/// Says that what follows are other samples than the run before would have taken, though the data is the same.
+fn other_sampler(from: &Checkpoint, before: &Plan, plan: &Plan) -> Option<String> {
+    let what = |plan: &Plan| (plan.data.sampling, plan.data.classes.clone());
+    if plan.data.sampling == Sampling::Uniform && before.data.sampling == Sampling::Uniform {
+        return None;
+    }
+    let batches = [before.batch.global_batch_size, plan.batch.global_batch_size];
+    let why = match batches {
+        _ if what(before) != what(plan) => "the sampler (data.sampler) is another one than before".to_owned(),
+        [was, is] if was != is && plan.data.sampling == Sampling::Shares => {
+            format!("the global batch was {was} samples and is {is}, to which shares of classes are fitted")
+        }
+        _ => return None,
+    };
+    Some(format!("{why}: after step {} other samples follow than would have", from.step()))
 }
 
 /// A jump of the learning rate after `step`: the same schedule over more steps is another one.
@@ -353,6 +372,7 @@ fn check_draw(checkpoint: &Checkpoint, model: &ModelConfig, seed: u64) -> Result
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::output::plan_table::tests::imagined;
     use crate::run_dir::checkpoints::tests::write;
     use std::fs;
 
@@ -370,6 +390,31 @@ mod tests {
         fs::write(path.join("weights"), "").unwrap();
         let error = named(&link).unwrap_err();
         assert!(error.source().unwrap().to_string().contains("weights: damaged: has 0 bytes"), "{error:?}");
+    }
+
+    #[test]
+    fn another_sampler_is_noted() {
+        let dir = tempfile::tempdir().unwrap();
+        write(dir.path(), 500);
+        let checkpoint = Checkpoint::load(dir.path().to_owned()).unwrap();
+        let plan = |sampling, global_batch_size| {
+            let mut plan = imagined(1, "");
+            (plan.data.sampling, plan.batch.global_batch_size) = (sampling, global_batch_size);
+            plan
+        };
+        let note = |before, now| other_sampler(&checkpoint, &before, &now);
+        assert_eq!(note(plan(Sampling::Uniform, 8), plan(Sampling::Uniform, 16)), None);
+        assert_eq!(note(plan(Sampling::Balanced, 8), plan(Sampling::Balanced, 16)), None);
+        assert_eq!(note(plan(Sampling::Shares, 8), plan(Sampling::Shares, 8)), None);
+        let follow = "after step 500 other samples follow than would have";
+        assert_eq!(
+            note(plan(Sampling::Uniform, 8), plan(Sampling::Shares, 8)).unwrap(),
+            format!("the sampler (data.sampler) is another one than before: {follow}")
+        );
+        assert_eq!(
+            note(plan(Sampling::Shares, 8), plan(Sampling::Shares, 16)).unwrap(),
+            format!("the global batch was 8 samples and is 16, to which shares of classes are fitted: {follow}")
+        );
     }
 
     #[test]

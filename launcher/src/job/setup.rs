@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use proto::adapter_folder::{self, AdapterFile, AdapterFileError, check_adapter};
 use proto::compute_capability::LEAST_FOR_FP8;
-use proto::config::{AutoOr, ConfigErrors, Device, Init, Matmul, Problem, THREADS_MAX, TrainConfig};
+use proto::config::{AutoOr, ConfigErrors, DataSource, Device, Init, Matmul, Problem, THREADS_MAX, TrainConfig};
 use proto::dataset::LongCounts;
 use proto::env::variable;
 use proto::manifest::Progress;
@@ -24,7 +24,9 @@ use proto::weights_folder::{WeightFilesError, check_weights};
 
 use tokio::time::timeout;
 
-use crate::data::{self, Checked, DataError, DataJob, DataProgress, EndTokens, Origin, Prepared, ShownSample, Split};
+use crate::data::{
+    self, Checked, Classes, DataError, DataJob, DataProgress, EndTokens, Origin, Prepared, ShownSample, Split,
+};
 use crate::error::LaunchError;
 use crate::gpus::{Gpu, Gpus, Visible};
 use crate::job::args::JobArgs;
@@ -202,12 +204,13 @@ impl Setup {
         signals: &mut Signals,
         console: &mut Console,
     ) -> Result<Plan, LaunchError> {
-        let train = self.prepare(Split::Train, &self.config.data.train, signals, console).await?;
+        let train = self.prepare(Split::Train, signals, console).await?;
         let validation = match &self.config.data.validation[..] {
             [] => None,
-            paths => Some(self.prepare(Split::Validation, paths, signals, console).await?),
+            _ => Some(self.prepare(Split::Validation, signals, console).await?),
         };
-        for (key, prepared) in [("data.train", Some(&train)), ("data.validation", validation.as_ref())] {
+        let of_train = if self.config.data.source.is_empty() { "data.train" } else { "data.source" };
+        for (key, prepared) in [(of_train, Some(&train)), ("data.validation", validation.as_ref())] {
             for name in prepared.map_or(vec![], Prepared::repeated) {
                 console.warn(&format!("note: {key}: {name} is named more than once, and its rows count as often"));
             }
@@ -229,7 +232,7 @@ impl Setup {
         signals: &mut Signals,
         console: &mut Console,
     ) -> Result<Vec<ShownSample>, LaunchError> {
-        let prepared = self.prepare(split, self.paths(split), signals, console).await?;
+        let prepared = self.prepare(split, signals, console).await?;
         Ok(data::samples(&prepared, &self.model_file("tokenizer.json"), count, self.cores)?)
     }
 
@@ -242,25 +245,17 @@ impl Setup {
         signals: &mut Signals,
         console: &mut Console,
     ) -> Result<Option<Result<Checked, DataError>>, LaunchError> {
-        let paths = self.paths(split);
-        if paths.is_empty() {
+        if split == Split::Validation && self.config.data.validation.is_empty() {
             return Ok(None);
         }
-        let prepared = match self.try_prepare(split, paths, signals, console).await? {
+        let prepared = match self.try_prepare(split, signals, console).await? {
             Ok(prepared) => prepared,
             Err(error) => return Ok(Some(Err(error))),
         };
-        let job = self.data_job(split, paths);
+        let job = self.data_job(split);
         let what = format!("checking {} data", split.name());
         let look = move |progress: &DataProgress| data::check(&job, prepared, limit, progress);
         Ok(Some(wait_for(&what, look, signals, console).await?))
-    }
-
-    fn paths(&self, split: Split) -> &[String] {
-        match split {
-            Split::Train => &self.config.data.train,
-            Split::Validation => &self.config.data.validation,
-        }
     }
 
     /// The plan as it is without a look at the data, for GPUs that need not be there.
@@ -283,27 +278,47 @@ impl Setup {
         self.current_dir.join(&self.config.model.path).join(name)
     }
 
+    fn sources_of(&self, split: Split) -> Vec<DataSource> {
+        let data = &self.config.data;
+        match split {
+            Split::Train => data.sources(),
+            Split::Validation => {
+                let (path, format) = (data.validation.clone(), data.format);
+                vec![DataSource { path, format, weight: None, columns: [].into() }]
+            }
+        }
+    }
+
+    /// Validation scores all samples alike.
+    fn classes_of(&self, split: Split) -> Classes {
+        let data = &self.config.data;
+        match (split, data.class_key()) {
+            (Split::Train, Some(key)) => Classes::Key(key.to_owned()),
+            (Split::Train, None) if data.source.len() > 1 => Classes::Sources,
+            _ => Classes::None,
+        }
+    }
+
     async fn prepare(
         &self,
         split: Split,
-        paths: &[String],
         signals: &mut Signals,
         console: &mut Console,
     ) -> Result<Prepared, LaunchError> {
-        Ok(self.try_prepare(split, paths, signals, console).await??)
+        Ok(self.try_prepare(split, signals, console).await??)
     }
 
-    fn data_job(&self, split: Split, paths: &[String]) -> DataJob {
+    fn data_job(&self, split: Split) -> DataJob {
         DataJob {
             split,
-            paths: paths.to_vec(),
-            format: self.config.data.format,
+            from: self.sources_of(split),
+            classes: self.classes_of(split),
             chat_template: self.config.data.chat_template.clone(),
             model_folder: self.current_dir.join(&self.config.model.path),
             train_on: self.config.data.train_on,
             long_samples: self.config.data.long_samples,
             seq_len: self.config.data.seq_len as usize,
-            packing: self.config.data.packing,
+            packing: self.config.data.packs(),
             vocab_size: self.model.vocab_size,
             end_tokens: self.end_tokens.clone(),
             tokenizer: Some(self.model_file("tokenizer.json")),
@@ -315,11 +330,10 @@ impl Setup {
     async fn try_prepare(
         &self,
         split: Split,
-        paths: &[String],
         signals: &mut Signals,
         console: &mut Console,
     ) -> Result<Result<Prepared, DataError>, LaunchError> {
-        let job = self.data_job(split, paths);
+        let job = self.data_job(split);
         let what = format!("preparing {} data", split.name());
         let prepare = move |progress: &DataProgress| data::prepare(&job, progress);
         let prepared = match wait_for(&what, prepare, signals, console).await? {
@@ -404,6 +418,7 @@ fn planned(prepared: Prepared) -> PreparedData {
         rows: prepared.summary.rows,
         tokens: prepared.summary.tokens,
         longest_row: prepared.summary.longest_row,
+        classes: prepared.summary.classes,
     }
 }
 

@@ -8,22 +8,20 @@ use proto::mesh::Mesh;
 use proto::model_config::ModelConfig;
 use proto::pipeline::{PassCosts, bubble_fraction};
 use proto::plan::{Backend, Plan, Trained};
+use proto::sampler::{ClassShare, Sampling};
 
 use super::units::{bytes, count, plural};
 
 /// The plan as a table of a name and a sentence each. `room`: the memory that ranks have.
 pub fn plan_table(plan: &Plan, room: Room) -> String {
-    let of_run = [
-        ("data", data(plan)),
-        ("batch", batch(plan)),
-        ("steps", steps(plan)),
-        ("optimizer", optimizer(plan)),
-        ("schedule", schedule(plan)),
-    ];
+    let of_run =
+        [("batch", batch(plan)), ("steps", steps(plan)), ("optimizer", optimizer(plan)), ("schedule", schedule(plan))];
     table(
         [("job", format!("{}, seed {}", plan.name, plan.seed)), ("output", plan.output_dir.display().to_string())]
             .into_iter()
             .chain(of_layout(plan))
+            .chain([("data", data(plan))])
+            .chain(classes(plan).into_iter().map(|class| ("", class)))
             .chain(of_run)
             .chain(memory(plan, room))
             .chain([("saving", saving(plan))]),
@@ -116,7 +114,14 @@ fn pipeline(plan: &Plan) -> String {
 }
 
 fn data(plan: &Plan) -> String {
-    let order = if plan.data.shuffle { "shuffled" } else { "in file order" };
+    let order = match (plan.data.sampling, plan.data.shuffle) {
+        (Sampling::Uniform, true) => "shuffled",
+        (Sampling::Uniform, false) => "in file order",
+        (Sampling::Balanced, true) => "classes take turns, shuffled",
+        (Sampling::Balanced, false) => "classes take turns, each in file order",
+        (Sampling::Shares, true) => "classes by shares, shuffled",
+        (Sampling::Shares, false) => "classes by shares, each in file order",
+    };
     let validation = if plan.data.validation.is_some() { "with validation" } else { "no validation" };
     format!(
         "{} of at most {} tokens, {} tokens in all, {order}; {validation}",
@@ -124,6 +129,34 @@ fn data(plan: &Plan) -> String {
         plan.data.seq_len,
         count(plan.data.train_tokens),
     )
+}
+
+/// A line for each class, the largest first, with how much of what is trained it is.
+fn classes(plan: &Plan) -> Vec<String> {
+    /// More classes than these are counted.
+    const SHOWN: usize = 8;
+    /// More characters of a name are cut.
+    const NAME_CHARS: usize = 40;
+    let mut classes: Vec<&ClassShare> = plan.data.classes.iter().collect();
+    classes.sort_by_key(|class| (std::cmp::Reverse(class.positions), std::cmp::Reverse(class.samples)));
+    let all: u64 = classes.iter().map(|class| class.positions).sum();
+    let line = |class: &&ClassShare| {
+        let ClassShare { name, samples, positions } = class;
+        let cut = if name.chars().count() > NAME_CHARS { "…" } else { "" };
+        let name: String = name.chars().take(NAME_CHARS).collect();
+        let share = 100.0 * *positions as f64 / all as f64;
+        let often = match plan.data.sampling {
+            Sampling::Uniform => String::new(),
+            _ => format!(", each {:.2} times an epoch", *positions as f64 / *samples as f64),
+        };
+        format!("{:?}: {}, {share:.1} %{often}", name + cut, plural(*samples, "sample"))
+    };
+    let mut lines: Vec<String> = classes.iter().take(SHOWN).map(line).collect();
+    if classes.len() > SHOWN {
+        let (more, samples) = (classes.len() - SHOWN, classes[SHOWN..].iter().map(|class| class.samples).sum());
+        lines.push(format!("and {more} more classes, {}", plural(samples, "sample")));
+    }
+    lines
 }
 
 fn batch(plan: &Plan) -> String {
@@ -233,7 +266,7 @@ fn num_trained(plan: &Plan) -> u64 {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use super::*;
     use std::path::Path;
 
@@ -286,7 +319,11 @@ pub(super) mod tests {
         };
         let draft = Draft::new(&config, world, model).unwrap();
         draft
-            .with_data(PreparedData { path: "/d".into(), rows: 320, tokens: 1_000_000, longest_row: 64 }, None, start)
+            .with_data(
+                PreparedData { path: "/d".into(), rows: 320, tokens: 1_000_000, longest_row: 64, classes: vec![] },
+                None,
+                start,
+            )
             .unwrap()
     }
 
@@ -300,6 +337,37 @@ pub(super) mod tests {
         assert_eq!(lines[4], "device    cpu, ranks talk over shm");
         assert_eq!(lines[6], "batch     32 rows = micro batch 1 * accumulation 8 * data 4");
         assert_eq!(lines[7], "steps     10, 1.00 epochs, about 1.0 M tokens");
+    }
+
+    #[test]
+    fn the_table_has_a_line_for_each_class() {
+        let share = |name: &str, samples, positions| ClassShare { name: name.into(), samples, positions };
+        let mut plan = plan("", 1);
+        plan.data.classes = vec![share("law", 300, 80), share("maths", 20, 240)];
+        plan.data.sampling = Sampling::Shares;
+        let lines = |plan: &Plan| -> Vec<String> {
+            let table = plan_table(plan, Room::default());
+            table
+                .lines()
+                .skip_while(|line| !line.starts_with("data "))
+                .take_while(|line| !line.starts_with("batch "))
+                .map(str::to_owned)
+                .collect()
+        };
+        let found = lines(&plan);
+        assert!(found[0].contains("classes by shares, shuffled"), "{found:?}");
+        assert_eq!(
+            found[1..],
+            [
+                "          \"maths\": 20 samples, 75.0 %, each 12.00 times an epoch",
+                "          \"law\": 300 samples, 25.0 %, each 0.27 times an epoch",
+            ]
+        );
+        plan.data.sampling = Sampling::Uniform;
+        plan.data.classes = (1..=11).map(|size| share(&"x".repeat(size * 5), size as u64, size as u64)).collect();
+        let found = lines(&plan);
+        assert_eq!(found[1], format!("          \"{}…\": 11 samples, 16.7 %", "x".repeat(40)));
+        assert_eq!((found.len(), found[9].as_str()), (10, "          and 3 more classes, 6 samples"));
     }
 
     #[test]

@@ -330,7 +330,7 @@ mod tests {
             (10, "sft: already at step 10 of 10, nothing left to train"),
             (12, "sft: already at step 12 of 10, nothing left to train"),
         ] {
-            let data = PreparedData { path: "/d".into(), rows: 320, tokens: 1000, longest_row: 64 };
+            let data = PreparedData { path: "/d".into(), rows: 320, tokens: 1000, longest_row: 64, classes: vec![] };
             let start = Progress { step, ..Progress::default() };
             let plan = draft.with_data(data, None, start).unwrap();
             let second = Duration::from_secs(1);

@@ -159,6 +159,18 @@ choices! {
         Nf4 = "nf4",
     }
 
+    /// `data.sampler.kind`: how classes share the samples of an epoch.
+    SamplerKind {
+        /// They do not count: each sample comes once.
+        Shuffle = "shuffle",
+        /// They take turns.
+        ClassBalanced = "class_balanced",
+        /// By weights.
+        Weighted = "weighted",
+        /// By their sizes, made more equal.
+        Temperature = "temperature",
+    }
+
     /// `train.activation_checkpointing`: what the backward pass computes again instead of keeping it.
     ActivationCheckpointing {
         /// Nothing.

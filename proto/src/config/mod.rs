@@ -10,6 +10,7 @@
 //! - CFG-3 A `--set` replaces the file's value, and also the file's other key where the two exclude each other.
 
 mod choices;
+mod data;
 mod document;
 mod keys;
 mod lora;
@@ -19,6 +20,7 @@ mod read;
 mod schema;
 mod sections;
 mod suggest;
+mod table;
 #[cfg(test)]
 mod tests;
 mod trained;
@@ -30,16 +32,16 @@ use serde::Serialize;
 
 pub use choices::{
     ActivationCheckpointing, AutoOr, Backend, Batch, Compression, DataFormat, Device, Dtype, Init, Length, LongSamples,
-    Matmul, Offload, OptimizerKind, PipelineSchedule, Projection, Quantize, Resume, SavedModule, ScheduleKind, Sink,
-    TrainOn, ZeroStage,
+    Matmul, Offload, OptimizerKind, PipelineSchedule, Projection, Quantize, Resume, SamplerKind, SavedModule,
+    ScheduleKind, Sink, TrainOn, ZeroStage,
 };
+pub use data::{Data, DataSampler, DataSource};
 pub use lora::{Lora, Targets};
 pub use origins::Origins;
 pub use problem::{ConfigErrors, Problem};
 pub use schema::schema;
 pub use sections::{
-    Checkpoint, Comm, Data, Job, Log, Model, Optimizer, Parallel, Restart, Schedule, THREADS_MAX, Train, Validation,
-    Zero,
+    Checkpoint, Comm, Job, Log, Model, Optimizer, Parallel, Restart, Schedule, THREADS_MAX, Train, Validation, Zero,
 };
 pub use trained::{Adapter, Trained};
 
@@ -112,7 +114,7 @@ impl TrainConfig {
         let job = Job::read(&mut document.section("job"), stem);
         let model = Model::read(&mut document.section("model"));
         let lora = Lora::read(&mut document.section("lora"));
-        let data = Data::read(&mut document.section("data"));
+        let data = Data::read(document);
         let train = Train::read(&mut document.section("train"));
         let optimizer = Optimizer::read(&mut document.section("optimizer"));
         let schedule = Schedule::read(&mut document.section("schedule"));

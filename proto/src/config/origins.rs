@@ -11,9 +11,9 @@ pub struct Origins {
     pub(super) file: String,
     pub(super) text: String,
     pub(super) sets: Vec<String>,
-    /// Section -> its name in its first header.
-    pub(super) headers: BTreeMap<&'static str, Range<usize>>,
-    /// `section.key` -> where it got the value that counts.
+    /// Table -> its name in its first header.
+    pub(super) headers: BTreeMap<String, (Source, Range<usize>)>,
+    /// `section.key`, and tables within sections -> where it got the value that counts.
     pub(super) keys: BTreeMap<String, Origin>,
 }
 
@@ -60,9 +60,10 @@ impl Origins {
 
     /// A problem with a key that is not there.
     pub(super) fn absence(&self, key: &str, rule: impl Into<String>) -> Problem {
-        let section = key.split('.').next().unwrap_or_default();
-        match self.headers.get(section) {
-            Some(header) => self.span_problem(Source::File, header.clone(), key, rule),
+        // Of the tables that it lies in, the innermost that there is.
+        let dots = key.match_indices('.').map(|(at, _)| at).rev();
+        match dots.filter_map(|at| self.headers.get(&key[..at])).next() {
+            Some((source, header)) => self.span_problem(*source, header.clone(), key, rule),
             // The start of the file stands for the whole of it: its first line is not what is wrong.
             None => Problem { quote: None, ..self.span_problem(Source::File, 0..0, key, rule) },
         }

@@ -2,6 +2,7 @@
 //!
 //! Knows neither keys nor files: a [`Fault`] says what is wrong with which bytes, and the caller says where those are.
 
+use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::ops::{Bound, Range, RangeBounds, RangeInclusive};
 use std::path::PathBuf;
@@ -370,6 +371,61 @@ impl Read for Vec<String> {
             }
             (other, _) => wrong_type(value, faults, "a path or a list of paths", with_quotes(other)),
         }
+    }
+}
+
+/// Every entry of a table, in the file's order.
+fn entries<V>(
+    value: &Spanned<DeValue>,
+    expected: &str,
+    faults: &mut Vec<Fault>,
+    mut read: impl FnMut(&Spanned<DeValue>, &mut Vec<Fault>) -> Option<V>,
+) -> Option<Vec<(Spanned<String>, V)>> {
+    let Some(table) = value.get_ref().as_table() else { return wrong_type(value, faults, expected, None) };
+    let entries = table.iter().filter_map(|(key, value)| {
+        let name = Spanned::new(key.span(), key.get_ref().to_string());
+        read(value, faults).map(|value| (name, value))
+    });
+    let mut entries: Vec<_> = entries.collect();
+    entries.sort_by_key(|(name, _)| name.span().start);
+    Some(entries)
+}
+
+/// Names by known names.
+impl Read for BTreeMap<String, String> {
+    type Rule = &'static [&'static str];
+
+    fn read(value: &Spanned<DeValue>, known: &Self::Rule, faults: &mut Vec<Fault>) -> Option<Self> {
+        let name = |value: &Spanned<DeValue>, faults: &mut Vec<Fault>| {
+            let name = text(value, "a key of the file's rows", faults)?;
+            Some((value.span(), name.to_owned()))
+        };
+        let mut names: BTreeMap<String, String> = BTreeMap::new();
+        for (key, (span, name)) in entries(value, "a table of names, { ours = \"theirs\" }", faults, name)? {
+            let mut refuse = |span, rule, suggestion| faults.push(Fault { span, rule, suggestion });
+            let ours = key.get_ref();
+            if !known.contains(&ours.as_str()) {
+                let meant = nearest(ours, known.iter().copied()).map(|meant| did_you_mean(&format!("`{meant}`")));
+                let keys = || Some(format!("keys are {}", known.join(", ")));
+                refuse(key.span(), format!("{ours:?} is no key of a row's format"), meant.or_else(keys));
+            } else if let Some((other, _)) = names.iter().find(|(_, other)| **other == name) {
+                refuse(span, format!("{name:?} is the name of `{other}` already"), None);
+            }
+            names.insert(ours.clone(), name);
+        }
+        Some(names)
+    }
+}
+
+/// Numbers by any names.
+impl Read for BTreeMap<String, f64> {
+    type Rule = Limits;
+
+    fn read(value: &Spanned<DeValue>, limits: &Limits, faults: &mut Vec<Fault>) -> Option<Self> {
+        let numbers = entries(value, "a table of numbers, { name = 1.0 }", faults, |value, faults| {
+            f64::read(value, limits, faults)
+        })?;
+        Some(numbers.into_iter().map(|(name, number)| (name.into_inner(), number)).collect())
     }
 }
 

@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 
 use super::TrainConfig;
 use super::document::Document;
+use super::table::{INNER, Inner};
 
 const PAGE: &str = include_str!("../../../docs/train-toml.md");
 
@@ -23,12 +24,15 @@ pub(super) struct Description {
     pub required: Vec<(&'static str, &'static str)>,
     /// Keys of which only one may be there.
     pub pairs: Vec<(&'static str, [&'static str; 2])>,
+    /// Keys of which one has to be there.
+    pub either: Vec<(&'static str, [&'static str; 2])>,
 }
 
 /// A key, with the schema of its values.
 #[derive(Debug)]
 pub(super) struct Described {
-    pub section: &'static str,
+    /// The name of its table: a section, or one within a section.
+    pub table: &'static str,
     pub key: &'static str,
     pub schema: Value,
 }
@@ -39,21 +43,29 @@ pub fn schema() -> Value {
     document.describe_keys();
     let config = TrainConfig::read(&mut document, "train");
     let config = serde_json::to_value(config).expect("a config is plain data");
-    let Description { keys, required, pairs } = document.into_description();
-    let mut sections = Map::new();
-    for Described { section, key, schema } in keys {
-        let of_section = sections.entry(section).or_insert_with(|| empty(section));
-        let is_required = required.contains(&(section, key));
-        of_section["properties"][key] = described(section, key, schema, (!is_required).then_some(&config));
+    let Description { keys, required, pairs, either } = document.into_description();
+    let mut tables = Map::new();
+    for Described { table, key, schema } in keys {
+        let of_table = tables.entry(table).or_insert_with(|| empty(table));
+        let is_alternative = either.iter().any(|(of, pair)| *of == table && pair.contains(&key));
+        let is_required = required.contains(&(table, key)) || is_alternative;
+        of_table["properties"][key] = described(table, key, schema, (!is_required).then_some(&config));
     }
-    for (section, key) in &required {
-        push(&mut sections[*section]["required"], json!(key));
+    for (table, key) in &required {
+        push(&mut tables[*table]["required"], json!(key));
     }
-    for (section, pair) in pairs {
-        push(&mut sections[section]["allOf"], json!({"not": {"required": pair}}));
+    for (table, pair) in pairs {
+        push(&mut tables[table]["allOf"], json!({"not": {"required": pair}}));
     }
-    let mut required_sections: Vec<&str> = required.iter().map(|(section, _)| *section).collect();
+    for (table, pair) in &either {
+        tables[*table]["anyOf"] = pair.iter().map(|key| json!({"required": [key]})).collect();
+    }
+    let is_section = |table: &str| !INNER.iter().any(|inner| inner.name == table);
+    let mut required_sections: Vec<&str> =
+        required.iter().map(|(table, _)| *table).filter(|table| is_section(table)).collect();
+    required_sections.extend(either.iter().map(|(table, _)| *table));
     required_sections.dedup();
+    let sections = within_sections(tables);
     json!({
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "train.toml of dslaunch",
@@ -62,6 +74,18 @@ pub fn schema() -> Value {
         "additionalProperties": false,
         "properties": sections,
     })
+}
+
+/// Puts the tables that lie within a section into it.
+fn within_sections(mut tables: Map<String, Value>) -> Map<String, Value> {
+    for Inner { section, key, name, is_list } in &INNER {
+        let Some(table) = tables.remove(*name) else { continue };
+        tables[*section]["properties"][*key] = match is_list {
+            true => json!({"type": "array", "description": table["description"], "items": table}),
+            false => table,
+        };
+    }
+    tables
 }
 
 fn empty(section: &str) -> Value {
@@ -92,7 +116,7 @@ fn described(section: &str, key: &str, mut schema: Value, config: Option<&Value>
 
 /// The value of a key in the config of the required keys alone, as train.toml spells it.
 fn default_of(section: &str, key: &str, config: &Value) -> Option<Value> {
-    let section_of = &config[section];
+    let section_of = section.split('.').fold(config, |table, name| &table[name]);
     match (section, key) {
         _ if OF_THE_NAME.contains(&(section, key)) => None,
         // Two keys share a field.
@@ -103,23 +127,29 @@ fn default_of(section: &str, key: &str, config: &Value) -> Option<Value> {
     }
 }
 
-/// The words behind a section's heading.
-fn heading(section: &str) -> Option<String> {
-    let start = format!("## `[{section}]`: ");
-    PAGE.lines().find_map(|line| line.strip_prefix(&start)).map(without_links)
+/// What a heading of the page is about, if it is one of a table: `## `[data]`: ..`, `### `[[data.source]]`: ..`.
+fn table_of(line: &str) -> Option<(&str, &str)> {
+    let heading = line.strip_prefix("##")?.trim_start_matches('#').strip_prefix(" `[")?;
+    let (name, about) = heading.split_once("]`")?;
+    Some((name.trim_matches(['[', ']']), about.strip_prefix(": ")?))
+}
+
+/// The words behind a table's heading.
+fn heading(table: &str) -> Option<String> {
+    let found = PAGE.lines().filter_map(table_of).find(|(name, _)| *name == table);
+    found.map(|(_, about)| without_links(about))
 }
 
 /// The last cell of a key's row.
-fn meaning(section: &str, key: &str) -> Option<String> {
-    let start = format!("## `[{section}]`");
-    let (name, mut is_section) = (format!("`{key}`"), false);
+fn meaning(table: &str, key: &str) -> Option<String> {
+    let (name, mut is_table) = (format!("`{key}`"), false);
     for line in PAGE.lines() {
-        if line.starts_with("## ") {
-            is_section = line.starts_with(&start);
+        if line.starts_with("##") {
+            is_table = table_of(line).is_some_and(|(name, _)| name == table);
         }
         let cells: Vec<&str> = line.split('|').map(str::trim).collect();
         if let ["", row, _, _, meaning, ""] = cells[..]
-            && is_section
+            && is_table
             && row == name
         {
             return Some(without_links(meaning));
@@ -157,13 +187,22 @@ mod tests {
         TrainConfig::parse(Path::new("train.toml"), REQUIRED, &sets).is_ok()
     }
 
-    /// Every key of the schema, as `section.key`.
+    /// Every key of the schema, as `section.key`, with those of the tables within sections but for lists of them.
     fn keys() -> Vec<(String, Value)> {
-        let schema = schema();
-        let sections = schema["properties"].as_object().unwrap().iter();
-        let keys = sections.flat_map(|(section, of)| {
-            let keys = of["properties"].as_object().unwrap().iter();
-            keys.map(|(key, schema)| (format!("{section}.{key}"), schema.clone())).collect::<Vec<_>>()
+        keys_within("", &schema())
+    }
+
+    fn keys_within(table: &str, schema: &Value) -> Vec<(String, Value)> {
+        let keys = schema["properties"].as_object().unwrap().iter();
+        let keys = keys.flat_map(|(key, schema)| {
+            let name = if table.is_empty() { key.clone() } else { format!("{table}.{key}") };
+            let is_list = schema["items"].get("properties").is_some();
+            match schema.get("properties") {
+                // A choice of names is a value, not a table.
+                Some(_) if schema.get("default").is_none() => keys_within(&name, schema),
+                _ if is_list => vec![],
+                _ => vec![(name, schema.clone())],
+            }
         });
         keys.collect()
     }
@@ -184,6 +223,7 @@ mod tests {
         }
         without.sort();
         let expected = [
+            "data.sampler.class_key",
             "data.train",
             "job.name",
             "job.output_dir",
@@ -233,6 +273,9 @@ mod tests {
         let schema = schema();
         assert_eq!(schema["required"], json!(["model", "data"]));
         assert_eq!(schema["properties"]["model"]["required"], json!(["path"]));
+        let data = &schema["properties"]["data"];
+        assert_eq!(data["anyOf"], json!([{"required": ["train"]}, {"required": ["source"]}]));
+        assert_eq!(data["properties"]["source"]["items"]["required"], json!(["path"]));
         assert_eq!(schema["properties"]["train"]["allOf"][0], json!({"not": {"required": ["epochs", "steps"]}}));
         assert_eq!(schema["properties"]["zero"]["properties"]["stage"]["enum"], json!(["auto", 0, 1, 2, 3]));
         assert_eq!(schema["properties"]["data"]["properties"]["seq_len"]["maximum"], 10_000_000);

@@ -9,11 +9,11 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::choices::{
-    ActivationCheckpointing, AutoOr, Backend, Batch, Compression, DataFormat, Device, Dtype, Init, Length, LongSamples,
-    Matmul, Offload, OptimizerKind, PipelineSchedule, Resume, ScheduleKind, Sink, TrainOn, ZeroStage,
+    ActivationCheckpointing, AutoOr, Backend, Batch, Compression, Device, Dtype, Init, Length, Matmul, Offload,
+    OptimizerKind, PipelineSchedule, Resume, ScheduleKind, Sink, ZeroStage,
 };
 use super::keys::Keys;
-use super::read::{FileName, Items, above, at_least};
+use super::read::{FileName, above, at_least};
 use super::trained::Trained;
 
 /// Section names in the file's order.
@@ -45,7 +45,7 @@ const ROWS: RangeInclusive<u64> = 1..=1_000_000;
 const RANKS: RangeInclusive<u64> = 1..=65_536;
 const THREADS: RangeInclusive<u64> = 1..=THREADS_MAX;
 const PORTS: RangeInclusive<u64> = 1..=65_535;
-const TOKENS: RangeInclusive<u64> = 1..=10_000_000;
+pub(super) const TOKENS: RangeInclusive<u64> = 1..=10_000_000;
 /// Up to about 30 years: in milliseconds, and added to any clock, it still fits.
 const SECONDS: RangeInclusive<u64> = 1..=1_000_000_000;
 
@@ -100,45 +100,6 @@ impl Model {
             dtype: keys.or("dtype", AutoOr::Auto),
             matmul: keys.or("matmul", Matmul::Bf16),
             trained: keys.or("trained", Trained::All),
-        }
-    }
-}
-
-/// `[data]`: what it is trained on.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Data {
-    /// Training files: paths and globs, at least one. Required.
-    pub train: Vec<String>,
-    /// Validation files: paths and globs. Default: none.
-    pub validation: Vec<String>,
-    /// The format of a line. Default: auto, told from the first line.
-    pub format: AutoOr<DataFormat>,
-    /// The chat template of conversations: "auto" is the model's own; or a built-in name, or a file. Default: auto.
-    pub chat_template: String,
-    /// The turns of a conversation that are trained. Default: the assistant's.
-    pub train_on: TrainOn,
-    /// Tokens in a row. Default: 4096.
-    pub seq_len: u64,
-    /// What happens to samples that are longer. Default: auto, texts are split and others are mistakes.
-    pub long_samples: AutoOr<LongSamples>,
-    /// Whether one row holds several samples; attention never crosses them. Default: true.
-    pub packing: bool,
-    /// Whether each epoch has its own order. Default: true.
-    pub shuffle: bool,
-}
-
-impl Data {
-    pub(super) fn read(keys: &mut Keys) -> Self {
-        Data {
-            train: keys.required("train", Items::AtLeastOne, r#"train = ["data/train.jsonl"]"#),
-            validation: keys.within("validation", vec![], Items::Any),
-            format: keys.or("format", AutoOr::Auto),
-            chat_template: keys.or("chat_template", "auto".into()),
-            train_on: keys.or("train_on", TrainOn::Assistant),
-            seq_len: keys.within("seq_len", 4096, TOKENS),
-            long_samples: keys.or("long_samples", AutoOr::Auto),
-            packing: keys.or("packing", true),
-            shuffle: keys.or("shuffle", true),
         }
     }
 }

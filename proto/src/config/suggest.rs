@@ -28,10 +28,14 @@ pub(super) fn nearest<'c>(typed: &str, candidates: impl IntoIterator<Item = &'c 
         return None;
     }
     let typed = plain(typed);
+    let farthest = |candidate: &str| candidate.len().max(typed.len()).div_ceil(4).min(3);
+    // No distance is less than the difference of lengths, which costs nothing to know. Candidates are ASCII.
+    let letters = typed.chars().count();
     candidates
         .into_iter()
+        .filter(|candidate| candidate.len().abs_diff(letters) <= farthest(candidate))
         .map(|candidate| (strsim::osa_distance(&typed, candidate), candidate))
-        .filter(|(distance, candidate)| *distance <= candidate.len().max(typed.len()).div_ceil(4).min(3))
+        .filter(|(distance, candidate)| *distance <= farthest(candidate))
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, candidate)| candidate)
 }

@@ -1,10 +1,11 @@
 //! Says which values each type takes, as a JSON schema: the other half of [`super::read`]. A key whose type has none does not
 //! compile.
 
+use std::collections::BTreeMap;
 use std::ops::{Bound, RangeInclusive};
 use std::path::PathBuf;
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::choices::{AutoOr, Choice, Projection, Resume, ZeroStage};
 use super::lora::Targets;
@@ -127,6 +128,19 @@ impl HasSchema for Vec<String> {
             Items::AtLeastOne => 1,
         };
         json!({"anyOf": [text(), {"type": "array", "items": text(), "minItems": least}]})
+    }
+}
+
+impl HasSchema for BTreeMap<String, String> {
+    fn schema(known: &&[&str]) -> Value {
+        let names: Map<String, Value> = known.iter().map(|key| ((*key).to_owned(), text())).collect();
+        json!({"type": "object", "properties": names, "additionalProperties": false})
+    }
+}
+
+impl HasSchema for BTreeMap<String, f64> {
+    fn schema(limits: &Limits) -> Value {
+        json!({"type": "object", "additionalProperties": f64::schema(limits)})
     }
 }
 

@@ -30,6 +30,7 @@ pub(super) struct Sections {
     pub(super) sample_tokens: u64,
     pub(super) sample_origin: u64,
     pub(super) row_labels: u64,
+    pub(super) sample_class: u64,
     pub(super) blocks: u64,
     pub(super) footer: u64,
 }
@@ -55,9 +56,11 @@ impl Sections {
         let sample_tokens = after(row_samples, summary.rows.checked_add(1)?, 8)?;
         let sample_origin = after(sample_tokens, summary.samples.checked_add(1)?, 8)?;
         let row_labels = after(sample_origin, summary.samples, 8)?;
-        let blocks = after(row_labels, summary.rows.div_ceil(2), 8)?;
+        let sample_class = after(row_labels, summary.rows.div_ceil(2), 8)?;
+        let of_classes = if summary.classes.len() < 2 { 0 } else { summary.samples };
+        let blocks = after(sample_class, of_classes.div_ceil(4), 8)?;
         let footer = after(blocks, blocks.div_ceil(BLOCK_BYTES), HASH_BYTES)?;
-        Some(Self { row_samples, sample_tokens, sample_origin, row_labels, blocks, footer })
+        Some(Self { row_samples, sample_tokens, sample_origin, row_labels, sample_class, blocks, footer })
     }
 
     /// The index arrays.
@@ -78,18 +81,24 @@ pub(super) struct Index<'a> {
     pub(super) sample_tokens: &'a [[u8; 8]],
     pub(super) sample_origin: &'a [[u8; 8]],
     pub(super) row_labels: &'a [[u8; 4]],
+    /// Empty where there are fewer than two classes.
+    pub(super) sample_class: &'a [[u8; 2]],
 }
 
 impl<'a> Index<'a> {
     /// `bytes` is exactly [`Sections::index`] of the file.
-    pub(super) fn new(bytes: &'a [u8], sections: &Sections, rows: u64) -> Self {
+    pub(super) fn new(bytes: &'a [u8], sections: &Sections, summary: &DatasetSummary) -> Self {
         let at = |offset: u64| (offset - sections.row_samples) as usize;
         let u64s = |from: u64, to: u64| bytes[at(from)..at(to)].as_chunks().0;
         Self {
             row_samples: u64s(sections.row_samples, sections.sample_tokens),
             sample_tokens: u64s(sections.sample_tokens, sections.sample_origin),
             sample_origin: u64s(sections.sample_origin, sections.row_labels),
-            row_labels: &bytes[at(sections.row_labels)..].as_chunks().0[..rows as usize],
+            row_labels: &bytes[at(sections.row_labels)..].as_chunks().0[..summary.rows as usize],
+            sample_class: match summary.classes.len() {
+                0 | 1 => &[],
+                _ => &bytes[at(sections.sample_class)..].as_chunks().0[..summary.samples as usize],
+            },
         }
     }
 
@@ -104,7 +113,31 @@ impl<'a> Index<'a> {
                 return Err(Flaw::new(sections.sample_origin + 8 * sample as u64, what));
             }
         }
+        self.check_classes(sections, summary)?;
         self.check_rows(sections, summary)
+    }
+
+    fn check_classes(&self, sections: &Sections, summary: &DatasetSummary) -> Result<(), Flaw> {
+        let mut counted = vec![0; summary.classes.len()];
+        if self.sample_class.is_empty() {
+            counted.fill(summary.samples);
+        }
+        for (sample, class) in self.sample_class.iter().enumerate() {
+            let class = u16::from_le_bytes(*class);
+            let Some(count) = counted.get_mut(usize::from(class)) else {
+                let what = format!("class {class} of {}", summary.classes.len());
+                return Err(Flaw::new(sections.sample_class + 2 * sample as u64, what));
+            };
+            *count += 1;
+        }
+        match summary.classes.iter().zip(counted).find(|(class, counted)| class.samples != *counted) {
+            None => Ok(()),
+            Some((class, counted)) => {
+                let what =
+                    format!("class {:?} has {} samples, but the index gives {counted}", class.name, class.samples);
+                Err(Flaw::new(sections.footer, what))
+            }
+        }
     }
 
     fn check_rows(&self, sections: &Sections, summary: &DatasetSummary) -> Result<(), Flaw> {

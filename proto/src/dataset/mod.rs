@@ -11,6 +11,7 @@
 //! sample_tokens u64                    samples + 1  first token of each sample
 //! sample_origin u64                    samples      source file and line, for reports
 //! row_labels    u32                    rows         targets of each row that count; zeroes up to 8 bytes
+//! sample_class  u16                    samples      class of each sample, if there are two; zeroes up to 8 bytes
 //! block_hashes  u64                    blocks       xxh3 of each 16 KiB of all that is above
 //! footer        JSON                                summary and where each section begins
 //! footer length u64, seal u64, magic   24 bytes     the seal is the xxh3 of block_hashes, footer and its length
@@ -45,7 +46,10 @@ pub use verify::verify;
 pub use writer::DatasetWriter;
 
 /// Version of the file format; a reader takes this one only.
-pub const FORMAT_VERSION: u32 = 2;
+pub const FORMAT_VERSION: u32 = 3;
+
+/// Most classes of a file: more are no classes but a mistake in what tells them.
+pub const CLASSES_MAX: usize = 4096;
 
 /// The target (and label) that takes no part in the loss.
 pub const IGNORED: i32 = -100;
@@ -72,6 +76,18 @@ pub struct DatasetSummary {
     pub long: LongCounts,
     /// The source files, in the order in which [`Origin::source`] counts them.
     pub sources: Vec<String>,
+    /// The classes, in the order in which [`Sample::class`] counts them; none where nothing tells classes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub classes: Vec<ClassCount>,
+}
+
+/// A class of samples.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClassCount {
+    /// What its samples have in common, as people know it.
+    pub name: String,
+    /// Its samples.
+    pub samples: u64,
 }
 
 /// What became of samples that were longer than a row.
@@ -111,6 +127,8 @@ pub struct Sample {
     pub labels: Option<Vec<i32>>,
     /// Its origin.
     pub origin: Origin,
+    /// Index into [`DatasetSummary::classes`]; 0 where there are none.
+    pub class: u32,
 }
 
 /// The error of a file that cannot be written or is no prepared data.

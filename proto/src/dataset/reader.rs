@@ -85,8 +85,15 @@ impl<B: AsRef<[u8]>> Dataset<B> {
         unpack_origin(self.index().sample_origin[sample])
     }
 
+    /// Returns the class of each sample (counted over all rows).
+    pub fn classes_of_samples(&self) -> impl Iterator<Item = u32> + Clone + '_ {
+        let classes = self.index().sample_class;
+        let class = move |sample| classes.get(sample).map_or(0, |class| u16::from_le_bytes(*class).into());
+        (0..self.summary.samples as usize).map(class)
+    }
+
     fn index(&self) -> Index<'_> {
-        Index::new(self.section(self.sections.index()), &self.sections, self.summary.rows)
+        Index::new(self.section(self.sections.index()), &self.sections, &self.summary)
     }
 
     fn section(&self, range: Range<u64>) -> &[u8] {
@@ -181,7 +188,7 @@ pub(super) fn inspect<'a>(
     let whole = blocks::around(start..end, end);
     let index = read(whole.clone())?;
     blocks::check(&index, whole.start, hashes.as_chunks::<{ HASH_BYTES as usize }>().0).map_err(damaged)?;
-    Index::new(&index[(start - whole.start) as usize..], &footer.sections, footer.summary.rows)
+    Index::new(&index[(start - whole.start) as usize..], &footer.sections, &footer.summary)
         .check(&footer.sections, &footer.summary)
         .map_err(damaged)?;
     // The first block is checked with the rows that lie in it; the header itself has none.

@@ -9,14 +9,14 @@ use super::layout::{HEADER_BYTES, Index, PAIR_BYTES, unpack_origin};
 use super::verify::verified;
 use super::{DatasetError, DatasetSummary, IGNORED, Origin, Sample};
 
-/// The samples of a file, which come as they were found in its sources. Only their places are in memory: 32 bytes a sample.
+/// The samples of a file, which come as they were found in its sources. Only their places are in memory: 40 bytes a sample.
 #[derive(Debug)]
 pub struct Samples {
     file: File,
     /// For messages.
     path: PathBuf,
     summary: DatasetSummary,
-    /// Of each sample its origin, its first token and how many it has, in the order in which they come.
+    /// Of each sample its origin, its first token, how many it has and its class, in the order in which they come.
     places: std::vec::IntoIter<Place>,
 }
 
@@ -25,6 +25,7 @@ struct Place {
     origin: Origin,
     first_token: u64,
     num_tokens: u64,
+    class: u32,
 }
 
 impl Samples {
@@ -35,14 +36,15 @@ impl Samples {
         let mut bytes = vec![0; (index.end - index.start) as usize];
         let failed = |source| DatasetError::Io { path: path.to_owned(), doing: "read", source };
         file.read_exact_at(&mut bytes, index.start).map_err(failed)?;
-        let index = Index::new(&bytes, &footer.sections, footer.summary.rows);
+        let index = Index::new(&bytes, &footer.sections, &footer.summary);
         let bounds = index.sample_tokens.windows(2).map(|bounds| [bounds[0], bounds[1]].map(u64::from_le_bytes));
-        let place = |([start, end], origin): ([u64; 2], &[u8; 8])| Place {
+        let place = |(sample, ([start, end], origin)): (usize, ([u64; 2], &[u8; 8]))| Place {
             origin: unpack_origin(*origin),
             first_token: start,
             num_tokens: end - start,
+            class: index.sample_class.get(sample).map_or(0, |class| u16::from_le_bytes(*class).into()),
         };
-        let mut places: Vec<_> = bounds.zip(index.sample_origin).map(place).collect();
+        let mut places: Vec<_> = bounds.zip(index.sample_origin).enumerate().map(place).collect();
         // Samples of one line are pieces of one text, of which only the last is shorter. Those of one length keep their order:
         // they are rows of their own.
         places.sort_by_key(|place| (place.origin.source, place.origin.line, Reverse(place.num_tokens)));
@@ -64,7 +66,7 @@ impl Samples {
         // The first label is nobody's target, and the last target nobody's label.
         let targets = numbers.skip(1).step_by(2).take(place.num_tokens as usize - 1);
         let labels = Some([IGNORED].into_iter().chain(targets).collect());
-        Ok(Sample { tokens, labels, origin: place.origin })
+        Ok(Sample { tokens, labels, origin: place.origin, class: place.class })
     }
 }
 

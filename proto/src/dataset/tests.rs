@@ -7,7 +7,7 @@ type Lines<'a> = &'a [(&'a [i32], Option<&'a [i32]>)];
 
 fn sample(line: u64, tokens: &[i32], labels: Option<&[i32]>) -> Sample {
     let origin = Origin { source: (line % 2) as u32, line };
-    Sample { tokens: tokens.to_vec(), labels: labels.map(<[i32]>::to_vec), origin }
+    Sample { tokens: tokens.to_vec(), labels: labels.map(<[i32]>::to_vec), origin, class: (line % 3 / 2) as u32 }
 }
 
 /// Writes `rows` and returns the bytes of the file. Lines are numbered from 1 over all rows.
@@ -25,6 +25,9 @@ fn write(rows: &[Lines]) -> (DatasetSummary, Vec<u8>) {
             })
             .collect();
         writer.push_row(&samples).unwrap();
+    }
+    if line > 1 {
+        writer.name_classes(vec!["maths".into(), "law".into()]);
     }
     let summary = writer.finish().unwrap();
     assert_eq!(verify(&path, 2).unwrap(), summary);
@@ -59,6 +62,7 @@ fn everything(data: &Dataset<impl AsRef<[u8]>>) -> Vec<i64> {
             all.extend([i64::from(origin.source), origin.line as i64]);
         }
     }
+    all.extend(data.classes_of_samples().map(i64::from));
     all
 }
 
@@ -89,8 +93,47 @@ fn what_was_written_is_read_and_targets_are_labels_shifted_within_a_sample() {
         longest_row: 5,
         max_token: 900,
         sources: vec!["a.jsonl".into(), "b.jsonl".into()],
+        classes: [("maths", 3), ("law", 1)].map(|(name, samples)| ClassCount { name: name.into(), samples }).into(),
     };
     assert_eq!(summary, expected);
+}
+
+#[test]
+fn classes_are_read_and_one_class_takes_no_room() {
+    let (_, bytes) = write(ROWS);
+    assert_eq!(open(bytes.clone()).unwrap().classes_of_samples().collect::<Vec<_>>(), [0, 1, 0, 0]);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("train.rows");
+    let lengths = [vec![], vec!["all".to_owned()]].map(|names| {
+        let mut writer = DatasetWriter::create(&path, vec!["a".into()]).unwrap();
+        for line in 1..4 {
+            writer.push_row(&[Sample { class: 0, ..sample(2 * line, &[1, 2], None) }]).unwrap();
+        }
+        if !names.is_empty() {
+            writer.name_classes(names.clone());
+        }
+        let summary = writer.finish().unwrap();
+        assert_eq!(
+            summary.classes.iter().map(|class| (&class.name, class.samples)).collect::<Vec<_>>(),
+            names.iter().map(|name| (name, 3)).collect::<Vec<_>>()
+        );
+        let bytes = fs::read(&path).unwrap();
+        assert_eq!(open(bytes.clone()).unwrap().classes_of_samples().collect::<Vec<_>>(), [0, 0, 0]);
+        bytes.len()
+    });
+    let of_name = r#","classes":[{"name":"all","samples":3}]"#.len();
+    assert_eq!(lengths[0] + of_name, lengths[1]);
+}
+
+#[test]
+fn samples_keep_their_classes() {
+    let (_, bytes) = write(ROWS);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("train.rows");
+    fs::write(&path, bytes).unwrap();
+    let samples: Vec<_> = Samples::open(&path, 1).unwrap().map(|sample| sample.unwrap()).collect();
+    let found: Vec<_> = samples.iter().map(|sample| (sample.origin.line, sample.class)).collect();
+    assert_eq!(found, [(2, 1), (4, 0), (1, 0), (3, 0)]);
 }
 
 #[test]
@@ -166,7 +209,7 @@ fn errors_name_file_and_place() {
     let (_, bytes) = write(ROWS);
     let mut other = bytes.clone();
     other[8] = 7;
-    check(other, "x.rows: prepared data of version 7, but this dslaunch reads version 2");
+    check(other, "x.rows: prepared data of version 7, but this dslaunch reads version 3");
     check(
         bytes[..bytes.len() - 3].to_vec(),
         &format!("x.rows: damaged at byte {}: the file ends too early", bytes.len() - 3),
@@ -174,7 +217,7 @@ fn errors_name_file_and_place() {
     // The index begins after 10 pairs; its second entry says where row 1 begins.
     let mut backwards = bytes.clone();
     backwards[16 + 80 + 8] = 0;
-    check(backwards, "x.rows: damaged at byte 0: these 216 bytes are not what was written");
+    check(backwards, "x.rows: damaged at byte 0: these 224 bytes are not what was written");
     let missing = verify(Path::new("no/such.rows"), 1).unwrap_err();
     assert_eq!(missing.to_string(), "no/such.rows: cannot open it");
 }
@@ -184,7 +227,7 @@ fn a_writer_that_does_not_finish_leaves_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let path: PathBuf = folder.path().join("train.rows");
     let mut writer = DatasetWriter::create(&path, vec!["a".into()]).unwrap();
-    writer.push_row(&[sample(2, &[1, 2], None)]).unwrap();
+    writer.push_row(&[Sample { class: 0, ..sample(2, &[1, 2], None) }]).unwrap();
     assert_eq!(names(folder.path()).len(), 1);
     drop(writer);
     assert_eq!(names(folder.path()), [""; 0]);

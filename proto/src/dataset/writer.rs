@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::blocks::{self, BlockHasher};
 use super::layout::{Footer, MAGIC, Sections, pack_origin};
-use super::{DatasetError, DatasetSummary, FORMAT_VERSION, IGNORED, LongCounts, Sample};
+use super::{CLASSES_MAX, ClassCount, DatasetError, DatasetSummary, FORMAT_VERSION, IGNORED, LongCounts, Sample};
 
 /// A file of prepared data in the making. Dropped before [`DatasetWriter::finish`], it leaves nothing behind.
 #[derive(Debug)]
@@ -22,6 +22,10 @@ pub struct DatasetWriter {
     sample_tokens: Vec<u64>,
     sample_origin: Vec<u64>,
     row_labels: Vec<u32>,
+    /// Empty until a sample of another class than the first comes.
+    sample_class: Vec<u16>,
+    /// Samples of each class so far.
+    class_samples: Vec<u64>,
     /// The pairs of one row, reused.
     pairs: Vec<u8>,
 }
@@ -44,6 +48,8 @@ impl DatasetWriter {
             sample_tokens: vec![0],
             sample_origin: Vec::new(),
             row_labels: Vec::new(),
+            sample_class: Vec::new(),
+            class_samples: vec![0],
             pairs: Vec::new(),
         })
     }
@@ -75,6 +81,7 @@ impl DatasetWriter {
         let mut labels = 0;
         for sample in samples {
             labels += self.push_sample(sample);
+            self.push_class(sample.class);
             self.sample_origin.push(pack_origin(sample.origin));
         }
         let row_tokens = self.pairs.len() as u64 / 8;
@@ -86,6 +93,18 @@ impl DatasetWriter {
         self.row_samples.push(self.summary.samples);
         self.row_labels.push(labels);
         self.out.write_all(&self.pairs).map_err(|source| self.failed("write", source))
+    }
+
+    /// Called before the sample's origin is pushed: those count the samples before it.
+    fn push_class(&mut self, class: u32) {
+        let index = class as usize;
+        assert!(index < CLASSES_MAX, "class {class}");
+        self.class_samples.resize(self.class_samples.len().max(index + 1), 0);
+        self.class_samples[index] += 1;
+        if class > 0 || !self.sample_class.is_empty() {
+            self.sample_class.resize(self.sample_origin.len(), 0);
+            self.sample_class.push(class as u16);
+        }
     }
 
     /// Appends to `pairs` and returns how many targets count.
@@ -107,6 +126,15 @@ impl DatasetWriter {
         self.summary.max_token = self.summary.max_token.max(largest as u32);
         self.sample_tokens.push(self.summary.tokens);
         counted
+    }
+
+    /// Names the classes of all samples; otherwise the file has no classes. Panics where a sample has another class.
+    pub fn name_classes(&mut self, names: Vec<String>) {
+        assert!(names.len() >= self.class_samples.len(), "{names:?}: {:?}", self.class_samples);
+        self.class_samples.resize(names.len(), 0);
+        self.sample_class.resize(self.sample_origin.len(), 0);
+        let count = |(name, samples): (String, &u64)| ClassCount { name, samples: *samples };
+        self.summary.classes = names.into_iter().zip(&self.class_samples).map(count).collect();
     }
 
     /// Writes the index, syncs, and gives the file its name.
@@ -131,6 +159,13 @@ impl DatasetWriter {
         }
         if self.row_labels.len() % 2 == 1 {
             self.out.write_all(&[0; 4])?;
+        }
+        if self.summary.classes.len() > 1 {
+            for class in &self.sample_class {
+                self.out.write_all(&class.to_le_bytes())?;
+            }
+            self.out
+                .write_all(&[0; 6][..2 * (self.sample_class.len().next_multiple_of(4) - self.sample_class.len())])?;
         }
         Ok(())
     }

@@ -21,7 +21,7 @@ fn plan(model: &str, sections: &str, world_size: usize) -> Plan {
     let machine = Machine::This { gpus: Ok(0) };
     let world =
         World { world_size, cores: 8, omp_num_threads: None, current_dir: "/".into(), machine, room: Room::default() };
-    let data = PreparedData { path: "/d".into(), rows: 8, tokens: 80, longest_row: 64 };
+    let data = PreparedData { path: "/d".into(), rows: 8, tokens: 80, longest_row: 64, classes: vec![] };
     Draft::new(&config, world, model).unwrap().with_data(data, None, Progress::default()).unwrap()
 }
 

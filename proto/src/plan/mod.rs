@@ -22,6 +22,7 @@ use crate::manifest::Progress;
 use crate::mesh::Mesh;
 use crate::model_config::{DiskDType, ModelConfig};
 use crate::pipeline::{Action, PipelineShape, schedule};
+use crate::sampler::{ClassShare, SamplerSettings, Sampling};
 use crate::schedule::Schedule;
 
 /// Everything a rank needs to know about its job.
@@ -132,6 +133,16 @@ impl Plan {
         is_kept && self.model.compute_dtype != Dtype::Fp32
     }
 
+    /// Settings of the order of training samples.
+    pub fn sampler_settings(&self) -> SamplerSettings<'_> {
+        SamplerSettings {
+            sampling: self.data.sampling,
+            classes: &self.data.classes,
+            seed: self.data.shuffle.then_some(self.seed),
+            global_batch_size: self.batch.global_batch_size,
+        }
+    }
+
     /// Whether a checkpoint is made after step `step` (from 1): when due, and always after the last, so that every job can be
     /// made longer.
     pub fn saves_after(&self, step: u64) -> bool {
@@ -214,6 +225,12 @@ pub struct DataPlan {
     pub longest_row: u64,
     /// A new order of rows in every epoch; otherwise rows come as they are in the files.
     pub shuffle: bool,
+    /// How classes share the samples of an epoch. Earlier plans do not say.
+    #[serde(default)]
+    pub sampling: Sampling,
+    /// The classes of the training set; none where nothing tells classes.
+    #[serde(default)]
+    pub classes: Vec<ClassShare>,
 }
 
 /// How a step's rows are split:

@@ -1,12 +1,13 @@
 //! Makes the plan from the user's configuration: first without the data, then with it.
 
 use super::device::{self, Ground, Machine};
-use super::{adapter, parallel, trained, unsupported, without_effect};
+use super::{adapter, parallel, sampling, trained, unsupported, without_effect};
 use crate::checkpointing::Checkpointing;
 use crate::config::{
     ActivationCheckpointing, AutoOr, Batch, ConfigErrors, Device, Dtype, Length, Matmul, Offload, Problem, TrainConfig,
     ZeroStage,
 };
+use crate::dataset::ClassCount;
 use crate::manifest::Progress;
 use crate::memory::{self, Room, Shortage, Side};
 use crate::mesh::Mesh;
@@ -14,6 +15,7 @@ use crate::model_config::{DiskDType, ModelConfig};
 use crate::plan::{
     Backend, BatchPlan, CheckpointPlan, DataPlan, ModelPlan, OptimizerPlan, PipelinePlan, Plan, Snapshots, ZeroPlan,
 };
+use crate::sampler::{ClassShare, Sampling};
 use crate::schedule::Schedule;
 use std::path::PathBuf;
 
@@ -45,6 +47,8 @@ pub struct PreparedData {
     pub tokens: u64,
     /// Tokens of the longest row.
     pub longest_row: u64,
+    /// The classes of its samples; none where nothing tells classes.
+    pub classes: Vec<ClassCount>,
 }
 
 /// A plan that lacks only what the data knows. Every mistake that needs no data has been found.
@@ -63,6 +67,9 @@ pub struct Draft {
 struct Rows<'a> {
     train: &'a PreparedData,
     validation: Option<&'a PreparedData>,
+    /// How classes share the positions of an epoch.
+    sampling: Sampling,
+    classes: Vec<ClassShare>,
     /// Optimizer steps of the whole run.
     steps: u64,
     /// Where the run begins.
@@ -78,6 +85,7 @@ impl Draft {
         problems.extend(parallel::zero_problems(config));
         problems.extend(trained::problems(config, &model));
         problems.extend(adapter::problems(config, &model));
+        problems.extend(sampling::problems(config));
         let ground = device::ground(config, &world.machine, world.world_size, &mut problems);
         problems.extend(small_state_problems(config, ground));
         problems.extend(matmul_problem(config, &model, ground));
@@ -135,10 +143,14 @@ impl Draft {
         start: Progress,
     ) -> Result<Plan, ConfigErrors> {
         let steps = self.steps(train.rows, start)?;
-        let rows = Rows { train: &train, validation: validation.as_ref(), steps, start };
-        let stage = self.zero_stage(&rows);
-        let plan = self.plan(stage, self.checkpointing(stage, &rows), &rows);
-        Ok(self.without_snapshots_that_do_not_fit(plan))
+        let (sampling, classes) = sampling::shares(&self.config, &train.classes, train.rows)?;
+        Ok(self.complete(&Rows { train: &train, validation: validation.as_ref(), sampling, classes, steps, start }))
+    }
+
+    fn complete(&self, rows: &Rows) -> Plan {
+        let stage = self.zero_stage(rows);
+        let plan = self.plan(stage, self.checkpointing(stage, rows), rows);
+        self.without_snapshots_that_do_not_fit(plan)
     }
 
     /// As train.toml says, else as OMP_NUM_THREADS does, else an equal share of the cores.
@@ -238,8 +250,11 @@ impl Draft {
     /// A plan for data that nobody has looked at: as if there were one epoch of one step of rows as long as they may be.
     pub fn without_data(&self) -> Result<Plan, ConfigErrors> {
         let (rows, longest_row) = (self.batch.global_batch_size, self.config.data.seq_len);
-        let train = PreparedData { path: PathBuf::new(), rows, tokens: rows * longest_row, longest_row };
-        self.with_data(train, None, Progress::default())
+        let train =
+            PreparedData { path: PathBuf::new(), rows, tokens: rows * longest_row, longest_row, classes: vec![] };
+        let (sampling, start) = (Sampling::Uniform, Progress::default());
+        let steps = self.steps(rows, start)?;
+        Ok(self.complete(&Rows { train: &train, validation: None, sampling, classes: vec![], steps, start }))
     }
 
     fn plan(&self, stage: ZeroStage, checkpointing: Checkpointing, rows: &Rows) -> Plan {
@@ -328,6 +343,8 @@ impl Draft {
             validation: validation.map(|data| data.path.clone()),
             seq_len: self.config.data.seq_len as usize,
             shuffle: self.config.data.shuffle,
+            sampling: rows.sampling,
+            classes: rows.classes.clone(),
         }
     }
 

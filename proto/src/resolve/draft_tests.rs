@@ -30,8 +30,13 @@ fn draft_for(machine: Machine, extra: &str, sets: &[&str], world_size: usize) ->
 }
 
 fn plan(extra: &str, world_size: usize, rows: u64) -> Plan {
-    let data =
-        PreparedData { path: "/home/u/runs/train/data/train.rows".into(), rows, tokens: 10 * rows, longest_row: 64 };
+    let data = PreparedData {
+        path: "/home/u/runs/train/data/train.rows".into(),
+        rows,
+        tokens: 10 * rows,
+        longest_row: 64,
+        classes: vec![],
+    };
     draft(extra, world_size).unwrap().with_data(data.clone(), Some(data), Progress::default()).unwrap()
 }
 
@@ -64,7 +69,7 @@ fn epochs_become_steps_that_cover_every_row() {
 
 #[test]
 fn a_run_by_epochs_that_goes_on_with_another_batch_takes_the_rows_that_are_left() {
-    let data = PreparedData { path: "/d".into(), rows: 64, tokens: 640, longest_row: 64 };
+    let data = PreparedData { path: "/d".into(), rows: 64, tokens: 640, longest_row: 64, classes: vec![] };
     let start = Progress { step: 12, rows: 48, label_tokens: 400 };
     let steps = |world_size: usize, start: Progress| {
         let draft = draft("[train]\nepochs = 2\ngradient_accumulation_steps = 4\n", world_size).unwrap();
@@ -249,7 +254,7 @@ fn prefetching_is_noted_where_nothing_is_gathered() {
 
 #[test]
 fn a_warm_up_that_the_job_does_not_see_the_end_of_is_noted() {
-    let data = PreparedData { path: "/d".into(), rows: 80, tokens: 800, longest_row: 64 };
+    let data = PreparedData { path: "/d".into(), rows: 80, tokens: 800, longest_row: 64, classes: vec![] };
     let check = |extra: &str, notes: &[&str]| {
         let draft = draft(extra, 1).unwrap();
         let plan = draft.with_data(data.clone(), None, Progress::default()).unwrap();
@@ -322,7 +327,7 @@ fn every_unit_is_in_one_chunk_and_few_units_are_not_interleaved() {
     let chunks = |pipeline: usize, schedule: &str| {
         let extra = format!("[parallel]\npipeline = {pipeline}\npipeline_schedule = \"{schedule}\"\n");
         let draft = draft(&extra, pipeline).unwrap();
-        let data = PreparedData { path: "/d".into(), rows: 8, tokens: 80, longest_row: 64 };
+        let data = PreparedData { path: "/d".into(), rows: 8, tokens: 80, longest_row: 64, classes: vec![] };
         (draft.with_data(data, None, Progress::default()).unwrap().pipeline.chunks.len(), draft.notes().len())
     };
     assert_eq!(chunks(2, "1f1b"), (2, 0));
@@ -346,4 +351,16 @@ fn ranks_share_the_cores_unless_somebody_says_otherwise() {
     check("", Some(3), 3, Some(&more("OMP_NUM_THREADS")));
     check("[job]\nthreads_per_rank = 3\n", Some(1), 3, Some(&more("job.threads_per_rank")));
     check("[job]\nthreads_per_rank = 1\n", Some(3), 1, None);
+}
+
+#[test]
+fn classes_want_rows_of_one_sample() {
+    let sampler = "[data.sampler]\nkind = \"class_balanced\"\nclass_key = \"topic\"\n";
+    let on_cpu = |sets: &[&str]| draft_for(Machine::This { gpus: Ok(0) }, sampler, sets, 1);
+    let rule = "not supported yet: rows of several samples with data.sampler.kind = \"class_balanced\": set data.packing = false";
+    assert_eq!(on_cpu(&["data.packing=true"]).unwrap_err(), [format!("data.packing: {rule}")]);
+    // The default is for rows of any samples.
+    for sets in [&[][..], &["data.packing=false"]] {
+        assert_eq!(on_cpu(sets).unwrap().without_data().unwrap().data.classes, []);
+    }
 }

@@ -8,6 +8,7 @@ mod adapter;
 mod device;
 mod draft;
 mod parallel;
+mod sampling;
 mod trained;
 mod unsupported;
 mod without_effect;

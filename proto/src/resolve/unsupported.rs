@@ -2,7 +2,7 @@
 //! is honoured, refused here, or (where its default has no effect yet) noted.
 
 use super::Machine;
-use crate::config::{AutoOr, Backend, Compression, Offload, Problem, Quantize, TrainConfig};
+use crate::config::{AutoOr, Backend, Compression, Offload, Problem, Quantize, SamplerKind, TrainConfig};
 
 pub(super) const NOT_YET: &str = "not supported yet";
 
@@ -21,6 +21,11 @@ pub(super) fn refused(config: &TrainConfig, machine: &Machine) -> Vec<Problem> {
     refuse(config.lora.dora, "lora.dora", "use false");
     refuse(config.lora.quantize != Quantize::None, "lora.quantize", "use \"none\"");
     refuse(config.lora.dropout > 0.0, "lora.dropout", "use 0.0");
+    let kind = config.data.sampler_kind();
+    let is_asked = config.data.packing && config.origins.is_set("data.packing");
+    let packs_classes = is_asked && kind != SamplerKind::Shuffle;
+    let packing = format!("rows of several samples with data.sampler.kind = \"{kind}\": set data.packing = false");
+    refuse(packs_classes, "data.packing", &packing);
     refuse(config.validation.early_stopping_patience > 0, "validation.early_stopping_patience", "use 0");
     problems
 }

@@ -5,6 +5,7 @@
 use crate::config::{Length, ScheduleKind, Sink, TrainConfig, ZeroStage};
 use crate::mesh::Mesh;
 use crate::plan::Plan;
+use crate::resolve::sampling;
 
 /// Notes that need no data.
 pub(super) fn notes(config: &TrainConfig, mesh: Mesh) -> Vec<String> {
@@ -24,6 +25,9 @@ pub(super) fn notes(config: &TrainConfig, mesh: Mesh) -> Vec<String> {
     note(is_constant, "schedule.min_lr_ratio", "schedule.kind = \"constant\" never falls");
     let is_asked = config.log.sinks.contains(&Sink::Prometheus);
     note(!is_asked, "log.prometheus_port", "log.sinks has no \"prometheus\"");
+    for (key, why) in sampling::without_effect(config) {
+        note(true, &key, &why);
+    }
     note(mesh.pp == 1, "parallel.pipeline_schedule", "there is one pipeline stage (parallel.pipeline)");
     notes
 }

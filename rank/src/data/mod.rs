@@ -2,7 +2,6 @@
 //! tensors.
 
 mod mapped;
-mod order;
 
 use std::ops::Range;
 use std::path::Path;
@@ -11,10 +10,10 @@ use std::rc::Rc;
 use proto::dataset::{Dataset, DatasetError};
 use proto::manifest::Progress;
 use proto::plan::{BatchPlan, Plan};
+use proto::sampler::Sampler;
 use tch::Tensor;
 
 pub use mapped::MappedFile;
-use order::RowOrder;
 
 use crate::engine::MicroBatch;
 use crate::model::{Labels, Samples};
@@ -23,7 +22,7 @@ use crate::model::{Labels, Samples};
 /// for, so a resumed run starts where it stopped at no cost.
 pub struct TrainData {
     rows: Dataset<MappedFile>,
-    order: RowOrder,
+    sampler: Sampler,
     batch: BatchPlan,
     dp_size: u64,
     dp_rank: u64,
@@ -43,8 +42,8 @@ impl TrainData {
     /// Maps the plan's training file; reads no row. `start`: where the run goes on.
     pub fn open(plan: &Plan, dp_rank: usize, start: Progress) -> Result<Self, DatasetError> {
         let rows = open(&plan.data.train)?;
-        let order = RowOrder::new(rows.num_rows() as u64, plan.data.shuffle.then_some(plan.seed));
-        Ok(Self { rows, order, batch: plan.batch, dp_size: plan.mesh.dp as u64, dp_rank: dp_rank as u64, start })
+        let sampler = Sampler::new(plan.sampler_settings(), rows.num_rows() as u64, rows.classes_of_samples());
+        Ok(Self { rows, sampler, batch: plan.batch, dp_size: plan.mesh.dp as u64, dp_rank: dp_rank as u64, start })
     }
 
     /// Tokens of all rows of a step that have a label to predict, over all ranks. `step` counts from 0.
@@ -74,7 +73,7 @@ impl TrainData {
 
     /// This rank's rows of micro-batch `micro_batch_idx` of a step. `step` counts from 0.
     ///
-    /// Row `j` is number `((step * A + a) * D + r) * M + j` of the endless sequence of epochs, with A micro-batches, D
+    /// Row `j` has the position `((step * A + a) * D + r) * M + j` of the endless sequence of epochs, with A micro-batches, D
     /// data-parallel ranks and M rows per micro-batch.
     pub fn micro_batch(&self, step: u64, micro_batch_idx: u64) -> MicroBatch {
         micro_batch(&self.rows, self.micro_batch_rows(step, micro_batch_idx))
@@ -83,12 +82,12 @@ impl TrainData {
     fn micro_batch_rows(&self, step: u64, micro_batch_idx: u64) -> impl Iterator<Item = usize> + '_ {
         let rows = self.batch.micro_batch_size;
         let first = self.first_row(step) + (micro_batch_idx * self.dp_size + self.dp_rank) * rows;
-        (first..first + rows).map(|number| self.order.row(number) as usize)
+        self.sampler.rows(first..first + rows).map(|row| row as usize)
     }
 
     fn step_rows(&self, step: u64) -> impl Iterator<Item = usize> + '_ {
         let first = self.first_row(step);
-        (first..first + self.batch.global_batch_size).map(|number| self.order.row(number) as usize)
+        self.sampler.rows(first..first + self.batch.global_batch_size).map(|row| row as usize)
     }
 
     /// Number of a step's first row in the endless sequence of epochs. A run that goes on with another batch size takes

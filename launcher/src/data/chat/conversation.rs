@@ -6,7 +6,7 @@ use proto::config::DataFormat;
 use serde::de::MapAccess;
 
 use crate::data::error::Rule;
-use crate::data::object::{Keys, LineError, Object};
+use crate::data::object::{Columns, Keys, LineError, Object};
 
 /// The formats of rows that are conversations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,12 +46,12 @@ pub fn reads_key(key: &str) -> bool {
     [AlpacaKeys::KEYS, SharegptKeys::KEYS, MessagesKeys::KEYS].into_iter().flatten().any(|known| *known == key)
 }
 
-/// Reads a row.
-pub fn read(format: ConversationFormat, line: &[u8]) -> Result<Conversation, LineError> {
+/// Reads a row, whose names of our keys are `columns`.
+pub fn read(format: ConversationFormat, line: &[u8], columns: &Columns) -> Result<Conversation, LineError> {
     let (messages, tools) = match format {
-        ConversationFormat::Alpaca => (alpaca(line)?, None),
-        ConversationFormat::Sharegpt => sharegpt(line)?,
-        ConversationFormat::Messages => openai(line)?,
+        ConversationFormat::Alpaca => (alpaca(line, columns)?, None),
+        ConversationFormat::Sharegpt => sharegpt(line, columns)?,
+        ConversationFormat::Messages => openai(line, columns)?,
     };
     let role = |message: &Value| message.get_attr("role").ok().and_then(|role| role.as_str().map(str::to_owned));
     let is_assistants = |i: &usize| role(&messages[*i]).as_deref() == Some("assistant");
@@ -66,13 +66,13 @@ fn message(role: &str, content: &str) -> Value {
     Value::from_pairs([("role", role), ("content", content)])
 }
 
-fn alpaca(line: &[u8]) -> Result<Vec<Value>, LineError> {
-    let object: Object<AlpacaKeys> = Object::parse(line)?;
+fn alpaca(line: &[u8], columns: &Columns) -> Result<Vec<Value>, LineError> {
+    let object: Object<AlpacaKeys> = Object::parse(line, columns)?;
     let AlpacaKeys { instruction, input, output, system, history } = &object.keys;
     let instruction = object.required(instruction.as_ref(), DataFormat::Alpaca, "instruction")?;
     let output = object.required(output.as_ref(), DataFormat::Alpaca, "output")?;
     if output.is_empty() {
-        return Err(Rule::EmptyValue("output").into());
+        return Err(Rule::EmptyValue(columns.theirs("output").to_owned()).into());
     }
     let system = system.as_deref().filter(|system| !system.is_empty()).map(|system| message("system", system));
     let earlier = history.iter().flatten();
@@ -102,35 +102,33 @@ const SPEAKERS: [(&str, &str); 13] = [
     ("function_response", "tool"),
 ];
 
-fn sharegpt(line: &[u8]) -> Result<(Vec<Value>, Option<Value>), LineError> {
-    let object: Object<SharegptKeys> = Object::parse(line)?;
+fn sharegpt(line: &[u8], columns: &Columns) -> Result<(Vec<Value>, Option<Value>), LineError> {
+    let object: Object<SharegptKeys> = Object::parse(line, columns)?;
+    let list = || columns.theirs("conversations").into();
     let turns = object.required(object.keys.conversations.as_ref(), DataFormat::Sharegpt, "conversations")?;
     let system = object.keys.system.as_deref().filter(|system| !system.is_empty());
     let mut messages: Vec<Value> = system.map(|system| message("system", system)).into_iter().collect();
     for (i, turn) in turns.iter().enumerate() {
         let text = |key: &'static str| {
             let value = turn.get_attr(key).ok().and_then(|value| value.as_str().map(str::to_owned));
-            value.ok_or_else(|| Rule::BadTurn {
-                list: "conversations",
-                index: i,
-                rule: format!("needs {key:?}, a text"),
-            })
+            value.ok_or_else(|| Rule::BadTurn { list: list(), index: i, rule: format!("needs {key:?}, a text") })
         };
         let from = text("from")?;
         let Some((_, role)) = SPEAKERS.iter().find(|(name, _)| *name == from) else {
-            let known = SPEAKERS.map(|(name, _)| name).join(", ");
-            return Err(Rule::UnknownSpeaker { index: i, from, known }.into());
+            let known = SPEAKERS.map(|(name, _)| name).join(", ").into();
+            return Err(Rule::UnknownSpeaker { list: list(), index: i, from: from.into(), known }.into());
         };
         messages.push(message(role, &text("value")?));
     }
     Ok((messages, object.keys.tools))
 }
 
-fn openai(line: &[u8]) -> Result<(Vec<Value>, Option<Value>), LineError> {
-    let object: Object<MessagesKeys> = Object::parse(line)?;
+fn openai(line: &[u8], columns: &Columns) -> Result<(Vec<Value>, Option<Value>), LineError> {
+    let object: Object<MessagesKeys> = Object::parse(line, columns)?;
     let messages = object.required(object.keys.messages.as_ref(), DataFormat::Messages, "messages")?;
     for (index, message) in messages.iter().enumerate() {
-        let bad = |rule: &str| Rule::BadTurn { list: "messages", index, rule: rule.to_owned() };
+        let list = columns.theirs("messages");
+        let bad = |rule: &str| Rule::BadTurn { list: list.into(), index, rule: rule.to_owned() };
         let value = |key: &str| message.get_attr(key).unwrap_or_default();
         if value("role").as_str().is_none() {
             return Err(bad("needs \"role\", a text").into());

@@ -3,6 +3,7 @@ use proto::config::TrainOn;
 
 use super::conversation::Conversation;
 use super::*;
+use crate::data::object::Columns;
 
 fn template(source: &str) -> ChatTemplate {
     let tokens = [("bos_token", "<s>"), ("eos_token", "</s>")];
@@ -17,7 +18,8 @@ fn built_in(name: &str) -> ChatTemplate {
 fn messages(turns: &[(&str, &str)]) -> Conversation {
     let turns: Vec<_> =
         turns.iter().map(|(role, content)| serde_json::json!({"role": role, "content": content})).collect();
-    read(ConversationFormat::Messages, serde_json::json!({"messages": turns}).to_string().as_bytes()).unwrap()
+    read(ConversationFormat::Messages, serde_json::json!({"messages": turns}).to_string().as_bytes(), Columns::SAME)
+        .unwrap()
 }
 
 /// The text, with `[` and `]` around what is trained.
@@ -113,7 +115,7 @@ fn a_turn_that_a_template_does_not_show_is_not_guessed() {
 #[test]
 fn rows_of_all_formats_are_conversations() {
     let check = |format, row: &str, expected: &str| {
-        let conversation = read(format, row.as_bytes()).unwrap();
+        let conversation = read(format, row.as_bytes(), Columns::SAME).unwrap();
         let text = template("{% for m in messages %}{{ m.role }}={{ m.content }};{% endfor %}{{ tools is none }}")
             .render(&conversation.messages, &conversation.tools, false);
         assert_eq!(text.unwrap(), expected, "{row}");
@@ -141,7 +143,7 @@ fn rows_of_all_formats_are_conversations() {
 #[test]
 fn a_row_that_is_no_conversation_is_told_by_its_turn() {
     let check = |format, row: &str, expected: &str| {
-        let told = read(format, row.as_bytes()).unwrap_err().rule.to_string();
+        let told = read(format, row.as_bytes(), Columns::SAME).unwrap_err().rule.to_string();
         assert!(told.contains(expected), "{row}: {told}");
     };
     use ConversationFormat::{Alpaca, Messages, Sharegpt};
@@ -181,7 +183,7 @@ fn a_template_that_refuses_a_conversation_says_why_and_where() {
 fn values_look_as_python_prints_them() {
     let check = |source: &str, expected: &str| {
         let row = r#"{"messages": [{"role": "assistant", "content": "é\"'\n<&>", "n": [1, 2.5, true, null, {"b": 1, "a": 1e16}]}]}"#;
-        let conversation = read(ConversationFormat::Messages, row.as_bytes()).unwrap();
+        let conversation = read(ConversationFormat::Messages, row.as_bytes(), Columns::SAME).unwrap();
         let text = template(source).render(&conversation.messages, &Value::from(()), false).unwrap();
         assert_eq!(text, expected, "{source}");
     };

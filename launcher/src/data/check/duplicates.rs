@@ -69,7 +69,7 @@ mod tests {
             let mut hasher = RowHasher::default();
             for (tokens, labels) in samples {
                 let origin = Origin { source: 0, line: 1 };
-                hasher.add(&Sample { tokens: tokens.to_vec(), labels: labels.map(<[i32]>::to_vec), origin });
+                hasher.add(&Sample { tokens: tokens.to_vec(), labels: labels.map(<[i32]>::to_vec), origin, class: 0 });
             }
             hasher.take()
         };

@@ -184,7 +184,7 @@ fn findings(job: &DataJob, prepared: &Prepared, limit: usize, looked: Looked) ->
     let place = |idx: usize| prepared.place(rows[idx].origin);
     let told = |(idx, first)| Duplicate { place: place(idx), same_as: place(first) };
     Findings {
-        files: prepared.sources.len(),
+        files: prepared.files.all.len(),
         file_rows: rows.len() as u64 + summary.long.dropped,
         samples: summary.samples,
         tokens: summary.tokens,
@@ -209,10 +209,10 @@ fn findings(job: &DataJob, prepared: &Prepared, limit: usize, looked: Looked) ->
 fn lost(job: &DataJob, prepared: &Prepared, progress: &DataProgress) -> Result<Vec<Lost>, DataError> {
     let mut lost = vec![];
     if prepared.summary.long.truncated + prepared.summary.long.dropped > 0 {
-        progress.begin(prepared.sources.iter().map(|source| source.bytes).sum());
+        progress.begin(prepared.files.all.iter().map(|source| source.bytes).sum());
         let template = chat::find(&job.chat_template, &job.model_folder);
-        build::parse(job, &prepared.sources, &template, progress, |fitted| {
-            lost.extend(fitted.lost);
+        build::parse(job, &prepared.files, &template, progress, |parsed| {
+            lost.extend(parsed.fitted.lost);
             Ok(())
         })?;
     }

@@ -6,6 +6,7 @@ use proto::config::{AutoOr, DataFormat};
 use super::Opened;
 use crate::data::error::{Problem, Rule};
 use crate::data::format::{self, LineFormat};
+use crate::data::object::Columns;
 use crate::data::sources::Source;
 
 /// A chunk ends with the first row that takes it past this.
@@ -66,6 +67,10 @@ impl Chunk {
 pub struct ChunkReader<'a> {
     sources: &'a [Source],
     format: AutoOr<DataFormat>,
+    /// The rows' names of our keys.
+    columns: &'a Columns,
+    /// Files of other readers before these.
+    files_before: usize,
     /// Index of the file being read.
     source: usize,
     /// `None` until that file is opened.
@@ -84,15 +89,21 @@ struct OpenFile {
 impl<'a> ChunkReader<'a> {
     /// For all rows of `sources`.
     pub fn new(sources: &'a [Source], format: AutoOr<DataFormat>) -> Self {
-        Self { sources, format, source: 0, file: None }
+        Self { sources, format, columns: Columns::SAME, files_before: 0, source: 0, file: None }
+    }
+
+    /// The same for files whose rows name our keys otherwise, and which are counted from `files_before` on.
+    pub fn among_others(self, files_before: usize, columns: &'a Columns) -> Self {
+        Self { files_before, columns, ..self }
     }
 
     fn next_in(&mut self, source: &Source) -> Result<Option<Chunk>, Problem> {
         let mut file = match self.file.take() {
             Some(file) => file,
-            None => OpenFile::open(source, self.source).map_err(|rule| Problem::of_file(source.name.as_str(), rule))?,
+            None => OpenFile::open(source, self.files_before + self.source)
+                .map_err(|rule| Problem::of_file(source.name.as_str(), rule))?,
         };
-        let chunk = file.read_chunk(source, self.format)?;
+        let chunk = file.read_chunk(source, self.format, self.columns)?;
         self.file = chunk.is_some().then_some(file);
         Ok(chunk)
     }
@@ -121,7 +132,12 @@ impl OpenFile {
     }
 
     /// `None` at the end of the file, which must have held a row and what was hashed before.
-    fn read_chunk(&mut self, source: &Source, format: AutoOr<DataFormat>) -> Result<Option<Chunk>, Problem> {
+    fn read_chunk(
+        &mut self,
+        source: &Source,
+        format: AutoOr<DataFormat>,
+        columns: &Columns,
+    ) -> Result<Option<Chunk>, Problem> {
         let of_file = |rule| Problem::of_file(source.name.as_str(), rule);
         let mut rows = RowBuffer { bytes: Vec::with_capacity(CHUNK_BYTES + CHUNK_BYTES / 4), bounds: vec![] };
         while rows.bounds.is_empty() {
@@ -137,7 +153,7 @@ impl OpenFile {
         let first = &rows.bounds[0];
         let format = match self.format {
             Some(format) => format,
-            None => format::resolve(format, &rows.bytes[first.start..first.end])
+            None => format::resolve(format, columns, &rows.bytes[first.start..first.end])
                 .map_err(|error| source.problem(first.number, error))?,
         };
         let first = self.format.replace(format).is_none();

@@ -20,7 +20,7 @@ fn prepared_data_is_reused_until_something_it_was_made_from_changes() {
         |setup| setup.job.long_samples = AutoOr::Given(LongSamples::Drop),
         |setup| setup.write("chat_template.jinja", WORDS),
         |setup| setup.job.end_tokens.of_generation = Some(3),
-        |setup| setup.job.format = AutoOr::Given(DataFormat::Text),
+        |setup| setup.job.from[0].format = AutoOr::Given(DataFormat::Text),
         |setup| setup.write("data.jsonl", "{\"text\": \"world\"}"),
         |setup| setup.write("tokenizer.json", fixture::words_with("$A <s>")),
     ];
@@ -43,7 +43,7 @@ fn where_only_packing_changes_the_rows_are_as_if_made_from_the_sources_without_a
         let lines: Vec<_> = lines.iter().map(String::as_str).collect();
         let mut setup = Setup::new(&lines);
         setup.write("more.jsonl", lines[..5].join("\n"));
-        setup.job.paths.insert(0, setup.folder.path().join("more.jsonl").display().to_string());
+        setup.job.from[0].path.insert(0, setup.folder.path().join("more.jsonl").display().to_string());
         let made = [false, true].map(|packing| {
             setup.job.packing = packing;
             let made = prepare(&setup.job, &DataProgress::default()).unwrap();

@@ -81,7 +81,7 @@ fn the_same_row_is_found_in_every_file_and_in_the_other_split() {
     let labelled = r#"{"input_ids": [1, 2], "labels": [1, -100]}"#;
     let mut setup = Setup::new(&[r#"{"text": "hello"}"#, long, r#"{"text": "world"}"#, long]);
     setup.write("more.jsonl", [ids(&[1, 4, 2]), labelled.to_owned(), ids(&[1, 2]), ids(&[1, 2])].join("\n"));
-    setup.job.paths.push(setup.folder.path().join("more.jsonl").display().to_string());
+    setup.job.from[0].path.push(setup.folder.path().join("more.jsonl").display().to_string());
     let train = looked(&setup, 10);
     let expected = [
         ["data.jsonl:4", "data.jsonl:2"],
@@ -92,7 +92,7 @@ fn the_same_row_is_found_in_every_file_and_in_the_other_split() {
     assert_eq!(pairs(&setup, &train.findings.duplicates), expected.map(|pair| pair.map(str::to_owned)));
     setup.job.split = Split::Validation;
     setup.write("valid.jsonl", [r#"{"text": "hello world"}"#, long].join("\n"));
-    setup.job.paths = vec![setup.folder.path().join("valid.jsonl").display().to_string()];
+    setup.job.from[0].path = vec![setup.folder.path().join("valid.jsonl").display().to_string()];
     let mut validation = looked(&setup, 10);
     validation.compare(&train);
     let shared = pairs(&setup, &validation.findings.in_training);
@@ -103,7 +103,7 @@ fn the_same_row_is_found_in_every_file_and_in_the_other_split() {
 #[test]
 fn a_file_that_is_named_twice_doubles_its_rows() {
     let mut setup = Setup::new(&[&ids(&[1, 2])]);
-    setup.job.paths = vec![setup.job.paths[0].clone(); 2];
+    setup.job.from[0].path = vec![setup.job.from[0].path[0].clone(); 2];
     let findings = looked(&setup, 10).findings;
     assert_eq!(findings.repeated_files.len(), 1);
     assert_eq!(findings.faults(), ["1 row is there more than once"]);

@@ -115,7 +115,7 @@ fn setup(name: &str, contents: &[u8]) -> Setup {
     let mut setup = Setup::new(&[]);
     setup.write("chat_template.jinja", WORDS);
     setup.write(name, contents);
-    setup.job.paths = vec![setup.folder.path().join(name).display().to_string()];
+    setup.job.from[0].path = vec![setup.folder.path().join(name).display().to_string()];
     setup
 }
 
@@ -124,7 +124,7 @@ fn rows_of_every_format_are_the_same_in_every_container() {
     for (format, of_format) in formats() {
         let prepared = |name: &str, format: AutoOr<DataFormat>| {
             let mut setup = setup(name, &file(name, &of_format));
-            setup.job.format = format;
+            setup.job.from[0].format = format;
             let prepared =
                 prepare(&setup.job, &DataProgress::default()).unwrap_or_else(|error| panic!("{name}: {error}"));
             rows(&prepared.path)

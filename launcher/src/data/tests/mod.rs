@@ -2,6 +2,7 @@ mod cached;
 mod checked;
 mod containers;
 mod conversations;
+mod sources;
 
 use std::fs;
 use std::path::Path;
@@ -25,8 +26,8 @@ impl Setup {
         fs::write(&tokenizer, fixture::words()).unwrap();
         let job = DataJob {
             split: Split::Train,
-            paths: vec![folder.path().join("data.jsonl").display().to_string()],
-            format: AutoOr::Auto,
+            from: vec![fixture::source(vec![folder.path().join("data.jsonl").display().to_string()])],
+            classes: Classes::None,
             seq_len: 8,
             packing: false,
             vocab_size: 100,
@@ -119,7 +120,7 @@ fn the_format_is_told_from_each_files_first_line() {
     setup.write("a.jsonl", "\u{feff}{\"text\": \"hello\"}\n");
     setup.write("b.jsonl", "\n\n{\"completion\": \"hello\", \"prompt\": \"\", \"text\": 1}\n");
     setup.write("c.jsonl", "{\"input_ids\": [1, 2], \"text\": \"hello\"}");
-    setup.job.paths = vec![setup.folder.path().join("[abc].jsonl").display().to_string()];
+    setup.job.from[0].path = vec![setup.folder.path().join("[abc].jsonl").display().to_string()];
     let tokens: Vec<_> = rows(&prepare(&setup.job, &DataProgress::default()).unwrap().path)
         .into_iter()
         .map(|(tokens, _)| tokens)
@@ -236,7 +237,7 @@ fn problems_of_all_files_are_reported_in_order() {
     setup.write("a.jsonl", "{\"input_ids\": []}\n{\"input_ids\": [1, 2]}\nx\n");
     setup.write("b.jsonl", "\n \n");
     setup.write("c.jsonl", "{\"input_ids\": []}\n".repeat(30));
-    setup.job.paths = vec![setup.folder.path().join("?.jsonl").display().to_string()];
+    setup.job.from[0].path = vec![setup.folder.path().join("?.jsonl").display().to_string()];
     let error = setup.error();
     let lines: Vec<_> = error.lines().collect();
     let expected = [
@@ -332,11 +333,11 @@ fn files_that_count_twice_are_known() {
         names.iter().map(|name| setup.folder.path().join(name).display().to_string()).collect()
     };
     let (twice, once) = (paths(&["*.jsonl", "data.jsonl"]), paths(&["data.jsonl"]));
-    setup.job.paths = twice;
+    setup.job.from[0].path = twice;
     let twice = prepare(&setup.job, &DataProgress::default()).unwrap();
     assert_eq!(twice.summary.rows, 3);
     assert!(matches!(&twice.repeated()[..], [name] if name.ends_with("/data.jsonl")), "{:?}", twice.repeated());
-    setup.job.paths = once;
+    setup.job.from[0].path = once;
     let once = prepare(&setup.job, &DataProgress::default()).unwrap();
     assert_eq!(once.repeated(), [""; 0]);
     assert!(matches!(&once.also_in(&twice)[..], [name] if name.ends_with("/data.jsonl")));

@@ -29,7 +29,7 @@ pub fn facts() -> RunFacts {
         room: Room::default(),
     };
     let draft = Draft::new(&config, world, model).unwrap();
-    let data = PreparedData { path: "/d".into(), rows: 320, tokens: 1000, longest_row: 64 };
+    let data = PreparedData { path: "/d".into(), rows: 320, tokens: 1000, longest_row: 64, classes: vec![] };
     let plan = draft.with_data(data, None, Progress::default()).unwrap();
     RunFacts { plan, config: serde_json::to_value(&config).unwrap() }
 }

@@ -42,6 +42,7 @@ fn every_default_is_the_documented_one() {
     assert_eq!((config.lora.is_on(), config.lora), (false, lora));
     let data = Data {
         train: vec!["data/train.jsonl".into()],
+        source: vec![],
         validation: vec![],
         format: AutoOr::Auto,
         chat_template: "auto".into(),
@@ -50,6 +51,7 @@ fn every_default_is_the_documented_one() {
         long_samples: AutoOr::Auto,
         packing: true,
         shuffle: true,
+        sampler: DataSampler { kind: AutoOr::Auto, class_key: None, weights: [].into(), temperature: 1.0 },
     };
     assert_eq!(config.data, data);
     let train = Train {
@@ -109,6 +111,7 @@ fn every_spelling_is_accepted() {
         ("model", "matmul", "bf16 fp8"),
         ("model", "dtype", "auto bf16 fp32"),
         ("data", "format", "auto text prompt_completion alpaca sharegpt messages tokens"),
+        ("data.sampler", "kind", "auto shuffle class_balanced weighted temperature"),
         ("train", "activation_checkpointing", "auto none pointwise ffn full"),
         ("optimizer", "kind", "adamw"),
         ("optimizer", "state", "bf16 fp32"),
@@ -122,7 +125,8 @@ fn every_spelling_is_accepted() {
     for (section, key, words) in spellings {
         for word in words.split(' ') {
             let json = values(&with(section, &format!("{key} = \"{word}\"")), &[]);
-            let value = &json[section][key];
+            let table = section.split('.').fold(&json, |table, name| &table[name]);
+            let value = &table[key];
             assert!(*value == word || value["given"] == word, "{section}.{key} = {word}: {value}");
         }
     }

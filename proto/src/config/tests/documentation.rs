@@ -2,6 +2,7 @@
 //! says of each value whether it is the default.
 
 use super::super::sections::SECTIONS;
+use super::super::table::{INNER, header};
 use super::*;
 
 const PAGE: &str = include_str!("../../../../docs/train-toml.md");
@@ -24,8 +25,9 @@ fn rows(page: &str) -> Vec<Row<'_>> {
     let mut section = "";
     let mut rows = vec![];
     for line in page.lines() {
-        if let Some(heading) = line.strip_prefix("## ") {
-            section = heading.strip_prefix("`[").and_then(|rest| rest.split_once("]`")).map_or("", |(name, _)| name);
+        if let Some(heading) = line.strip_prefix("## ").or_else(|| line.strip_prefix("### ")) {
+            let name = heading.strip_prefix("`[").and_then(|rest| rest.split_once("]`")).map_or("", |(name, _)| name);
+            section = name.trim_matches(['[', ']']);
         }
         let cells: Vec<&str> = line.split('|').map(str::trim).collect();
         if let ["", name, _, default, _, ""] = cells[..]
@@ -44,13 +46,20 @@ fn code(cell: &str) -> Option<&str> {
 
 /// Every key as the schema asks for it, `section.key`: the lists that hopeless keys get as their suggestions.
 fn schema_keys() -> Vec<String> {
-    let keys = SECTIONS.map(|section| {
-        let problems = problems(&with(section, "zzzzzzzzzzzz = 1"), &[]);
+    let within = |section| INNER.iter().filter(move |inner| inner.section == section).map(|inner| inner.name);
+    let tables = SECTIONS.into_iter().flat_map(|section| std::iter::once(section).chain(within(section)));
+    let keys = tables.map(|table| {
+        let header = header(table);
+        let text = match header.starts_with("[[") {
+            true => format!("[model]\npath = \"m\"\n{header}\npath = \"p\"\nzzzzzzzzzzzz = 1\n"),
+            false => with(table, "zzzzzzzzzzzz = 1"),
+        };
+        let problems = problems(&text, &[]);
         let suggestion = problems[0].suggestion.as_deref().unwrap();
-        let keys = suggestion.strip_prefix(&format!("keys of [{section}] are ")).unwrap();
-        keys.split(", ").map(|key| format!("{section}.{key}")).collect::<Vec<_>>()
+        let keys = suggestion.strip_prefix(&format!("keys of {header} are ")).unwrap();
+        keys.split(", ").map(|key| format!("{table}.{key}")).collect::<Vec<_>>()
     });
-    keys.concat()
+    keys.collect::<Vec<_>>().concat()
 }
 
 /// Every field of a config, `section.key`, with its default: what the code makes of the required keys alone.
@@ -59,7 +68,13 @@ fn fields() -> Vec<(String, serde_json::Value)> {
     let sections = config.as_object().unwrap().iter();
     let fields = sections.flat_map(|(section, fields)| {
         let fields = fields.as_object().unwrap().iter();
-        fields.map(move |(key, value)| (format!("{section}.{key}"), value.clone()))
+        fields.flat_map(move |(key, value)| {
+            let name = format!("{section}.{key}");
+            match value.as_object().filter(|_| INNER.iter().any(|inner| inner.name == name)) {
+                Some(table) => table.iter().map(|(key, value)| (format!("{name}.{key}"), value.clone())).collect(),
+                None => vec![(name, value.clone())],
+            }
+        })
     });
     fields.collect()
 }
@@ -89,6 +104,10 @@ fn fault(row: &Row) -> Option<String> {
     let field = fields().into_iter().find(|(field, _)| *field == name).map(|(_, value)| value);
     match default {
         "required" if is_required => None,
+        // Of tables of which there is none.
+        "required" if name == "data.source.path" => None,
+        "not set" | "`data.format`" | "`{}`" if section == "data.source" => None,
+        "not set" if field == Some(serde_json::Value::Null) => None,
         _ if is_required => differs("it is required".to_owned()),
         "not set" if field == Some(serde_json::Value::Null) => None,
         // The other key of the two that exclude each other has the default, and the config one field for both.
@@ -118,7 +137,7 @@ fn every_field_of_a_config_is_a_key_on_the_page() {
     let rows = rows(PAGE);
     let has_row = |name: &String| rows.iter().any(|row| format!("{}.{}", row.section, row.key) == *name);
     let without: Vec<String> = fields().into_iter().map(|(name, _)| name).filter(|name| !has_row(name)).collect();
-    assert_eq!(without, ["train.batch", "train.length"]);
+    assert_eq!(without, ["data.source", "train.batch", "train.length"]);
 }
 
 #[test]
@@ -153,7 +172,11 @@ fn a_page_that_is_wrong_is_found_out() {
 #[test]
 fn the_example_of_these_tests_has_every_key() {
     let keys: Vec<String> = example_keys().iter().map(|(section, key, _)| format!("{section}.{key}")).collect();
-    let is_alternative = |key: &String| ["train.steps", "train.global_batch_size", "lora.from"].contains(&key.as_str());
+    // And those that are not set.
+    let is_alternative = |key: &String| {
+        let alternatives = ["train.steps", "train.global_batch_size", "lora.from", "data.sampler.class_key"];
+        alternatives.contains(&key.as_str()) || key.starts_with("data.source.")
+    };
     let expected: Vec<String> = schema_keys().into_iter().filter(|key| !is_alternative(key)).collect();
     assert_eq!(keys, expected);
 }

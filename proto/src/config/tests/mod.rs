@@ -4,6 +4,7 @@ mod accepted;
 mod documentation;
 mod keys;
 mod places;
+mod sources;
 mod values;
 
 use std::path::Path;
@@ -45,6 +46,11 @@ seq_len = 4096
 long_samples = "auto"              # "error" | "truncate" | "drop" | "split"; auto splits texts
 packing = true                     # several samples in one row, attention never crosses samples
 shuffle = true
+
+[data.sampler]
+kind = "auto"                      # "shuffle" | "class_balanced" | "weighted" | "temperature"
+weights = {}                       # class = share
+temperature = 1.0
 
 [train]
 epochs = 1                         # or: steps = 1000 (exactly one of the two)

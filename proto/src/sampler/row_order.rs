@@ -1,17 +1,12 @@
 //! The order of rows: as in the file, or shuffled anew in every epoch. Pure.
 //!
-//! The shuffle is a keyed permutation that is computed for one index at a time (a balanced Feistel network over the next
-//! even power of two, walked until it lands inside, as in format-preserving encryption: Black and Rogaway, 2002). So
-//! there is no list to keep and none to replay on resume.
-//!
 //! - `DAT-1` every epoch holds every row exactly once.
 
-/// Rounds of the Feistel network; four are the least that mix every bit into every other (Luby and Rackoff, 1988).
-const ROUNDS: u64 = 6;
+use super::permutation::{mix, permuted};
 
 /// Maps the endless sequence of row numbers to rows of the data set.
 #[derive(Debug, Clone)]
-pub(super) struct RowOrder {
+pub struct RowOrder {
     num_rows: u64,
     seed: Option<u64>,
 }
@@ -28,34 +23,9 @@ impl RowOrder {
         let (epoch, place) = (number / self.num_rows, number % self.num_rows);
         match self.seed {
             None => place,
-            Some(seed) => self.permuted(mix(mix(seed) ^ epoch), place),
+            Some(seed) => permuted(self.num_rows, mix(mix(seed) ^ epoch), place),
         }
     }
-
-    fn permuted(&self, key: u64, place: u64) -> u64 {
-        let bits = u64::BITS - (self.num_rows - 1).leading_zeros();
-        let half = bits.div_ceil(2).max(1);
-        let mask = (1u64 << half) - 1;
-        let mut value = place;
-        loop {
-            let (mut left, mut right) = (value >> half, value & mask);
-            for round in 0..ROUNDS {
-                (left, right) = (right, left ^ (mix(key ^ (round << 32) ^ mix(right)) & mask));
-            }
-            value = (left << half) | right;
-            if value < self.num_rows {
-                return value;
-            }
-        }
-    }
-}
-
-/// The finaliser of SplitMix64 (Steele, Lea and Flood, 2014).
-fn mix(value: u64) -> u64 {
-    let value = value.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    value ^ (value >> 31)
 }
 
 #[cfg(test)]
@@ -98,5 +68,20 @@ mod tests {
     fn without_a_seed_rows_come_as_in_the_file() {
         let order = RowOrder::new(3, None);
         assert_eq!((0..7).map(|number| order.row(number)).collect::<Vec<_>>(), [0, 1, 2, 0, 1, 2, 0]);
+    }
+
+    /// A run that an earlier dslaunch began goes on with the same rows.
+    #[test]
+    fn orders_are_those_of_every_dslaunch_before() {
+        let first = |num_rows, seed, number: u64| {
+            let order = RowOrder::new(num_rows, Some(seed));
+            (number..number + 8).map(|number| order.row(number)).collect::<Vec<_>>()
+        };
+        assert_eq!(first(10, 42, 0), [8, 4, 7, 0, 3, 2, 1, 6]);
+        assert_eq!(first(1000, 42, 3000), [979, 876, 317, 542, 668, 113, 646, 313]);
+        assert_eq!(
+            first(123_456_789, 7, 1_000_000_000),
+            [20034357, 1685268, 82614602, 85143290, 23498520, 117479530, 25493384, 22131731]
+        );
     }
 }
