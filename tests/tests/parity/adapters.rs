@@ -11,6 +11,10 @@ use tests::run::{steps, weights};
 
 use crate::compare::{LOSS_TOLERANCE, NORM_TOLERANCE, WEIGHT_TOLERANCE, check, oracle_eval_loss};
 
+/// Relative, of what is computed in bf16 to what is in fp32.
+const BF16_LOSS_TOLERANCE: f64 = 5e-3;
+const BF16_NORM_TOLERANCE: f64 = 5e-2;
+
 const STEPS: u64 = 6;
 const ROWS_PER_STEP: usize = 4;
 
@@ -156,6 +160,13 @@ fn check_like_peft(indices: &[usize]) {
             let run = ground.begun_job(idx, layout, &format!("{idx}-{number}")).succeed();
             check(&what, &run, &expected, eval_loss, LOSS_TOLERANCE, NORM_TOLERANCE);
             assert_like(&what, &run.final_weights(), &expected_weights);
+        }
+        for (dtype, tolerance, norm_tolerance) in
+            [("fp32", LOSS_TOLERANCE, NORM_TOLERANCE), ("bf16", BF16_LOSS_TOLERANCE, BF16_NORM_TOLERANCE)]
+        {
+            let what = format!("{:?} on an emulated GPU, {dtype}", CASES[idx]);
+            let job = ground.begun_job(idx, Layout { dtype, ..PLAIN }, &format!("{idx}-gpu-{dtype}"));
+            check(&what, &job.on_gpus(&json!([{}])).succeed(), &expected, eval_loss, tolerance, norm_tolerance);
         }
         let ours = ground.path(&format!("{idx}-0/run/final"));
         let merged = ground.path(&format!("merged-{idx}"));

@@ -14,14 +14,17 @@ fn view<'a>(flat: &'a Tensor) -> impl Fn(usize, &[usize]) -> Tensor + 'a {
     }
 }
 
+/// Tensors by their names on disk.
+type Named = Vec<(String, Tensor)>;
+
 /// The leaves that autograd follows, as files have them, and the weights that they make: each with its adapter's share.
-fn oracle(layout: &UnitLayout, flat: &Tensor, scale: f64) -> (Vec<(String, Tensor)>, Vec<(String, Tensor)>) {
+fn oracle(layout: &UnitLayout, flat: &Tensor, scale: f64) -> (Named, Named) {
     let leaf = |param: &proto::layout::ParamLayout| {
         let stored = view(flat)(param.offset, &param.shape);
         let on_disk = if param.is_transposed { stored.tr() } else { stored };
         (param.name.clone(), on_disk.copy().set_requires_grad(true))
     };
-    let leaves: Vec<(String, Tensor)> = layout.params.iter().map(leaf).collect();
+    let leaves: Named = layout.params.iter().map(leaf).collect();
     let get = |name: String| leaves.iter().find(|(of, _)| *of == name).map(|(_, leaf)| leaf);
     let adapted = |(name, leaf): &(String, Tensor)| {
         let module = name.strip_suffix(".weight").unwrap_or(name);
