@@ -15,9 +15,9 @@ use super::safetensors_writer::SafetensorsWriter;
 use crate::engine::Memory;
 use crate::engine::row_chunks::row_chunks;
 
-/// Writes the weights of a model, or of the adapter that is `trained`, into `folder` and returns the files that this rank wrote. Every rank of the job calls it: unit by unit, the stage that holds
-/// a unit gathers it, and each parameter goes to the rank that writes its file, which holds one tensor at a time. A rank
-/// that cannot write goes on, so that no peer waits for it.
+/// Writes the weights of a model, or of the adapter that is `trained`, into `folder` and returns the files that this rank wrote.
+/// Every rank of the job calls it: unit by unit, the stage that holds a unit gathers it, and each parameter goes to the rank that
+/// writes its file, which holds one tensor at a time. A rank that cannot write goes on, so that no peer waits for it.
 pub(super) fn write_weights(
     folder: &Path,
     collector: &Collector,
