@@ -169,9 +169,9 @@ fn weights_are_looked_at_before_data_is() {
     let model = tiny_model(&scratch.path("without"));
     let nowhere = scratch.path("nowhere.jsonl");
     let refused = |model: &Path, texts: &[&str]| check_refused(&scratch.job(model, &nowhere, "").finish(), 2, texts);
-    refused(&model, &["without: no *.safetensors here"]);
+    refused(&model, &["without: neither model*.safetensors nor pytorch_model*.bin is here"]);
     fs::write(model.join("pytorch_model.bin"), "").unwrap();
-    refused(&model, &["convert pytorch_model*.bin to safetensors first"]);
+    refused(&model, &["pytorch_model.bin: damaged: has 0 bytes"]);
     fs::write(model.join("model.safetensors"), "version https://git-lfs.github.com/spec/v1\noid sha256:0\n").unwrap();
     refused(&model, &["model.safetensors: damaged: is a Git LFS pointer"]);
     refused(

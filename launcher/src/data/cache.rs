@@ -16,7 +16,7 @@ use super::{Classes, DataJob, Files};
 use crate::files::create_private_folder;
 
 /// Raised whenever the same sources would give other rows: a change of packing, splitting or masking.
-const PREPARATION_VERSION: u32 = 3;
+const PREPARATION_VERSION: u32 = 4;
 
 /// What stands in the name of a file whose samples share rows.
 const PACKED: &str = "-packed";

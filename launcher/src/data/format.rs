@@ -64,7 +64,8 @@ pub fn resolve(format: AutoOr<DataFormat>, columns: &Columns, first_line: &[u8])
         AutoOr::Given(format) => format,
         AutoOr::Auto => {
             let object: Object<AnyKeys> = Object::parse(first_line, columns)?;
-            let has = |key: &str| object.unknown.iter().any(|found| found == columns.theirs(key));
+            let has =
+                |key: &str| columns.read_as(key).is_some_and(|name| object.unknown.iter().any(|found| found == name));
             let shapes: [(&[&str], DataFormat); 6] = [
                 (&["input_ids"], DataFormat::Tokens),
                 (&["prompt", "completion"], DataFormat::PromptCompletion),
@@ -80,10 +81,10 @@ pub fn resolve(format: AutoOr<DataFormat>, columns: &Columns, first_line: &[u8])
     Ok(format.into())
 }
 
-/// Whether rows of some format have this key.
-pub fn reads_key(key: &str) -> bool {
-    let lists = [TokensKeys::KEYS, TextKeys::KEYS, PromptCompletionKeys::KEYS];
-    lists.into_iter().flatten().any(|known| *known == key) || chat::reads_key(key)
+/// Whether rows of some format have this key, where our keys are named as `columns` says.
+pub fn reads_key(key: &str, columns: &Columns) -> bool {
+    let lists = [TokensKeys::KEYS, TextKeys::KEYS, PromptCompletionKeys::KEYS].into_iter().flatten();
+    lists.chain(chat::keys()).any(|known| columns.read_as(known) == Some(key))
 }
 
 /// Checks lines and makes samples of them.

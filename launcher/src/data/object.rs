@@ -45,6 +45,12 @@ impl Columns {
     pub fn theirs<'a>(&'a self, ours: &'a str) -> &'a str {
         self.0.get(ours).map_or(ours, String::as_str)
     }
+
+    /// The same, unless another of our keys has that name: then the rows have no such key.
+    pub fn read_as<'a>(&'a self, ours: &'a str) -> Option<&'a str> {
+        let is_anothers = || self.0.values().any(|theirs| theirs == ours);
+        self.0.get(ours).map(String::as_str).or_else(|| (!is_anothers()).then_some(ours))
+    }
 }
 
 /// An object with known keys, filled in as they come.
@@ -133,7 +139,7 @@ impl<'de, 'c, K: Keys<'de>> Visitor<'de> for ObjectVisitor<'c, K> {
         let (columns, seen) = (self.columns, vec![false; K::KEYS.len()]);
         let mut object = Object { keys: K::default(), unknown: Vec::new(), seen, columns };
         while let Some(Key(key)) = map.next_key()? {
-            match K::KEYS.iter().position(|known| *columns.theirs(known) == *key) {
+            match K::KEYS.iter().position(|known| columns.read_as(known) == Some(&*key)) {
                 Some(i) if object.seen[i] => {
                     return Err(A::Error::custom(format_args!("the key {key:?} is there twice")));
                 }

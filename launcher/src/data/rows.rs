@@ -55,9 +55,6 @@ impl Rows {
                 self.writer.push_row(&row)?;
             }
         }
-        if let Some(names) = self.classes.take() {
-            self.writer.name_classes(names);
-        }
         let written = self.writer.summary();
         assert_eq!((written.samples, written.tokens), (self.samples, self.tokens), "what went in comes out");
         if written.rows == 0 && written.long.dropped > 0 {
@@ -66,6 +63,9 @@ impl Rows {
         }
         if written.label_tokens == 0 {
             return Err(DataError::NoLabels { sources: written.sources.join(", "), rows: written.rows });
+        }
+        if let Some(names) = self.classes.take() {
+            self.writer.name_classes(names);
         }
         Ok(self.writer.finish()?)
     }

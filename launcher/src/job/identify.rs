@@ -71,13 +71,16 @@ fn weight_file(path: &Path) -> io::Result<WeightFile> {
     Ok(WeightFile { bytes, header: hash(slice::from_ref(&header))?, sampled: hash(&samples(header_bytes..bytes))? })
 }
 
-/// Length of the header of a safetensors file, or of as much of one as there is.
+/// Length of the header of a safetensors file, or of as much of one as there is; an archive of PyTorch has none.
 fn header_bytes(file: &File, bytes: u64) -> io::Result<u64> {
     let mut length = [0; 8];
     if bytes < 8 {
         return Ok(bytes);
     }
     file.read_exact_at(&mut length, 0)?;
+    if length.starts_with(b"PK") {
+        return Ok(0);
+    }
     Ok(8 + u64::from_le_bytes(length).min(HEADER_BYTES_MAX).min(bytes - 8))
 }
 
@@ -104,12 +107,12 @@ pub fn written(config: &TrainConfig) -> Value {
     sections
 }
 
-/// The keys of train.toml that can change a result, as the user writes them. `model.init`, `model.trained` and what adapters are
-/// is the model's own, and `job.seed` is compared with what the checkpoint says.
+/// The keys of train.toml that can change a result, as the user writes them. `model.init` and `model.trained` are the
+/// model's own, and `job.seed` is compared with what the checkpoint says.
 fn settings(config: &TrainConfig) -> BTreeMap<String, Value> {
-    let config = written(config);
+    let (is_lora, config) = (config.lora.is_on(), written(config));
     let mut settings = BTreeMap::new();
-    for section in ["model", "lora", "data", "train", "optimizer", "schedule", "parallel", "zero", "validation"] {
+    for section in ["model", "data", "train", "optimizer", "schedule", "parallel", "zero", "validation"] {
         for (key, value) in config[section].as_object().expect("a section") {
             // Tables within a section, by their own keys; as they are not there in most jobs, only what is.
             match (section, key.as_str()) {
@@ -121,9 +124,13 @@ fn settings(config: &TrainConfig) -> BTreeMap<String, Value> {
         }
     }
     settings.insert("comm.compression".into(), config["comm"]["compression"].clone());
-    let of_model = ["init", "trained"].map(|key| format!("model.{key}"));
-    let of_adapter = ["rank", "alpha", "targets", "rslora", "modules_to_save"].map(|key| format!("lora.{key}"));
-    of_model.iter().chain(&of_adapter).for_each(|key| drop(settings.remove(key)));
+    settings.remove("model.init");
+    settings.remove("model.trained");
+    // What adapters are is the model's own.
+    if is_lora {
+        let of_lora = ["dropout", "from"].map(|key| (format!("lora.{key}"), config["lora"][key].clone()));
+        settings.extend(of_lora);
+    }
     settings
 }
 

@@ -318,7 +318,10 @@ impl Setup {
             train_on: self.config.data.train_on,
             long_samples: self.config.data.long_samples,
             seq_len: self.config.data.seq_len as usize,
-            packing: self.config.data.packs(),
+            packing: match split {
+                Split::Train => self.config.data.packs(),
+                Split::Validation => self.config.data.packing,
+            },
             vocab_size: self.model.vocab_size,
             end_tokens: self.end_tokens.clone(),
             tokenizer: Some(self.model_file("tokenizer.json")),

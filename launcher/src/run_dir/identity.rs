@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::PathBuf;
 
+use proto::adapter_folder;
 use proto::config::{Init, Trained};
 use proto::model_config::ModelConfig;
 use proto::run_dir::RunDir;
@@ -120,7 +121,8 @@ fn other_model(was: &ModelIdentity, is: &ModelIdentity) -> Option<Difference> {
         let parts = differing_part(old, new)?;
         let [was, is] = [(&was.path, parts[0].clone()), (&is.path, parts[1].clone())]
             .map(|(path, part)| format!("{:?} ({name}: {part})", path.display().to_string()));
-        Some(Difference { key: "model.path".into(), was, is })
+        let key = if name == adapter_folder::TENSORS { "lora.from" } else { "model.path" };
+        Some(Difference { key: key.into(), was, is })
     })
 }
 

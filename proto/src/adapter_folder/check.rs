@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::{PREFIX, TENSORS, tensor_name};
-use crate::config::{Adapter, Trained};
-use crate::layout::{ParamLayout, TensorSplit, model_layout_with};
+use crate::config::{Adapter, SavedModule, Trained};
+use crate::layout::{EMBEDDING, ParamLayout, TensorSplit, model_layout_with};
 use crate::model_config::ModelConfig;
 use crate::weights_folder::{WeightFilesError, check_tensor, file_headers};
 
@@ -23,6 +23,11 @@ pub fn check_adapter(folder: &Path, config: &ModelConfig, adapter: &Adapter) -> 
         name: name.to_owned(),
         rule: rule.to_owned(),
     };
+    let tied = [SavedModule::EmbedTokens, SavedModule::LmHead];
+    if config.tie_word_embeddings && tied.iter().any(|module| adapter.modules_to_save.contains(module)) {
+        let rule = "is trained whole, but embed_tokens and lm_head are one matrix in this model (tie_word_embeddings)";
+        return Err(of_tensor(&tensor_name(EMBEDDING), rule));
+    }
     if let Some(name) = params.keys().find(|name| !tensors.contains_key(*name)) {
         return Err(of_tensor(name, "is not there, and adapter_config.json says that it is trained"));
     }

@@ -53,7 +53,7 @@ pub enum AdapterFileError {
 }
 
 /// Keys that change what an adapter computes and are not computed here: they are refused unless their value is empty.
-const REFUSED: [&str; 18] = [
+const REFUSED: [&str; 21] = [
     "use_dora",
     "rank_pattern",
     "alpha_pattern",
@@ -70,8 +70,11 @@ const REFUSED: [&str; 18] = [
     "megatron_config",
     "alora_invocation_tokens",
     "arrow_config",
-    "eva_config",
     "corda_config",
+    "velora_config",
+    "monteclora_config",
+    "kasa_config",
+    "lora_ga_config",
 ];
 
 /// Starts of an adapter that leave the base model's own weights as they are; others (`pissa`, `olora`, ...) change them.
@@ -113,7 +116,7 @@ impl AdapterFile {
             adapter: Adapter {
                 rank: rank as usize,
                 alpha,
-                rslora: keys.get("use_rslora").and_then(Value::as_bool).unwrap_or(false),
+                rslora: file.flag("use_rslora")?,
                 targets: file.targets()?,
                 modules_to_save: file.modules_to_save()?,
             },
@@ -121,10 +124,11 @@ impl AdapterFile {
         })
     }
 
-    /// The description as PEFT reads it. `dropout`: what it was trained with.
-    pub fn to_text(&self, dropout: f64) -> String {
+    /// The description as PEFT reads it.
+    pub fn to_text(&self) -> String {
         let Adapter { rank, alpha, rslora, targets, modules_to_save } = &self.adapter;
         let names = |names: Vec<&str>| if names.is_empty() { Value::Null } else { json!(names) };
+        let saved = |module: &SavedModule| if *module == SavedModule::Norm { NORM } else { module.as_str() };
         // A whole number is one, as PEFT writes it.
         let alpha = if alpha.fract() == 0.0 { json!(*alpha as i64) } else { json!(alpha) };
         let text = json!({
@@ -133,11 +137,11 @@ impl AdapterFile {
             "base_model_name_or_path": self.base,
             "r": rank,
             "lora_alpha": alpha,
-            "lora_dropout": dropout,
+            "lora_dropout": 0.0,
             "use_rslora": rslora,
             "use_dora": false,
             "target_modules": names(targets.iter().map(|target| target.as_str()).collect()),
-            "modules_to_save": names(modules_to_save.iter().map(|module| module.as_str()).collect()),
+            "modules_to_save": names(modules_to_save.iter().map(saved).collect()),
             "bias": "none",
             "fan_in_fan_out": false,
             "init_lora_weights": true,
@@ -184,6 +188,13 @@ impl Keys<'_> {
         }
     }
 
+    fn flag(&self, key: &str) -> Result<bool, AdapterFileError> {
+        match self.keys.get(key) {
+            None | Some(Value::Null) => Ok(false),
+            Some(value) => value.as_bool().ok_or_else(|| self.broken_key(key, "must be true or false")),
+        }
+    }
+
     fn number(&self, key: &str) -> Result<Option<f64>, AdapterFileError> {
         match self.keys.get(key) {
             None | Some(Value::Null) => Ok(None),
@@ -222,18 +233,21 @@ impl Keys<'_> {
         Ok(Projection::all().filter(|projection| modules.contains(projection.as_str())).collect())
     }
 
+    /// PEFT takes a name for the end of a module's path: "norm" is every norm.
     fn modules_to_save(&self) -> Result<Vec<SavedModule>, AdapterFileError> {
         let key = "modules_to_save";
-        let of = |name: &&str| {
-            let found = SavedModule::all().find(|module| module.as_str() == *name);
-            found.ok_or_else(|| {
-                let known = SavedModule::all().map(SavedModule::as_str).collect::<Vec<_>>().join(", ");
-                self.broken_key(key, format!("{name:?} is none of {known}"))
-            })
-        };
-        self.names(key)?.unwrap_or_default().iter().map(of).collect()
+        let names = self.names(key)?.unwrap_or_default();
+        let path = |module: SavedModule| if module == SavedModule::Norm { NORM } else { module.as_str() };
+        if let Some(name) = names.iter().find(|name| !SavedModule::all().any(|module| path(module).ends_with(**name))) {
+            let known = SavedModule::all().map(path).collect::<Vec<_>>().join(", ");
+            return Err(self.broken_key(key, format!("{name:?} is none of {known}")));
+        }
+        Ok(SavedModule::all().filter(|module| names.iter().any(|name| path(*module).ends_with(name))).collect())
     }
 }
+
+/// The path of [`SavedModule::Norm`], which is no other's end.
+const NORM: &str = "model.norm";
 
 /// The projection in `q_proj`, `self_attn.q_proj` and `model.layers.0.self_attn.q_proj`; another name as it is. Whether a projection
 /// has adapters in every layer, the tensors show.
@@ -279,15 +293,17 @@ mod tests {
         assert_eq!(with("target_modules", json!(of_layers)).unwrap().adapter.targets, [Projection::O, Projection::Up]);
         let saved = with("modules_to_save", json!(["lm_head"])).unwrap().adapter.modules_to_save;
         assert_eq!(saved, [SavedModule::LmHead]);
+        let norms = |name: &str| with("modules_to_save", json!([name])).unwrap().adapter.modules_to_save.len();
+        assert_eq!((norms("norm"), norms("model.norm"), norms("input_layernorm")), (3, 1, 1));
     }
 
     #[test]
     fn what_is_written_is_read_again() {
         let mut file = parse(PLAIN).unwrap();
-        assert_eq!(parse(&file.to_text(0.05)).unwrap(), file);
-        file.adapter.modules_to_save = vec![SavedModule::EmbedTokens, SavedModule::LmHead];
+        assert_eq!(parse(&file.to_text()).unwrap(), file);
+        file.adapter.modules_to_save = vec![SavedModule::EmbedTokens, SavedModule::LmHead, SavedModule::Norm];
         (file.adapter.alpha, file.adapter.rslora, file.base) = (2.5, true, None);
-        assert_eq!(parse(&file.to_text(0.0)).unwrap(), file);
+        assert_eq!(parse(&file.to_text()).unwrap(), file);
     }
 
     #[test]
@@ -305,7 +321,7 @@ mod tests {
         let known = "q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj";
         check("target_modules", json!(["q_proj", "lm_head"]), &format!("\"lm_head\" is none of {known}"));
         check("target_modules", json!([]), "must name at least one projection");
-        let known = "embed_tokens, lm_head, norm, input_layernorm, post_attention_layernorm";
+        let known = "embed_tokens, lm_head, model.norm, input_layernorm, post_attention_layernorm";
         check("modules_to_save", json!(["score"]), &format!("\"score\" is none of {known}"));
         let changed = "the base model's weights were changed when it began, which is not done here";
         check("init_lora_weights", json!("pissa"), changed);

@@ -9,7 +9,7 @@ use super::keys::Keys;
 use super::read::{above, at_least};
 use super::trained::Adapter;
 
-/// The largest rank: no matrix that it is for is smaller.
+/// The largest rank: no matrix that it is for is larger.
 const RANK_MAX: u64 = 65_536;
 
 /// `[lora]`: low-rank adapters (Hu et al., 2021).
@@ -85,7 +85,7 @@ impl Lora {
             },
             rslora: self.rslora,
             targets: self.targets.projections(),
-            modules_to_save: self.modules_to_save.clone(),
+            modules_to_save: SavedModule::all().filter(|module| self.modules_to_save.contains(module)).collect(),
         }
     }
 

@@ -81,7 +81,7 @@ fn within_sections(mut tables: Map<String, Value>) -> Map<String, Value> {
     for Inner { section, key, name, is_list } in &INNER {
         let Some(table) = tables.remove(*name) else { continue };
         tables[*section]["properties"][*key] = match is_list {
-            true => json!({"type": "array", "description": table["description"], "items": table}),
+            true => json!({"type": "array", "minItems": 1, "description": table["description"], "items": table}),
             false => table,
         };
     }

@@ -29,7 +29,7 @@ pub struct Adapter {
     pub rslora: bool,
     /// The projections that have adapters, in the order in which a block has them.
     pub targets: Vec<Projection>,
-    /// What is trained whole beside them.
+    /// What is trained whole beside them, in the order of [`SavedModule::all`].
     pub modules_to_save: Vec<SavedModule>,
 }
 

@@ -1,20 +1,24 @@
-//! Reads the headers of safetensors files: which tensors there are, of which type and shape, and where. Not their values.
+//! Reads the headers of weight files: which tensors there are, of which type and shape, and where. Not their values.
 //!
-//! The format (safetensors' README): eight bytes, the length of a JSON object, least significant first; that object, which maps each
+//! The format of safetensors (safetensors' README): eight bytes, the length of a JSON object, least significant first; that object, which maps each
 //! tensor's name to `dtype`, `shape` and `data_offsets` after it, and `__metadata__` to texts; then the data.
 
 use std::collections::BTreeMap;
-use std::io::{self, Read};
+use std::io::{self, Read, Seek};
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::torch_file::{self, MAGIC};
 use super::{WeightFilesError, weight_files};
 use crate::regular_file::{self, GIT_LFS_RULE, is_git_lfs_pointer};
 
 /// Longest header that is read: safetensors' own limit.
 const HEADER_BYTES_MAX: u64 = 100_000_000;
+
+/// The first bytes of what `torch.save` wrote before it wrote archives: a pickled number.
+const OLD_MAGIC: &[u8] = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9";
 
 /// One tensor of a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,11 +51,20 @@ pub fn read_headers(folder: &Path) -> Result<BTreeMap<String, TensorHeader>, Wei
     Ok(tensors)
 }
 
-/// The tensors in the safetensors file at `path`.
+/// The tensors in the file at `path`: safetensors, or what `torch.save` has written, whatever its name says.
 pub fn file_headers(path: &Path) -> Result<Vec<(String, TensorHeader)>, WeightFilesError> {
     let reading = |source: io::Error| WeightFilesError::Read { path: path.to_owned(), source };
     let damaged = |rule: String| WeightFilesError::Damaged { path: path.to_owned(), rule };
     let mut file = regular_file::open(path).map_err(reading)?;
+    let mut magic = vec![];
+    (&mut file).take(MAGIC.len().max(OLD_MAGIC.len()) as u64).read_to_end(&mut magic).map_err(reading)?;
+    if magic.starts_with(OLD_MAGIC) {
+        return Err(damaged("was written by PyTorch before 1.6: load it there and save it again".into()));
+    }
+    file.rewind().map_err(reading)?;
+    if magic.starts_with(MAGIC) {
+        return torch_file::tensors(path, file).map_err(damaged);
+    }
     let file_bytes = file.metadata().map_err(reading)?.len();
     let mut first = vec![];
     (&mut file).take(8).read_to_end(&mut first).map_err(reading)?;

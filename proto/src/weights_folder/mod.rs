@@ -3,6 +3,7 @@
 
 mod check;
 mod headers;
+mod torch_file;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path, PathBuf};
@@ -44,12 +45,10 @@ pub enum WeightFilesError {
         rule: String,
     },
     /// There are none.
-    #[error("{}: no *.safetensors here{}", .folder.display(), if *.has_bin { "; convert pytorch_model*.bin to safetensors first (save_pretrained does)" } else { "" })]
+    #[error("{}: neither model*.safetensors nor pytorch_model*.bin is here", .folder.display())]
     None {
         /// The folder.
         folder: PathBuf,
-        /// It has pickled weights, which are not read.
-        has_bin: bool,
     },
 }
 
@@ -71,40 +70,60 @@ pub const COMPANIONS: [&str; 11] = [
     "chat_template.json",
 ];
 
-/// The weight files in `folder`: those that the index names, or `model.safetensors`, or whatever safetensors there are.
+/// How a folder may hold its weights.
+struct Kind {
+    index: &'static str,
+    single: &'static str,
+    /// What the names of several begin and end with.
+    several: (&'static str, &'static str),
+}
+
+/// In the order in which transformers looks for them.
+const KINDS: [Kind; 2] = [
+    Kind { index: INDEX, single: "model.safetensors", several: ("model", ".safetensors") },
+    Kind { index: "pytorch_model.bin.index.json", single: "pytorch_model.bin", several: ("pytorch_model", ".bin") },
+];
+
+/// The weight files in `folder`, safetensors before what PyTorch pickles: those that the index names, or the single file, or
+/// whatever there are of the kind.
 pub fn weight_files(folder: &Path) -> Result<Vec<PathBuf>, WeightFilesError> {
-    let reading = |path: &Path| {
-        let path = path.to_owned();
-        |source| WeightFilesError::Read { path, source }
-    };
-    let index = folder.join(INDEX);
-    if index.exists() {
-        #[derive(Deserialize)]
-        struct Index {
-            weight_map: BTreeMap<String, String>,
-        }
-        let text = regular_file::read_to_string(&index).map_err(reading(&index))?;
-        let damaged = |rule: String| WeightFilesError::Damaged { path: index.clone(), rule };
-        let parsed: Index = serde_json::from_str(&text).map_err(|error| damaged(error.to_string()))?;
-        let names: BTreeSet<String> = parsed.weight_map.into_values().collect();
-        if let Some(outside) = names.iter().find(|name| !is_in_the_folder(name)) {
-            return Err(damaged(format!("names {outside:?}: the files of an index lie beside it")));
-        }
-        return Ok(names.into_iter().map(|name| folder.join(name)).collect());
-    }
-    let single = folder.join("model.safetensors");
-    if single.exists() {
-        return Ok(vec![single]);
-    }
     let entries = fs::read_dir(folder).map_err(reading(folder))?;
     let names: BTreeSet<String> = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect();
-    let is_weights = |name: &&String| name.starts_with("model") && name.ends_with(".safetensors");
-    let found: Vec<PathBuf> = names.iter().filter(is_weights).map(|name| folder.join(name)).collect();
-    if found.is_empty() {
-        let has_bin = names.iter().any(|name| name.ends_with(".bin"));
-        return Err(WeightFilesError::None { folder: folder.into(), has_bin });
+    for Kind { index, single, several: (start, end) } in &KINDS {
+        if names.contains(*index) {
+            return indexed(folder, &folder.join(index));
+        }
+        if names.contains(*single) {
+            return Ok(vec![folder.join(single)]);
+        }
+        let is_weights = |name: &&String| name.starts_with(start) && name.ends_with(end);
+        let found: Vec<PathBuf> = names.iter().filter(is_weights).map(|name| folder.join(name)).collect();
+        if !found.is_empty() {
+            return Ok(found);
+        }
     }
-    Ok(found)
+    Err(WeightFilesError::None { folder: folder.into() })
+}
+
+fn reading(path: &Path) -> impl Fn(io::Error) -> WeightFilesError + use<> {
+    let path = path.to_owned();
+    move |source| WeightFilesError::Read { path: path.clone(), source }
+}
+
+/// The files that an index names.
+fn indexed(folder: &Path, index: &Path) -> Result<Vec<PathBuf>, WeightFilesError> {
+    #[derive(Deserialize)]
+    struct Index {
+        weight_map: BTreeMap<String, String>,
+    }
+    let text = regular_file::read_to_string(index).map_err(reading(index))?;
+    let damaged = |rule: String| WeightFilesError::Damaged { path: index.to_owned(), rule };
+    let parsed: Index = serde_json::from_str(&text).map_err(|error| damaged(error.to_string()))?;
+    let names: BTreeSet<String> = parsed.weight_map.into_values().collect();
+    if let Some(outside) = names.iter().find(|name| !is_in_the_folder(name)) {
+        return Err(damaged(format!("names {outside:?}: the files of an index lie beside it")));
+    }
+    Ok(names.into_iter().map(|name| folder.join(name)).collect())
 }
 
 fn is_in_the_folder(name: &str) -> bool {
@@ -143,7 +162,12 @@ mod tests {
     #[test]
     fn a_folder_without_weights_is_named() {
         assert_eq!(found(&[("config.json", "")]), Err("F: no *.safetensors here".into()));
-        assert!(found(&[("pytorch_model.bin", "")]).unwrap_err().contains("; convert pytorch_model*.bin"));
+        assert!(found(&[("consolidated.00.pth", "")]).unwrap_err().contains("nor pytorch_model*.bin is here"));
+        assert_eq!(found(&[("pytorch_model.bin", ""), ("model.bin", "")]), files(&["pytorch_model.bin"]));
+        let parts = [("pytorch_model-2.bin", ""), ("pytorch_model-1.bin", "")];
+        assert_eq!(found(&parts), files(&["pytorch_model-1.bin", "pytorch_model-2.bin"]));
+        let both = [("pytorch_model.bin.index.json", "{}"), ("model.safetensors", "")];
+        assert_eq!(found(&both), files(&["model.safetensors"]));
         for outside in ["../x.safetensors", "/etc/passwd", "sub/x.safetensors", "..", ""] {
             let index = format!("{{\"weight_map\": {{\"a\": \"{outside}\"}}}}");
             let error = found(&[(INDEX, &index)]).unwrap_err();

@@ -23,7 +23,7 @@ impl Companions {
             Some(adapter) => {
                 let base = Some(model.path.display().to_string());
                 let description = AdapterFile { adapter: adapter.clone(), base };
-                ((adapter_folder::CONFIG, description.to_text(0.0).into_bytes()), &COMPANIONS[2..])
+                ((adapter_folder::CONFIG, description.to_text().into_bytes()), &COMPANIONS[2..])
             }
             None => {
                 let config = model.path.join("config.json");

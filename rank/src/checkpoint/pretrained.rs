@@ -1,4 +1,4 @@
-//! Reads weights from safetensors files, memory-mapped, some rows of a tensor copied at a time.
+//! Reads weights from their files, memory-mapped, some rows of a tensor copied at a time.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -7,14 +7,12 @@ use std::path::{Path, PathBuf};
 use proto::adapter_folder::{self, check_adapter};
 use proto::config::Adapter;
 use proto::layout::ParamLayout;
-use proto::model_config::ModelConfig;
-use proto::weights_folder::{check_weights, weight_files};
-use safetensors::SafeTensors;
-use safetensors::tensor::{Dtype, TensorView};
+use proto::model_config::{DiskDType, ModelConfig};
+use proto::weights_folder::{TensorHeader, check_weights, file_headers, weight_files};
 use tch::{Kind, Tensor};
 
 use super::error::{Result, damaged, reading};
-use super::weights::tensor_error;
+use super::weights::{kind_of, tensor_error};
 use crate::data::MappedFile;
 use crate::engine::row_chunks::{row_chunks, take};
 
@@ -29,7 +27,7 @@ pub struct Pretrained {
 
 struct Place {
     file: usize,
-    dtype: Dtype,
+    dtype: DiskDType,
     shape: Vec<usize>,
     bytes: Range<usize>,
 }
@@ -52,14 +50,13 @@ impl Pretrained {
     fn open(paths: Vec<PathBuf>, prefix: &'static str) -> Result<Self> {
         let (mut tensors, mut files) = (HashMap::new(), Vec::new());
         for (file, path) in paths.into_iter().enumerate() {
+            for (name, header) in file_headers(&path)? {
+                // What is of another type belongs to no parameter.
+                let Ok(dtype) = header.disk_dtype(&name) else { continue };
+                let TensorHeader { shape, begin, end, .. } = header;
+                tensors.insert(name, Place { file, dtype, shape, bytes: begin as usize..end as usize });
+            }
             let map = MappedFile::open(&path).map_err(reading(&path))?;
-            let start = map.as_ref().as_ptr() as usize;
-            let read = SafeTensors::deserialize(map.as_ref()).map_err(|err| damaged(&path, err.to_string()))?;
-            tensors.extend(read.iter().map(|(name, view)| {
-                let begin = view.data().as_ptr() as usize - start;
-                let bytes = begin..begin + view.data().len();
-                (name.to_owned(), Place { file, dtype: view.dtype(), shape: view.shape().to_vec(), bytes })
-            }));
             files.push((path, map));
         }
         Ok(Self { tensors, files, prefix })
@@ -72,8 +69,8 @@ impl Pretrained {
         let (path, map) = &self.files[*file];
         let mut num_nan = 0;
         for rows in row_chunks(rows_in_file(param), shape[1..].iter().product()) {
-            let view = TensorView::new(*dtype, shape.clone(), &map.as_ref()[bytes.clone()]);
-            let values = rows_of(&view.map_err(|err| damaged(path, err.to_string()))?, &rows);
+            let whole = map.as_ref().get(bytes.clone()).ok_or_else(|| damaged(path, format!("{name} is cut short")))?;
+            let values = rows_of(whole, shape, *dtype, &rows);
             num_nan += values.isnan().sum(Kind::Int64).int64_value(&[]);
             take(param, to, rows, &values);
             // So no rank ever holds more of the files than that.
@@ -94,19 +91,9 @@ fn rows_in_file(param: &ParamLayout) -> Range<usize> {
 }
 
 /// Copies some rows of a tensor whose bytes lie in a file.
-fn rows_of(view: &TensorView, rows: &Range<usize>) -> Tensor {
-    let mut shape: Vec<i64> = view.shape().iter().map(|&size| size as i64).collect();
-    let row_bytes = view.data().len() / view.shape()[0];
+fn rows_of(bytes: &[u8], shape: &[usize], dtype: DiskDType, rows: &Range<usize>) -> Tensor {
+    let row_bytes = bytes.len() / shape[0];
+    let mut shape: Vec<i64> = shape.iter().map(|&size| size as i64).collect();
     shape[0] = rows.len() as i64;
-    Tensor::from_data_size(&view.data()[rows.start * row_bytes..rows.end * row_bytes], &shape, kind(view.dtype()))
-}
-
-/// libtorch's name of a type that the checks of headers let pass.
-fn kind(dtype: Dtype) -> Kind {
-    match dtype {
-        Dtype::BF16 => Kind::BFloat16,
-        Dtype::F16 => Kind::Half,
-        Dtype::F32 => Kind::Float,
-        other => unreachable!("the weights were checked, and {other:?} is not read"),
-    }
+    Tensor::from_data_size(&bytes[rows.start * row_bytes..rows.end * row_bytes], &shape, kind_of(dtype))
 }

@@ -35,7 +35,7 @@ fn fill(
 ) -> Result<Progress, TrainError> {
     // Whatever is kept of a run holds only what was trained: the frozen rest is what it was at the start.
     if *beginning == Beginning::Start || plan.model.trained != Trained::All {
-        fill_first_weights(plan, memory)?;
+        fill_first_weights(beginning, plan, memory)?;
     }
     match beginning {
         Beginning::Start => Ok(Progress::default()),
@@ -47,14 +47,14 @@ fn fill(
     }
 }
 
-/// What the model's files and the adapter's hold, and of the rest what is drawn.
-fn fill_first_weights(plan: &Plan, memory: &mut Memory) -> Result<(), TrainError> {
+/// What the model's files and, at the start, the adapter's hold, and of the rest what is drawn.
+fn fill_first_weights(beginning: &Beginning, plan: &Plan, memory: &mut Memory) -> Result<(), TrainError> {
     let ModelPlan { path, config, trained, .. } = &plan.model;
     let model = match plan.model.init {
         Init::Pretrained => Some(Pretrained::model(path, config)?),
         Init::Random => None,
     };
-    let begun = plan.model.adapter.as_ref().zip(trained.adapter());
+    let begun = plan.model.adapter.as_ref().zip(trained.adapter()).filter(|_| *beginning == Beginning::Start);
     let adapter = begun.map(|(folder, adapter)| Pretrained::adapter(folder, config, adapter)).transpose()?;
     for unit in 0..memory.num_units() {
         memory.fill(unit, |param, to| match (&adapter, &model) {

@@ -6,4 +6,5 @@ mod compare;
 mod emulated;
 mod frozen;
 mod several_gpus;
+mod torch_files;
 mod whole;

@@ -149,7 +149,7 @@ fn of_found<T>(what: &str, found: &Found<T>, told: impl Fn(&T) -> String) -> Str
     found.first.iter().for_each(|row| {
         let _ = writeln!(text, "    {}", told(row));
     });
-    if let more @ 1.. = found.count - found.first.len() as u64 {
+    if let more @ 1.. = found.count.saturating_sub(found.first.len() as u64) {
         let _ = writeln!(text, "    and {} more", number(more));
     }
     text

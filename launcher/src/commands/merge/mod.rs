@@ -46,6 +46,8 @@ enum MergeError {
         description.display()
     )]
     BaseNotThere { description: PathBuf, base: String },
+    #[error("{}: only models in safetensors files are merged: save_pretrained writes them", path.display())]
+    NotSafetensors { path: PathBuf },
     #[error("{}: is there already, and nothing is written over", path.display())]
     Exists { path: PathBuf },
     #[error(transparent)]

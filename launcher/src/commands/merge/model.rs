@@ -1,9 +1,10 @@
-//! Writes the folder of a merged model: the base model's files, of which some tensors are changed on the way. A part of one tensor
-//! is in memory at a time.
+//! Writes the folder of a merged model: the base model's files, of which some tensors are changed on the way. A part of one tensor,
+//! and its adapter, are in memory at a time.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
-use std::io::{BufWriter, Write};
+use std::io::{BufWriter, ErrorKind, Write};
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -14,8 +15,8 @@ use proto::weights_folder::{COMPANIONS, INDEX, TensorHeader, file_headers, weigh
 use super::MergeError;
 use super::tensor::{self, Change};
 
-/// Elements of a tensor at a time.
-const AT_A_TIME: usize = 1 << 22;
+/// Bytes of a tensor at a time.
+const AT_A_TIME: usize = 1 << 24;
 
 /// Writes the model into the folder `to`, which gets its name when it is whole. Returns how many tensors are changed.
 pub fn write(
@@ -29,6 +30,9 @@ pub fn write(
     let unfinished = Unfinished::create(to)?;
     let mut changed = 0;
     for source in weight_files(base)? {
+        if source.extension().is_some_and(|extension| extension == "bin") {
+            return Err(MergeError::NotSafetensors { path: source });
+        }
         let name = source.file_name().expect("a file has a name");
         changed += changes.copy(&source, &unfinished.path.join(name), threads)?;
     }
@@ -51,7 +55,12 @@ struct Unfinished {
 impl Unfinished {
     fn create(to: &Path) -> Result<Self, MergeError> {
         let name = to.file_name().unwrap_or_default().to_string_lossy();
-        let path = to.with_file_name(format!(".{name}.tmp-{}", std::process::id()));
+        let path = to.with_file_name(format!(".{name}.tmp"));
+        // Of a merge that was killed.
+        match fs::remove_dir_all(&path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(MergeError::io("remove", &path)(error)),
+            _ => {}
+        }
         fs::create_dir(&path).map_err(MergeError::io("create", &path))?;
         Ok(Self { path })
     }
@@ -113,29 +122,31 @@ impl Changes {
         threads: usize,
         put: &mut impl FnMut(&[u8]) -> Result<(), MergeError>,
     ) -> Result<bool, MergeError> {
-        let dtype = tensor.disk_dtype(name)?;
         if let Some(instead) = self.tensors.get(&tensor_name(name)) {
-            put(&tensor::bytes(&self.values(instead)?, dtype))?;
+            let file = File::open(&instead.file).map_err(MergeError::io("open", &instead.file))?;
+            let [from, to] = [instead.disk_dtype(name)?, tensor.disk_dtype(name)?];
+            let rows = pieces(instead.begin..instead.end, from.element_bytes());
+            for Range { start, end } in rows {
+                let values = tensor::values(&read(&file, &instead.file, start, end - start)?, from);
+                put(&tensor::bytes(&values, to))?;
+            }
             return Ok(true);
         }
-        let change = self.change_of(name)?;
-        let columns: usize = tensor.shape[1..].iter().product();
-        let rows_at_a_time = (AT_A_TIME / columns.max(1)).max(1);
-        let row_bytes = columns * dtype.element_bytes();
-        for first in (0..tensor.shape[0]).step_by(rows_at_a_time) {
-            let count = rows_at_a_time.min(tensor.shape[0] - first);
-            let begin = tensor.begin + (first * row_bytes) as u64;
-            let stored = read(source, &tensor.file, begin, (count * row_bytes) as u64)?;
-            match &change {
-                None => put(&stored)?,
-                Some(change) => {
-                    let mut values = tensor::values(&stored, dtype);
-                    change.add_to(&mut values, first, threads);
-                    put(&tensor::bytes(&values, dtype))?;
-                }
+        let Some(change) = self.change_of(name)? else {
+            for Range { start, end } in pieces(tensor.begin..tensor.end, 1) {
+                put(&read(source, &tensor.file, start, end - start)?)?;
             }
+            return Ok(false);
+        };
+        // The headers were compared with the model: a weight with an adapter is a matrix.
+        let (dtype, columns) = (tensor.disk_dtype(name)?, tensor.shape[1]);
+        let row_bytes = columns * dtype.element_bytes();
+        for Range { start, end } in pieces(tensor.begin..tensor.end, row_bytes) {
+            let mut values = tensor::values(&read(source, &tensor.file, start, end - start)?, dtype);
+            change.add_to(&mut values, (start - tensor.begin) as usize / row_bytes, threads);
+            put(&tensor::bytes(&values, dtype))?;
         }
-        Ok(change.is_some())
+        Ok(true)
     }
 
     /// The adapter of a weight, if it has one.
@@ -151,6 +162,13 @@ impl Changes {
         let bytes = read(&file, &tensor.file, tensor.begin, tensor.end - tensor.begin)?;
         Ok(tensor::values(&bytes, tensor.disk_dtype("of the adapter")?))
     }
+}
+
+/// Cuts a range of bytes into pieces of whole rows.
+fn pieces(whole: Range<u64>, row_bytes: usize) -> impl Iterator<Item = Range<u64>> {
+    let at_a_time = (AT_A_TIME / row_bytes.max(1)).max(1) * row_bytes.max(1);
+    let starts = (whole.start..whole.end).step_by(at_a_time);
+    starts.map(move |start| start..(start + at_a_time as u64).min(whole.end))
 }
 
 fn read(file: &File, path: &Path, begin: u64, length: u64) -> Result<Vec<u8>, MergeError> {

@@ -41,9 +41,9 @@ pub struct Conversation {
     pub assistants: Vec<usize>,
 }
 
-/// Whether conversations of some format have this key.
-pub fn reads_key(key: &str) -> bool {
-    [AlpacaKeys::KEYS, SharegptKeys::KEYS, MessagesKeys::KEYS].into_iter().flatten().any(|known| *known == key)
+/// The keys of conversations of all formats.
+pub fn keys() -> impl Iterator<Item = &'static &'static str> {
+    [AlpacaKeys::KEYS, SharegptKeys::KEYS, MessagesKeys::KEYS].into_iter().flatten()
 }
 
 /// Reads a row, whose names of our keys are `columns`.

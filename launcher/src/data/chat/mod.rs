@@ -17,7 +17,7 @@ mod tests;
 mod turns;
 
 pub use builtin::names;
-pub use conversation::{ConversationFormat, read, reads_key};
+pub use conversation::{ConversationFormat, keys, read};
 pub use source::{FoundTemplate, TemplateSource, find};
 pub use template::ChatTemplate;
 pub use turns::{Text, text};

@@ -10,6 +10,7 @@ use super::Rows;
 use super::batches::{BatchRows, damaged, guarded, of_arrow};
 use super::chunk::RowBuffer;
 use crate::data::error::Rule;
+use crate::data::object::Columns;
 use crate::data::sources::unreadable;
 
 /// The first bytes of a file, behind which zeroes fill it up to its stream, and the last ones.
@@ -31,28 +32,28 @@ pub struct ArrowRows {
 
 impl ArrowRows {
     /// Of the file format.
-    pub fn of_file(mut bytes: Box<dyn BufRead>) -> Result<Self, Rule> {
+    pub fn of_file(mut bytes: Box<dyn BufRead>, names: &Columns) -> Result<Self, Rule> {
         let mut mark = *FILE_MARK;
         bytes.read_exact(&mut mark).map_err(unreadable)?;
         loop {
             let buffer = bytes.fill_buf().map_err(unreadable)?;
             let zeroes = buffer.iter().take_while(|byte| **byte == 0).count();
             if zeroes == 0 {
-                return Self::new(bytes, true);
+                return Self::new(bytes, true, names);
             }
             bytes.consume(zeroes);
         }
     }
 
     /// Of the stream format.
-    pub fn of_stream(bytes: Box<dyn BufRead>) -> Result<Self, Rule> {
-        Self::new(bytes, false)
+    pub fn of_stream(bytes: Box<dyn BufRead>, names: &Columns) -> Result<Self, Rule> {
+        Self::new(bytes, false, names)
     }
 
-    fn new(bytes: Box<dyn BufRead>, is_file: bool) -> Result<Self, Rule> {
+    fn new(bytes: Box<dyn BufRead>, is_file: bool, names: &Columns) -> Result<Self, Rule> {
         let tail = Tail { bytes, len: 0, last: [0; ALIGNMENT as usize] };
         let batches = guarded("Arrow", || StreamReader::try_new(tail, None).map_err(of_arrow))?;
-        let rows = BatchRows::new(&batches.schema())?;
+        let rows = BatchRows::new(&batches.schema(), names)?;
         Ok(Self { batches, rows, is_file })
     }
 }

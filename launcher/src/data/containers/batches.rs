@@ -9,6 +9,7 @@ use proto::panics;
 use super::chunk::{Bounds, RowBuffer};
 use crate::data::error::Rule;
 use crate::data::format;
+use crate::data::object::Columns;
 use crate::data::sources::unreadable;
 
 /// Rows that become text at a time: so many may go beyond a chunk.
@@ -26,11 +27,11 @@ pub struct BatchRows {
 }
 
 impl BatchRows {
-    /// For batches of this schema.
-    pub fn new(schema: &Schema) -> Result<Self, Rule> {
+    /// For batches of this schema, whose names of our keys are `names`.
+    pub fn new(schema: &Schema, names: &Columns) -> Result<Self, Rule> {
         let fields = schema.fields().iter().enumerate();
         let (known, other): (Vec<_>, Vec<_>) = fields.partition(|(_, field)| has_json(field.data_type()));
-        if let Some((_, field)) = other.iter().find(|(_, field)| format::reads_key(field.name())) {
+        if let Some((_, field)) = other.iter().find(|(_, field)| format::reads_key(field.name(), names)) {
             let (column, kind) = (field.name().clone(), field.data_type().to_string());
             return Err(Rule::BadColumn { column, kind });
         }

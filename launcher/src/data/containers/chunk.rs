@@ -100,7 +100,7 @@ impl<'a> ChunkReader<'a> {
     fn next_in(&mut self, source: &Source) -> Result<Option<Chunk>, Problem> {
         let mut file = match self.file.take() {
             Some(file) => file,
-            None => OpenFile::open(source, self.files_before + self.source)
+            None => OpenFile::open(source, self.files_before + self.source, self.columns)
                 .map_err(|rule| Problem::of_file(source.name.as_str(), rule))?,
         };
         let chunk = file.read_chunk(source, self.format, self.columns)?;
@@ -127,8 +127,8 @@ impl Iterator for ChunkReader<'_> {
 }
 
 impl OpenFile {
-    fn open(source: &Source, index: usize) -> Result<Self, Rule> {
-        Ok(Self { opened: super::open(source)?, told_bytes: 0, source: index, format: None })
+    fn open(source: &Source, index: usize, columns: &Columns) -> Result<Self, Rule> {
+        Ok(Self { opened: super::open(source, columns)?, told_bytes: 0, source: index, format: None })
     }
 
     /// `None` at the end of the file, which must have held a row and what was hashed before.

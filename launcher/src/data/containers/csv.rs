@@ -1,7 +1,7 @@
 //! CSV with the names of its columns in the first record, as RFC 4180 has it: fields in quotes may hold separators, quotes (two
 //! for one) and line ends. TSV is the same with tabs.
 //!
-//! A field is a text, but those of columns that hold lists in every format ([`LISTS`]) are JSON. The library takes anything
+//! A field is a text, but those of columns that hold lists in every format ([`LISTS`], by whatever name) are JSON. The library takes anything
 //! for CSV; [`Strict`] refuses what the standard does not allow, because it is mostly a file that was cut or put together.
 
 use std::collections::VecDeque;
@@ -15,6 +15,7 @@ use super::Rows;
 use super::chunk::{Bounds, RowBuffer};
 use super::json::{ROW_BYTES_MAX, skip_mark};
 use crate::data::error::Rule;
+use crate::data::object::Columns;
 use crate::data::sources::unreadable;
 
 /// Read at a time.
@@ -33,7 +34,7 @@ pub struct CsvRows {
 
 enum State {
     /// Before the record of names.
-    Begin { bytes: Box<dyn BufRead>, separator: u8 },
+    Begin { bytes: Box<dyn BufRead>, separator: u8, lists: Vec<String> },
     /// Behind it.
     Records { reader: Box<Reader<Strict>>, columns: Vec<Column> },
     /// After an error, or at the end of a file without a record.
@@ -47,12 +48,14 @@ struct Column {
 }
 
 impl CsvRows {
-    /// Of the file that `bytes` begins at.
-    pub fn new(bytes: Box<dyn BufRead>, separator: u8) -> Self {
-        Self { state: State::Begin { bytes, separator }, line: 0, record: ByteRecord::new() }
+    /// Of the file that `bytes` begins at, whose names of our keys are `names`.
+    pub fn new(bytes: Box<dyn BufRead>, separator: u8, names: &Columns) -> Self {
+        let lists = LISTS.into_iter().filter_map(|list| names.read_as(list)).map(str::to_owned).collect();
+        Self { state: State::Begin { bytes, separator, lists }, line: 0, record: ByteRecord::new() }
     }
 
-    fn begin(&mut self, mut bytes: Box<dyn BufRead>, separator: u8) -> Result<(), Rule> {
+    /// `lists`: the names of columns whose fields are JSON.
+    fn begin(&mut self, mut bytes: Box<dyn BufRead>, separator: u8, lists: &[String]) -> Result<(), Rule> {
         skip_mark(&mut *bytes)?;
         let mut reader = ReaderBuilder::new()
             .has_headers(false)
@@ -71,7 +74,7 @@ impl CsvRows {
             if !name.is_empty() && columns.iter().any(|column| column.key == key) {
                 return Err(Rule::BadCsv(format!("two columns have the name {name:?}")));
             }
-            columns.push(Column { key, is_list: LISTS.contains(&name) });
+            columns.push(Column { key, is_list: lists.iter().any(|list| list == name) });
         }
         self.state = State::Records { reader: Box::new(reader), columns };
         Ok(())
@@ -108,9 +111,9 @@ impl CsvRows {
 impl Rows for CsvRows {
     fn fill(&mut self, rows: &mut RowBuffer) -> Result<(), Rule> {
         if let State::Begin { .. } = self.state
-            && let State::Begin { bytes, separator } = std::mem::replace(&mut self.state, State::Ended)
+            && let State::Begin { bytes, separator, lists } = std::mem::replace(&mut self.state, State::Ended)
         {
-            self.begin(bytes, separator)?;
+            self.begin(bytes, separator, &lists)?;
         }
         while !rows.is_full() && self.fill_record(rows)? {}
         Ok(())

@@ -54,7 +54,7 @@ impl Rows for JsonRows {
             let is_there = match layout {
                 Layout::Lines => self.text.fill_line(rows)?,
                 Layout::Array(count) => {
-                    let is_there = self.text.fill_element(count > 0, rows)?;
+                    let is_there = self.text.fill_element(count, rows)?;
                     self.layout = Some(if is_there { Layout::Array(count + 1) } else { Layout::ArrayEnded });
                     is_there
                 }
@@ -68,7 +68,11 @@ impl Rows for JsonRows {
     }
 
     fn place(&self) -> Option<u64> {
-        Some(self.text.line).filter(|line| *line > 0)
+        match self.layout {
+            Some(Layout::Array(count)) => Some(count + 1),
+            Some(Layout::ArrayEnded) => None,
+            Some(Layout::Lines) | None => Some(self.text.line).filter(|line| *line > 0),
+        }
     }
 }
 
@@ -87,7 +91,6 @@ impl JsonText {
             match buffer.get(blank) {
                 Some(b'[') => {
                     self.reader.consume(blank + 1);
-                    self.line += 1;
                     return Ok(Some(Layout::Array(0)));
                 }
                 Some(_) => {

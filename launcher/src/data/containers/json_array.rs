@@ -1,4 +1,4 @@
-//! One JSON array: each of its elements is a row, which may take several lines. Only brackets, commas and texts are looked at
+//! One JSON array: each of its elements is a row, which may take several lines, or stand in one with others. Only brackets, commas and texts are looked at
 //! here; what an element is, its reader finds.
 
 use std::io::BufRead;
@@ -9,11 +9,10 @@ use crate::data::error::Rule;
 use crate::data::sources::unreadable;
 
 impl JsonText {
-    /// Appends the next element; its number is that of its first line. `has_rows`: elements came before. False at the end of the
-    /// array, which has to be that of the file.
-    pub(super) fn fill_element(&mut self, has_rows: bool, rows: &mut RowBuffer) -> Result<bool, Rule> {
+    /// Appends the next element. `count`: elements came before. False at the end of the array, which has to be that of the file.
+    pub(super) fn fill_element(&mut self, count: u64, rows: &mut RowBuffer) -> Result<bool, Rule> {
         let mut next = self.skip_blank()?;
-        if next == b',' && has_rows {
+        if next == b',' && count > 0 {
             self.reader.consume(1);
             next = self.skip_blank()?;
             if next == b']' {
@@ -28,7 +27,7 @@ impl JsonText {
                 Err(rule) => Err(rule),
             };
         }
-        let (start, number) = (rows.bytes.len(), self.line);
+        let (start, number) = (rows.bytes.len(), count + 1);
         self.read_element(&mut rows.bytes)?;
         rows.bounds.push(Bounds { number, start, end: rows.bytes.trim_ascii_end().len() });
         Ok(true)
@@ -42,7 +41,6 @@ impl JsonText {
                 return Err(Rule::BadArray("it does not end"));
             }
             let blank = buffer.iter().take_while(|byte| byte.is_ascii_whitespace()).count();
-            self.line += buffer[..blank].iter().filter(|byte| **byte == b'\n').count() as u64;
             let next = buffer.get(blank).copied();
             self.reader.consume(blank);
             if let Some(next) = next {
@@ -76,7 +74,6 @@ impl JsonText {
                 false
             });
             let taken = end.unwrap_or(buffer.len());
-            self.line += buffer[..taken].iter().filter(|byte| **byte == b'\n').count() as u64;
             bytes.extend_from_slice(&buffer[..taken]);
             self.reader.consume(taken);
             if bytes.len() - start > ROW_BYTES_MAX {

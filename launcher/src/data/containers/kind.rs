@@ -2,13 +2,16 @@
 
 use std::path::Path;
 
+use super::unpack;
 use crate::data::error::Rule;
 
 /// What rows lie in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Container {
-    /// JSON Lines, or one JSON array.
+    /// JSON Lines.
     Json,
+    /// One JSON array of rows, of which several may stand in a line.
+    JsonArray,
     /// Fields with commas between them, and their names in the first record.
     Csv,
     /// The same with tabs.
@@ -69,6 +72,7 @@ impl Container {
         }
         match TABLE_NAMES.iter().find(|ending| name.ends_with(**ending) && !head.is_empty()) {
             Some(ending) => Err(Rule::NotAsNamed(ending)),
+            None if unpack::begins_with(head, b'[') => Ok(Self::JsonArray),
             None => Ok(Self::Json),
         }
     }
@@ -77,7 +81,7 @@ impl Container {
     pub fn unit(self) -> Unit {
         match self {
             Self::Json | Self::Csv | Self::Tsv => Unit::Line,
-            Self::Parquet | Self::ArrowFile | Self::ArrowStream => Unit::Row,
+            Self::JsonArray | Self::Parquet | Self::ArrowFile | Self::ArrowStream => Unit::Row,
         }
     }
 
@@ -115,7 +119,8 @@ mod tests {
             assert_eq!(Container::of(Path::new(name), head), expected, "{name}");
         };
         check("a.jsonl", b"{}", Ok(Container::Json));
-        check("a", b"[", Ok(Container::Json));
+        check("a", b"\xef\xbb\xbf \n[", Ok(Container::JsonArray));
+        check("a", b" \n", Ok(Container::Json));
         check("a.csv", b"PAR1,b\n", Ok(Container::Csv));
         check("dir/A.CSV.gz", b"\x1f\x8b", Ok(Container::Csv));
         check("a.tsv.zst", b"", Ok(Container::Tsv));

@@ -24,6 +24,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use super::error::Rule;
+use super::object::Columns;
 use super::sources::{Source, unreadable};
 
 use self::arrow::ArrowRows;
@@ -51,23 +52,24 @@ struct Opened {
     seen: Rc<RefCell<Seen>>,
 }
 
-fn open(source: &Source) -> Result<Opened, Rule> {
+/// `names`: what the rows call our keys.
+fn open(source: &Source, names: &Columns) -> Result<Opened, Rule> {
     if source.container == Container::Parquet {
         let seen = Rc::default();
-        let rows = Box::new(ParquetRows::open(&source.path, Rc::clone(&seen))?);
+        let rows = Box::new(ParquetRows::open(&source.path, names, Rc::clone(&seen))?);
         return Ok(Opened { rows, seen });
     }
     let Unpacked { mut bytes, seen } = unpack::open(&source.path).map_err(unreadable)?;
     let rows: Box<dyn Rows> = match source.container {
         Container::Parquet => unreachable!("it was opened above"),
-        Container::Json => {
+        Container::Json | Container::JsonArray => {
             kind::refuse_packed(bytes.fill_buf().map_err(unreadable)?)?;
             Box::new(JsonRows::new(bytes))
         }
-        Container::Csv => Box::new(CsvRows::new(bytes, b',')),
-        Container::Tsv => Box::new(CsvRows::new(bytes, b'\t')),
-        Container::ArrowFile => Box::new(ArrowRows::of_file(bytes)?),
-        Container::ArrowStream => Box::new(ArrowRows::of_stream(bytes)?),
+        Container::Csv => Box::new(CsvRows::new(bytes, b',', names)),
+        Container::Tsv => Box::new(CsvRows::new(bytes, b'\t', names)),
+        Container::ArrowFile => Box::new(ArrowRows::of_file(bytes, names)?),
+        Container::ArrowStream => Box::new(ArrowRows::of_stream(bytes, names)?),
     };
     Ok(Opened { rows, seen })
 }

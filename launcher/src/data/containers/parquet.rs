@@ -19,6 +19,7 @@ use super::batches::{BatchRows, damaged, guarded, of_arrow};
 use super::chunk::RowBuffer;
 use super::unpack::Seen;
 use crate::data::error::Rule;
+use crate::data::object::Columns;
 use crate::data::sources::unreadable;
 
 /// Rows that are decoded at a time.
@@ -54,17 +55,17 @@ impl Stamp {
 
 impl ParquetRows {
     /// Of the file at `path`.
-    pub fn open(path: &Path, seen: Rc<RefCell<Seen>>) -> Result<Self, Rule> {
-        guarded("Parquet", || Self::read_index(path, seen))
+    pub fn open(path: &Path, names: &Columns, seen: Rc<RefCell<Seen>>) -> Result<Self, Rule> {
+        guarded("Parquet", || Self::read_index(path, names, seen))
     }
 
-    fn read_index(path: &Path, seen: Rc<RefCell<Seen>>) -> Result<Self, Rule> {
+    fn read_index(path: &Path, names: &Columns, seen: Rc<RefCell<Seen>>) -> Result<Self, Rule> {
         let file = File::open(path).map_err(unreadable)?;
         let before = Stamp::of(&file.metadata().map_err(unreadable)?);
         let reader = file.try_clone().map_err(unreadable)?;
         let builder = ParquetRecordBatchReaderBuilder::try_new(reader).map_err(of_parquet)?;
         check_packing(builder.metadata())?;
-        let rows = BatchRows::new(builder.schema())?;
+        let rows = BatchRows::new(builder.schema(), names)?;
         let all_rows = builder.metadata().file_metadata().num_rows().max(0).cast_unsigned();
         let columns = ProjectionMask::roots(builder.parquet_schema(), rows.columns().iter().copied());
         let builder = builder.with_projection(columns).with_batch_size(BATCH_ROWS);

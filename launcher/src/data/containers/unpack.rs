@@ -9,6 +9,10 @@ use std::rc::Rc;
 use flate2::bufread::MultiGzDecoder;
 use ruzstd::decoding::StreamingDecoder;
 
+/// First bytes of a file that is packed.
+const GZIP: &[u8] = b"\x1f\x8b";
+const ZSTD: &[u8] = b"\x28\xb5\x2f\xfd";
+
 /// Read at a time.
 const BUFFER_BYTES: usize = 1 << 18;
 
@@ -34,14 +38,30 @@ pub fn open(path: &Path) -> io::Result<Unpacked> {
     let seen = Rc::new(RefCell::new(Seen::default()));
     let mut packed = BufReader::with_capacity(BUFFER_BYTES, Watched { file: File::open(path)?, seen: seen.clone() });
     let head = packed.fill_buf()?;
-    let bytes: Box<dyn BufRead> = if head.starts_with(b"\x1f\x8b") {
+    let bytes: Box<dyn BufRead> = if head.starts_with(GZIP) {
         Box::new(BufReader::with_capacity(BUFFER_BYTES, MultiGzDecoder::new(packed)))
-    } else if head.starts_with(b"\x28\xb5\x2f\xfd") {
+    } else if head.starts_with(ZSTD) {
         Box::new(BufReader::with_capacity(BUFFER_BYTES, ZstdFrames::Between(packed)))
     } else {
         Box::new(packed)
     };
     Ok(Unpacked { bytes, seen })
+}
+
+/// Whether the first byte of a text that is not blank is `byte`. `head`: the first bytes of its file, packed or not.
+pub fn begins_with(head: &[u8], byte: u8) -> bool {
+    let mut text = [0; 4096];
+    let read = if head.starts_with(GZIP) {
+        MultiGzDecoder::new(head).read(&mut text)
+    } else if head.starts_with(ZSTD) {
+        StreamingDecoder::new(head).map_or(Ok(0), |mut decoder| decoder.read(&mut text))
+    } else {
+        (&mut &*head).read(&mut text)
+    };
+    // What cannot be unpacked is told by whoever reads it.
+    let text = &text[..read.unwrap_or(0)];
+    let text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text);
+    text.trim_ascii_start().first() == Some(&byte)
 }
 
 /// A file that tells what is read of it.

@@ -137,7 +137,35 @@ fn a_bad_first_line_names_what_was_found() {
                      conversations (sharegpt) and instruction with output (alpaca)";
     check(r#"{"a": 1, "b": 2}"#, &format!(r#"cannot tell the format from "a", "b": {supported}"#));
     check("{}", &format!("cannot tell the format from no key: {supported}"));
-    check("[", "the JSON array is not whole: it does not end");
+    let array = Setup::new(&["["]).error();
+    assert_eq!(array, "data.jsonl: row 1: the JSON array is not whole: it does not end");
+}
+
+/// Rows of one line are rows of their own: packed otherwise, they are in the order of the file.
+#[test]
+fn an_array_in_one_line_is_as_many_rows_as_it_has_elements() {
+    let row = |words: usize| format!(r#"{{"text": "{}"}}"#, ["hello"; 5][..words].join(" "));
+    let lines: Vec<String> = [1, 3, 2, 4].map(row).into();
+    let expected = Setup::new(&lines.iter().map(String::as_str).collect::<Vec<_>>());
+    let mut array = Setup::new(&[&format!("[{}]", lines.join(","))]);
+    let rows_of = |setup: &Setup| rows(&prepare(&setup.job, &DataProgress::default()).unwrap().path);
+    assert_eq!(rows_of(&array), rows_of(&expected));
+    let unpacked = |setup: &mut Setup| {
+        setup.job.packing = !setup.job.packing;
+        rows_of(setup)
+    };
+    let mut expected = expected;
+    assert_eq!(unpacked(&mut array), unpacked(&mut expected));
+}
+
+/// A key that goes by another's name is not that one.
+#[test]
+fn columns_give_a_name_to_one_key_only() {
+    let mut setup = Setup::new(&[r#"{"prompt": "hello", "completion": "world"}"#]);
+    setup.job.from[0].columns = [("text".to_owned(), "completion".to_owned())].into();
+    let tokens: Vec<_> =
+        rows(&prepare(&setup.job, &DataProgress::default()).unwrap().path).into_iter().map(|row| row.0).collect();
+    assert_eq!(tokens, [[1, 5, 2]]);
 }
 
 /// The second line of a file is wrong.

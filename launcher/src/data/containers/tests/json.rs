@@ -38,7 +38,7 @@ fn blank_lines_are_left_out_and_counted() {
 }
 
 #[test]
-fn the_elements_of_an_array_are_rows_with_the_lines_in_which_they_begin() {
+fn the_elements_of_an_array_are_rows_that_are_counted() {
     let check = |contents: &str, expected: Result<&[(u64, &str)], &str>| {
         let owned = |rows: &[(u64, &str)]| rows.iter().map(|(number, row)| (*number, row.to_string())).collect();
         assert_eq!(read(contents, contents), expected.map(owned).map_err(str::to_owned), "{contents:?}");
@@ -46,15 +46,15 @@ fn the_elements_of_an_array_are_rows_with_the_lines_in_which_they_begin() {
     check("[{}]", Ok(&[(1, "{}")]));
     check(
         "\u{feff}\n [\n {\"a\": [1, {\"b\": \"],}\\\"\"}]}\n,\n{\n\"c\": 2}, {} ]\n\n",
-        Ok(&[(3, "{\"a\": [1, {\"b\": \"],}\\\"\"}]}"), (5, "{\n\"c\": 2}"), (6, "{}")]),
+        Ok(&[(1, "{\"a\": [1, {\"b\": \"],}\\\"\"}]}"), (2, "{\n\"c\": 2}"), (3, "{}")]),
     );
     let long = format!("{{\"a\": {:?}}}", "x".repeat(3 * CHUNK_BYTES));
-    check(&format!("[{long},{long}]"), Ok(&[(1, &long), (1, &long)]));
+    check(&format!("[{long},{long}]"), Ok(&[(1, &long), (2, &long)]));
     let fails = |contents: &str, expected: &str| check(contents, Err(&format!("a.jsonl:{expected}")));
-    fails("[{}", "1: the JSON array is not whole: it does not end");
-    fails("[{\"a", "1: the JSON array is not whole: it does not end");
-    fails("[{},\n]", "2: the JSON array is not whole: a comma stands before its end");
-    fails("[{}]\n[", "2: the JSON array is not whole: something follows it");
+    fails("[{}", " row 1: the JSON array is not whole: it does not end");
+    fails("[{\"a", " row 1: the JSON array is not whole: it does not end");
+    fails("[{},\n]", " row 2: the JSON array is not whole: a comma stands before its end");
+    fails("[{}]\n[", " row 2: the JSON array is not whole: something follows it");
     fails("[]", " the file is empty: it needs at least one row");
 }
 

@@ -212,7 +212,7 @@ fn a_parquet_file_that_changes_and_changes_back_while_it_is_read_is_a_problem() 
     let path = tempfile::NamedTempFile::new().unwrap();
     fs::write(path.path(), parquet(&many(), Compression::UNCOMPRESSED)).unwrap();
     let read = |between: &dyn Fn()| {
-        let mut file = ParquetRows::open(path.path(), std::rc::Rc::default())?;
+        let mut file = ParquetRows::open(path.path(), crate::data::object::Columns::SAME, std::rc::Rc::default())?;
         let mut rows = RowBuffer::default();
         file.fill(&mut rows)?;
         between();
