@@ -53,8 +53,10 @@ fn dataset(at: &str, item: &Node, is_text: bool, source: &Source, sheet: &mut Sh
             _ if value.is_empty() => sheet.remarks.without_effect(&name_at, "nothing is set by it"),
             "data_files" => in_place(&name_at, "its files are listed", sheet),
             "type" => format = data_format(&name_at, value, messages, sheet).or(format),
-            "ds_type" if is("json") => sheet.remarks.without_effect(&name_at, "data is JSON"),
-            "ds_type" => refuse(&name_at, value, "data is JSON Lines or JSON: convert the files", sheet),
+            "ds_type" if ["json", "parquet", "csv", "arrow"].iter().any(|kind| is(kind)) => {
+                sheet.remarks.without_effect(&name_at, "files tell what they are");
+            }
+            "ds_type" => refuse(&name_at, value, "data is JSON, CSV, Parquet or Arrow: convert the files", sheet),
             "split" if is("train") => sheet.remarks.without_effect(&name_at, "all rows of the files are taken"),
             "split" => refuse(&name_at, value, "all rows of the files are taken: name those of this split only", sheet),
             "name" | "shards" | "shards_idx" | "revision" => {

@@ -1,5 +1,4 @@
-//! Data sets as train.toml names them: files, with one format for all. [`write_down`] is the only place that knows how several are
-//! listed.
+//! Data sets as train.toml names them: files, with one format for all, or each with what its first row tells.
 
 use std::path::Path;
 
@@ -36,33 +35,9 @@ impl Part {
     }
 }
 
-/// How several data sets are listed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Listing {
-    /// One list of paths, with one format.
-    Paths,
-    /// A table `[[data.source]]` for each, with its own format: for the day on which train.toml has them.
-    Tables,
-}
-
-const LISTING: Listing = Listing::Paths;
-
-/// Writes data sets down, which the key `from` lists.
+/// Writes data sets down, which the key `from` lists: as one list of files.
 pub(super) fn write_down(datasets: &[Dataset], part: Part, from: &str, sheet: &mut Sheet) -> Result<(), String> {
-    write_as(LISTING, datasets, part, from, sheet)
-}
-
-fn write_as(listing: Listing, datasets: &[Dataset], part: Part, from: &str, sheet: &mut Sheet) -> Result<(), String> {
     if datasets.is_empty() {
-        return Ok(());
-    }
-    if listing == Listing::Tables && part == Part::Train {
-        for Dataset { files, format } in datasets {
-            let format = format.map_or(String::new(), |format| format!(", format = {}", quoted(format)));
-            for file in files {
-                sheet.snippet.comment("data", format!("[[data.source]] path = {}{format}", quoted(file)), from);
-            }
-        }
         return Ok(());
     }
     let files: Vec<&String> = datasets.iter().flat_map(|dataset| &dataset.files).collect();
@@ -89,7 +64,7 @@ fn write_as(listing: Listing, datasets: &[Dataset], part: Part, from: &str, shee
 /// fetched. Says how.
 pub(super) fn files_of(name: &str, key: &str, source: &Source, sheet: &mut Sheet) -> Vec<String> {
     let is_file = |name: &str| {
-        let endings = [".json", ".jsonl", ".gz", ".zst", ".parquet", ".csv", ".txt", ".arrow"];
+        let endings = [".json", ".jsonl", ".gz", ".zst", ".parquet", ".csv", ".tsv", ".txt", ".arrow", ".feather"];
         endings.iter().any(|ending| name.ends_with(ending)) || name.starts_with(['/', '.'])
     };
     if source.disk.is_folder(Path::new(name)) {
@@ -100,7 +75,7 @@ pub(super) fn files_of(name: &str, key: &str, source: &Source, sheet: &mut Sheet
     }
     let folder = format!("{DATA}/{}", name.rsplit('/').next().unwrap_or(name));
     let fetch = format!("hf download --repo-type dataset {name} --local-dir {folder}");
-    let what = "fetches the data; files that are not JSON Lines or JSON (Parquet, say) are to be converted";
+    let what = "fetches the data; where it is no JSON, name its *.parquet, *.csv or *.arrow instead";
     sheet.snippet.comment("data", &fetch, what);
     let value = Node::Leaf(name.into());
     sheet.remarks.noted(key, &value, &format!("\"{folder}/**/*.json*\", once it is fetched: {fetch}; {what}"));
@@ -121,23 +96,21 @@ pub(super) fn refuse(key: &str, value: &Node, why: &str, sheet: &mut Sheet) {
 mod tests {
     use super::*;
 
-    fn written(listing: Listing, formats: &[Option<&'static str>]) -> String {
+    fn written(formats: &[Option<&'static str>]) -> String {
         let names = ["a.jsonl", "b.jsonl"].iter().zip(formats);
         let datasets: Vec<_> =
             names.map(|(name, &format)| Dataset { files: vec![(*name).to_owned()], format }).collect();
         let mut sheet = Sheet::default();
-        write_as(listing, &datasets, Part::Train, "datasets", &mut sheet).unwrap();
+        write_down(&datasets, Part::Train, "datasets", &mut sheet).unwrap();
         sheet.snippet.text()
     }
 
     #[test]
     fn one_format_is_written_and_several_are_left_to_the_files() {
-        let text = written(Listing::Paths, &[Some("alpaca"), Some("alpaca")]);
+        let text = written(&[Some("alpaca"), Some("alpaca")]);
         assert!(text.contains("train = [\"a.jsonl\", \"b.jsonl\"]"), "{text}");
         assert!(text.contains("format = \"alpaca\""), "{text}");
-        let text = written(Listing::Paths, &[Some("alpaca"), Some("text")]);
+        let text = written(&[Some("alpaca"), Some("text")]);
         assert!(text.contains("# format = \"auto\"") && text.contains("datasets: alpaca, text"), "{text}");
-        let text = written(Listing::Tables, &[Some("alpaca"), None]);
-        assert!(text.contains("[[data.source]] path = \"a.jsonl\", format = \"alpaca\""), "{text}");
     }
 }
