@@ -226,7 +226,7 @@ fn damaged_weights_are_named() {
 
     fs::remove_file(&weights).unwrap();
     let finished = scratch.job(&model, &scratch.rows(), "").finish();
-    check_refused(&finished, 2, &["no *.safetensors"]);
+    check_refused(&finished, 2, &["neither model*.safetensors nor pytorch_model*.bin"]);
 }
 
 #[test]
