@@ -161,7 +161,10 @@ mod tests {
 
     #[test]
     fn a_folder_without_weights_is_named() {
-        assert_eq!(found(&[("config.json", "")]), Err("F: no *.safetensors here".into()));
+        assert_eq!(
+            found(&[("config.json", "")]),
+            Err("F: neither model*.safetensors nor pytorch_model*.bin is here".into())
+        );
         assert!(found(&[("consolidated.00.pth", "")]).unwrap_err().contains("nor pytorch_model*.bin is here"));
         assert_eq!(found(&[("pytorch_model.bin", ""), ("model.bin", "")]), files(&["pytorch_model.bin"]));
         let parts = [("pytorch_model-2.bin", ""), ("pytorch_model-1.bin", "")];
