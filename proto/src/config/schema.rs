@@ -127,7 +127,7 @@ fn default_of(section: &str, key: &str, config: &Value) -> Option<Value> {
     }
 }
 
-/// What a heading of the page is about, if it is one of a table: `## `[data]`: ..`, `### `[[data.source]]`: ..`.
+/// What a heading of the page is about, if it is one of a table: its name in backticks and brackets, a colon, and words.
 fn table_of(line: &str) -> Option<(&str, &str)> {
     let heading = line.strip_prefix("##")?.trim_start_matches('#').strip_prefix(" `[")?;
     let (name, about) = heading.split_once("]`")?;

@@ -1,8 +1,8 @@
 //! `dslaunch report`: a page that shows a run, or several one over the other. It reads what runs have left on the disk, also while they
 //! run; it changes nothing there but the page itself.
 //!
-//! In reading order: [`read`] and [`timeline`] (what there is), [`series`] and [`chart`] (how curves are drawn), [`charts`] (which),
-//! [`page`] and [`compare`] (where they stand), [`html`] (of what pages are made).
+//! In reading order: `read` and `timeline` (what there is), `series` and `chart` (how curves are drawn), `charts` (which),
+//! `page` and `compare` (where they stand), `html` (of what pages are made).
 
 mod chart;
 mod charts;
