@@ -9,7 +9,7 @@
 //!   and its moments have the same index as the parameter, and are cut on their own over the data-parallel ranks
 //!   ([`crate::sharding`]), so that each updates equally much however little is trained. Where a parameter lies in the
 //!   whole unit, in a file and in the list does not depend on what is trained: a checkpoint's ranges mean the same to a
-//!   run that trains something else. A tied embedding has one name, so its copies are trained or frozen together.
+//!   run that trains something else. Adapters, which are there only where they are trained, come after all that a block has without them. A tied embedding has one name, so its copies are trained or frozen together.
 //!
 //! ```text
 //! flat buffer   trained parameters | frozen parameters | padding

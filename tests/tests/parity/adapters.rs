@@ -4,19 +4,18 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
-use tempfile::TempDir;
 use tests::job::Job;
 use tests::layout::Layout;
 use tests::run::{steps, weights};
 
 use crate::compare::{LOSS_TOLERANCE, NORM_TOLERANCE, WEIGHT_TOLERANCE, check, oracle_eval_loss};
+use crate::ground::{Ground, ROWS_PER_STEP};
 
 /// Relative, of what is computed in bf16 to what is in fp32.
 const BF16_LOSS_TOLERANCE: f64 = 5e-3;
 const BF16_NORM_TOLERANCE: f64 = 5e-2;
 
 const STEPS: u64 = 6;
-const ROWS_PER_STEP: usize = 4;
 
 /// A model, and what an adapter for it is made with.
 type Case = (&'static str, &'static [&'static str]);
@@ -50,62 +49,24 @@ fn layouts() -> Vec<Layout> {
     ]
 }
 
-/// Models, data and adapters in one folder.
-struct Ground {
-    folder: TempDir,
+/// The adapter that a case begins with, as PEFT writes it.
+fn adapter(ground: &Ground, idx: usize) -> PathBuf {
+    let ((model, arguments), out) = (CASES[idx], ground.path(&format!("adapter-{idx}")));
+    if !out.exists() {
+        let model = ground.model(model);
+        let folders = [model.to_str().expect("UTF-8"), out.to_str().expect("UTF-8")];
+        tests::python("lora/make_adapter.py", &[&folders, arguments].concat());
+    }
+    out
 }
 
-impl Ground {
-    fn new(models: &[&str]) -> Self {
-        let ground = Self { folder: tempfile::tempdir().expect("a scratch folder") };
-        for &name in models {
-            let text = |path: PathBuf| path.to_str().expect("UTF-8").to_owned();
-            tests::python("make_model.py", &[&text(ground.model(name)), "--variant", name]);
-            let data = text(ground.data(name));
-            tests::python("make_tokens.py", &[&data, "--rows", "22", "--vocab", "200", "--seq-len", "32", "--uneven"]);
-        }
-        ground
-    }
+/// A job that trains adapters of a model; `lora`: the keys of that section.
+fn job_on(ground: &Ground, model: &str, lora: &str, layout: Layout, folder: &str) -> Job {
+    layout.job(&ground.path(folder), &ground.toml(model, &format!("[lora]\n{lora}"), STEPS))
+}
 
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    fn model(&self, name: &str) -> PathBuf {
-        self.path(&format!("{name}-model"))
-    }
-
-    fn data(&self, name: &str) -> PathBuf {
-        self.path(&format!("{name}-rows.jsonl"))
-    }
-
-    /// The adapter that a case begins with, as PEFT writes it.
-    fn adapter(&self, idx: usize) -> PathBuf {
-        let ((model, arguments), out) = (CASES[idx], self.path(&format!("adapter-{idx}")));
-        if !out.exists() {
-            let model = self.model(model);
-            let folders = [model.to_str().expect("UTF-8"), out.to_str().expect("UTF-8")];
-            tests::python("lora/make_adapter.py", &[&folders, arguments].concat());
-        }
-        out
-    }
-
-    /// A job that trains adapters of a model; `lora`: the keys of that section.
-    fn job(&self, model: &str, lora: &str, layout: Layout, folder: &str) -> Job {
-        let (path, data) = (self.model(model), self.data(model));
-        let toml = format!(
-            "[model]\npath = {path:?}\n[lora]\n{lora}\n\
-             [data]\ntrain = {data:?}\nvalidation = {data:?}\nseq_len = 32\npacking = false\nshuffle = false\n\
-             [train]\nsteps = {STEPS}\nglobal_batch_size = {ROWS_PER_STEP}\n\
-             [optimizer]\nlearning_rate = 1e-3\nweight_decay = 0.1\n[schedule]\nwarmup_steps = 2\nmin_lr_ratio = 0.1\n\
-             [validation]\nevery_steps = 100\n[log]\nevery_steps = 1\n"
-        );
-        layout.job(&self.path(folder), &toml)
-    }
-
-    fn begun_job(&self, idx: usize, layout: Layout, folder: &str) -> Job {
-        self.job(CASES[idx].0, &format!("from = {:?}", self.adapter(idx)), layout, folder)
-    }
+fn begun_job(ground: &Ground, idx: usize, layout: Layout, folder: &str) -> Job {
+    job_on(ground, CASES[idx].0, &format!("from = {:?}", adapter(ground, idx)), layout, folder)
 }
 
 /// The largest difference of the logits of two folders, models or adapters, relative to the largest logit.
@@ -145,7 +106,7 @@ fn check_like_peft(indices: &[usize]) {
         let (model, data) = (ground.model(CASES[idx].0), ground.data(CASES[idx].0));
         json!({
             "model": model, "data": data, "validation": data, "out": out(idx), "steps": STEPS,
-            "rows_per_step": ROWS_PER_STEP, "adapter": ground.adapter(idx),
+            "rows_per_step": ROWS_PER_STEP, "adapter": adapter(&ground, idx),
         })
     });
     let list = ground.path("jobs.json");
@@ -157,7 +118,7 @@ fn check_like_peft(indices: &[usize]) {
         let every = if idx == 0 { 1 } else { 3 };
         for (number, layout) in layouts().into_iter().enumerate().step_by(every) {
             let what = format!("{:?} {layout}", CASES[idx]);
-            let run = ground.begun_job(idx, layout, &format!("{idx}-{number}")).succeed();
+            let run = begun_job(&ground, idx, layout, &format!("{idx}-{number}")).succeed();
             check(&what, &run, &expected, eval_loss, LOSS_TOLERANCE, NORM_TOLERANCE);
             assert_like(&what, &run.final_weights(), &expected_weights);
         }
@@ -165,12 +126,12 @@ fn check_like_peft(indices: &[usize]) {
             [("fp32", LOSS_TOLERANCE, NORM_TOLERANCE), ("bf16", BF16_LOSS_TOLERANCE, BF16_NORM_TOLERANCE)]
         {
             let what = format!("{:?} on an emulated GPU, {dtype}", CASES[idx]);
-            let job = ground.begun_job(idx, Layout { dtype, ..PLAIN }, &format!("{idx}-gpu-{dtype}"));
+            let job = begun_job(&ground, idx, Layout { dtype, ..PLAIN }, &format!("{idx}-gpu-{dtype}"));
             check(&what, &job.on_gpus(&json!([{}])).succeed(), &expected, eval_loss, tolerance, norm_tolerance);
         }
         let ours = ground.path(&format!("{idx}-0/run/final"));
         let merged = ground.path(&format!("merged-{idx}"));
-        merge(&ground.begun_job(idx, PLAIN, "any"), &ours, &merged);
+        merge(&begun_job(&ground, idx, PLAIN, "any"), &ours, &merged);
         for (what, folder) in [("trained", &ours), ("merged", &merged)] {
             let difference = difference(folder, &out(idx).join("final"));
             assert!(difference <= 1e-5, "{:?}: {what}, PEFT finds a difference of {difference:e}", CASES[idx]);
@@ -205,8 +166,9 @@ fn adapters_that_go_on_change_no_bit() {
     let lora = "rank = 5\nmodules_to_save = [\"norm\"]";
     for (number, layout) in layouts().into_iter().filter(|layout| layout.nproc > 1).step_by(2).enumerate() {
         let layout = Layout { dtype: if number % 2 == 0 { "bf16" } else { "fp32" }, ..layout };
-        let job =
-            |name: &str| ground.job("gqa", lora, layout, &format!("{number}-{name}")).set("schedule.kind=\"constant\"");
+        let job = |name: &str| {
+            job_on(&ground, "gqa", lora, layout, &format!("{number}-{name}")).set("schedule.kind=\"constant\"")
+        };
         let whole = job("run").succeed();
         job("stopped").set("train.steps=3").set("checkpoint.every_steps=3").succeed();
         let resumed = job("stopped").succeed();
@@ -219,7 +181,7 @@ fn adapters_that_go_on_change_no_bit() {
 #[test]
 fn an_adapters_checkpoint_of_one_layout_goes_on_in_another() {
     let ground = Ground::new(&["gqa"]);
-    let job = |layout: Layout, name: &str| ground.begun_job(0, layout, name).set("schedule.kind=\"constant\"");
+    let job = |layout: Layout, name: &str| begun_job(&ground, 0, layout, name).set("schedule.kind=\"constant\"");
     let expected = job(PLAIN, "expected").succeed();
     let layouts = layouts();
     for (number, (from, to)) in layouts.iter().zip(layouts.iter().cycle().skip(4)).step_by(3).enumerate() {
@@ -245,14 +207,14 @@ fn adapters_of_another_kind_are_refused_by_name() {
         assert_eq!(refused.status.code(), Some(2), "{}", refused.stderr);
         assert!(refused.stderr.contains(why), "{why}: {}", refused.stderr);
     };
-    let job = |lora: &str| ground.job("gqa", lora, PLAIN, "run");
+    let job = |lora: &str| job_on(&ground, "gqa", lora, PLAIN, "run");
     job("rank = 4").set("train.steps=2").succeed();
     check_refused(&job("rank = 8"), "lora");
     check_refused(&job("rank = 4\nalpha = 4"), "lora");
     check_refused(&job("rank = 4\ntargets = [\"q_prj\"]"), "did you mean \"q_proj\"?");
     check_refused(&job("from = \"nowhere\""), "there is no such folder");
-    let from = format!("from = {:?}", ground.adapter(0));
+    let from = format!("from = {:?}", adapter(&ground, 0));
     check_refused(&job(&format!("{from}\nrank = 8")), "which lora.from begins with");
-    std::fs::remove_file(ground.adapter(0).join("adapter_model.safetensors")).expect("a file");
+    std::fs::remove_file(adapter(&ground, 0).join("adapter_model.safetensors")).expect("a file");
     check_refused(&job(&from), "adapter_model.safetensors: cannot be read");
 }

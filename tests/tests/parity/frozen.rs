@@ -2,19 +2,17 @@
 //! as they were, to the bit, through checkpoints, snapshots and restarts.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 
 use nix::sys::signal::Signal;
 use serde_json::json;
-use tempfile::TempDir;
 use tests::job::{Job, send};
 use tests::layout::Layout;
 use tests::run::{RunDir, steps, weights};
 
 use crate::compare::{LOSS_TOLERANCE, NORM_TOLERANCE, check, check_weights, oracle_eval_loss};
+use crate::ground::{Ground, ROWS_PER_STEP};
 
 const STEPS: u64 = 5;
-const ROWS_PER_STEP: usize = 4;
 
 /// A model, and parts of the names of what is trained of it.
 type Case = (&'static str, &'static [&'static str]);
@@ -58,49 +56,8 @@ fn layouts() -> Vec<Layout> {
     ]
 }
 
-/// Models and data in one folder, made once for a test.
-struct Ground {
-    folder: TempDir,
-}
-
-impl Ground {
-    fn new(models: &[&str]) -> Self {
-        let ground = Self { folder: tempfile::tempdir().expect("a scratch folder") };
-        for &name in models {
-            let text = |path: PathBuf| path.to_str().expect("UTF-8").to_owned();
-            tests::python("make_model.py", &[&text(ground.model(name)), "--variant", name]);
-            let data = text(ground.data(name));
-            tests::python("make_tokens.py", &[&data, "--rows", "22", "--vocab", "200", "--seq-len", "32", "--uneven"]);
-        }
-        ground
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    fn model(&self, name: &str) -> PathBuf {
-        self.path(&format!("{name}-model"))
-    }
-
-    fn data(&self, name: &str) -> PathBuf {
-        self.path(&format!("{name}-rows.jsonl"))
-    }
-
-    fn toml(&self, (name, trained): Case) -> String {
-        let (model, data) = (self.model(name), self.data(name));
-        format!(
-            "[model]\npath = {model:?}\ntrained = {trained:?}\n\
-             [data]\ntrain = {data:?}\nvalidation = {data:?}\nseq_len = 32\npacking = false\nshuffle = false\n\
-             [train]\nsteps = {STEPS}\nglobal_batch_size = {ROWS_PER_STEP}\n\
-             [optimizer]\nlearning_rate = 1e-3\nweight_decay = 0.1\n[schedule]\nwarmup_steps = 2\nmin_lr_ratio = 0.1\n\
-             [validation]\nevery_steps = 100\n[log]\nevery_steps = 1\n"
-        )
-    }
-
-    fn job(&self, case: Case, layout: Layout, folder: &str) -> Job {
-        layout.job(&self.path(folder), &self.toml(case))
-    }
+fn job_on(ground: &Ground, (model, trained): Case, layout: Layout, folder: &str) -> Job {
+    layout.job(&ground.path(folder), &ground.toml(model, &format!("trained = {trained:?}"), STEPS))
 }
 
 /// What is frozen is what the model's files hold, to the bit; something else has changed.
@@ -145,7 +102,7 @@ fn check_like_transformers(model: &'static str) {
         assert_frozen("transformers", case, &expected_weights, &first);
         for (number, layout) in layouts().into_iter().enumerate() {
             let what = format!("{case:?} {layout}");
-            let run = ground.job(case, layout, &format!("{idx}-{number}")).succeed();
+            let run = job_on(&ground, case, layout, &format!("{idx}-{number}")).succeed();
             check(&what, &run, &expected, eval_loss, LOSS_TOLERANCE, NORM_TOLERANCE);
             check_weights(&what, &run, &expected_weights);
             assert_frozen(&what, case, &run.final_weights(), &first);
@@ -176,7 +133,8 @@ fn runs_that_go_on_change_no_bit() {
     for (number, layout) in layouts().into_iter().filter(|layout| layout.nproc > 1).step_by(2).enumerate() {
         let dtype = if number % 2 == 0 { "bf16" } else { "fp32" };
         let layout = Layout { dtype, ..layout };
-        let job = |name: &str| ground.job(case, layout, &format!("{number}-{name}")).set("schedule.kind=\"constant\"");
+        let job =
+            |name: &str| job_on(&ground, case, layout, &format!("{number}-{name}")).set("schedule.kind=\"constant\"");
         let whole = job("whole").succeed();
         job("stopped").set("train.steps=3").set("checkpoint.every_steps=3").succeed();
         let resumed = job("stopped").succeed();
@@ -195,11 +153,12 @@ fn runs_that_go_on_change_no_bit() {
 fn a_checkpoint_of_one_layout_goes_on_in_another() {
     let ground = Ground::new(&["gqa"]);
     let case = CASES[1];
-    let expected = ground.job(case, PLAIN, "expected").set("schedule.kind=\"constant\"").succeed();
+    let expected = job_on(&ground, case, PLAIN, "expected").set("schedule.kind=\"constant\"").succeed();
     let layouts = layouts();
     for (number, (from, to)) in layouts.iter().zip(layouts.iter().cycle().skip(5)).step_by(2).enumerate() {
         let what = format!("{from} -> {to}");
-        let job = |layout: &Layout| ground.job(case, *layout, &number.to_string()).set("schedule.kind=\"constant\"");
+        let job =
+            |layout: &Layout| job_on(&ground, case, *layout, &number.to_string()).set("schedule.kind=\"constant\"");
         job(from).set("train.steps=3").set("checkpoint.every_steps=3").succeed();
         let run = job(to).succeed();
         for (got, expected) in run.steps().iter().zip(expected.steps()) {
@@ -220,7 +179,7 @@ fn killed_ranks_lose_nothing_of_what_is_frozen() {
     let gathered = Layout { nproc: 2, zero_stage: 3, micro_batch_size: 1, ..PLAIN };
     for (number, snapshots) in [1, 0].into_iter().enumerate() {
         let job = |name: &str| {
-            let job = ground.job(case, gathered, &format!("{number}-{name}")).set("model.init=\"random\"");
+            let job = job_on(&ground, case, gathered, &format!("{number}-{name}")).set("model.init=\"random\"");
             job.set("train.steps=200").set("checkpoint.every_steps=50")
         };
         let quiet = job("quiet").succeed();
@@ -239,7 +198,7 @@ fn killed_ranks_lose_nothing_of_what_is_frozen() {
 #[test]
 fn a_run_directory_keeps_what_is_trained() {
     let ground = Ground::new(&["gqa"]);
-    let job = |case| ground.job(case, PLAIN, "run").set("model.init=\"random\"").set("checkpoint.every_steps=2");
+    let job = |case| job_on(&ground, case, PLAIN, "run").set("model.init=\"random\"").set("checkpoint.every_steps=2");
     let first = job(CASES[0]).set("train.steps=2").succeed();
     let check_refused = |job: &Job, why: &str| {
         let refused = job.finish();

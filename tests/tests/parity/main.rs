@@ -5,6 +5,7 @@ mod adapters;
 mod compare;
 mod emulated;
 mod frozen;
+mod ground;
 mod several_gpus;
 mod torch_files;
 mod whole;

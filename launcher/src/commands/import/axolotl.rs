@@ -7,12 +7,13 @@ use super::judges::{
     optimizer, per_epoch, schedule, sinks, split_off,
 };
 use super::model::{self, Lora, in_few_bits, lora_number, lora_switch, lora_targets};
-use super::sheet::{Sheet, Source, quoted};
+use super::sheet::{Sheet, Source};
 use super::table::{Key, Row, elsewhere, judge_all, judged, row};
 use super::{Unsupported, hf};
 use crate::commands::mapping::document::Node;
 use crate::commands::mapping::rule::Rule::{Instead, Map, NoEffect, Off, Refused};
 use crate::commands::mapping::rule::{Setting, Type, Verdict, flag, honoured, is_off, no_effect, plain, refused};
+use crate::commands::mapping::toml_text::quoted;
 
 const KERNELS: &str = "operations are dslaunch's own, whatever libraries there are";
 const LORA_KERNEL: &str = "it is about how an adapter is computed";
@@ -302,7 +303,11 @@ fn lora(source: &Source, sheet: &mut Sheet) {
     }
     if let Some(value) = source.get("lora_modules_to_save") {
         let names: Vec<&str> = value.as_list().unwrap_or_default().iter().filter_map(Node::as_str).collect();
-        lora.set("lora.modules_to_save", super::sheet::quoted_list(&names), "lora_modules_to_save");
+        lora.set(
+            "lora.modules_to_save",
+            crate::commands::mapping::toml_text::quoted_list(&names),
+            "lora_modules_to_save",
+        );
     }
     if let Some(folder) = source.text("lora_model_dir") {
         lora.set("lora.from", quoted(folder), "lora_model_dir");

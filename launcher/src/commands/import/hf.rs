@@ -7,12 +7,13 @@ use super::judges::{
     save_strategy, schedule, schedule_arguments, warmup_ratio, warmup_steps,
 };
 use super::model::{Lora, lora_number, lora_switch, lora_targets};
-use super::sheet::{Sheet, Source, quoted, quoted_list};
+use super::sheet::{Sheet, Source};
 use super::table::{Key, Row, elsewhere, judge_all, judged, row};
 use super::{model, nested};
 use crate::commands::mapping::document::Node;
 use crate::commands::mapping::rule::Rule::{Instead, Map, NoEffect, Off, Only, Refused};
 use crate::commands::mapping::rule::{Setting, Type, Verdict, flag, honoured, no_effect, refused};
+use crate::commands::mapping::toml_text::{quoted, quoted_list};
 
 const DATA: &str = "data is prepared before ranks start, and read from memory";
 const DDP: &str = "gradients are reduced by dslaunch's own groups";

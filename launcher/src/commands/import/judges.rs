@@ -1,9 +1,10 @@
 //! Decisions about keys that several tools have, under the same names or others. Pure.
 
-use super::sheet::{Sheet, Source, quoted};
+use super::sheet::{Sheet, Source};
 use super::table::Key;
 use crate::commands::mapping::document::Node;
 use crate::commands::mapping::rule::{Setting, Verdict, count, flag, honoured, is_off, no_effect, plain, refused};
+use crate::commands::mapping::toml_text::quoted;
 
 /// transformers' defaults of AdamW's betas.
 const BETAS: [f64; 2] = [0.9, 0.999];
@@ -340,13 +341,14 @@ pub(super) fn sinks(wanted: &[&'static str], sheet: &Sheet) -> Verdict {
     let mut missing = vec![];
     for &sink in wanted {
         let tried = [&sinks[..], &[sink]].concat();
-        match sheet.snippet.takes(&Setting::new("log.sinks", super::sheet::quoted_list(&tried))) {
+        match sheet.snippet.takes(&Setting::new("log.sinks", crate::commands::mapping::toml_text::quoted_list(&tried)))
+        {
             true => sinks = tried,
             false => missing.push(sink),
         }
     }
     let settings = match sinks.len() > OURS.len() {
-        true => vec![Setting::new("log.sinks", super::sheet::quoted_list(&sinks))],
+        true => vec![Setting::new("log.sinks", crate::commands::mapping::toml_text::quoted_list(&sinks))],
         false => vec![],
     };
     match missing.is_empty() {

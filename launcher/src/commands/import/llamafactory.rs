@@ -5,12 +5,13 @@ use serde_json::Value;
 use super::datasets::{Dataset, Part, files_of, refuse, write_down};
 use super::judges::{METRICS, fp8, only_one, split_off, warmup_ratio};
 use super::model::{self, Lora, in_few_bits, lora_number, lora_switch, lora_targets};
-use super::sheet::{Sheet, Source, quoted};
+use super::sheet::{Sheet, Source};
 use super::table::{Key, Row, elsewhere, judge_all, judged, row};
 use super::{Unsupported, hf, templates};
 use crate::commands::mapping::document::Node;
 use crate::commands::mapping::rule::Rule::{Instead, Map, NoEffect, Off, Only, Refused};
 use crate::commands::mapping::rule::{Setting, Type, Verdict, flag, honoured, is_off, no_effect, plain};
+use crate::commands::mapping::toml_text::quoted;
 
 const KERNELS: &str = "operations are dslaunch's own, whatever libraries there are";
 const PREPARED: &str = "data is prepared in <output_dir>/data, and again only where something has changed";
@@ -225,7 +226,7 @@ fn finetuning(source: &Source, sheet: &mut Sheet) -> Result<(), Unsupported> {
     lora_targets("lora_target", source, &mut lora);
     if let Some(names) = source.text("additional_target") {
         let names: Vec<&str> = names.split(',').map(str::trim).collect();
-        lora.set("lora.modules_to_save", super::sheet::quoted_list(&names), "additional_target");
+        lora.set("lora.modules_to_save", crate::commands::mapping::toml_text::quoted_list(&names), "additional_target");
     }
     if let Some(folder) = source.text("adapter_name_or_path") {
         lora.set("lora.from", quoted(folder), "adapter_name_or_path");

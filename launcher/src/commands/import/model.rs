@@ -2,10 +2,11 @@
 
 use std::path::Path;
 
-use super::sheet::{Sheet, Source, quoted, quoted_list};
+use super::sheet::{Sheet, Source};
 use super::table::Key;
 use crate::commands::mapping::document::Node;
 use crate::commands::mapping::rule::{Setting, Type, Verdict, flag, no_effect, refused};
+use crate::commands::mapping::toml_text::{quoted, quoted_list};
 use crate::job::model_folder::is_hub_id;
 
 /// The folder in which fetched models lie.

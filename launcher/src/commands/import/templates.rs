@@ -1,7 +1,7 @@
 //! Names of chat templates in other tools, as `data.chat_template`.
 
-use super::sheet::quoted;
 use crate::commands::mapping::rule::{Setting, Verdict, honoured, no_effect, refused};
+use crate::commands::mapping::toml_text::quoted;
 
 /// Names that are the same here.
 const SAME: [&str; 5] = ["alpaca", "chatml", "llama3", "vicuna", "zephyr"];

@@ -3,6 +3,7 @@
 use proto::config::DataFormat;
 
 use super::Layout;
+use crate::commands::mapping::toml_text::{quoted, quoted_list};
 
 /// Tokens of a row, where the model has as many positions.
 const SEQ_LEN: u64 = 4096;
@@ -66,10 +67,10 @@ impl Job {
             settings.map(|(section, key, value, what)| (*section, format!("{key} = {value}"), (*what).to_owned()))
         };
         lines.extend(of_layout("model").collect::<Vec<_>>());
-        lines.push(("data", format!("train = {}", list(&self.train)), "files or globs".to_owned()));
+        lines.push(("data", format!("train = {}", quoted_list(&self.train)), "files or globs".to_owned()));
         if !self.validation.is_empty() {
             let what = "scored at the end of each epoch: validation.every_steps";
-            lines.push(("data", format!("validation = {}", list(&self.validation)), what.to_owned()));
+            lines.push(("data", format!("validation = {}", quoted_list(&self.validation)), what.to_owned()));
         }
         lines.extend(self.format());
         lines.extend(self.template());
@@ -111,22 +112,6 @@ impl Job {
         let what = "the model's files have none; docs/train-toml.md lists the others";
         is_wanted.then(|| ("data", format!("chat_template = \"{name}\""), what.to_owned()))
     }
-}
-
-fn quoted(text: &str) -> String {
-    let escaped: String = text
-        .chars()
-        .map(|c| match c {
-            '"' | '\\' => format!("\\{c}"),
-            c if c.is_control() => format!("\\u{:04x}", c as u32),
-            c => c.to_string(),
-        })
-        .collect();
-    format!("\"{escaped}\"")
-}
-
-fn list(texts: &[String]) -> String {
-    format!("[{}]", texts.iter().map(|text| quoted(text)).collect::<Vec<_>>().join(", "))
 }
 
 #[cfg(test)]

@@ -6,4 +6,5 @@ pub(in crate::commands) mod lines;
 pub(in crate::commands) mod remarks;
 pub(in crate::commands) mod rule;
 pub(in crate::commands) mod snippet;
+pub(in crate::commands) mod toml_text;
 pub(in crate::commands) mod yaml;
