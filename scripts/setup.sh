@@ -130,6 +130,8 @@ fi
 if $dev; then install_dev; install_slurm; fi
 has tokenizers "$TOKENIZERS" || pip install --no-deps "tokenizers==$TOKENIZERS"
 
-cargo build --release --locked --quiet -p launcher -p rank
-if $dev; then cargo build --release --locked --quiet -p emulation -p emulated-nvml -p emulated-nccl -p io-faults; fi
+# In one call: cargo unites the features of what it builds together, and would build much twice.
+packages=(-p launcher -p rank)
+if $dev; then packages+=(-p emulation -p emulated-nvml -p emulated-nccl -p io-faults); fi
+cargo build --release --locked --quiet "${packages[@]}"
 echo "setup: target/release/dslaunch and target/release/dslaunch-rank are ready"

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 
 use crate::job::{send, wait_until_gone};
-use crate::{program, repository};
+use crate::{interpreter, program, repository};
 
 /// The nodes of a run: their meeting point, and the folder that its ranks run in.
 pub struct Cluster {
@@ -178,11 +178,4 @@ fn reader(mut pipe: impl Read + Send + 'static) -> JoinHandle<io::Result<String>
 pub fn free_port() -> u16 {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
     listener.local_addr().expect("it is bound").port()
-}
-
-/// The virtual environment's Python, which has torch.
-pub fn interpreter() -> PathBuf {
-    let interpreter = repository().join(".venv/bin/python");
-    assert!(interpreter.exists(), "{} is missing: run scripts/setup.sh --dev", interpreter.display());
-    interpreter
 }

@@ -1,7 +1,14 @@
 //! Trials: a test that draws at random what it does to a job, a few times with fixed seeds in every run of the tests, and
-//! hundreds of times with fresh ones by `scripts/trials.sh`, which sets `TRIALS` and `SEED`.
+//! hundreds of times with fresh ones by `scripts/trials.sh`, which sets `TRIALS` and `SEED`. Some tests draw nothing: they play
+//! a share of all combinations, and all of them by `scripts/trials.sh`.
 
 use std::env;
+
+/// Whether everything is tried that there is to try, as `scripts/trials.sh` does, or a share that meets each thing several times.
+#[allow(clippy::disallowed_methods, reason = "a developer says how often, not a launcher")]
+pub fn are_all_played() -> bool {
+    env::var("TRIALS").is_ok()
+}
 
 /// How often to try, and what the draws begin from.
 #[derive(Debug, Clone, Copy)]

@@ -368,9 +368,7 @@ fn no_rank_outlives_a_killed_launcher() {
 }
 
 fn python() -> String {
-    let interpreter = repository().join(".venv/bin/python");
-    assert!(interpreter.exists(), "{} is missing: run scripts/setup.sh --dev", interpreter.display());
-    interpreter.into_os_string().into_string().unwrap()
+    tests::interpreter().into_os_string().into_string().unwrap()
 }
 
 fn ddp_script() -> String {

@@ -7,8 +7,8 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use tests::fixtures::{tiny_model, token_rows};
+use tests::interpreter;
 use tests::job::Job;
-use tests::nodes::interpreter;
 use tests::slurm::Slurm;
 use tests::{program, repository};
 

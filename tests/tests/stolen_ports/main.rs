@@ -10,7 +10,8 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use tests::nodes::{Cluster, Node, interpreter};
+use tests::interpreter;
+use tests::nodes::{Cluster, Node};
 use tests::program;
 use tests::trials::{Draw, Trials};
 
