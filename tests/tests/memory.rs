@@ -184,26 +184,31 @@ fn a_resume_needs_no_more_memory_than_training() {
     }
 }
 
+/// Where the second step's rows are long and the first one's are not, they are tried before the first step.
 #[test]
 fn a_rank_that_runs_out_of_memory_names_unit_phase_and_keys() {
     let folder = tempfile::tempdir().expect("a scratch folder");
     let model = write_model(&folder.path().join("model"), &[64, 4096, 4, 2, 2, 97]);
-    let data = token_rows_of(&folder.path().join("rows.jsonl"), 32, 512, 97);
-    let toml = format!(
-        "[model]\npath = {model:?}\ninit = \"random\"\n[data]\ntrain = {data:?}\nseq_len = 512\npacking = false\n\
-         [train]\nsteps = 2\nmicro_batch_size = 16\nglobal_batch_size = 16\n[comm]\ntimeout_seconds = 60\n"
-    );
-    // The plan needs 1.7 GiB, libtorch's own address space about 1 GiB.
-    let job = Job::new(&folder.path().join("job"), &toml);
-    let finished = job.finish_under(&["sh", "-c", "ulimit -v 2000000; exec \"$0\" \"$@\""]);
-    assert_eq!(finished.status.code(), Some(3), "{}{}", finished.stdout, finished.stderr);
-    for text in [
-        "rank 0 failed at step 1 of attempt 0, forward pass of layers.",
-        "out of memory: DefaultCPUAllocator: can't allocate memory",
-        "planned: parameters",
-        "what would help: train.activation_checkpointing = \"full\", a smaller train.micro_batch_size",
-    ] {
-        assert!(finished.stderr.contains(text), "{text}: {}", finished.stderr);
+    for (first_step, place) in [(512, "at step 1 of attempt 0"), (8, "before the first step of attempt 0")] {
+        let rows = [(first_step, "first.jsonl"), (512, "second.jsonl")]
+            .map(|(seq_len, name)| token_rows_of(&folder.path().join(name), 16, seq_len, 97));
+        let toml = format!(
+            "[model]\npath = {model:?}\ninit = \"random\"\n[data]\ntrain = {rows:?}\nseq_len = 512\npacking = false\n\
+             shuffle = false\n[train]\nsteps = 2\nmicro_batch_size = 16\nglobal_batch_size = 16\n\
+             [comm]\ntimeout_seconds = 60\n"
+        );
+        // The plan needs 1.7 GiB, libtorch's own address space about 1 GiB.
+        let job = Job::new(&folder.path().join(format!("job-{first_step}")), &toml);
+        let finished = job.finish_under(&["sh", "-c", "ulimit -v 2000000; exec \"$0\" \"$@\""]);
+        assert_eq!(finished.status.code(), Some(3), "{}{}", finished.stdout, finished.stderr);
+        for text in [
+            &format!("rank 0 failed {place}, forward pass of layers."),
+            "out of memory: DefaultCPUAllocator: can't allocate memory",
+            "planned: parameters",
+            "what would help: train.activation_checkpointing = \"full\", a smaller train.micro_batch_size",
+        ] {
+            assert!(finished.stderr.contains(text), "{text}: {}", finished.stderr);
+        }
     }
 }
 

@@ -18,6 +18,9 @@ pub use mapped::MappedFile;
 use crate::engine::MicroBatch;
 use crate::model::{Labels, Samples};
 
+/// Rows whose lengths are looked at before training: a second's work.
+const LOOKED_AT_MAX: u64 = 4 << 20;
+
 /// The training rows as one data-parallel rank sees them. Nothing is remembered between calls: any step can be asked
 /// for, so a resumed run starts where it stopped at no cost.
 pub struct TrainData {
@@ -28,6 +31,8 @@ pub struct TrainData {
     dp_rank: u64,
     /// The start of the run: its first step, and the rows that were taken before it.
     start: Progress,
+    /// Tokens of the longest row.
+    longest_row: u64,
 }
 
 /// The validation rows.
@@ -43,7 +48,8 @@ impl TrainData {
     pub fn open(plan: &Plan, dp_rank: usize, start: Progress) -> Result<Self, DatasetError> {
         let rows = open(&plan.data.train)?;
         let sampler = Sampler::new(plan.sampler_settings(), rows.num_rows() as u64, rows.classes_of_samples());
-        Ok(Self { rows, sampler, batch: plan.batch, dp_size: plan.mesh.dp as u64, dp_rank: dp_rank as u64, start })
+        let (dp_size, dp_rank) = (plan.mesh.dp as u64, dp_rank as u64);
+        Ok(Self { rows, sampler, batch: plan.batch, dp_size, dp_rank, start, longest_row: plan.data.longest_row })
     }
 
     /// Tokens of all rows of a step that have a label to predict, over all ranks. `step` counts from 0.
@@ -82,12 +88,46 @@ impl TrainData {
     fn micro_batch_rows(&self, step: u64, micro_batch_idx: u64) -> impl Iterator<Item = usize> + '_ {
         let rows = self.batch.micro_batch_size;
         let first = self.first_row(step) + (micro_batch_idx * self.dp_size + self.dp_rank) * rows;
-        self.sampler.rows(first..first + rows).map(|row| row as usize)
+        self.rows_at(first..first + rows)
+    }
+
+    /// Where the longest micro-batch of any rank in `steps` is, if it has more tokens than all of the first of these: its positions
+    /// in the endless sequence of epochs. Looks at the first [`LOOKED_AT_MAX`] rows only. `steps` count from 0.
+    pub fn longest_to_come(&self, steps: Range<u64>) -> Option<Range<u64>> {
+        let size = self.batch.micro_batch_size;
+        let first_row = self.first_row(steps.start);
+        let end = self.first_row(steps.end).min(first_row + LOOKED_AT_MAX);
+        let mut longest = (0, first_row..first_row);
+        for first in (first_row..end).step_by(size as usize) {
+            let positions = first..first + size;
+            let tokens: u64 = self.rows_at(positions.clone()).map(|row| self.rows.row(row).num_tokens() as u64).sum();
+            if tokens > longest.0 {
+                longest = (tokens, positions);
+            }
+            if tokens == self.longest_row * size {
+                break;
+            }
+        }
+        Some(longest.1).filter(|positions| positions.start >= first_row + self.batch.global_batch_size)
+    }
+
+    /// The micro-batch of these positions, whosever it is.
+    pub fn micro_batch_at(&self, positions: Range<u64>) -> MicroBatch {
+        micro_batch(&self.rows, self.rows_at(positions))
+    }
+
+    /// Checks that the rows of these positions are what was written, now.
+    pub fn check_at(&self, positions: Range<u64>) -> Result<(), DatasetError> {
+        self.rows_at(positions).try_for_each(|row| self.rows.check(row))
+    }
+
+    fn rows_at(&self, positions: Range<u64>) -> impl Iterator<Item = usize> + '_ {
+        self.sampler.rows(positions).map(|row| row as usize)
     }
 
     fn step_rows(&self, step: u64) -> impl Iterator<Item = usize> + '_ {
         let first = self.first_row(step);
-        self.sampler.rows(first..first + self.batch.global_batch_size).map(|row| row as usize)
+        self.rows_at(first..first + self.batch.global_batch_size)
     }
 
     /// Number of a step's first row in the endless sequence of epochs. A run that goes on with another batch size takes
@@ -149,5 +189,49 @@ fn micro_batch(dataset: &Dataset<MappedFile>, rows: impl Iterator<Item = usize>)
         tokens: Tensor::from_slice(&tokens),
         labels: Labels::new(&targets),
         samples: Rc::new(Samples::new(&lens)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proto::dataset::{DatasetWriter, Origin, Sample};
+    use proto::sampler::{SamplerSettings, Sampling};
+
+    use super::*;
+
+    /// Rows of these lengths in the order of the file, `size` in a micro-batch, two micro-batches a step of one rank.
+    fn data(lens: &[usize], size: u64) -> TrainData {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("rows");
+        let mut writer = DatasetWriter::create(&path, vec!["a".into()]).unwrap();
+        for (line, len) in lens.iter().enumerate() {
+            let origin = Origin { source: 0, line: line as u64 + 1 };
+            writer.push_row(&[Sample { tokens: vec![1; *len], labels: None, origin, class: 0 }]).unwrap();
+        }
+        writer.finish().unwrap();
+        let batch = BatchPlan { micro_batch_size: size, num_micro_batches: 2, global_batch_size: 2 * size };
+        let global_batch_size = batch.global_batch_size;
+        let settings = SamplerSettings { sampling: Sampling::Uniform, classes: &[], seed: None, global_batch_size };
+        let rows = open(&path).unwrap();
+        let sampler = Sampler::new(settings, lens.len() as u64, rows.classes_of_samples());
+        let longest_row = *lens.iter().max().unwrap() as u64;
+        TrainData { rows, sampler, batch, dp_size: 1, dp_rank: 0, start: Progress::default(), longest_row }
+    }
+
+    #[test]
+    fn the_longest_micro_batch_is_found_unless_the_next_step_has_one_as_long() {
+        let check = |lens: &[usize], size, steps, expected| {
+            assert_eq!(data(lens, size).longest_to_come(steps), expected, "{lens:?} {size}");
+        };
+        check(&[5, 5, 5, 5], 1, 0..2, None);
+        check(&[9, 5, 5, 9], 1, 0..2, None);
+        check(&[5, 5, 9, 5], 1, 0..2, Some(2..3));
+        check(&[5, 5, 9, 5], 1, 1..2, None);
+        check(&[5, 5, 9, 5], 1, 0..1, None);
+        // The longest row comes early, the longest micro-batch later; epochs go on.
+        check(&[9, 2, 2, 2, 7, 7, 2, 2], 2, 0..2, Some(4..6));
+        check(&[9, 2, 2, 2, 7, 7, 2, 2], 2, 1..9, None);
+        check(&[2, 2, 2, 2, 2, 9], 2, 0..9, Some(4..6));
+        check(&[2, 3], 2, 0..0, None);
     }
 }

@@ -60,6 +60,8 @@ pub struct Trainer {
     /// The step of a checkpoint that no finite step has followed yet: until then none before it is removed.
     unproven_checkpoint: Option<u64>,
     is_first: bool,
+    /// No attempt of this launch was before this one.
+    is_first_attempt: bool,
     pace: SnapshotPace,
     /// How long steps take.
     clock: StepClock,
@@ -97,6 +99,7 @@ impl Trainer {
             bad_steps: 0,
             unproven_checkpoint: None,
             is_first: env.rank == 0,
+            is_first_attempt: env.attempt == 0,
             pace: SnapshotPace::new(plan.snapshots, progress.step),
             clock: StepClock::default(),
             snapshot_cost: 0.0,
@@ -116,6 +119,9 @@ impl Trainer {
 
     /// Trains to the plan's last step and writes the final model. Every rank of the job calls it.
     pub fn run(&mut self, control: &Control) -> Result<(), TrainError> {
+        if self.is_first_attempt {
+            self.try_longest(control)?;
+        }
         let mut metrics = Metrics::start();
         if self.is_first {
             control.report(Event::Started(Started { resumed_step: self.progress.step }));
@@ -168,6 +174,25 @@ impl Trainer {
             self.prune(u64::MAX)?;
         }
         self.finish(End::Done, control)
+    }
+
+    /// Tries the longest micro-batch that is to come, unless the next step has one as long: a job that has too little memory for
+    /// it ends now, not hours later. It is a step whose gradients are no numbers, so that nothing is updated.
+    fn try_longest(&mut self, control: &Control) -> Result<(), TrainError> {
+        let step = self.progress.step;
+        let Some(longest) = self.train.longest_to_come(step..self.plan.steps) else { return Ok(()) };
+        control.heartbeat(step, "try the longest micro-batch");
+        let micro_batch = |_| self.train.micro_batch_at(longest.clone()).on(self.ranks.device);
+        let passes = self.engine.forward_backward(micro_batch, f64::NAN)?;
+        self.train.check_at(longest)?;
+        self.engine.reduce_gradients()?;
+        let sums = self.engine.step_sums(passes.loss)?;
+        self.engine.optimizer_step(step + 1, 0.0, &sums)?;
+        self.ranks.line.enter(Phase::Wait);
+        let sums = sums.ask();
+        self.ranks.await_device(|| sums.read())?;
+        self.ranks.line.enter(Phase::Load);
+        Ok(())
     }
 
     /// The job is to stop before its end: first the checkpoint, then what else belongs to the step.
