@@ -138,9 +138,9 @@ impl Console {
         self.tell(Shown::Begin { step: resume_step, steps });
     }
 
-    /// Shows a step: on the live line, and in a row if it is logged.
-    pub fn step(&mut self, step: &StepMetrics) {
-        self.tell(Shown::Step { step: step.step, logged: step.logged, text: describe(step, self.steps) });
+    /// Shows a step: on the live line, and in a row if it is logged. `left`: until the job is done, if that is known.
+    pub fn step(&mut self, step: &StepMetrics, left: Option<Duration>) {
+        self.tell(Shown::Step { step: step.step, logged: step.logged, text: describe(step, left) });
     }
 
     /// Shows a validation.
@@ -304,9 +304,8 @@ fn is_over(last: Option<Instant>, pause: Duration) -> bool {
 }
 
 /// `loss 2.3456  grad norm 1.23  lr 5.00e-5  1234 tokens/s  1m20s left`
-fn describe(step: &StepMetrics, steps: u64) -> StepText {
-    let left = step.step_seconds * steps.saturating_sub(step.step) as f64;
-    let left = Duration::try_from_secs_f64(left).map_or("?".to_owned(), units::duration);
+fn describe(step: &StepMetrics, left: Option<Duration>) -> StepText {
+    let left = left.map_or("?".to_owned(), units::duration);
     StepText {
         loss: format!("loss {:.4}", step.loss),
         grad_norm: format!("grad norm {:.3}", step.grad_norm),
@@ -332,10 +331,9 @@ mod tests {
             ..Default::default()
         };
         let line = "loss 2.3457  grad norm 1.000  lr 5.00e-5  1234 tokens/s  1m20s left";
-        assert_eq!(describe(&step, 50).row(), line);
-        let odd = StepMetrics { loss: f64::NAN, step_seconds: f64::INFINITY, ..step };
-        assert_eq!(describe(&odd, 50).row(), "loss NaN  grad norm 1.000  lr 5.00e-5  1234 tokens/s  ? left");
-        assert!(describe(&step, 5).row().ends_with("0.0s left"), "more steps than planned");
+        assert_eq!(describe(&step, Some(Duration::from_secs(80))).row(), line);
+        let odd = StepMetrics { loss: f64::NAN, ..step };
+        assert_eq!(describe(&odd, None).row(), "loss NaN  grad norm 1.000  lr 5.00e-5  1234 tokens/s  ? left");
     }
 
     /// A console that somebody follows, and what the follower is told.

@@ -17,6 +17,7 @@ pub mod sinks;
 pub mod stall;
 pub mod status;
 pub mod terminal;
+mod time_left;
 pub mod timeline;
 pub mod units;
 
@@ -45,6 +46,7 @@ use sinks::{Ended, FileSinks, RunFacts};
 use stall::Pulse;
 use status::{JobStatus, State};
 use terminal::Terminal;
+use time_left::TimeLeft;
 use timeline::{Goodput, Recovery, Timeline};
 
 use crate::output::notify::Notifier;
@@ -61,6 +63,7 @@ pub struct Output {
     exporter: Option<Exporter>,
     events: EventLog,
     timeline: Timeline,
+    time_left: TimeLeft,
     start: Instant,
     /// Rows that could not be written.
     lost_rows: u64,
@@ -111,6 +114,7 @@ impl Output {
             metrics: sinks.contains(&Sink::Jsonl).then(|| MetricsFile::new(run_dir.metrics())),
             events,
             timeline: Timeline::new(start),
+            time_left: TimeLeft::default(),
             start,
             lost_rows: 0,
             latest: Latest::default(),
@@ -254,6 +258,7 @@ impl Output {
         self.files.rewind(resume_step);
         self.export(|page| page.begin_attempt(attempt));
         self.status.send_modify(|status| status.begin_attempt(attempt, resume_step, steps));
+        self.time_left = TimeLeft::default();
         self.console.begin_attempt(resume_step, steps);
     }
 
@@ -276,7 +281,8 @@ impl Output {
 
     /// A step of a plan is done.
     pub fn step(&mut self, plan: &Plan, step: &StepMetrics) {
-        let recovery = self.timeline.step(step.step, Instant::now());
+        let now = Instant::now();
+        let recovery = self.timeline.step(step.step, now);
         self.recovered(recovery);
         self.latest.step = step.step;
         self.latest.loss = Some(step.loss);
@@ -293,7 +299,9 @@ impl Output {
         if step.logged {
             self.metrics_row(&Row::Step(StepRow::new(step, self.gpus.latest())));
         }
-        self.console.step(step);
+        let by_steps = step.step_seconds * steps.saturating_sub(step.step) as f64;
+        let left = self.time_left.step(plan, step.step, now, 0.0);
+        self.console.step(step, left.or(Duration::try_from_secs_f64(by_steps).ok()));
         if let Some(share) = step.exchange_share.filter(|_| !self.told_of_exchanges)
             && let Some(advice) = exchanges::advice(plan, share)
         {

@@ -152,16 +152,18 @@ impl Plan {
     /// Whether the validation set is scored after step `step` (from 1): when due, and always after the last. A restart may go
     /// on from before `start`.
     pub fn validates_after(&self, step: u64) -> bool {
-        let epoch = |step: u64| {
-            let steps = i128::from(step) - i128::from(self.start.step);
-            let rows = i128::from(self.start.rows) + steps * i128::from(self.batch.global_batch_size);
-            rows.div_euclid(i128::from(self.data.train_rows))
-        };
         let due = match self.validation_every_steps {
-            0 => epoch(step) > epoch(step - 1),
+            0 => self.epochs_after(step) > self.epochs_after(step - 1),
             every => step.is_multiple_of(every),
         };
         self.data.validation.is_some() && (due || step == self.steps)
+    }
+
+    /// How many epochs are done after step `step`. Below 0 where a restart goes on from before the epoch that `start` is in.
+    pub fn epochs_after(&self, step: u64) -> i128 {
+        let steps = i128::from(step) - i128::from(self.start.step);
+        let rows = i128::from(self.start.rows) + steps * i128::from(self.batch.global_batch_size);
+        rows.div_euclid(i128::from(self.data.train_rows))
     }
 }
 
