@@ -166,7 +166,7 @@ impl Report {
         let (verdict, text) = match &worker.libtorch {
             _ if !worker.missing.is_empty() => {
                 let text = format!(
-                    "the worker does not start: {} not found: scripts/setup.sh installs libtorch, LD_LIBRARY_PATH names it",
+                    "the worker does not start: {} not found: pip install torch==2.11.* brings libtorch, LD_LIBRARY_PATH names another",
                     worker.missing.join(", ")
                 );
                 (Verdict::Missing, text)
@@ -192,7 +192,8 @@ impl Report {
             let found: Vec<String> = needed.into_iter().filter_map(|(_, found)| found.clone()).collect();
             (Verdict::Ok, found.join(", "))
         } else {
-            let how = "scripts/setup.sh installs torch with them on a machine with a driver (pip install torch)";
+            let how =
+                "pip install torch==2.11.* brings them; of a clone, scripts/setup.sh does on a machine with a driver";
             (Verdict::Missing, format!("{} not found beside libtorch: {how}", missing.join(", ")))
         };
         self.add("cuda", verdict, text);
