@@ -126,6 +126,8 @@ fn settings(config: &TrainConfig) -> BTreeMap<String, Value> {
     settings.insert("comm.compression".into(), config["comm"]["compression"].clone());
     settings.remove("model.init");
     settings.remove("model.trained");
+    // Which checkpoints stay changes no result.
+    settings.remove("validation.keep_best");
     // What adapters are is the model's own.
     if is_lora {
         let of_lora = ["dropout", "from"].map(|key| (format!("lora.{key}"), config["lora"][key].clone()));

@@ -219,7 +219,8 @@ impl Setup {
             let what = "is training data too, so its loss says nothing of other texts";
             console.warn(&format!("note: data.validation: {name} {what}"));
         }
-        let plan = self.draft.with_data(planned(train), validation.map(planned), start)?;
+        let validation: Vec<_> = validation.map(|data| ("validation".to_owned(), planned(data))).into_iter().collect();
+        let plan = self.draft.with_data(planned(train), &validation, start)?;
         self.check_memory(&plan)?;
         Ok(plan)
     }

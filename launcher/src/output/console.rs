@@ -139,8 +139,10 @@ impl Console {
     }
 
     /// Shows a step: on the live line, and in a row if it is logged.
-    pub fn step(&mut self, step: &StepMetrics) {
-        self.tell(Shown::Step { step: step.step, logged: step.logged, text: describe(step, self.steps) });
+    /// `may_end_earlier`: than after all steps.
+    pub fn step(&mut self, step: &StepMetrics, may_end_earlier: bool) {
+        let text = describe(step, self.steps, may_end_earlier);
+        self.tell(Shown::Step { step: step.step, logged: step.logged, text });
     }
 
     /// Shows a validation.
@@ -303,8 +305,8 @@ fn is_over(last: Option<Instant>, pause: Duration) -> bool {
     last.is_none_or(|last| last.elapsed() >= pause)
 }
 
-/// `loss 2.3456  grad norm 1.23  lr 5.00e-5  1234 tokens/s  1m20s left`
-fn describe(step: &StepMetrics, steps: u64) -> StepText {
+/// `loss 2.3456  grad norm 1.23  lr 5.00e-5  1234 tokens/s  1m20s left`, or `at most 1m20s left`.
+fn describe(step: &StepMetrics, steps: u64, may_end_earlier: bool) -> StepText {
     let left = step.step_seconds * steps.saturating_sub(step.step) as f64;
     let left = Duration::try_from_secs_f64(left).map_or("?".to_owned(), units::duration);
     StepText {
@@ -312,7 +314,7 @@ fn describe(step: &StepMetrics, steps: u64) -> StepText {
         grad_norm: format!("grad norm {:.3}", step.grad_norm),
         learning_rate: format!("lr {:.2e}", step.learning_rate),
         speed: format!("{:.0} tokens/s", step.tokens_per_second),
-        left: format!("{left} left"),
+        left: if may_end_earlier { format!("at most {left} left") } else { format!("{left} left") },
     }
 }
 
@@ -332,10 +334,11 @@ mod tests {
             ..Default::default()
         };
         let line = "loss 2.3457  grad norm 1.000  lr 5.00e-5  1234 tokens/s  1m20s left";
-        assert_eq!(describe(&step, 50).row(), line);
+        assert_eq!(describe(&step, 50, false).row(), line);
         let odd = StepMetrics { loss: f64::NAN, step_seconds: f64::INFINITY, ..step };
-        assert_eq!(describe(&odd, 50).row(), "loss NaN  grad norm 1.000  lr 5.00e-5  1234 tokens/s  ? left");
-        assert!(describe(&step, 5).row().ends_with("0.0s left"), "more steps than planned");
+        assert_eq!(describe(&odd, 50, false).row(), "loss NaN  grad norm 1.000  lr 5.00e-5  1234 tokens/s  ? left");
+        assert!(describe(&step, 5, false).row().ends_with("0.0s left"), "more steps than planned");
+        assert!(describe(&step, 50, true).row().ends_with("  at most 1m20s left"));
     }
 
     /// A console that somebody follows, and what the follower is told.

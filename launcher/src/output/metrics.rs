@@ -59,6 +59,9 @@ pub struct EvalRow {
     step: u64,
     pub(super) eval_loss: f64,
     pub(super) label_tokens: u64,
+    /// Why training ends with this validation, if it does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) stopped_early: Option<String>,
 }
 
 impl Row {
@@ -89,9 +92,16 @@ impl StepRow {
     }
 }
 
+impl EvalRow {
+    /// The same of a validation that training ends with, if there is a `reason` for that.
+    pub fn ending(self, reason: Option<String>) -> Self {
+        Self { stopped_early: reason, ..self }
+    }
+}
+
 impl From<&EvalMetrics> for EvalRow {
     fn from(eval: &EvalMetrics) -> Self {
-        Self { step: eval.step, eval_loss: eval.eval_loss, label_tokens: eval.label_tokens }
+        Self { step: eval.step, eval_loss: eval.eval_loss, label_tokens: eval.label_tokens, stopped_early: None }
     }
 }
 
@@ -184,7 +194,7 @@ mod tests {
         metrics.rewind(0).unwrap();
         let step = StepMetrics { step: 3, loss: f64::NAN, grad_norm: f64::INFINITY, tokens: 7, ..Default::default() };
         metrics.write(&StepRow::new(&step, vec![])).unwrap();
-        metrics.write(&EvalRow::from(&EvalMetrics { step: 3, eval_loss: 0.1, label_tokens: 5 })).unwrap();
+        metrics.write(&EvalRow::from(&EvalMetrics { step: 3, eval_loss: 0.1, label_tokens: 5, ..Default::default() })).unwrap();
         let expected = "{\"step\":3,\"loss\":null,\"grad_norm\":null,\"learning_rate\":0.0,\"tokens\":7,\
                         \"tokens_per_second\":0.0,\"step_seconds\":0.0}\n{\"step\":3,\"eval_loss\":0.1,\"label_tokens\":5}\n";
         assert_eq!(fs::read_to_string(path).unwrap(), expected);

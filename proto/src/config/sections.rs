@@ -323,8 +323,10 @@ pub struct Validation {
     pub every_steps: u64,
     /// Validations without improvement before training stops; 0 never stops it. Default: 0.
     pub early_stopping_patience: u64,
-    /// The fall in loss that counts as an improvement. Default: 0.0.
+    /// A loss is an improvement if it is lower than before by more than this. Default: 0.0.
     pub min_delta: f64,
+    /// Checkpoints with the lowest loss that stay on disk. Default: 1.
+    pub keep_best: u64,
 }
 
 impl Validation {
@@ -333,6 +335,7 @@ impl Validation {
             every_steps: keys.within("every_steps", 0, ANY),
             early_stopping_patience: keys.within("early_stopping_patience", 0, ANY),
             min_delta: keys.within("min_delta", 0.0, at_least(0.0)),
+            keep_best: keys.within("keep_best", 1, ANY),
         }
     }
 }

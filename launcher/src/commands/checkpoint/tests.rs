@@ -21,9 +21,10 @@ fn write(path: &Path, step: u64, change: impl FnOnce(&mut Contents)) {
     let half =
         |rank: usize| units.iter().map(|(unit, n)| (unit.clone(), vec![[rank * n / 2, (rank + 1) * n / 2]])).collect();
     let mut contents = Contents {
-        progress: Progress { step, rows: 4 * step, label_tokens: 40 * step },
+        progress: Progress { step, rows: 4 * step, label_tokens: 40 * step, ..Progress::default() },
         seed: 42,
         data: "train-0123.rows".into(),
+        validation_data: vec![],
         model: ModelConfig::parse(Path::new("config.json"), CONFIG).unwrap(),
         units: units.clone().into(),
         optimizer: [(RANKS[0].to_owned(), half(0)), (RANKS[1].to_owned(), half(1))].into(),

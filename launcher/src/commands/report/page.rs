@@ -186,7 +186,11 @@ fn plan(run: &Run) -> String {
 
 fn checkpoints(run: &Run) -> String {
     let row = |fact: &super::read::CheckpointFact| {
-        let state = if fact.is_complete { "complete" } else { "incomplete" };
+        let state = match (fact.is_complete, fact.is_best) {
+            (true, true) => "complete, the best",
+            (true, false) => "complete",
+            (false, _) => "incomplete",
+        };
         vec![fact.step.to_string(), fact.name.clone(), units::bytes(fact.bytes), state.to_owned()]
     };
     let rows: Vec<_> = run.checkpoints.iter().map(row).collect();

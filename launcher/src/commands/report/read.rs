@@ -65,6 +65,8 @@ pub struct CheckpointFact {
     pub bytes: u64,
     /// Whether all of it is there.
     pub is_complete: bool,
+    /// Whether it has the lowest validation loss.
+    pub is_best: bool,
 }
 
 impl Run {
@@ -189,7 +191,7 @@ fn checkpoint_facts(run_dir: &RunDir) -> io::Result<Vec<CheckpointFact>> {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(vec![]),
         Err(error) => return Err(error),
     };
-    let mut facts = vec![];
+    let (mut facts, best) = (vec![], checkpoints::best(run_dir).map(|best| best.scored.step));
     for entry in entries {
         let path = entry?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -199,6 +201,7 @@ fn checkpoint_facts(run_dir: &RunDir) -> io::Result<Vec<CheckpointFact>> {
                 name,
                 bytes: bytes_in(&path)?,
                 is_complete: checkpoints::is_complete(&path),
+                is_best: best == Some(step),
             });
         }
     }
@@ -252,7 +255,7 @@ mod tests {
         let run = Run::read(dir.path()).unwrap();
         assert_eq!((run.latest(&LOSS), run.lowest(&LOSS)), (Some((5.0, 2.5)), Some((5.0, 2.5))));
         let name = "step-00000005".to_owned();
-        assert_eq!(run.checkpoints, [CheckpointFact { step: 5, name, bytes: 4, is_complete: false }]);
+        assert_eq!(run.checkpoints, [CheckpointFact { step: 5, name, bytes: 4, is_complete: false, is_best: false }]);
         assert_eq!(run.notes.len(), 3, "{:?}", run.notes);
         assert!(
             run.notes[0].ends_with("events.jsonl is not there")

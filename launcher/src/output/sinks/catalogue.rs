@@ -204,7 +204,7 @@ pub(crate) mod tests {
 
     /// A validation.
     pub fn eval_row(step: u64) -> Row {
-        Row::Eval(EvalRow::from(&EvalMetrics { step, eval_loss: 2.5, label_tokens: 5 }))
+        Row::Eval(EvalRow::from(&EvalMetrics { step, eval_loss: 2.5, label_tokens: 5, ..Default::default() }))
     }
 
     /// The numbers in a row of metrics.jsonl: key, GPU, text.
