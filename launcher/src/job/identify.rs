@@ -118,6 +118,7 @@ fn settings(config: &TrainConfig) -> BTreeMap<String, Value> {
             match (section, key.as_str()) {
                 ("data", "sampler") => settings.extend(of_sampler(value)),
                 ("data", "source") if value.as_array().is_some_and(Vec::is_empty) => {}
+                ("validation", "source") if value.as_array().is_some_and(Vec::is_empty) => {}
                 ("data", "train") if value.as_array().is_some_and(Vec::is_empty) => {}
                 _ => drop(settings.insert(format!("{section}.{key}"), value.clone())),
             }

@@ -7,9 +7,11 @@
 pub mod args;
 pub mod attempt;
 pub mod background;
+pub mod evaluation;
 pub mod identify;
 pub mod model_folder;
 pub mod ownership;
+pub mod prepare;
 pub mod resume;
 pub mod setup;
 

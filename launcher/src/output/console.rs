@@ -147,7 +147,7 @@ impl Console {
 
     /// Shows a validation.
     pub fn eval(&mut self, eval: &EvalMetrics) {
-        self.row(&format!("step {}/{}  eval loss {:.4}", eval.step, self.steps, eval.eval_loss));
+        self.row(&format!("step {}/{}  eval loss {}", eval.step, self.steps, losses(eval)));
     }
 
     /// A line of progress; the only kind that may be dropped.
@@ -300,6 +300,13 @@ fn show_stall(shown: &Shown, screen: ScreenKind, sayings: &mut Sayings, terminal
     }
 }
 
+/// `2.5000`, or, of several sets, `2.5000  (books 2.7500, questions 2.1250)`.
+pub fn losses(eval: &EvalMetrics) -> String {
+    let sets: Vec<String> = eval.sets.iter().map(|set| format!("{} {:.4}", set.name, set.eval_loss)).collect();
+    let sets = if sets.len() > 1 { format!("  ({})", sets.join(", ")) } else { String::new() };
+    format!("{:.4}{sets}", eval.eval_loss)
+}
+
 /// Whether `pause` has passed since `last`, if that ever was.
 fn is_over(last: Option<Instant>, pause: Duration) -> bool {
     last.is_none_or(|last| last.elapsed() >= pause)
@@ -321,6 +328,7 @@ fn describe(step: &StepMetrics, steps: u64, may_end_earlier: bool) -> StepText {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proto::control::EvalSet;
 
     #[test]
     fn a_step_is_one_line_whatever_its_numbers() {
@@ -350,6 +358,17 @@ mod tests {
 
     fn all(told: &mut broadcast::Receiver<Shown>) -> Vec<Shown> {
         std::iter::from_fn(|| told.try_recv().ok()).collect()
+    }
+
+    #[test]
+    fn several_validation_sets_have_a_loss_each() {
+        let set = |name: &str, eval_loss| EvalSet { name: name.into(), eval_loss, label_tokens: 1 };
+        let (mut console, mut told) = followed();
+        for sets in [vec![set("only", 2.5)], vec![set("books", 2.75), set("questions", f64::NAN)]] {
+            console.eval(&EvalMetrics { step: 3, eval_loss: 2.5, sets, ..EvalMetrics::default() });
+        }
+        let rows = ["step 3/0  eval loss 2.5000", "step 3/0  eval loss 2.5000  (books 2.7500, questions NaN)"];
+        assert_eq!(all(&mut told), rows.map(|row| Shown::Row(row.into())));
     }
 
     #[test]

@@ -84,8 +84,8 @@ pub struct Latest {
     pub step: u64,
     /// Its loss.
     pub loss: Option<f64>,
-    /// Loss of the latest validation.
-    pub eval_loss: Option<f64>,
+    /// The latest validation.
+    pub eval: Option<EvalMetrics>,
     /// The step of the best validation, and its loss.
     pub best: Option<(u64, f64)>,
     /// Why training has ended before its last step, if it has.
@@ -345,13 +345,16 @@ impl Output {
     /// The validation sets of a plan were scored.
     pub fn eval(&mut self, plan: &Plan, eval: &EvalMetrics) {
         let EvalMetrics { step, without_improvement, best_step, best_loss, .. } = *eval;
-        self.latest.eval_loss = Some(eval.eval_loss);
+        self.latest.eval = Some(eval.clone());
         self.latest.best = (best_step > 0).then_some((best_step, best_loss));
         self.progress();
         let stop = EarlyStop { without_improvement, best_step, best_loss };
         let stopped_early = eval.stops.then(|| early_stop::reason(&stop, plan.early_stopping));
         self.metrics_row(&Row::Eval(EvalRow::from(eval).ending(stopped_early.clone())));
-        self.console.eval(eval);
+        // Without steps it is all that is asked for, and told at the end.
+        if step > 0 {
+            self.console.eval(eval);
+        }
         if let Some(reason) = stopped_early {
             // The model is saved now, which shows nothing until it is whole.
             self.rest();

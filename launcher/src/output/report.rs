@@ -12,6 +12,7 @@ use proto::progress::{Call, CallState, Place};
 use proto::run_dir::RunDir;
 
 use super::timeline::{Goodput, Recovery};
+use super::console::losses;
 use super::{Latest, early_stop, units};
 use crate::run_dir::checkpoints::{self, Best};
 use crate::supervise::hang::{Hang, ProcessState};
@@ -198,8 +199,8 @@ pub fn summary(plan: &Plan, run_dir: &RunDir, latest: &Latest, goodput: Goodput,
     if let Some(loss) = latest.loss {
         text += &format!("\n  loss    {loss:.4} at the last step, {} label tokens", units::count(latest.tokens));
     }
-    if let Some(loss) = latest.eval_loss {
-        text += &format!("\n  eval    {loss:.4}");
+    if let Some(eval) = &latest.eval {
+        text += &format!("\n  eval    {}", losses(eval));
     }
     if let Some(best) = best_validation(run_dir, latest) {
         text += &format!("\n  best    {best}");

@@ -49,7 +49,7 @@ pub struct Plan {
     pub start: Progress,
     /// Compute threads of one rank.
     pub threads_per_rank: usize,
-    /// Optimizer steps of the whole run, those before `start` included.
+    /// Optimizer steps of the whole run, those before `start` included. None: the validation sets are scored once, and nothing is saved.
     pub steps: u64,
     /// Model and precision.
     pub model: ModelPlan,

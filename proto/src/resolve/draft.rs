@@ -1,7 +1,7 @@
 //! Makes the plan from the user's configuration: first without the data, then with it.
 
 use super::device::{self, Ground, Machine};
-use super::{adapter, parallel, sampling, trained, unsupported, without_effect};
+use super::{adapter, parallel, sampling, trained, unsupported, validation, without_effect};
 use crate::checkpointing::Checkpointing;
 use crate::config::{
     ActivationCheckpointing, AutoOr, Batch, ConfigErrors, Device, Dtype, Length, Matmul, Offload, Problem, TrainConfig,
@@ -89,6 +89,7 @@ impl Draft {
         problems.extend(trained::problems(config, &model));
         problems.extend(adapter::problems(config, &model));
         problems.extend(sampling::problems(config));
+        problems.extend(validation::problems(config));
         let ground = device::ground(config, &world.machine, world.world_size, &mut problems);
         problems.extend(small_state_problems(config, ground));
         problems.extend(matmul_problem(config, &model, ground));
@@ -148,6 +149,13 @@ impl Draft {
         let steps = self.steps(train.rows, start)?;
         let (sampling, classes) = sampling::shares(&self.config, &train.classes, train.rows)?;
         Ok(self.complete(&Rows { train: &train, validation, sampling, classes, steps, start }))
+    }
+
+    /// A plan that trains nothing: it scores the sets, of which there are some, as they are validated after a step.
+    pub fn for_evaluation(&self, validation: &[(String, PreparedData)]) -> Plan {
+        let (_, train) = validation.first().expect("there is something to score");
+        let (sampling, start) = (Sampling::Uniform, Progress::default());
+        self.complete(&Rows { train, validation, sampling, classes: vec![], steps: 0, start })
     }
 
     fn complete(&self, rows: &Rows) -> Plan {

@@ -122,6 +122,17 @@ fn what_is_not_supported_yet_is_refused_all_at_once() {
 }
 
 #[test]
+fn validation_sets_have_names_of_their_own_and_are_given_once() {
+    let set = |name: &str| format!("[[validation.source]]\nname = \"{name}\"\npath = \"v.jsonl\"\n");
+    let draft = |sets: &[&str], text: &str| draft_for(Machine::This { gpus: Ok(0) }, text, sets, 1);
+    assert!(draft(&[], &(set("a") + &set("b"))).is_ok());
+    let twice = "validation.source[1].name: \"a\" is the name of another [[validation.source]] already";
+    assert_eq!(draft(&[], &(set("a") + &set("a"))).unwrap_err(), [twice]);
+    let both = "data.validation: give only one of data.validation and [[validation.source]]";
+    assert_eq!(draft(&["data.validation=v.jsonl"], &set("a")).unwrap_err(), [both]);
+}
+
+#[test]
 fn ranks_on_gpus_that_are_not_there_are_refused() {
     let problems = |gpus: usize, sets: &[&str]| draft_for(Machine::This { gpus: Ok(gpus) }, "", sets, 2).unwrap_err();
     let backend = "comm.backend: not supported yet: use \"auto\"";

@@ -124,6 +124,9 @@ impl Trainer {
         if self.is_first {
             control.report(Event::Started(Started { resumed_step: self.progress.step }));
         }
+        if self.plan.steps == 0 {
+            return self.evaluate(control);
+        }
         self.validate_what_was_left_out(control)?;
         self.look_for_the_best()?;
         if self.from_snapshot && (self.lacks_checkpoint() || self.is_best()) {

@@ -9,7 +9,7 @@ use proto::control::report_request::Event;
 use proto::control::{EarlyStop, EvalMetrics, EvalSet};
 use proto::progress::Phase;
 
-use super::{TrainError, Trainer};
+use super::{End, TrainError, Trainer};
 use crate::control::Control;
 use crate::data::ValidationData;
 use crate::kernels::DeviceSum;
@@ -58,6 +58,12 @@ impl Trainer {
             }));
         }
         Ok(())
+    }
+
+    /// All that a plan without steps asks for: scores the sets once, and saves nothing.
+    pub(super) fn evaluate(&mut self, control: &Control) -> Result<(), TrainError> {
+        self.validate(self.progress.step, control)?;
+        self.finish(End::Done, control)
     }
 
     /// Makes up for a validation that was left out because the job was to stop, and adds it to the checkpoint of its step. Every

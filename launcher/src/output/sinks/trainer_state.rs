@@ -107,6 +107,11 @@ fn logged(plan: &Plan, row: &Value) -> Option<Value> {
     let keys = ["loss", "grad_norm", "learning_rate", "eval_loss", "stopped_early"];
     let numbers = keys.into_iter().filter_map(|key| Some((key.to_owned(), row.get(key)?.clone())));
     let mut logged: Map<String, Value> = numbers.collect();
+    for set in row["sets"].as_array().into_iter().flatten() {
+        if let (Some(name), Some(loss)) = (set["set"].as_str(), set.get("set_loss")) {
+            logged.insert(format!("eval_{name}_loss"), loss.clone());
+        }
+    }
     logged.insert("epoch".to_owned(), epoch(plan, step).into());
     logged.insert("step".to_owned(), step.into());
     Some(Value::Object(logged))
@@ -156,14 +161,14 @@ mod tests {
         let mut plan = facts().plan;
         (plan.steps, plan.batch.global_batch_size, plan.data.train_rows) = (40, 4, 80);
         let metrics = "{\"step\":1,\"loss\":3.5,\"grad_norm\":null,\"learning_rate\":0.1,\"tokens\":5}\n\
-                       {\"step\":20,\"eval_loss\":2.5,\"label_tokens\":9}\nnonsense\n{\"step\":40,\"eval_loss\":2.75}\n{\"st";
+                       {\"step\":20,\"eval_loss\":2.5,\"label_tokens\":9,\"sets\":[{\"set\":\"a\",\"set_loss\":2.0}]}\nnonsense\n{\"step\":40,\"eval_loss\":2.75}\n{\"st";
         let state = state(&plan, metrics.as_bytes(), None);
         let history: Vec<String> = state.log_history.iter().map(Value::to_string).collect();
         assert_eq!(
             history,
             [
                 r#"{"epoch":0.05,"grad_norm":null,"learning_rate":0.1,"loss":3.5,"step":1}"#,
-                r#"{"epoch":1.0,"eval_loss":2.5,"step":20}"#,
+                r#"{"epoch":1.0,"eval_a_loss":2.0,"eval_loss":2.5,"step":20}"#,
                 r#"{"epoch":2.0,"eval_loss":2.75,"step":40}"#,
             ]
         );

@@ -5,6 +5,7 @@ mod documentation;
 mod keys;
 mod places;
 mod sources;
+mod validation;
 mod values;
 
 use std::path::Path;
