@@ -15,6 +15,7 @@ use crate::commands::completions::{CompletionsArgs, ManArgs};
 use crate::commands::control::ControlTask;
 use crate::commands::data::DataTask;
 use crate::commands::doctor::DoctorArgs;
+use crate::commands::evaluate::EvaluateArgs;
 use crate::commands::import::ImportArgs;
 use crate::commands::init::InitArgs;
 use crate::commands::merge::MergeArgs;
@@ -55,6 +56,7 @@ enum Command {
     Control(ControlTask),
     #[command(subcommand)]
     Data(DataTask),
+    Evaluate(EvaluateArgs),
     Merge(MergeArgs),
     Report(ReportArgs),
     Systemd(SystemdArgs),
@@ -93,6 +95,7 @@ impl Cli {
             (Some(Command::Checkpoint(task)), _) => Task::Checkpoint(task),
             (Some(Command::Control(task)), _) => Task::Control(task),
             (Some(Command::Data(task)), _) => Task::Data(task),
+            (Some(Command::Evaluate(args)), _) => Task::Evaluate(args),
             (Some(Command::Merge(args)), _) => Task::Merge(args),
             (Some(Command::Report(args)), _) => Task::Report(args),
             (Some(Command::Systemd(args)), _) => Task::Systemd(args),

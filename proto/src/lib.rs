@@ -5,7 +5,7 @@
 //! coordinates), [`plan`] (everything resolved and checked), [`resolve`] (how), [`schedule`] (learning rates), [`layout`]
 //! (which parameters a unit owns), [`sharding`] (ZeRO: who keeps what), [`memory`] (how much that is), [`dataset`]
 //! (prepared training data on disk), [`sampler`] (which of its rows comes when), [`run_dir`] (where everything of a run
-//! lies), [`sealed`] (JSON that shows damage), [`manifest`] (what a checkpoint holds), [`weight_files`] (which tensor
+//! lies), [`sealed`] (JSON that shows damage), [`manifest`] (what a checkpoint holds), [`validation`] (what validations have shown, and when training stops for it), [`weight_files`] (which tensor
 //! is in which of its files), [`weights_folder`] (which files of a folder hold a model, and whether it is
 //! config.json's), [`adapter_folder`] (the same of an adapter), [`regular_file`] (reading what may be a pipe), [`mod@env`] (worker environment), [`progress`] (what
 //! each rank is doing), [`fault`] (faults on purpose), [`snapshot`] (state in memory), [`control`] (the gRPC service
@@ -44,6 +44,7 @@ pub mod schedule;
 pub mod sealed;
 pub mod sharding;
 pub mod snapshot;
+pub mod validation;
 pub mod weight_files;
 pub mod weights_folder;
 
@@ -53,7 +54,7 @@ pub mod control {
     tonic::include_proto!("dslaunch.control.v1");
 
     /// The version of control.proto. Whoever changes it so that the other end would misread it takes the next number.
-    pub const VERSION: u32 = 1;
+    pub const VERSION: u32 = 2;
 }
 
 /// The gRPC service by which the launchers of several machines agree, generated from `proto/agents.proto`.

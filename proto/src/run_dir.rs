@@ -97,6 +97,16 @@ impl RunDir {
         self.checkpoints().join(format!("step-{step:08}"))
     }
 
+    /// A link to the checkpoint with the lowest validation loss.
+    pub fn best(&self) -> PathBuf {
+        self.root.join("best")
+    }
+
+    /// What it leads to, as the checkpoint of `step`: from the folder that it lies in, so that a run directory can be moved.
+    pub fn best_target(&self, step: u64) -> PathBuf {
+        Path::new("checkpoints").join(format!("step-{step:08}"))
+    }
+
     /// The trained model.
     pub fn final_model(&self) -> PathBuf {
         self.root.join("final")

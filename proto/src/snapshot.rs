@@ -20,6 +20,7 @@ use crate::layout::rank_layout;
 use crate::manifest::{Progress, UnitRanges};
 use crate::plan::Plan;
 use crate::sharding::Sharding;
+use crate::validation::{Scored, Validations};
 
 /// Masters, first and second moments.
 pub const PARTS: usize = 3;
@@ -119,7 +120,7 @@ fn numel(ranges: &[[usize; 2]]) -> usize {
 }
 
 /// The header that says that a slot is whole.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Header {
     /// The progress of the run at its step.
     pub progress: Progress,
@@ -127,29 +128,54 @@ pub struct Header {
     pub checksum: u64,
 }
 
+/// Numbers of a header, without their checksum.
+const NUMBERS: usize = 10;
+
 impl Header {
     /// Length in memory.
-    pub const BYTES: usize = 40;
+    pub const BYTES: usize = (NUMBERS + 1) * size_of::<u64>();
     /// The bytes in the place of a header whose slot does not count.
     pub const ERASED: [u8; Self::BYTES] = [0; Self::BYTES];
 
-    /// As it lies in memory: four numbers and their own checksum.
+    /// As it lies in memory: numbers and their own checksum.
     pub fn to_bytes(self) -> [u8; Self::BYTES] {
-        let Progress { step, rows, label_tokens } = self.progress;
         let mut bytes = Self::ERASED;
-        for (to, number) in bytes.chunks_exact_mut(8).zip([step, rows, label_tokens, self.checksum]) {
+        for (to, number) in bytes.chunks_exact_mut(8).zip(self.numbers()) {
             to.copy_from_slice(&number.to_le_bytes());
         }
-        let seal = xxh3_64(&bytes[..32]);
-        bytes[32..].copy_from_slice(&seal.to_le_bytes());
+        let seal = xxh3_64(&bytes[..8 * NUMBERS]);
+        bytes[8 * NUMBERS..].copy_from_slice(&seal.to_le_bytes());
         bytes
     }
 
     /// `None` where it is erased or torn.
     pub fn from_bytes(bytes: &[u8; Self::BYTES]) -> Option<Self> {
         let number = |idx: usize| u64::from_le_bytes(bytes[idx * 8..][..8].try_into().expect("8 bytes"));
-        let progress = Progress { step: number(0), rows: number(1), label_tokens: number(2) };
-        (xxh3_64(&bytes[..32]) == number(4)).then_some(Self { progress, checksum: number(3) })
+        (xxh3_64(&bytes[..8 * NUMBERS]) == number(NUMBERS)).then(|| Self::of_numbers(std::array::from_fn(number)))
+    }
+
+    fn numbers(self) -> [u64; NUMBERS] {
+        let Progress { step, rows, label_tokens, validations } = self.progress;
+        let Validations { step: validated, loss, best, to_beat, without_improvement } = validations;
+        // A loss that is there is a number.
+        let bits = |loss: Option<f64>| loss.unwrap_or(f64::NAN).to_bits();
+        let (best_step, best_loss) = (best.map_or(0, |best| best.step), bits(best.map(|best| best.loss)));
+        let (loss, to_beat) = (bits(loss), bits(to_beat));
+        [step, rows, label_tokens, self.checksum, validated, loss, best_step, best_loss, to_beat, without_improvement]
+    }
+
+    fn of_numbers(numbers: [u64; NUMBERS]) -> Self {
+        let [step, rows, label_tokens, checksum, validated, loss, best_step, best_loss, to_beat, without_improvement] =
+            numbers;
+        let loss_of = |bits: u64| Some(f64::from_bits(bits)).filter(|loss| !loss.is_nan());
+        let validations = Validations {
+            step: validated,
+            loss: loss_of(loss),
+            best: loss_of(best_loss).map(|loss| Scored { step: best_step, loss }),
+            to_beat: loss_of(to_beat),
+            without_improvement,
+        };
+        Self { progress: Progress { step, rows, label_tokens, validations }, checksum }
     }
 }
 
@@ -230,7 +256,16 @@ mod tests {
 
     #[test]
     fn a_torn_header_is_none() {
-        let header = Header { progress: Progress { step: 7, rows: 56, label_tokens: 900 }, checksum: 3 };
+        let validations = Validations {
+            step: 6,
+            loss: None,
+            best: Some(Scored { step: 4, loss: 1.5 }),
+            to_beat: Some(1.75),
+            without_improvement: 2,
+        };
+        let header = Header { progress: Progress { step: 7, rows: 56, label_tokens: 900, validations }, checksum: 3 };
+        let none = Header { progress: Progress { step: 7, ..Progress::default() }, checksum: 3 };
+        assert_eq!(Header::from_bytes(&none.to_bytes()), Some(none));
         let bytes = header.to_bytes();
         assert_eq!(Header::from_bytes(&bytes), Some(header));
         assert_eq!(Header::from_bytes(&Header::ERASED), None);
@@ -247,7 +282,7 @@ mod tests {
     #[test]
     fn the_newest_that_all_have_counts() {
         let header =
-            |step| Some(Header { progress: Progress { step, rows: 8 * step, label_tokens: 0 }, checksum: step });
+            |step| Some(Header { progress: Progress { step, rows: 8 * step, ..Progress::default() }, checksum: step });
         let newest = |headers: &[[Option<Header>; SLOTS]]| newest(headers).map(|progress| progress.step);
         assert_eq!(newest(&[[header(4), header(5)], [header(4), header(5)]]), Some(5));
         assert_eq!(newest(&[[header(4), header(5)], [header(4), None]]), Some(4), "one is still writing");

@@ -12,6 +12,7 @@ pub mod data;
 pub mod deepspeed;
 pub mod detach;
 pub mod doctor;
+pub mod evaluate;
 pub mod import;
 pub mod init;
 mod mapping;
@@ -30,6 +31,7 @@ use self::control::ControlTask;
 use self::data::DataTask;
 use self::deepspeed::DeepspeedArgs;
 use self::doctor::DoctorArgs;
+use self::evaluate::EvaluateArgs;
 use self::import::ImportArgs;
 use self::init::InitArgs;
 use self::merge::MergeArgs;
@@ -70,6 +72,8 @@ pub enum Task {
     Checkpoint(CheckpointTask),
     /// `dslaunch data show train.toml` and `data check train.toml`
     Data(DataTask),
+    /// `dslaunch evaluate MODEL DATA`
+    Evaluate(EvaluateArgs),
     /// `dslaunch merge ADAPTER_DIR -o DIR`
     Merge(MergeArgs),
     /// `dslaunch status RUN_DIR`, `stop RUN_DIR` and `attach RUN_DIR`
@@ -88,7 +92,7 @@ impl Task {
     /// Foreground or background for the processes of a job; `None`: this command has none.
     pub fn job_control(&self) -> Option<JobControl> {
         match self {
-            Self::Train(_) | Self::Run(_) => Some(JobControl::Foreground),
+            Self::Train(_) | Self::Run(_) | Self::Evaluate(_) => Some(JobControl::Foreground),
             Self::TrainInBackground(_) => Some(JobControl::Background),
             Self::Detach(_)
             | Self::Plan(_)
@@ -124,6 +128,7 @@ impl Task {
             Self::Checkpoint(task) => checkpoint::run(&task, terminal),
             Self::Control(task) => control::run(&task, terminal),
             Self::Data(task) => data::run(&task, terminal),
+            Self::Evaluate(args) => evaluate::run(&args, terminal, start),
             Self::Merge(args) => merge::run(&args, terminal),
             Self::Report(args) => report::run(&args, terminal),
             Self::Systemd(args) => schedulers::print_systemd(&args, terminal),

@@ -27,6 +27,7 @@ struct EventRow {
     reason: Option<String>,
     signal: Option<String>,
     saved_step: Option<u64>,
+    step: Option<u64>,
     pid: Option<u32>,
 }
 
@@ -83,7 +84,12 @@ fn ended(events: &str, metrics: &str, steps: u64) -> JobStatus {
             Some(step) => format!("{signal}, with a checkpoint of step {step}"),
             None => signal.clone(),
         });
-        status.reason = last.reason.clone().or(signal);
+        let early = launch.iter().rfind(|row| row.event == "stopped_early");
+        let early = early.filter(|_| status.state == State::Done).map(|row| {
+            let (step, reason) = (row.step.unwrap_or(0), row.reason.as_deref().unwrap_or("no reason is given"));
+            format!("stopped early at step {step}: {reason}")
+        });
+        status.reason = last.reason.clone().or(signal).or(early);
     }
     let latest = rows_of_steps(metrics).last();
     status.steps = steps;
@@ -140,6 +146,9 @@ mod tests {
     fn every_end_has_its_state() {
         let done = after("{\"ms\":3.0,\"attempt\":0,\"event\":\"done\",\"steps\":6}\n");
         assert_eq!((done.state, done.exit_code), (State::Done, Some(0)));
+        let early = "{\"ms\":2.0,\"event\":\"stopped_early\",\"step\":4,\"reason\":\"no better\"}\n";
+        let early = after(&format!("{early}{{\"ms\":3.0,\"attempt\":0,\"event\":\"done\",\"steps\":4}}\n"));
+        assert_eq!((early.state, early.reason.as_deref()), (State::Done, Some("stopped early at step 4: no better")));
         let stopped = after("{\"ms\":3.0,\"attempt\":0,\"event\":\"interrupted\",\"signal\":\"SIGTERM\"}\n");
         assert_eq!((stopped.state, stopped.exit_code), (State::Interrupted, Some(143)));
         let preempted = after("{\"ms\":3.0,\"attempt\":0,\"event\":\"preempted\",\"step\":4}\n");

@@ -48,7 +48,7 @@ impl CacheEntry {
     pub fn new(job: &DataJob, files: &Files, template: &FoundTemplate) -> io::Result<Self> {
         // Rows are as private as what they were made of.
         create_private_folder(&job.cache_dir)?;
-        let prefix = format!("{}-", job.split.name());
+        let prefix = job.split.prefix();
         let key = key(job, files, template).to_hex();
         let name = |packing: bool| format!("{prefix}{}{}.rows", &key[..16], if packing { PACKED } else { "" });
         let (name, packed_otherwise) = (name(job.packing), name(!job.packing));

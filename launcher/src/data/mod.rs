@@ -93,20 +93,37 @@ pub enum Classes {
 }
 
 /// A part of the data.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Split {
     /// The data that is trained on.
     Train,
     /// The data that is only evaluated.
     Validation,
+    /// One of several sets of it, by its name.
+    Set(String),
 }
 
 impl Split {
-    /// The name in the file's name.
-    pub fn name(self) -> &'static str {
+    /// Its name for the user.
+    pub fn name(&self) -> String {
         match self {
-            Self::Train => "train",
-            Self::Validation => "validation",
+            Self::Train => "train".to_owned(),
+            Self::Validation => "validation".to_owned(),
+            Self::Set(name) => format!("validation/{name}"),
+        }
+    }
+
+    /// What the names of its prepared files begin with.
+    pub fn prefix(&self) -> String {
+        self.name().replace('/', "-") + "-"
+    }
+
+    /// The key of train.toml that names its files, where that is one.
+    pub fn key(&self) -> &'static str {
+        match self {
+            Self::Train => "data.train",
+            Self::Validation => "data.validation",
+            Self::Set(_) => "validation.source",
         }
     }
 }

@@ -415,7 +415,7 @@ impl<'a> Training<'a> {
             Notice::Started(started) => output.event(Moment::Started { resumed_step: started.resumed_step }),
             Notice::Step(step) => output.step(self.plan, &step),
             Notice::Skipped(skipped) => output.skipped(&skipped),
-            Notice::Eval(eval) => output.eval(&eval),
+            Notice::Eval(eval) => output.eval(self.plan, &eval),
             Notice::Checkpoint(saved) => output.checkpoint(&saved),
             Notice::Finished { rank, report } => {
                 self.stopped_after = report.stopped_early.then_some(report.step);

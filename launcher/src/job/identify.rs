@@ -118,6 +118,7 @@ fn settings(config: &TrainConfig) -> BTreeMap<String, Value> {
             match (section, key.as_str()) {
                 ("data", "sampler") => settings.extend(of_sampler(value)),
                 ("data", "source") if value.as_array().is_some_and(Vec::is_empty) => {}
+                ("validation", "source") if value.as_array().is_some_and(Vec::is_empty) => {}
                 ("data", "train") if value.as_array().is_some_and(Vec::is_empty) => {}
                 _ => drop(settings.insert(format!("{section}.{key}"), value.clone())),
             }
@@ -126,6 +127,8 @@ fn settings(config: &TrainConfig) -> BTreeMap<String, Value> {
     settings.insert("comm.compression".into(), config["comm"]["compression"].clone());
     settings.remove("model.init");
     settings.remove("model.trained");
+    // Which checkpoints stay changes no result.
+    settings.remove("validation.keep_best");
     // What adapters are is the model's own.
     if is_lora {
         let of_lora = ["dropout", "from"].map(|key| (format!("lora.{key}"), config["lora"][key].clone()));

@@ -7,9 +7,11 @@
 pub mod args;
 pub mod attempt;
 pub mod background;
+pub mod evaluation;
 pub mod identify;
 pub mod model_folder;
 pub mod ownership;
+pub mod prepare;
 pub mod resume;
 pub mod setup;
 
@@ -33,7 +35,6 @@ use crate::job::attempt::{AttemptEnd, Edge, TrainingJob};
 use crate::job::ownership::Ownership;
 use crate::job::resume::Wish;
 use crate::job::setup::{Setup, worker_binary};
-use crate::output::Output;
 use crate::output::console::Console;
 use crate::output::events::Moment;
 use crate::output::gpu_log;
@@ -42,6 +43,7 @@ use crate::output::report::{self, FailureReport, summary};
 use crate::output::sinks::RunFacts;
 use crate::output::sinks::wandb::sync::{self, Time};
 use crate::output::terminal::Terminal;
+use crate::output::{Latest, Output, early_stop};
 use crate::process::guardian;
 use crate::process::job_control::JobControl;
 use crate::process::signals::{Interrupt, Signals};
@@ -153,7 +155,7 @@ impl Launch<'_> {
             match attempts(&job, beginning.as_ref(), &mut edge).await? {
                 JobEnd::WithCode(code) => {
                     if code == 0
-                        && let Err(error) = owned.finish(job.plan.steps)
+                        && let Err(error) = owned.finish(steps_done(&job.plan, output.latest()))
                     {
                         // The model is there; only that it is need not be known.
                         output.console().warn(&format!("note: {error}"));
@@ -332,7 +334,11 @@ fn end(job: &TrainingJob, restarts: u32, outcome: Outcome, output: &mut Output) 
         }
         Outcome::Recalled => unreachable!("a training job has one machine"),
         Outcome::Done | Outcome::Failed { .. } => {
-            output.done(job.plan.steps);
+            let steps = steps_done(&job.plan, output.latest());
+            if let Some(stop) = output.latest().early_stop {
+                output.stopped_early(steps, &early_stop::reason(&stop, job.plan.early_stopping));
+            }
+            output.done(steps);
             let mut text = summary(&job.plan, &job.run_dir, output.latest(), output.goodput(), restarts);
             for (gpu, of_gpu) in output.gpu_log().summaries() {
                 text += &format!("\n          {}", gpu_log::summary_line(gpu, &of_gpu));
@@ -341,6 +347,11 @@ fn end(job: &TrainingJob, restarts: u32, outcome: Outcome, output: &mut Output) 
             0
         }
     }
+}
+
+/// The steps of a job that is done: all, unless it has stopped early.
+fn steps_done(plan: &Plan, latest: &Latest) -> u64 {
+    if latest.early_stop.is_some() { latest.step } else { plan.steps }
 }
 
 /// The end of a job that was asked to stop, and goes on from its checkpoint when it is started again. Returns the exit code.

@@ -83,17 +83,26 @@ impl Ownership {
 
     /// What to tell instead of training a job that is finished; `from` is where it would go on.
     pub fn finished(&self, plan: &Plan, from: Option<&Checkpoint>) -> Option<String> {
-        let steps = self.finished_steps.filter(|&steps| steps >= plan.steps)?;
+        let steps = self.finished_steps.filter(|&steps| steps >= plan.steps || stopped_early(plan, from, steps))?;
         let longer = match self.length {
+            _ if steps < plan.steps => {
+                let patience = plan.early_stopping.patience;
+                format!("a validation.early_stopping_patience above {patience}, or 0,")
+            }
             Length::Steps(steps) => format!("a train.steps above {steps}"),
             Length::Epochs(epochs) => format!("a train.epochs above {epochs}"),
+        };
+        let done = if steps < plan.steps {
+            format!("it has stopped early at step {steps} of {}", plan.steps)
+        } else {
+            format!("{steps} steps are done")
         };
         let begins = match from {
             Some(checkpoint) => format!("goes on from {}", checkpoint.path.display()),
             None => "begins at step 1 again, for there is no checkpoint".to_owned(),
         };
         let mut text = format!(
-            "{}: this job is finished: {steps} steps are done, and the model is in {}. Nothing was changed.\n  \
+            "{}: this job is finished: {done}, and the model is in {}. Nothing was changed.\n  \
              to train longer  {longer} {begins}\n  \
              to train anew    another job.output_dir, or checkpoint.resume = \"never\" to replace this one",
             self.run_dir.root().display(),
@@ -119,6 +128,12 @@ impl Ownership {
         let failed = LaunchError::io(format!("write {}", self.run_dir.identity().display()));
         Identity { finished_steps, ..self.identity.clone() }.store(&self.run_dir).map_err(failed)
     }
+}
+
+/// Whether the job has stopped early after `steps` steps, and would again.
+fn stopped_early(plan: &Plan, from: Option<&Checkpoint>, steps: u64) -> bool {
+    let progress = from.map(|from| from.manifest.progress_on(&plan.data.validation_data()));
+    progress.is_some_and(|progress| progress.step == steps && plan.early_stopping.stops(&progress.validations))
 }
 
 /// `optimizer.learning_rate 0.0003 -> 0.0001, data.seq_len 256 -> 512`.

@@ -3,47 +3,30 @@
 //! - STP-1 What [`Setup::load`] refuses costs the user milliseconds and changes nothing on disk.
 
 use std::env;
-use std::error::Error;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use proto::adapter_folder::{self, AdapterFile, AdapterFileError, check_adapter};
 use proto::compute_capability::LEAST_FOR_FP8;
-use proto::config::{AutoOr, ConfigErrors, DataSource, Device, Init, Matmul, Problem, THREADS_MAX, TrainConfig};
-use proto::dataset::LongCounts;
+use proto::config::{AutoOr, ConfigErrors, Device, Init, Matmul, Problem, THREADS_MAX, TrainConfig};
 use proto::env::variable;
 use proto::manifest::Progress;
 use proto::memory::Room;
 use proto::model_config::{ModelConfig, ModelConfigFile};
 use proto::plan::Plan;
-use proto::resolve::{Draft, Machine, PreparedData, World, begin_with, default_world_size};
+use proto::resolve::{Draft, Machine, World, begin_with, default_world_size};
 use proto::run_dir::RunDir;
 use proto::weights_folder::{WeightFilesError, check_weights};
 
-use tokio::time::timeout;
-
-use crate::data::{
-    self, Checked, Classes, DataError, DataJob, DataProgress, EndTokens, Origin, Prepared, ShownSample, Split,
-};
+use crate::data::{EndTokens, Split};
 use crate::error::LaunchError;
 use crate::gpus::{Gpu, Gpus, Visible};
 use crate::job::args::JobArgs;
 use crate::job::model_folder;
+use crate::job::prepare::{note_repeated, planned, planned_sets};
 use crate::machine::{cores, memory};
 use crate::output::console::Console;
 use crate::process::signals::Signals;
-use crate::process::threads;
-
-/// Preparing data that takes longer than this is shown.
-const PATIENCE: Duration = Duration::from_secs(1);
-
-/// How often it is shown how far it is.
-const LOOK_INTERVAL: Duration = Duration::from_millis(500);
-
-/// Data that is being prepared may take this long to stop.
-const STOP_LIMIT: Duration = Duration::from_secs(1);
 
 /// A job that has been read and checked, but for its data.
 #[derive(Debug)]
@@ -52,13 +35,13 @@ pub struct Setup {
     pub config: TrainConfig,
     /// Notes for the user before training starts.
     pub notes: Vec<String>,
-    model: ModelConfig,
-    end_tokens: EndTokens,
+    pub(super) model: ModelConfig,
+    pub(super) end_tokens: EndTokens,
     draft: Draft,
     room: Room,
     /// The folder that relative paths start from.
-    current_dir: PathBuf,
-    cores: usize,
+    pub(super) current_dir: PathBuf,
+    pub(super) cores: usize,
     /// Indices of the GPUs that ranks would train on: theirs in turn, where there are fewer.
     gpus: Vec<usize>,
 }
@@ -204,58 +187,32 @@ impl Setup {
         signals: &mut Signals,
         console: &mut Console,
     ) -> Result<Plan, LaunchError> {
-        let train = self.prepare(Split::Train, signals, console).await?;
-        let validation = match &self.config.data.validation[..] {
-            [] => None,
-            _ => Some(self.prepare(Split::Validation, signals, console).await?),
-        };
+        let train = self.prepare(&Split::Train, signals, console).await?;
+        let validation = self.prepare_validation(signals, console).await?;
         let of_train = if self.config.data.source.is_empty() { "data.train" } else { "data.source" };
-        for (key, prepared) in [(of_train, Some(&train)), ("data.validation", validation.as_ref())] {
-            for name in prepared.map_or(vec![], Prepared::repeated) {
-                console.warn(&format!("note: {key}: {name} is named more than once, and its rows count as often"));
+        note_repeated(of_train, &train, console);
+        for (split, prepared) in &validation {
+            note_repeated(split.key(), prepared, console);
+            for name in prepared.also_in(&train) {
+                let what = "is training data too, so its loss says nothing of other texts";
+                console.warn(&format!("note: {}: {name} {what}", split.key()));
             }
         }
-        for name in validation.as_ref().map_or(vec![], |validation| validation.also_in(&train)) {
-            let what = "is training data too, so its loss says nothing of other texts";
-            console.warn(&format!("note: data.validation: {name} {what}"));
-        }
-        let plan = self.draft.with_data(planned(train), validation.map(planned), start)?;
+        let plan = self.draft.with_data(planned(train), &planned_sets(validation), start)?;
         self.check_memory(&plan)?;
         Ok(plan)
     }
 
-    /// The first `count` samples of a split, prepared as for training. The caller holds the run directory's lock.
-    pub async fn samples(
-        &self,
-        split: Split,
-        count: usize,
-        signals: &mut Signals,
-        console: &mut Console,
-    ) -> Result<Vec<ShownSample>, LaunchError> {
-        let prepared = self.prepare(split, signals, console).await?;
-        Ok(data::samples(&prepared, &self.model_file("tokenizer.json"), count, self.cores)?)
-    }
-
-    /// Prepares a split as for training and looks for what is lost, doubled or not trained; of each kind the first `limit` are
-    /// named. `None`: it has no files. The caller holds the run directory's lock.
-    pub async fn check(
-        &self,
-        split: Split,
-        limit: usize,
-        signals: &mut Signals,
-        console: &mut Console,
-    ) -> Result<Option<Result<Checked, DataError>>, LaunchError> {
-        if split == Split::Validation && self.config.data.validation.is_empty() {
-            return Ok(None);
+    /// Prepares the validation data alone and completes a plan that scores it and trains nothing. The caller holds the run
+    /// directory's lock.
+    pub async fn plan_of_evaluation(&self, signals: &mut Signals, console: &mut Console) -> Result<Plan, LaunchError> {
+        let validation = self.prepare_validation(signals, console).await?;
+        for (split, prepared) in &validation {
+            note_repeated(split.key(), prepared, console);
         }
-        let prepared = match self.try_prepare(split, signals, console).await? {
-            Ok(prepared) => prepared,
-            Err(error) => return Ok(Some(Err(error))),
-        };
-        let job = self.data_job(split);
-        let what = format!("checking {} data", split.name());
-        let look = move |progress: &DataProgress| data::check(&job, prepared, limit, progress);
-        Ok(Some(wait_for(&what, look, signals, console).await?))
+        let plan = self.draft.for_evaluation(&planned_sets(validation));
+        self.check_memory(&plan)?;
+        Ok(plan)
     }
 
     /// The plan as it is without a look at the data, for GPUs that need not be there.
@@ -274,83 +231,8 @@ impl Setup {
         self.draft.check_memory(plan).map_err(LaunchError::Memory)
     }
 
-    fn model_file(&self, name: &str) -> PathBuf {
+    pub(super) fn model_file(&self, name: &str) -> PathBuf {
         self.current_dir.join(&self.config.model.path).join(name)
-    }
-
-    fn sources_of(&self, split: Split) -> Vec<DataSource> {
-        let data = &self.config.data;
-        match split {
-            Split::Train => data.sources(),
-            Split::Validation => {
-                let (path, format) = (data.validation.clone(), data.format);
-                vec![DataSource { path, format, weight: None, columns: [].into() }]
-            }
-        }
-    }
-
-    /// Validation scores all samples alike.
-    fn classes_of(&self, split: Split) -> Classes {
-        let data = &self.config.data;
-        match (split, data.class_key()) {
-            (Split::Train, Some(key)) => Classes::Key(key.to_owned()),
-            (Split::Train, None) if data.source.len() > 1 => Classes::Sources,
-            _ => Classes::None,
-        }
-    }
-
-    async fn prepare(
-        &self,
-        split: Split,
-        signals: &mut Signals,
-        console: &mut Console,
-    ) -> Result<Prepared, LaunchError> {
-        Ok(self.try_prepare(split, signals, console).await??)
-    }
-
-    fn data_job(&self, split: Split) -> DataJob {
-        DataJob {
-            split,
-            from: self.sources_of(split),
-            classes: self.classes_of(split),
-            chat_template: self.config.data.chat_template.clone(),
-            model_folder: self.current_dir.join(&self.config.model.path),
-            train_on: self.config.data.train_on,
-            long_samples: self.config.data.long_samples,
-            seq_len: self.config.data.seq_len as usize,
-            packing: match split {
-                Split::Train => self.config.data.packs(),
-                Split::Validation => self.config.data.packing,
-            },
-            vocab_size: self.model.vocab_size,
-            end_tokens: self.end_tokens.clone(),
-            tokenizer: Some(self.model_file("tokenizer.json")),
-            cache_dir: self.run_dir().data(),
-            threads: self.cores,
-        }
-    }
-
-    async fn try_prepare(
-        &self,
-        split: Split,
-        signals: &mut Signals,
-        console: &mut Console,
-    ) -> Result<Result<Prepared, DataError>, LaunchError> {
-        let job = self.data_job(split);
-        let what = format!("preparing {} data", split.name());
-        let prepare = move |progress: &DataProgress| data::prepare(&job, progress);
-        let prepared = match wait_for(&what, prepare, signals, console).await? {
-            Ok(prepared) => prepared,
-            Err(error) => return Ok(Err(error)),
-        };
-        if let Origin::MadeInsteadOf(error) = &prepared.origin {
-            let why = error.source().map_or(String::new(), |source| format!(": {source}"));
-            console.warn(&format!("warning: the {} data was prepared anew: {error}{why}", split.name()));
-        }
-        if let Some(note) = note_on_long_samples(split, prepared.summary.long, self.config.data.seq_len) {
-            console.warn(&note);
-        }
-        Ok(Ok(prepared))
     }
 }
 
@@ -365,46 +247,6 @@ fn begin_with_adapter(config: &mut TrainConfig, current_dir: &Path) -> Result<()
     Ok(begin_with(config, &adapter, &folder.join(adapter_folder::CONFIG))?)
 }
 
-/// Runs work on data on a thread of its own. What takes long is shown as `what`, and how far it is.
-async fn wait_for<T: Send + 'static>(
-    what: &str,
-    work: impl FnOnce(&DataProgress) -> T + Send + 'static,
-    signals: &mut Signals,
-    console: &mut Console,
-) -> Result<T, LaunchError> {
-    let progress = Arc::new(DataProgress::default());
-    let shared = progress.clone();
-    let mut working = std::pin::pin!(threads::run("data", move || work(&shared)));
-    let mut looks = tokio::time::interval_at((Instant::now() + PATIENCE).into(), LOOK_INTERVAL);
-    let done = loop {
-        tokio::select! {
-            done = &mut working => break done,
-            interrupt = signals.next() => {
-                console.end_wait();
-                progress.stop();
-                // It takes away what it has half-written.
-                let _ = timeout(STOP_LIMIT, working).await;
-                return Err(LaunchError::Interrupted(interrupt));
-            }
-            _ = looks.tick() => {
-                let how_far = progress.text();
-                console.preparing(&if how_far.is_empty() { what.to_owned() } else { format!("{what}: {how_far}") });
-            }
-        }
-    };
-    console.end_wait();
-    done.map_err(LaunchError::io("start a thread that works on the data"))
-}
-
-/// What was lost of samples that were too long, if anything was.
-fn note_on_long_samples(split: Split, long: LongCounts, seq_len: u64) -> Option<String> {
-    let lost = [(long.truncated, "truncated"), (long.dropped, "dropped")];
-    let lost = lost.into_iter().filter(|(count, _)| *count > 0);
-    let counts: Vec<_> = lost.map(|(count, how)| format!("{count} {how}")).collect();
-    let why = format!("longer than data.seq_len = {seq_len}");
-    (!counts.is_empty()).then(|| format!("note: of the {} data's samples, {} ({why})", split.name(), counts.join(", ")))
-}
-
 /// What keeps ranks from multiplying in fp8 on these GPUs, if they are to.
 fn too_old_for_fp8(config: &TrainConfig, gpus: &[&Gpu]) -> Option<Problem> {
     let is_old = |gpu: &&&Gpu| gpu.compute.is_some_and(|compute| compute < LEAST_FOR_FP8);
@@ -413,16 +255,6 @@ fn too_old_for_fp8(config: &TrainConfig, gpus: &[&Gpu]) -> Option<Problem> {
     let Gpu { index, name, .. } = gpu;
     let rule = format!("fp8 needs compute capability {least}.{of_least}, and GPU {index} ({name}) has {major}.{minor}");
     Some(config.origins.problem("model.matmul", rule).suggest("bf16"))
-}
-
-fn planned(prepared: Prepared) -> PreparedData {
-    PreparedData {
-        path: prepared.path,
-        rows: prepared.summary.rows,
-        tokens: prepared.summary.tokens,
-        longest_row: prepared.summary.longest_row,
-        classes: prepared.summary.classes,
-    }
 }
 
 /// The threads of each rank by the environment; OpenMP's list for nested teams begins with the outermost. A note on what is no

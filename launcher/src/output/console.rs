@@ -138,14 +138,16 @@ impl Console {
         self.tell(Shown::Begin { step: resume_step, steps });
     }
 
-    /// Shows a step: on the live line, and in a row if it is logged. `left`: until the job is done, if that is known.
-    pub fn step(&mut self, step: &StepMetrics, left: Option<Duration>) {
-        self.tell(Shown::Step { step: step.step, logged: step.logged, text: describe(step, left) });
+    /// Shows a step: on the live line, and in a row if it is logged. `left`: until the job has made all steps, if that is known.
+    /// `may_end_earlier`: than after all steps.
+    pub fn step(&mut self, step: &StepMetrics, left: Option<Duration>, may_end_earlier: bool) {
+        let text = describe(step, left, may_end_earlier);
+        self.tell(Shown::Step { step: step.step, logged: step.logged, text });
     }
 
     /// Shows a validation.
     pub fn eval(&mut self, eval: &EvalMetrics) {
-        self.row(&format!("step {}/{}  eval loss {:.4}", eval.step, self.steps, eval.eval_loss));
+        self.row(&format!("step {}/{}  eval loss {}", eval.step, self.steps, losses(eval)));
     }
 
     /// A line of progress; the only kind that may be dropped.
@@ -298,26 +300,34 @@ fn show_stall(shown: &Shown, screen: ScreenKind, sayings: &mut Sayings, terminal
     }
 }
 
+/// `2.5000`, or, of several sets, `2.5000  (books 2.7500, questions 2.1250)`.
+pub fn losses(eval: &EvalMetrics) -> String {
+    let sets: Vec<String> = eval.sets.iter().map(|set| format!("{} {:.4}", set.name, set.eval_loss)).collect();
+    let sets = if sets.len() > 1 { format!("  ({})", sets.join(", ")) } else { String::new() };
+    format!("{:.4}{sets}", eval.eval_loss)
+}
+
 /// Whether `pause` has passed since `last`, if that ever was.
 fn is_over(last: Option<Instant>, pause: Duration) -> bool {
     last.is_none_or(|last| last.elapsed() >= pause)
 }
 
-/// `loss 2.3456  grad norm 1.23  lr 5.00e-5  1234 tokens/s  1m20s left`
-fn describe(step: &StepMetrics, left: Option<Duration>) -> StepText {
+/// `loss 2.3456  grad norm 1.23  lr 5.00e-5  1234 tokens/s  1m20s left`, or `at most 1m20s left`.
+fn describe(step: &StepMetrics, left: Option<Duration>, may_end_earlier: bool) -> StepText {
     let left = left.map_or("?".to_owned(), units::duration);
     StepText {
         loss: format!("loss {:.4}", step.loss),
         grad_norm: format!("grad norm {:.3}", step.grad_norm),
         learning_rate: format!("lr {:.2e}", step.learning_rate),
         speed: format!("{:.0} tokens/s", step.tokens_per_second),
-        left: format!("{left} left"),
+        left: if may_end_earlier { format!("at most {left} left") } else { format!("{left} left") },
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proto::control::EvalSet;
 
     #[test]
     fn a_step_is_one_line_whatever_its_numbers() {
@@ -331,9 +341,11 @@ mod tests {
             ..Default::default()
         };
         let line = "loss 2.3457  grad norm 1.000  lr 5.00e-5  1234 tokens/s  1m20s left";
-        assert_eq!(describe(&step, Some(Duration::from_secs(80))).row(), line);
+        let left = Some(Duration::from_secs(80));
+        assert_eq!(describe(&step, left, false).row(), line);
+        assert!(describe(&step, left, true).row().ends_with("  at most 1m20s left"));
         let odd = StepMetrics { loss: f64::NAN, ..step };
-        assert_eq!(describe(&odd, None).row(), "loss NaN  grad norm 1.000  lr 5.00e-5  1234 tokens/s  ? left");
+        assert_eq!(describe(&odd, None, false).row(), "loss NaN  grad norm 1.000  lr 5.00e-5  1234 tokens/s  ? left");
     }
 
     /// A console that somebody follows, and what the follower is told.
@@ -345,6 +357,17 @@ mod tests {
 
     fn all(told: &mut broadcast::Receiver<Shown>) -> Vec<Shown> {
         std::iter::from_fn(|| told.try_recv().ok()).collect()
+    }
+
+    #[test]
+    fn several_validation_sets_have_a_loss_each() {
+        let set = |name: &str, eval_loss| EvalSet { name: name.into(), eval_loss, label_tokens: 1 };
+        let (mut console, mut told) = followed();
+        for sets in [vec![set("only", 2.5)], vec![set("books", 2.75), set("questions", f64::NAN)]] {
+            console.eval(&EvalMetrics { step: 3, eval_loss: 2.5, sets, ..EvalMetrics::default() });
+        }
+        let rows = ["step 3/0  eval loss 2.5000", "step 3/0  eval loss 2.5000  (books 2.7500, questions NaN)"];
+        assert_eq!(all(&mut told), rows.map(|row| Shown::Row(row.into())));
     }
 
     #[test]

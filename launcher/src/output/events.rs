@@ -123,6 +123,13 @@ pub enum Moment<'a> {
     },
     /// Training is where it was before a failure.
     Recovered(Recovery),
+    /// Validation did not improve any more: training is complete before its last step.
+    StoppedEarly {
+        /// The step that was the last one.
+        step: u64,
+        /// Why.
+        reason: &'a str,
+    },
     /// Training is complete.
     Done {
         /// Steps of the whole run.

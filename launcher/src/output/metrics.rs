@@ -8,7 +8,7 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::PathBuf;
 
-use proto::control::{EvalMetrics, StepMetrics};
+use proto::control::{EvalMetrics, EvalSet, StepMetrics};
 use serde::Serialize;
 
 use crate::files::{open_to_append, write_atomically};
@@ -59,6 +59,20 @@ pub struct EvalRow {
     step: u64,
     pub(super) eval_loss: f64,
     pub(super) label_tokens: u64,
+    /// Of several sets, each of them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) sets: Vec<SetRow>,
+    /// Why training ends with this validation, if it does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) stopped_early: Option<String>,
+}
+
+/// What a validation says of one of several sets.
+#[derive(Debug, Clone, Serialize)]
+pub struct SetRow {
+    pub(super) set: String,
+    pub(super) set_loss: f64,
+    pub(super) set_label_tokens: u64,
 }
 
 impl Row {
@@ -89,9 +103,24 @@ impl StepRow {
     }
 }
 
+impl EvalRow {
+    /// The same of a validation that training ends with, if there is a `reason` for that.
+    pub fn ending(self, reason: Option<String>) -> Self {
+        Self { stopped_early: reason, ..self }
+    }
+}
+
 impl From<&EvalMetrics> for EvalRow {
     fn from(eval: &EvalMetrics) -> Self {
-        Self { step: eval.step, eval_loss: eval.eval_loss, label_tokens: eval.label_tokens }
+        let EvalMetrics { step, eval_loss, label_tokens, .. } = *eval;
+        let of_set = |set: &EvalSet| SetRow {
+            set: set.name.clone(),
+            set_loss: set.eval_loss,
+            set_label_tokens: set.label_tokens,
+        };
+        // The numbers of a single one are those of all.
+        let sets = if eval.sets.len() > 1 { eval.sets.iter().map(of_set).collect() } else { vec![] };
+        Self { step, eval_loss, label_tokens, sets, stopped_early: None }
     }
 }
 
@@ -184,7 +213,9 @@ mod tests {
         metrics.rewind(0).unwrap();
         let step = StepMetrics { step: 3, loss: f64::NAN, grad_norm: f64::INFINITY, tokens: 7, ..Default::default() };
         metrics.write(&StepRow::new(&step, vec![])).unwrap();
-        metrics.write(&EvalRow::from(&EvalMetrics { step: 3, eval_loss: 0.1, label_tokens: 5 })).unwrap();
+        metrics
+            .write(&EvalRow::from(&EvalMetrics { step: 3, eval_loss: 0.1, label_tokens: 5, ..Default::default() }))
+            .unwrap();
         let expected = "{\"step\":3,\"loss\":null,\"grad_norm\":null,\"learning_rate\":0.0,\"tokens\":7,\
                         \"tokens_per_second\":0.0,\"step_seconds\":0.0}\n{\"step\":3,\"eval_loss\":0.1,\"label_tokens\":5}\n";
         assert_eq!(fs::read_to_string(path).unwrap(), expected);

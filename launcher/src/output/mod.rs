@@ -4,6 +4,7 @@
 //! costs its rows and a warning, never the training.
 
 pub mod console;
+pub mod early_stop;
 pub mod events;
 mod exchanges;
 pub mod gpu_log;
@@ -27,7 +28,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use proto::config::{Log, Sink};
-use proto::control::{CheckpointSaved, EvalMetrics, Finished, SkippedStep, StepMetrics};
+use proto::control::{CheckpointSaved, EarlyStop, EvalMetrics, Finished, SkippedStep, StepMetrics};
 use proto::env::WandbEnv;
 use proto::plan::Plan;
 use proto::run_dir::RunDir;
@@ -86,8 +87,12 @@ pub struct Latest {
     pub step: u64,
     /// Its loss.
     pub loss: Option<f64>,
-    /// Loss of the latest validation.
-    pub eval_loss: Option<f64>,
+    /// The latest validation.
+    pub eval: Option<EvalMetrics>,
+    /// The step of the best validation, and its loss.
+    pub best: Option<(u64, f64)>,
+    /// Why training has ended before its last step, if it has.
+    pub early_stop: Option<EarlyStop>,
     /// Label tokens trained on.
     pub tokens: u64,
     /// High-water mark of each finished rank's memory, and what it was before the model's was allocated, in bytes.
@@ -300,8 +305,8 @@ impl Output {
             self.metrics_row(&Row::Step(StepRow::new(step, self.gpus.latest())));
         }
         let by_steps = step.step_seconds * steps.saturating_sub(step.step) as f64;
-        let left = self.time_left.step(plan, step.step, now, 0.0);
-        self.console.step(step, left.or(Duration::try_from_secs_f64(by_steps).ok()));
+        let left = self.time_left.step(plan, step.step, now).or(Duration::try_from_secs_f64(by_steps).ok());
+        self.console.step(step, left, plan.early_stopping.is_on());
         if let Some(share) = step.exchange_share.filter(|_| !self.told_of_exchanges)
             && let Some(advice) = exchanges::advice(plan, share)
         {
@@ -345,12 +350,24 @@ impl Output {
             .warn(&format!("step {step}: loss {loss}, gradient norm {grad_norm}: not applied; made of {named}{more}"));
     }
 
-    /// The validation set was scored.
-    pub fn eval(&mut self, eval: &EvalMetrics) {
-        self.latest.eval_loss = Some(eval.eval_loss);
+    /// The validation sets of a plan were scored.
+    pub fn eval(&mut self, plan: &Plan, eval: &EvalMetrics) {
+        let EvalMetrics { step, without_improvement, best_step, best_loss, .. } = *eval;
+        self.latest.eval = Some(eval.clone());
+        self.latest.best = (best_step > 0).then_some((best_step, best_loss));
         self.progress();
-        self.metrics_row(&Row::Eval(EvalRow::from(eval)));
-        self.console.eval(eval);
+        let stop = EarlyStop { without_improvement, best_step, best_loss };
+        let stopped_early = eval.stops.then(|| early_stop::reason(&stop, plan.early_stopping));
+        self.metrics_row(&Row::Eval(EvalRow::from(eval).ending(stopped_early.clone())));
+        // Without steps it is all that is asked for, and told at the end.
+        if step > 0 {
+            self.console.eval(eval);
+        }
+        if let Some(reason) = stopped_early {
+            // The model is saved now, which shows nothing until it is whole.
+            self.rest();
+            self.console.row(&format!("step {step}: training stops early: {reason}"));
+        }
     }
 
     /// A checkpoint is complete.
@@ -375,10 +392,17 @@ impl Output {
 
     /// A rank's work is done.
     pub fn finished(&mut self, rank: usize, report: &Finished) {
+        self.latest.step = self.latest.step.max(report.step);
+        self.latest.early_stop = report.early_stop.or(self.latest.early_stop);
         self.latest.memory.insert(rank, (report.peak_memory_bytes, report.baseline_memory_bytes));
         if report.gpu_peak_bytes > 0 {
             self.latest.gpu_memory.insert(rank, report.gpu_peak_bytes);
         }
+    }
+
+    /// Training has ended after `step`, before its last step.
+    pub fn stopped_early(&mut self, step: u64, reason: &str) {
+        self.event(Moment::StoppedEarly { step, reason });
     }
 
     /// Training is complete.

@@ -9,6 +9,7 @@ use proto::model_config::ModelConfig;
 use proto::pipeline::{PassCosts, bubble_fraction};
 use proto::plan::{Backend, Plan, Trained};
 use proto::sampler::{ClassShare, Sampling};
+use proto::validation::EarlyStopping;
 
 use super::units::{bytes, count, plural};
 
@@ -24,6 +25,7 @@ pub fn plan_table(plan: &Plan, room: Room) -> String {
             .chain(classes(plan).into_iter().map(|class| ("", class)))
             .chain(of_run)
             .chain(memory(plan, room))
+            .chain(validation(plan).map(|text| ("validated", text)))
             .chain([("saving", saving(plan))]),
     )
 }
@@ -36,9 +38,9 @@ pub fn plan_rows(plan: &Plan) -> Vec<(&'static str, String)> {
         ("steps", steps(plan)),
         ("optimizer", optimizer(plan)),
         ("schedule", schedule(plan)),
-        ("saving", saving(plan)),
     ];
-    of_layout(plan).into_iter().chain(rest).collect()
+    let last = validation(plan).map(|text| ("validated", text)).into_iter().chain([("saving", saving(plan))]);
+    of_layout(plan).into_iter().chain(rest).chain(last).collect()
 }
 
 /// As [`plan_table`], without what only the data knows.
@@ -122,7 +124,11 @@ fn data(plan: &Plan) -> String {
         (Sampling::Shares, true) => "classes by shares, shuffled",
         (Sampling::Shares, false) => "classes by shares, each in file order",
     };
-    let validation = if plan.data.validation.is_some() { "with validation" } else { "no validation" };
+    let validation = match plan.data.validation_sets.len() {
+        0 => "no validation".to_owned(),
+        1 => "with validation".to_owned(),
+        sets => format!("{sets} validation sets"),
+    };
     format!(
         "{} of at most {} tokens, {} tokens in all, {order}; {validation}",
         plural(plan.data.train_rows, "row"),
@@ -251,7 +257,31 @@ fn beside_gpus(need: Need, room: Room) -> String {
 
 fn saving(plan: &Plan) -> String {
     let checkpoint = plan.checkpoint;
-    format!("every {}, the newest {} kept", plural(checkpoint.every_steps, "step"), checkpoint.keep_last)
+    let best = match checkpoint.keep_best {
+        _ if plan.data.validation_sets.is_empty() => String::new(),
+        0 => String::new(),
+        1 => ", and after each validation that is the best so far; the best one kept".to_owned(),
+        kept => format!(", and after each validation that is the best so far; the best {kept} kept"),
+    };
+    format!("every {}, the newest {} kept{best}", plural(checkpoint.every_steps, "step"), checkpoint.keep_last)
+}
+
+/// When it is validated, and what may come of it.
+fn validation(plan: &Plan) -> Option<String> {
+    if plan.data.validation_sets.is_empty() {
+        return None;
+    }
+    let when = match plan.validation_every_steps {
+        0 => "at the end of each epoch".to_owned(),
+        steps => format!("every {}", plural(steps, "step")),
+    };
+    let EarlyStopping { patience, min_delta } = plan.early_stopping;
+    if !plan.early_stopping.is_on() {
+        return Some(when);
+    }
+    let by = if min_delta > 0.0 { format!(" by more than {min_delta}") } else { String::new() };
+    let times = plural(patience, "validation");
+    Some(format!("{when}; training stops early after {times} in a row without improvement{by}"))
 }
 
 /// Parameters of the whole model.
@@ -321,7 +351,7 @@ pub(crate) mod tests {
         draft
             .with_data(
                 PreparedData { path: "/d".into(), rows: 320, tokens: 1_000_000, longest_row: 64, classes: vec![] },
-                None,
+                &[],
                 start,
             )
             .unwrap()
@@ -421,9 +451,9 @@ pub(crate) mod tests {
             table.lines().nth(7).unwrap().to_owned()
         };
         // 288 of 320 rows in larger steps than now.
-        let start = Progress { step: 4, rows: 288, label_tokens: 0 };
+        let start = Progress { step: 4, rows: 288, ..Progress::default() };
         assert_eq!(steps(start, ""), "steps     5, 1.00 epochs, about 1.0 M tokens; goes on from step 4");
-        let start = Progress { step: 20, rows: 640, label_tokens: 0 };
+        let start = Progress { step: 20, rows: 640, ..Progress::default() };
         let there = "steps     10, 2.00 epochs, about 2.0 M tokens; already at step 20, nothing left to train";
         assert_eq!(steps(start, "[train]\nsteps = 10\n"), there);
     }

@@ -11,8 +11,10 @@ use proto::plan::{Device, Plan};
 use proto::progress::{Call, CallState, Place};
 use proto::run_dir::RunDir;
 
+use super::console::losses;
 use super::timeline::{Goodput, Recovery};
-use super::{Latest, units};
+use super::{Latest, early_stop, units};
+use crate::run_dir::checkpoints::{self, Best};
 use crate::supervise::hang::{Hang, ProcessState};
 use crate::supervise::{Failure, Kind};
 
@@ -179,7 +181,17 @@ pub fn summary(plan: &Plan, run_dir: &RunDir, latest: &Latest, goodput: Goodput,
         at if at >= plan.steps => {
             format!("{}: already at step {at} of {}, nothing left to train", plan.name, plan.steps)
         }
-        _ => format!("{}: done, {} in {}", plan.name, units::plural(plan.steps, "step"), units::duration(elapsed)),
+        at => match latest.early_stop {
+            Some(stop) => {
+                let (steps, reason) = (plan.steps, early_stop::reason(&stop, plan.early_stopping));
+                let step = latest.step;
+                let within = if step > at { format!(", in {}", units::duration(elapsed)) } else { String::new() };
+                format!("{}: stopped early at step {step} of {steps}{within}: {reason}", plan.name)
+            }
+            None => {
+                format!("{}: done, {} in {}", plan.name, units::plural(plan.steps, "step"), units::duration(elapsed))
+            }
+        },
     };
     if restarts > 0 {
         text += &format!(", {}", units::plural(restarts.into(), "restart"));
@@ -187,8 +199,11 @@ pub fn summary(plan: &Plan, run_dir: &RunDir, latest: &Latest, goodput: Goodput,
     if let Some(loss) = latest.loss {
         text += &format!("\n  loss    {loss:.4} at the last step, {} label tokens", units::count(latest.tokens));
     }
-    if let Some(loss) = latest.eval_loss {
-        text += &format!("\n  eval    {loss:.4}");
+    if let Some(eval) = &latest.eval {
+        text += &format!("\n  eval    {}", losses(eval));
+    }
+    if let Some(best) = best_validation(run_dir, latest) {
+        text += &format!("\n  best    {best}");
     }
     if plan.start.step < plan.steps {
         let recovering = match goodput.recovering {
@@ -213,6 +228,20 @@ pub fn summary(plan: &Plan, run_dir: &RunDir, latest: &Latest, goodput: Goodput,
         text += &format!("\n  memory  {peak} at most, on rank {rank}; predicted {predicted}");
     }
     text + &format!("\n  model   {}", run_dir.final_model().display())
+}
+
+/// The best validation, and the checkpoint that can be used for it.
+fn best_validation(run_dir: &RunDir, latest: &Latest) -> Option<String> {
+    let kept = checkpoints::best(run_dir).map(|Best { scored, .. }| (scored, run_dir.best().display().to_string()));
+    match (kept, latest.best) {
+        (Some((kept, link)), Some((step, loss))) if kept.step != step => Some(format!(
+            "{loss:.4} after step {step}, of which there is no checkpoint; {:.4} after step {}, in {link}",
+            kept.loss, kept.step
+        )),
+        (Some((kept, link)), _) => Some(format!("{:.4} after step {}, in {link}", kept.loss, kept.step)),
+        (None, Some((step, loss))) => Some(format!("{loss:.4} after step {step}, of which no checkpoint is kept")),
+        (None, None) => None,
+    }
 }
 
 #[cfg(test)]
@@ -332,7 +361,7 @@ mod tests {
         ] {
             let data = PreparedData { path: "/d".into(), rows: 320, tokens: 1000, longest_row: 64, classes: vec![] };
             let start = Progress { step, ..Progress::default() };
-            let plan = draft.with_data(data, None, start).unwrap();
+            let plan = draft.with_data(data, &[], start).unwrap();
             let second = Duration::from_secs(1);
             let goodput = Goodput { steps: second, recovering: second / 2, elapsed: 2 * second };
             let text = summary(&plan, &RunDir::new("/run"), &Latest::default(), goodput, 0);

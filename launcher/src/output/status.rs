@@ -169,6 +169,10 @@ impl JobStatus {
                 self.rank_pids.clear();
                 self.state
             }
+            Moment::StoppedEarly { step, reason } => {
+                self.reason = Some(format!("stopped early at step {step}: {reason}"));
+                self.state
+            }
             Moment::Done { .. } => State::Done,
             Moment::Stopping { .. } => State::Stopping,
             Moment::Interrupted { .. } => State::Interrupted,

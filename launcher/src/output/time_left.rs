@@ -63,8 +63,7 @@ pub struct TimeLeft {
 
 impl TimeLeft {
     /// A step is told. Returns how long the steps and pauses after it will take, once there is something to tell it from.
-    /// `validation_steps`: how many steps' forward passes a validation is.
-    pub fn step(&mut self, plan: &Plan, step: u64, now: Instant, validation_steps: f64) -> Option<Duration> {
+    pub fn step(&mut self, plan: &Plan, step: u64, now: Instant) -> Option<Duration> {
         match self.newest.replace((step, now)) {
             Some((before, since)) if step == before + 1 => {
                 self.interval(Pause::after(plan, before), (now - since).as_secs_f64());
@@ -72,7 +71,7 @@ impl TimeLeft {
             // A step that was told twice, or some that were not told: nothing is known of them.
             _ => {}
         }
-        self.left(plan, step, validation_steps)
+        self.left(plan, step)
     }
 
     /// `seconds` passed from the end of one step to the end of the next, with a pause between them.
@@ -109,9 +108,9 @@ impl TimeLeft {
         (count > 0).then(|| self.steps.iter().sum::<f64>() / count as f64)
     }
 
-    fn left(&self, plan: &Plan, step: u64, validation_steps: f64) -> Option<Duration> {
+    fn left(&self, plan: &Plan, step: u64) -> Option<Duration> {
         let step_seconds = self.step_seconds()?;
-        let validation = self.validations.get().unwrap_or(step_seconds * validation_steps / PASSES_PER_STEP);
+        let validation = self.validations.get().unwrap_or(step_seconds * steps_as_long(plan));
         let checkpoint = self.checkpoints.get().unwrap_or(0.0);
         let (validations, checkpoints) = pauses_from(plan, step);
         let steps = plan.steps.saturating_sub(step) as f64;
@@ -123,13 +122,21 @@ impl TimeLeft {
 /// A backward pass takes as long as two forward passes.
 const PASSES_PER_STEP: f64 = 3.0;
 
+/// How many steps should take as long as a validation.
+fn steps_as_long(plan: &Plan) -> f64 {
+    let tokens: u64 = plan.data.validation_sets.iter().map(|set| set.tokens).sum();
+    let rows_per_step = plan.batch.global_batch_size as f64;
+    let tokens_per_step = rows_per_step * plan.data.train_tokens as f64 / plan.data.train_rows as f64;
+    tokens as f64 / tokens_per_step / PASSES_PER_STEP
+}
+
 /// How many validations and checkpoints follow step `step` or a later one.
 fn pauses_from(plan: &Plan, step: u64) -> (u64, u64) {
     let (first, last) = (step.clamp(1, plan.steps), plan.steps);
     // One after the last step comes in any case.
     let due = |every: u64| (last - 1) / every - (first - 1) / every + 1;
     let validations = match plan.validation_every_steps {
-        _ if plan.data.validation.is_none() => 0,
+        _ if plan.data.validation_sets.is_empty() => 0,
         0 => {
             let epochs = plan.epochs_after(last - 1) - plan.epochs_after(first - 1);
             // A step may be longer than an epoch.
@@ -142,6 +149,8 @@ fn pauses_from(plan: &Plan, step: u64) -> (u64, u64) {
 
 #[cfg(test)]
 mod tests {
+    use proto::plan::ValidationSet;
+
     use super::*;
     use crate::output::sinks::tests::facts;
 
@@ -151,8 +160,11 @@ mod tests {
         plan.steps = steps;
         plan.validation_every_steps = validates_every;
         plan.checkpoint.every_steps = saves_every;
-        plan.data.validation = Some("/v".into());
         plan.data.train_rows = plan.batch.global_batch_size * 10;
+        plan.data.train_tokens = plan.data.train_rows * 100;
+        // The forward passes of so many tokens take as long as two and a quarter steps.
+        let tokens = plan.batch.global_batch_size * 100 * 27 / 4;
+        plan.data.validation_sets = vec![ValidationSet { name: "v".into(), rows: "/v".into(), tokens }];
         plan
     }
 
@@ -178,7 +190,7 @@ mod tests {
             }
         }
         let mut none = plan(40, 5, 5);
-        none.data.validation = None;
+        none.data.validation_sets.clear();
         assert_eq!(pauses_from(&none, 7), (0, 7));
     }
 
@@ -193,9 +205,7 @@ mod tests {
         let mut foretold = vec![];
         for step in 1..=plan.steps {
             now += Duration::from_secs_f64(step_seconds(step));
-            // The guess before the first one is a quarter off.
-            let guess = 0.75 * validation / step_seconds(2) * PASSES_PER_STEP;
-            foretold.push((step, now, left.step(plan, step, now, guess)));
+            foretold.push((step, now, left.step(plan, step, now)));
             now += Duration::from_secs_f64(took(step));
         }
         let error = |(step, at, left): (u64, Instant, Option<Duration>)| {
@@ -213,7 +223,8 @@ mod tests {
 
     #[test]
     fn from_step_20_on_it_is_within_five_percent() {
-        // The first step takes ten times as long; a validation takes three steps, a checkpoint one and a half.
+        // The first step takes ten times as long; a validation takes three steps, a quarter more than is foretold before the first
+        // one, a checkpoint one and a half.
         for (steps, validates_every, saves_every) in [(300, 50, 100), (1000, 0, 500), (120, 7, 7), (4000, 1000, 1000)] {
             let plan = plan(steps, validates_every, saves_every);
             let step_seconds = |step| if step == 1 { 10.0 } else { jitter(step, 0.15) };
@@ -236,10 +247,10 @@ mod tests {
         let (plan, now) = (plan(100, 0, 100), Instant::now());
         let mut left = TimeLeft::default();
         let at = |seconds| now + Duration::from_secs(seconds);
-        assert_eq!(left.step(&plan, 1, at(100), 0.0), None);
-        assert_eq!(left.step(&plan, 2, at(101), 0.0), None, "its start was the first step's end");
-        assert!(left.step(&plan, 3, at(102), 0.0).is_some());
-        let before = left.clone().step(&plan, 3, at(103), 0.0);
-        assert_eq!(left.step(&plan, 9, at(200), 0.0).map(|left| left.as_secs()), before.map(|left| left.as_secs() - 6));
+        assert_eq!(left.step(&plan, 1, at(100)), None);
+        assert_eq!(left.step(&plan, 2, at(101)), None, "its start was the first step's end");
+        assert!(left.step(&plan, 3, at(102)).is_some());
+        let before = left.clone().step(&plan, 3, at(103));
+        assert_eq!(left.step(&plan, 9, at(200)).map(|left| left.as_secs()), before.map(|left| left.as_secs() - 6));
     }
 }

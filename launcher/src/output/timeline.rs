@@ -135,6 +135,7 @@ impl Timeline {
             | Moment::Gpu { .. }
             | Moment::Checkpoint { .. }
             | Moment::Recovered(_)
+            | Moment::StoppedEarly { .. }
             | Moment::Stopping { .. }
             | Moment::Interrupted { .. }
             | Moment::Failed { .. } => {}

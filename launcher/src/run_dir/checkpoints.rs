@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use proto::manifest::{Manifest, ManifestError};
 use proto::run_dir::RunDir;
+use proto::validation::Scored;
 
 use crate::files::free_name;
 
@@ -77,6 +78,22 @@ pub fn newest(run_dir: &RunDir, beginning: Option<&Checkpoint>) -> io::Result<Fo
     Ok(found)
 }
 
+/// The checkpoint with the lowest validation loss, which the run directory's link leads to.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Best {
+    /// Its folder.
+    pub path: PathBuf,
+    /// Its step and loss.
+    pub scored: Scored,
+}
+
+/// Reads where the run directory's link leads to. `None`: there is no checkpoint that was validated, or none is kept for that.
+pub fn best(run_dir: &RunDir) -> Option<Best> {
+    let path = run_dir.root().join(fs::read_link(run_dir.best()).ok()?);
+    let progress = Manifest::read(&path).ok()?.progress;
+    Some(Best { path, scored: progress.validations.at(progress.step)? })
+}
+
 /// Moves what does not lead to `beginning` out of the run's history: later checkpoints of the run; all, if `beginning`
 /// is of another run or there is none. Returns where to, if there were any.
 pub fn set_aside(run_dir: &RunDir, beginning: Option<&Checkpoint>) -> io::Result<Option<PathBuf>> {
@@ -140,9 +157,10 @@ pub(crate) mod tests {
         let model = r#"{"architectures": ["LlamaForCausalLM"], "hidden_size": 8, "intermediate_size": 8,
                         "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 8}"#;
         let manifest = Manifest::new(Contents {
-            progress: Progress { step, rows: step, label_tokens: step },
+            progress: Progress { step, rows: step, label_tokens: step, ..Progress::default() },
             seed: 42,
             data: "train-0123.rows".into(),
+            validation_data: vec![],
             model: ModelConfig::parse(Path::new("config.json"), model).unwrap(),
             units: [].into(),
             optimizer: [].into(),

@@ -24,6 +24,7 @@ mod table;
 #[cfg(test)]
 mod tests;
 mod trained;
+mod validation;
 mod value_schemas;
 
 use std::path::Path;
@@ -41,9 +42,10 @@ pub use origins::Origins;
 pub use problem::{ConfigErrors, Problem};
 pub use schema::schema;
 pub use sections::{
-    Checkpoint, Comm, Job, Log, Model, Optimizer, Parallel, Restart, Schedule, THREADS_MAX, Train, Validation, Zero,
+    Checkpoint, Comm, Job, Log, Model, Optimizer, Parallel, Restart, Schedule, THREADS_MAX, Train, Zero,
 };
 pub use trained::{Adapter, Trained};
+pub use validation::{Validation, ValidationSource};
 
 use document::Document;
 
@@ -99,6 +101,11 @@ impl TrainConfig {
         if self.lora.is_on() { Trained::Adapter(self.lora.adapter()) } else { self.model.trained.clone() }
     }
 
+    /// The sets that are scored, by name: none where nothing is.
+    pub fn validation_sets(&self) -> Vec<ValidationSource> {
+        self.validation.sets(&self.data)
+    }
+
     /// The pure half of [`load`](Self::load): text in, config out.
     ///
     /// `path` is not opened: it is named in messages, and its stem is the default of `job.name`.
@@ -123,7 +130,7 @@ impl TrainConfig {
         let comm = Comm::read(&mut document.section("comm"));
         let checkpoint = Checkpoint::read(&mut document.section("checkpoint"));
         let restart = Restart::read(&mut document.section("restart"));
-        let validation = Validation::read(&mut document.section("validation"));
+        let validation = Validation::read(document, data.format);
         let log = Log::read(&mut document.section("log"));
         TrainConfig {
             job,

@@ -38,7 +38,7 @@ pub(super) const SECTIONS: [&str; 14] = [
 pub const THREADS_MAX: u64 = 4096;
 
 /// Any count from 0. TOML integers are signed 64 bit.
-const ANY: RangeInclusive<u64> = 0..=i64::MAX as u64;
+pub(super) const ANY: RangeInclusive<u64> = 0..=i64::MAX as u64;
 /// Any count from 1.
 const SOME: RangeInclusive<u64> = 1..=i64::MAX as u64;
 const ROWS: RangeInclusive<u64> = 1..=1_000_000;
@@ -312,27 +312,6 @@ impl Restart {
             max_restarts: keys.within("max_restarts", 3, ANY),
             snapshot_every_steps: keys.within("snapshot_every_steps", AutoOr::Auto, ANY),
             hang_timeout_seconds: keys.within("hang_timeout_seconds", AutoOr::Auto, ANY),
-        }
-    }
-}
-
-/// `[validation]`: when the validation files are scored, and what follows from it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Validation {
-    /// Steps between validations; 0 is at the end of each epoch. Default: 0.
-    pub every_steps: u64,
-    /// Validations without improvement before training stops; 0 never stops it. Default: 0.
-    pub early_stopping_patience: u64,
-    /// The fall in loss that counts as an improvement. Default: 0.0.
-    pub min_delta: f64,
-}
-
-impl Validation {
-    pub(super) fn read(keys: &mut Keys) -> Self {
-        Validation {
-            every_steps: keys.within("every_steps", 0, ANY),
-            early_stopping_patience: keys.within("early_stopping_patience", 0, ANY),
-            min_delta: keys.within("min_delta", 0.0, at_least(0.0)),
         }
     }
 }

@@ -24,9 +24,10 @@ pub(super) struct Inner {
 }
 
 /// All of them, in the file's order.
-pub(super) const INNER: [Inner; 2] = [
+pub(super) const INNER: [Inner; 3] = [
     Inner { section: "data", key: "source", name: "data.source", is_list: true },
     Inner { section: "data", key: "sampler", name: "data.sampler", is_list: false },
+    Inner { section: "validation", key: "source", name: "validation.source", is_list: true },
 ];
 
 impl Inner {

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::model_config::ModelConfig;
 use crate::sealed::{self, Seal};
+use crate::validation::Validations;
 
 /// Version of the layout of a checkpoint.
 const VERSION: u32 = 3;
@@ -19,7 +20,7 @@ const VERSION: u32 = 3;
 const UNSEALED: u32 = 2;
 
 /// The progress of a run after a step.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 pub struct Progress {
     /// Optimizer steps done.
     pub step: u64,
@@ -27,6 +28,9 @@ pub struct Progress {
     pub rows: u64,
     /// Label tokens trained on.
     pub label_tokens: u64,
+    /// What validations have shown. Earlier checkpoints do not say.
+    #[serde(default)]
+    pub validations: Validations,
 }
 
 /// By unit, ranges `[start, end)` of its flat buffer, ascending: in a file, one after the other.
@@ -42,6 +46,9 @@ pub struct Manifest {
     pub seed: u64,
     /// Name of the prepared training data, which holds a hash of its contents.
     pub data: String,
+    /// Names of the prepared validation data, each of which holds a hash of its contents. Earlier checkpoints do not say.
+    #[serde(default)]
+    pub validation_data: Vec<String>,
     /// The model's config.json.
     pub model: ModelConfig,
     /// Elements of each unit, by name.
@@ -64,6 +71,8 @@ pub struct Contents {
     pub seed: u64,
     /// See [`Manifest::data`].
     pub data: String,
+    /// See [`Manifest::validation_data`].
+    pub validation_data: Vec<String>,
     /// See [`Manifest::model`].
     pub model: ModelConfig,
     /// See [`Manifest::units`].
@@ -120,8 +129,17 @@ impl Manifest {
 
     /// A manifest of the current version.
     pub fn new(contents: Contents) -> Self {
-        let Contents { progress, seed, data, model, units, optimizer, frozen, files } = contents;
-        Self { version: VERSION, progress, seed, data, model, units, optimizer, frozen, files }
+        let Contents { progress, seed, data, validation_data, model, units, optimizer, frozen, files } = contents;
+        Self { version: VERSION, progress, seed, data, validation_data, model, units, optimizer, frozen, files }
+    }
+
+    /// Where a run goes on from here that scores `validation_data`: what was scored before counts only if it was the same data.
+    pub fn progress_on(&self, validation_data: &[String]) -> Progress {
+        let is_same = self.validation_data == validation_data;
+        Progress {
+            validations: if is_same { self.progress.validations } else { Validations::default() },
+            ..self.progress
+        }
     }
 
     /// The text of its file.
@@ -192,9 +210,10 @@ mod tests {
         let model = r#"{"architectures": ["LlamaForCausalLM"], "hidden_size": 8, "intermediate_size": 8,
                         "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 8}"#;
         Manifest::new(Contents {
-            progress: Progress { step: 3, rows: 12, label_tokens: 100 },
+            progress: Progress { step: 3, rows: 12, label_tokens: 100, validations: Validations::default() },
             seed: 42,
             data: "train-0123.rows".into(),
+            validation_data: vec!["validation-0123.rows".into()],
             model: ModelConfig::parse(Path::new("config.json"), model).unwrap(),
             units: [("head".into(), 8)].into(),
             optimizer: [("o".into(), [("head".into(), vec![[0, 8]])].into())].into(),
@@ -214,6 +233,17 @@ mod tests {
         assert!(err.ends_with("o: damaged: has 3 bytes, the manifest says 4"), "{err}");
         fs::remove_file(dir.path().join("o")).unwrap();
         assert!(matches!(Manifest::load(dir.path()), Err(ManifestError::Read { .. })));
+    }
+
+    #[test]
+    fn what_was_scored_on_other_data_does_not_count() {
+        let validations = Validations { step: 3, without_improvement: 2, ..Validations::default() };
+        let mut manifest = manifest();
+        manifest.progress.validations = validations;
+        assert_eq!(manifest.progress_on(&["validation-0123.rows".into()]).validations, validations);
+        let other = manifest.progress_on(&["validation-4567.rows".into()]);
+        assert_eq!(other, Progress { validations: Validations::default(), ..manifest.progress });
+        assert_eq!(manifest.progress_on(&[]).validations, Validations::default());
     }
 
     #[test]

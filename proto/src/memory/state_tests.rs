@@ -22,7 +22,7 @@ fn plan(model: &str, sections: &str, world_size: usize) -> Plan {
     let world =
         World { world_size, cores: 8, omp_num_threads: None, current_dir: "/".into(), machine, room: Room::default() };
     let data = PreparedData { path: "/d".into(), rows: 8, tokens: 80, longest_row: 64, classes: vec![] };
-    Draft::new(&config, world, model).unwrap().with_data(data, None, Progress::default()).unwrap()
+    Draft::new(&config, world, model).unwrap().with_data(data, &[], Progress::default()).unwrap()
 }
 
 /// The plan with only those parameters trained whose names contain one of `parts`.

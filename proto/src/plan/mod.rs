@@ -24,6 +24,7 @@ use crate::model_config::{DiskDType, ModelConfig};
 use crate::pipeline::{Action, PipelineShape, schedule};
 use crate::sampler::{ClassShare, SamplerSettings, Sampling};
 use crate::schedule::Schedule;
+use crate::validation::EarlyStopping;
 
 /// Everything a rank needs to know about its job.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -48,7 +49,7 @@ pub struct Plan {
     pub start: Progress,
     /// Compute threads of one rank.
     pub threads_per_rank: usize,
-    /// Optimizer steps of the whole run, those before `start` included.
+    /// Optimizer steps of the whole run, those before `start` included. None: the validation sets are scored once, and nothing is saved.
     pub steps: u64,
     /// Model and precision.
     pub model: ModelPlan,
@@ -78,6 +79,9 @@ pub struct Plan {
     pub snapshots: Snapshots,
     /// Every how many steps the validation set is scored; 0 is at the end of each epoch. See [`Plan::validates_after`].
     pub validation_every_steps: u64,
+    /// When training stops because validation does not improve. Earlier plans do not say.
+    #[serde(default)]
+    pub early_stopping: EarlyStopping,
     /// Every how many steps a metrics row is written. The first and the last step always are.
     pub log_every_steps: u64,
 }
@@ -156,7 +160,7 @@ impl Plan {
             0 => self.epochs_after(step) > self.epochs_after(step - 1),
             every => step.is_multiple_of(every),
         };
-        self.data.validation.is_some() && (due || step == self.steps)
+        !self.data.validation_sets.is_empty() && (due || step == self.steps)
     }
 
     /// How many epochs are done after step `step`. Below 0 where a restart goes on from before the epoch that `start` is in.
@@ -219,8 +223,9 @@ pub struct DataPlan {
     pub train_rows: u64,
     /// Tokens in the training set.
     pub train_tokens: u64,
-    /// Validation rows, if there are any.
-    pub validation: Option<PathBuf>,
+    /// The validation sets; none where nothing is scored. Earlier plans do not say.
+    #[serde(default)]
+    pub validation_sets: Vec<ValidationSet>,
     /// Longest row there may be, in tokens.
     pub seq_len: usize,
     /// Longest row there is, in tokens.
@@ -233,6 +238,26 @@ pub struct DataPlan {
     /// The classes of the training set; none where nothing tells classes.
     #[serde(default)]
     pub classes: Vec<ClassShare>,
+}
+
+/// A set of rows that is scored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ValidationSet {
+    /// Its name, which is no other's.
+    pub name: String,
+    /// Its rows, in [`crate::dataset`]'s format.
+    pub rows: PathBuf,
+    /// Their tokens. Earlier plans do not say.
+    #[serde(default)]
+    pub tokens: u64,
+}
+
+impl DataPlan {
+    /// Names of the prepared validation data, each of which holds a hash of its contents.
+    pub fn validation_data(&self) -> Vec<String> {
+        let name = |set: &ValidationSet| set.rows.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        self.validation_sets.iter().map(name).collect()
+    }
 }
 
 /// How a step's rows are split:
@@ -292,4 +317,8 @@ pub struct CheckpointPlan {
     pub every_steps: u64,
     /// How many of the newest are kept.
     pub keep_last: u64,
+    /// How many of those with the lowest validation loss are kept beside; if any, one is made after each validation that is the
+    /// best so far. Earlier plans do not say.
+    #[serde(default)]
+    pub keep_best: u64,
 }

@@ -1,7 +1,7 @@
 //! Makes the plan from the user's configuration: first without the data, then with it.
 
 use super::device::{self, Ground, Machine};
-use super::{adapter, parallel, sampling, trained, unsupported, without_effect};
+use super::{adapter, parallel, sampling, trained, unsupported, validation, without_effect};
 use crate::checkpointing::Checkpointing;
 use crate::config::{
     ActivationCheckpointing, AutoOr, Batch, ConfigErrors, Device, Dtype, Length, Matmul, Offload, Problem, TrainConfig,
@@ -13,10 +13,12 @@ use crate::memory::{self, Room, Shortage, Side};
 use crate::mesh::Mesh;
 use crate::model_config::{DiskDType, ModelConfig};
 use crate::plan::{
-    Backend, BatchPlan, CheckpointPlan, DataPlan, ModelPlan, OptimizerPlan, PipelinePlan, Plan, Snapshots, ZeroPlan,
+    Backend, BatchPlan, CheckpointPlan, DataPlan, ModelPlan, OptimizerPlan, PipelinePlan, Plan, Snapshots,
+    ValidationSet, ZeroPlan,
 };
 use crate::sampler::{ClassShare, Sampling};
 use crate::schedule::Schedule;
+use crate::validation::EarlyStopping;
 use std::path::PathBuf;
 
 /// The machine and the ranks that the job runs on.
@@ -66,7 +68,8 @@ pub struct Draft {
 /// Facts that a draft lacks and the data knows.
 struct Rows<'a> {
     train: &'a PreparedData,
-    validation: Option<&'a PreparedData>,
+    /// The sets that are scored, by name.
+    validation: &'a [(String, PreparedData)],
     /// How classes share the positions of an epoch.
     sampling: Sampling,
     classes: Vec<ClassShare>,
@@ -86,6 +89,7 @@ impl Draft {
         problems.extend(trained::problems(config, &model));
         problems.extend(adapter::problems(config, &model));
         problems.extend(sampling::problems(config));
+        problems.extend(validation::problems(config));
         let ground = device::ground(config, &world.machine, world.world_size, &mut problems);
         problems.extend(small_state_problems(config, ground));
         problems.extend(matmul_problem(config, &model, ground));
@@ -135,16 +139,23 @@ impl Draft {
         memory::check(plan, self.world.room)
     }
 
-    /// Adds what only the data knows. `start`: where the run begins, all zero unless it goes on from a checkpoint.
+    /// Adds what only the data knows. `validation`: the sets that are scored, by name. `start`: where the run begins, all zero unless it goes on from a checkpoint.
     pub fn with_data(
         &self,
         train: PreparedData,
-        validation: Option<PreparedData>,
+        validation: &[(String, PreparedData)],
         start: Progress,
     ) -> Result<Plan, ConfigErrors> {
         let steps = self.steps(train.rows, start)?;
         let (sampling, classes) = sampling::shares(&self.config, &train.classes, train.rows)?;
-        Ok(self.complete(&Rows { train: &train, validation: validation.as_ref(), sampling, classes, steps, start }))
+        Ok(self.complete(&Rows { train: &train, validation, sampling, classes, steps, start }))
+    }
+
+    /// A plan that trains nothing: it scores the sets, of which there are some, as they are validated after a step.
+    pub fn for_evaluation(&self, validation: &[(String, PreparedData)]) -> Plan {
+        let (_, train) = validation.first().expect("there is something to score");
+        let (sampling, start) = (Sampling::Uniform, Progress::default());
+        self.complete(&Rows { train, validation, sampling, classes: vec![], steps: 0, start })
     }
 
     fn complete(&self, rows: &Rows) -> Plan {
@@ -254,7 +265,7 @@ impl Draft {
             PreparedData { path: PathBuf::new(), rows, tokens: rows * longest_row, longest_row, classes: vec![] };
         let (sampling, start) = (Sampling::Uniform, Progress::default());
         let steps = self.steps(rows, start)?;
-        Ok(self.complete(&Rows { train: &train, validation: None, sampling, classes: vec![], steps, start }))
+        Ok(self.complete(&Rows { train: &train, validation: &[], sampling, classes: vec![], steps, start }))
     }
 
     fn plan(&self, stage: ZeroStage, checkpointing: Checkpointing, rows: &Rows) -> Plan {
@@ -297,9 +308,14 @@ impl Draft {
             checkpoint: CheckpointPlan {
                 every_steps: config.checkpoint.every_steps,
                 keep_last: config.checkpoint.keep_last,
+                keep_best: config.validation.keep_best,
             },
             snapshots: self.snapshots(),
             validation_every_steps: config.validation.every_steps,
+            early_stopping: EarlyStopping {
+                patience: config.validation.early_stopping_patience,
+                min_delta: config.validation.min_delta,
+            },
             log_every_steps: config.log.every_steps,
         }
     }
@@ -335,12 +351,18 @@ impl Draft {
 
     fn data_plan(&self, rows: &Rows) -> DataPlan {
         let Rows { train, validation, .. } = rows;
+        let sets = validation.iter().map(|(name, data)| ValidationSet {
+            name: name.clone(),
+            rows: data.path.clone(),
+            tokens: data.tokens,
+        });
+        let longest_scored = validation.iter().map(|(_, data)| data.longest_row).max();
         DataPlan {
             train_rows: train.rows,
             train_tokens: train.tokens,
-            longest_row: train.longest_row.max(validation.map_or(0, |data| data.longest_row)),
+            longest_row: train.longest_row.max(longest_scored.unwrap_or(0)),
             train: train.path.clone(),
-            validation: validation.map(|data| data.path.clone()),
+            validation_sets: sets.collect(),
             seq_len: self.config.data.seq_len as usize,
             shuffle: self.config.data.shuffle,
             sampling: rows.sampling,

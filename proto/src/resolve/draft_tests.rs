@@ -37,7 +37,10 @@ fn plan(extra: &str, world_size: usize, rows: u64) -> Plan {
         longest_row: 64,
         classes: vec![],
     };
-    draft(extra, world_size).unwrap().with_data(data.clone(), Some(data), Progress::default()).unwrap()
+    draft(extra, world_size)
+        .unwrap()
+        .with_data(data.clone(), &[("validation".into(), data)], Progress::default())
+        .unwrap()
 }
 
 fn check_refused(extra: &str, world_size: usize, problems: &[&str]) {
@@ -70,16 +73,16 @@ fn epochs_become_steps_that_cover_every_row() {
 #[test]
 fn a_run_by_epochs_that_goes_on_with_another_batch_takes_the_rows_that_are_left() {
     let data = PreparedData { path: "/d".into(), rows: 64, tokens: 640, longest_row: 64, classes: vec![] };
-    let start = Progress { step: 12, rows: 48, label_tokens: 400 };
+    let start = Progress { step: 12, rows: 48, label_tokens: 400, ..Progress::default() };
     let steps = |world_size: usize, start: Progress| {
         let draft = draft("[train]\nepochs = 2\ngradient_accumulation_steps = 4\n", world_size).unwrap();
-        let plan = draft.with_data(data.clone(), Some(data.clone()), start).unwrap();
+        let plan = draft.with_data(data.clone(), &[("validation".into(), data.clone())], start).unwrap();
         (plan.steps, (start.step + 1..=plan.steps).filter(|&step| plan.validates_after(step)).collect::<Vec<_>>())
     };
     assert_eq!(steps(1, start), (32, vec![16, 32]));
     assert_eq!(steps(2, start), (22, vec![14, 22]));
     assert_eq!(steps(4, start), (17, vec![13, 17]));
-    assert_eq!(steps(4, Progress { step: 40, rows: 128, label_tokens: 0 }), (40, vec![]));
+    assert_eq!(steps(4, Progress { step: 40, rows: 128, ..Progress::default() }), (40, vec![]));
 }
 
 #[test]
@@ -111,17 +114,25 @@ fn ranks_that_do_not_multiply_out_are_refused() {
 #[test]
 fn what_is_not_supported_yet_is_refused_all_at_once() {
     check_refused(
-        "[comm]\nbackend = \"tcp\"\n[validation]\nearly_stopping_patience = 7\n",
+        "[comm]\nbackend = \"tcp\"\n[lora]\nrank = 8\ndora = true\n",
         2,
-        &[
-            "comm.backend: not supported yet: use \"auto\"",
-            "validation.early_stopping_patience: not supported yet: use 0",
-        ],
+        &["comm.backend: not supported yet: use \"auto\"", "lora.dora: not supported yet: use false"],
     );
-    for extra in ["[comm]\ncompression = \"int8\"\n", "[validation]\nearly_stopping_patience = 3\n"] {
+    for extra in ["[comm]\ncompression = \"int8\"\n", "[lora]\nrank = 8\ndropout = 0.1\n"] {
         let problems = draft(extra, 2).unwrap_err();
         assert!(problems.len() == 1 && problems[0].contains("not supported yet"), "{extra}: {problems:?}");
     }
+}
+
+#[test]
+fn validation_sets_have_names_of_their_own_and_are_given_once() {
+    let set = |name: &str| format!("[[validation.source]]\nname = \"{name}\"\npath = \"v.jsonl\"\n");
+    let draft = |sets: &[&str], text: &str| draft_for(Machine::This { gpus: Ok(0) }, text, sets, 1);
+    assert!(draft(&[], &(set("a") + &set("b"))).is_ok());
+    let twice = "validation.source[1].name: \"a\" is the name of another [[validation.source]] already";
+    assert_eq!(draft(&[], &(set("a") + &set("a"))).unwrap_err(), [twice]);
+    let both = "data.validation: give only one of data.validation and [[validation.source]]";
+    assert_eq!(draft(&["data.validation=v.jsonl"], &set("a")).unwrap_err(), [both]);
 }
 
 #[test]
@@ -203,8 +214,10 @@ fn an_imagined_machine_is_planned_for_with_gpus_and_what_goes_with_them() {
 #[test]
 fn a_default_without_effect_is_noted_when_written_down() {
     assert_eq!(draft("", 1).unwrap().notes(), Vec::<String>::new());
-    let note = "train.toml:6: validation.min_delta has no effect, validation.early_stopping_patience is 0";
-    assert_eq!(draft("[validation]\nmin_delta = 0.1\n", 1).unwrap().notes(), [note]);
+    let note =
+        "--set validation.min_delta=0.1: validation.min_delta has no effect, validation.early_stopping_patience is 0";
+    let sets = ["data.validation=v.jsonl", "validation.min_delta=0.1"];
+    assert_eq!(draft_for(Machine::This { gpus: Ok(0) }, "", &sets, 1).unwrap().notes(), [note]);
 }
 
 #[test]
@@ -257,7 +270,7 @@ fn a_warm_up_that_the_job_does_not_see_the_end_of_is_noted() {
     let data = PreparedData { path: "/d".into(), rows: 80, tokens: 800, longest_row: 64, classes: vec![] };
     let check = |extra: &str, notes: &[&str]| {
         let draft = draft(extra, 1).unwrap();
-        let plan = draft.with_data(data.clone(), None, Progress::default()).unwrap();
+        let plan = draft.with_data(data.clone(), &[], Progress::default()).unwrap();
         assert_eq!(draft.notes_on(&plan), notes, "{extra}");
     };
     let note = |place: u32, warm_up: u64| {
@@ -328,7 +341,7 @@ fn every_unit_is_in_one_chunk_and_few_units_are_not_interleaved() {
         let extra = format!("[parallel]\npipeline = {pipeline}\npipeline_schedule = \"{schedule}\"\n");
         let draft = draft(&extra, pipeline).unwrap();
         let data = PreparedData { path: "/d".into(), rows: 8, tokens: 80, longest_row: 64, classes: vec![] };
-        (draft.with_data(data, None, Progress::default()).unwrap().pipeline.chunks.len(), draft.notes().len())
+        (draft.with_data(data, &[], Progress::default()).unwrap().pipeline.chunks.len(), draft.notes().len())
     };
     assert_eq!(chunks(2, "1f1b"), (2, 0));
     assert_eq!(chunks(2, "interleaved"), (4, 0));

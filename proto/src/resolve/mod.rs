@@ -11,6 +11,7 @@ mod parallel;
 mod sampling;
 mod trained;
 mod unsupported;
+mod validation;
 mod without_effect;
 
 pub use adapter::begin_with;

@@ -26,7 +26,6 @@ pub(super) fn refused(config: &TrainConfig, machine: &Machine) -> Vec<Problem> {
     let packs_classes = is_asked && kind != SamplerKind::Shuffle;
     let packing = format!("rows of several samples with data.sampler.kind = \"{kind}\": set data.packing = false");
     refuse(packs_classes, "data.packing", &packing);
-    refuse(config.validation.early_stopping_patience > 0, "validation.early_stopping_patience", "use 0");
     problems
 }
 
@@ -37,10 +36,6 @@ pub(super) fn notes(config: &TrainConfig) -> Vec<String> {
         let place = config.origins.place("zero.offload_params");
         let why = "has no effect: what computes follows from the masters, which zero.offload_optimizer moves";
         notes.push(format!("{place}: zero.offload_params = \"cpu\" {why}"));
-    }
-    if config.validation.min_delta > 0.0 && config.validation.early_stopping_patience == 0 {
-        let place = config.origins.place("validation.min_delta");
-        notes.push(format!("{place}: validation.min_delta has no effect, validation.early_stopping_patience is 0"));
     }
     notes
 }

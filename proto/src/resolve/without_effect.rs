@@ -13,11 +13,13 @@ pub(super) fn notes(config: &TrainConfig, mesh: Mesh) -> Vec<String> {
     let mut note = |applies: bool, key: &str, why: &str| {
         notes.extend((applies && config.origins.is_set(key)).then(|| without_effect(config, key, why)));
     };
-    note(
-        config.data.validation.is_empty(),
-        "validation.every_steps",
-        "there are no validation files (data.validation)",
-    );
+    let has_none = config.validation_sets().is_empty();
+    let why = "there are no validation files (data.validation)";
+    for key in ["every_steps", "early_stopping_patience", "min_delta", "keep_best"] {
+        note(has_none, &format!("validation.{key}"), why);
+    }
+    let never_stops = !has_none && config.validation.early_stopping_patience == 0;
+    note(never_stops, "validation.min_delta", "validation.early_stopping_patience is 0");
     for key in ["alpha", "dropout", "targets", "rslora", "dora", "modules_to_save", "quantize"] {
         note(!config.lora.is_on(), &format!("lora.{key}"), "there are no adapters (lora.rank)");
     }

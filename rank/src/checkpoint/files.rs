@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::ErrorKind;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use proto::manifest::FileEntry;
@@ -58,6 +59,35 @@ pub(super) fn write_synced(path: &Path, bytes: &[u8]) -> Result<()> {
     sync(path)
 }
 
+/// Writes a small file in place of the one that is there, which is seen whole at any time.
+pub(super) fn write_replacing(path: &Path, bytes: &[u8]) -> Result<()> {
+    let temporary = temporary_name(path);
+    write_synced(&temporary, bytes)?;
+    fs::rename(&temporary, path).map_err(writing(path))?;
+    sync(path.parent().expect("a file in a folder"))
+}
+
+/// Has the link `path` lead to `target`, or to nothing any more. What is no link stays as it is; where a file system has no links,
+/// there is none.
+pub(super) fn replace_link(path: &Path, target: Option<&Path>) -> Result<()> {
+    let there = fs::symlink_metadata(path).ok();
+    if there.as_ref().is_some_and(|there| !there.is_symlink()) {
+        return Ok(());
+    }
+    let Some(target) = target else {
+        return if there.is_some() { fs::remove_file(path).map_err(writing(path)) } else { Ok(()) };
+    };
+    if fs::read_link(path).is_ok_and(|old| old == target) {
+        return Ok(());
+    }
+    let temporary = temporary_name(path);
+    remove_hidden(&temporary)?;
+    match symlink(target, &temporary) {
+        Err(err) if matches!(err.kind(), ErrorKind::Unsupported | ErrorKind::PermissionDenied) => Ok(()),
+        linked => linked.and_then(|()| fs::rename(&temporary, path)).map_err(writing(path)),
+    }
+}
+
 /// Waits until what was written to `path` (a file or a folder) is on the disk.
 pub(super) fn sync(path: &Path) -> Result<()> {
     File::open(path).and_then(|file| file.sync_all()).map_err(writing(path))
@@ -100,6 +130,24 @@ mod tests {
             assert_eq!(fs::read_to_string(to.join("x")).unwrap(), content);
         }
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing else is left");
+    }
+
+    #[test]
+    fn a_link_is_replaced_and_removed_and_nothing_else_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("best");
+        replace_link(&path, None).unwrap();
+        for target in ["checkpoints/a", "checkpoints/b", "checkpoints/b"] {
+            replace_link(&path, Some(Path::new(target))).unwrap();
+            assert_eq!(fs::read_link(&path).unwrap(), Path::new(target));
+        }
+        replace_link(&path, None).unwrap();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+        fs::write(&path, "the user's").unwrap();
+        for target in [None, Some(Path::new("x"))] {
+            replace_link(&path, target).unwrap();
+            assert_eq!(fs::read_to_string(&path).unwrap(), "the user's");
+        }
     }
 
     #[test]

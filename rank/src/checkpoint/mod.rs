@@ -16,6 +16,7 @@ mod files;
 mod optimizer_state;
 mod pretrained;
 mod resume;
+mod retention;
 mod safetensors_writer;
 mod save;
 mod settling;

@@ -12,8 +12,8 @@ use super::optimizer_state;
 use crate::engine::Memory;
 
 /// Fills parameters, masters and moments from `checkpoint`, as far as they were trained: what was frozen is filled already.
-/// Every rank of the job calls it.
-pub fn resume(checkpoint: &Path, memory: &mut Memory) -> Result<Progress> {
+/// `validation_data`: what the job scores. Every rank of the job calls it.
+pub fn resume(checkpoint: &Path, validation_data: &[String], memory: &mut Memory) -> Result<Progress> {
     let manifest = Manifest::load(checkpoint)?;
     let path = || checkpoint.join(Manifest::FILE);
     let fits = check_units(&manifest, memory).and_then(|()| check_trained(&manifest, memory));
@@ -26,7 +26,7 @@ pub fn resume(checkpoint: &Path, memory: &mut Memory) -> Result<Progress> {
     for (file, ranges) in &manifest.optimizer {
         optimizer_state::read(&checkpoint.join(file), ranges, memory)?;
     }
-    Ok(manifest.progress)
+    Ok(manifest.progress_on(validation_data))
 }
 
 /// The optimizer files, which are all that is read, hold what was written. Each rank looks at some of them.

@@ -2,8 +2,6 @@
 //! them visible and removes the oldest.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -18,9 +16,12 @@ use proto::run_dir::RunDir;
 use super::agree::agree;
 use super::collector::Collector;
 use super::companions::Companions;
-use super::error::{Result, writing};
-use super::files::{fresh_folder, publish_folder, remove_folder, sync, temporary_name, write_synced};
+use super::error::Result;
+use super::files::{
+    fresh_folder, publish_folder, remove_folder, replace_link, sync, temporary_name, write_replacing, write_synced,
+};
 use super::optimizer_state;
+use super::retention::{self, Complete};
 use super::settling::{Settling, take_part};
 use super::weights::write_weights;
 use crate::engine::Memory;
@@ -199,6 +200,7 @@ impl Saver {
             progress,
             seed: self.plan.seed,
             data: train.to_string_lossy().into_owned(),
+            validation_data: self.plan.data.validation_data(),
             model: self.plan.model.config.clone(),
             units: units.collect(),
             optimizer,
@@ -208,19 +210,38 @@ impl Saver {
         write_synced(&folder.join(Manifest::FILE), manifest.to_text().as_bytes())
     }
 
-    /// Removes what is older than the newest `keep_last` checkpoints up to that of `step`. A folder without a manifest is
-    /// none of them, whatever its name. Rank 0 alone calls it, once a finite step has shown that the newest is sound.
+    /// Removes the checkpoints up to that of `step` that are neither among the newest nor among the best. Rank 0 alone calls it, once a
+    /// finite step has shown that the newest is sound.
     pub fn prune(&self, step: u64) -> Result<()> {
-        let folder = self.run_dir.checkpoints();
-        let entries = match fs::read_dir(&folder) {
-            Err(err) if err.kind() == ErrorKind::NotFound => return Ok(()),
-            entries => entries.map_err(writing(&folder))?,
-        };
-        let steps = entries.filter_map(|entry| RunDir::checkpoint_step(entry.ok()?.file_name().to_str()?));
-        let is_complete = |&other: &u64| other <= step && self.run_dir.checkpoint(other).join(Manifest::FILE).exists();
-        let mut steps: Vec<u64> = steps.filter(is_complete).collect();
-        steps.sort_unstable();
-        let excess = steps.len().saturating_sub(self.plan.checkpoint.keep_last as usize);
-        steps[..excess].iter().try_for_each(|&step| remove_folder(&self.run_dir.checkpoint(step)))
+        let complete = self.complete(step)?;
+        // Before the one goes that it may still lead to.
+        self.link_to(retention::best(&complete))?;
+        let superfluous = retention::superfluous(&complete, self.plan.checkpoint);
+        superfluous.iter().try_for_each(|&step| remove_folder(&self.run_dir.checkpoint(step)))
+    }
+
+    /// Has the run directory's link lead to the best checkpoint up to that of `step`, and returns its loss. Rank 0 alone calls it.
+    pub fn link_to_best(&self, step: u64) -> Result<Option<f64>> {
+        let best = retention::best(&self.complete(step)?);
+        self.link_to(best)?;
+        Ok(best.and_then(|best| best.loss))
+    }
+
+    /// Adds to the checkpoint of `progress.step`, if it is there, what validations have shown since it was made. Rank 0 alone calls it.
+    pub fn amend(&self, progress: Progress) -> Result<()> {
+        let path = self.run_dir.checkpoint(progress.step);
+        let Ok(mut manifest) = Manifest::read(&path) else { return Ok(()) };
+        manifest.progress.validations = progress.validations;
+        manifest.validation_data = self.plan.data.validation_data();
+        write_replacing(&path.join(Manifest::FILE), manifest.to_text().as_bytes())
+    }
+
+    fn complete(&self, step: u64) -> Result<Vec<Complete>> {
+        retention::complete(&self.run_dir, step, &self.plan.data.validation_data())
+    }
+
+    fn link_to(&self, best: Option<Complete>) -> Result<()> {
+        let best = best.filter(|_| self.plan.checkpoint.keep_best > 0);
+        replace_link(&self.run_dir.best(), best.map(|best| self.run_dir.best_target(best.step)).as_deref())
     }
 }

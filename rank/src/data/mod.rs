@@ -9,7 +9,7 @@ use std::rc::Rc;
 
 use proto::dataset::{Dataset, DatasetError};
 use proto::manifest::Progress;
-use proto::plan::{BatchPlan, Plan};
+use proto::plan::{BatchPlan, Plan, ValidationSet};
 use proto::sampler::Sampler;
 use tch::Tensor;
 
@@ -35,8 +35,9 @@ pub struct TrainData {
     longest_row: u64,
 }
 
-/// The validation rows.
+/// The rows of a validation set.
 pub struct ValidationData {
+    name: String,
     rows: Dataset<MappedFile>,
     micro_batch_size: u64,
     dp_size: u64,
@@ -138,11 +139,24 @@ impl TrainData {
 }
 
 impl ValidationData {
-    /// Maps the plan's validation file, if there is one.
-    pub fn open(plan: &Plan, dp_rank: usize) -> Result<Option<Self>, DatasetError> {
-        let Some(path) = &plan.data.validation else { return Ok(None) };
+    /// Maps the file of each of the plan's sets.
+    pub fn open(plan: &Plan, dp_rank: usize) -> Result<Vec<Self>, DatasetError> {
         let (dp_size, dp_rank) = (plan.mesh.dp as u64, dp_rank as u64);
-        Ok(Some(Self { rows: open(path)?, micro_batch_size: plan.batch.micro_batch_size, dp_size, dp_rank }))
+        let of_set = |set: &ValidationSet| {
+            let (name, rows) = (set.name.clone(), open(&set.rows)?);
+            Ok(Self { name, rows, micro_batch_size: plan.batch.micro_batch_size, dp_size, dp_rank })
+        };
+        plan.data.validation_sets.iter().map(of_set).collect()
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// All tokens of the whole set.
+    pub fn num_tokens(&self) -> u64 {
+        self.rows.summary().tokens
     }
 
     /// Label tokens of the whole set.

@@ -44,7 +44,8 @@ pub struct Trainer {
     snapshots: Option<Snapshots>,
     engine: Engine,
     train: TrainData,
-    validation: Option<ValidationData>,
+    /// The validation sets.
+    validation: Vec<ValidationData>,
     saver: Saver,
     /// This attempt goes on from a snapshot.
     from_snapshot: bool,
@@ -57,6 +58,8 @@ pub struct Trainer {
     unread: Option<StepUnderWay>,
     /// Steps in a row that were skipped because they were not finite, as far as they have been read.
     bad_steps: u64,
+    /// The lowest validation loss of the checkpoints on the disk; infinite where none has one.
+    best_on_disk: f64,
     /// The step of a checkpoint that no finite step has followed yet: until then none before it is removed.
     unproven_checkpoint: Option<u64>,
     is_first: bool,
@@ -97,6 +100,7 @@ impl Trainer {
             first_step: progress.step + 1,
             unread: None,
             bad_steps: 0,
+            best_on_disk: f64::INFINITY,
             unproven_checkpoint: None,
             is_first: env.rank == 0,
             is_first_attempt: env.attempt == 0,
@@ -126,10 +130,15 @@ impl Trainer {
         if self.is_first {
             control.report(Event::Started(Started { resumed_step: self.progress.step }));
         }
-        if self.from_snapshot && self.lacks_checkpoint() {
+        if self.plan.steps == 0 {
+            return self.evaluate(control);
+        }
+        self.validate_what_was_left_out(control)?;
+        self.look_for_the_best()?;
+        if self.from_snapshot && (self.lacks_checkpoint() || self.is_best()) {
             self.save_checkpoint(control)?;
         }
-        while self.progress.step < self.plan.steps {
+        while self.progress.step < self.plan.steps && !self.has_stopped_improving() {
             let step = self.progress.step + 1;
             self.current_step = step;
             self.ranks.line.begin_step(step);
@@ -150,14 +159,20 @@ impl Trainer {
             // After a bad step the weights themselves may be the reason: they must not replace sound ones.
             let may_save = self.bad_steps == 0;
             if stops && may_save {
-                return self.stop_early(step, control);
+                return self.stop_early(control);
             }
             if self.plan.validates_after(step) {
                 self.validate(step, control)?;
                 self.clock.pauses();
             }
+            let is_last = step == self.plan.steps || self.has_stopped_improving();
+            // The last step has a row, and only now it is known to be that.
+            if is_last && self.is_first && !self.plan.logs(step) {
+                control.report(Event::Step(metrics.row(true)));
+            }
+            let is_due = self.plan.saves_after(step) || is_last || self.is_best();
             // After the last step there is nothing sounder to wait for, and no other checkpoint is removed for it.
-            if self.plan.saves_after(step) && (may_save || step == self.plan.steps) {
+            if is_due && (may_save || is_last) {
                 self.save_checkpoint(control)?;
                 self.clock.pauses();
             }
@@ -195,13 +210,10 @@ impl Trainer {
         Ok(())
     }
 
-    /// The job is to stop before its end: first the checkpoint, then what else belongs to the step.
-    fn stop_early(&mut self, step: u64, control: &Control) -> Result<(), TrainError> {
+    /// The job is to stop before its end. A validation that belongs to the step is made when the job goes on: there may be no time.
+    fn stop_early(&mut self, control: &Control) -> Result<(), TrainError> {
         self.save_checkpoint(control)?;
         self.publish(control)?;
-        if self.plan.validates_after(step) {
-            self.validate(step, control)?;
-        }
         self.finish(End::Early, control)
     }
 
@@ -214,6 +226,7 @@ impl Trainer {
             baseline_memory_bytes: self.baseline_memory_bytes,
             stopped_early: end == End::Early,
             gpu_peak_bytes: gpu::peak_bytes(),
+            early_stop: (end == End::Done && self.progress.step < self.plan.steps).then(|| self.shown_by_validations()),
         }));
         Ok(())
     }
@@ -290,6 +303,7 @@ impl Trainer {
             step,
             rows: self.progress.rows + self.plan.batch.global_batch_size,
             label_tokens: self.progress.label_tokens + num_labels,
+            validations: self.progress.validations,
         };
         let (num_tokens, label_tokens) = (self.train.num_tokens(step - 1), self.progress.label_tokens);
         let under_way =
@@ -341,6 +355,9 @@ impl Trainer {
         // A run that goes on from this checkpoint does not report the steps before it again.
         control.flush()?;
         self.saver.begin_checkpoint(self.engine.memory()?, self.progress)?;
+        if let Some(scored) = self.progress.validations.at(self.progress.step) {
+            self.best_on_disk = self.best_on_disk.min(scored.loss);
+        }
         Ok(())
     }
 
@@ -385,6 +402,7 @@ impl Trainer {
         let Some(Published { step, path, seconds }) = self.saver.publish()? else { return Ok(()) };
         self.unproven_checkpoint = Some(step);
         if self.is_first {
+            self.saver.link_to_best(step)?;
             let path = path.display().to_string();
             control.report(Event::Checkpoint(CheckpointSaved { step, path, seconds }));
         }

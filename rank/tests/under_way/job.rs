@@ -107,7 +107,7 @@ impl Layout {
         let rows = STEPS * ROWS_PER_STEP;
         let longest_row = TOKENS as u64;
         let data = PreparedData { path: "/d".into(), rows, tokens: rows * longest_row, longest_row, classes: vec![] };
-        let mut plan = draft.with_data(data, None, Progress::default()).expect("it fits");
+        let mut plan = draft.with_data(data, &[], Progress::default()).expect("it fits");
         // Over shared memory, which the plan is for, there is nothing that it could do beside.
         plan.zero.overlap_comm = overlaps;
         plan

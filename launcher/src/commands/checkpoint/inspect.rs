@@ -1,9 +1,10 @@
-//! `dslaunch checkpoint inspect`: describes a checkpoint for people. Pure.
+//! `dslaunch checkpoint inspect`: describes a checkpoint for people. Pure, but for a look at its run's link to the best one.
 
 use std::path::Path;
 
 use proto::manifest::{Manifest, UnitRanges};
 use proto::model_config::DiskDType;
+use proto::run_dir::RunDir;
 
 use crate::output::units::{bytes, count, plural, printable};
 
@@ -17,6 +18,7 @@ pub fn table(checkpoint: &Path, manifest: &Manifest) -> String {
         ("tokens", format!("{} label tokens trained on", progress.label_tokens)),
         ("seed", manifest.seed.to_string()),
         ("data", manifest.data.clone()),
+        ("validation", validation(checkpoint, manifest)),
         ("model", model(manifest)),
         ("files", files_in_all(manifest)),
         (
@@ -30,6 +32,33 @@ pub fn table(checkpoint: &Path, manifest: &Manifest) -> String {
     lines.push(format!("{:<12}written by {ranks}", "optimizer"));
     lines.extend(optimizer(manifest));
     lines.join("\n")
+}
+
+/// What validations have shown up to its step, and whether it is the best of its run.
+fn validation(checkpoint: &Path, manifest: &Manifest) -> String {
+    let validations = manifest.progress.validations;
+    if validations.step == 0 {
+        return "none so far".to_owned();
+    }
+    let here = match validations.at(manifest.progress.step) {
+        Some(scored) => format!("loss {:.4}", scored.loss),
+        None if validations.step == manifest.progress.step => "the loss is not a number".to_owned(),
+        None => format!("none at this step, the newest after step {}", validations.step),
+    };
+    let best = validations.best.map(|best| format!("; the best so far {:.4} after step {}", best.loss, best.step));
+    let without = match validations.without_improvement {
+        0 => String::new(),
+        since => format!("; {} since without improvement", plural(since, "validation")),
+    };
+    let is_best = if is_best_of_its_run(checkpoint) { "; the best of its run directory" } else { "" };
+    format!("{here}{}{without}{is_best}", best.unwrap_or_default())
+}
+
+fn is_best_of_its_run(checkpoint: &Path) -> bool {
+    let Ok(real) = checkpoint.canonicalize() else { return false };
+    let run_dir = real.parent().and_then(Path::parent).map(RunDir::new);
+    let best = run_dir.and_then(|run_dir| run_dir.best().canonicalize().ok());
+    best.is_some_and(|best| best == real)
 }
 
 fn model(manifest: &Manifest) -> String {

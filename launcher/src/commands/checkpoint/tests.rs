@@ -8,6 +8,7 @@ use crate::commands::Task;
 
 use proto::manifest::{Contents, FileEntry, Progress};
 use proto::model_config::ModelConfig;
+use proto::validation::{EarlyStopping, Validations};
 
 const CONFIG: &str = r#"{"architectures": ["LlamaForCausalLM"], "hidden_size": 8, "intermediate_size": 8,
                          "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 8}"#;
@@ -21,9 +22,10 @@ fn write(path: &Path, step: u64, change: impl FnOnce(&mut Contents)) {
     let half =
         |rank: usize| units.iter().map(|(unit, n)| (unit.clone(), vec![[rank * n / 2, (rank + 1) * n / 2]])).collect();
     let mut contents = Contents {
-        progress: Progress { step, rows: 4 * step, label_tokens: 40 * step },
+        progress: Progress { step, rows: 4 * step, label_tokens: 40 * step, ..Progress::default() },
         seed: 42,
         data: "train-0123.rows".into(),
+        validation_data: vec![],
         model: ModelConfig::parse(Path::new("config.json"), CONFIG).unwrap(),
         units: units.clone().into(),
         optimizer: [(RANKS[0].to_owned(), half(0)), (RANKS[1].to_owned(), half(1))].into(),
@@ -228,12 +230,37 @@ fn a_run_directory_means_its_newest_complete_checkpoint() {
 }
 
 #[test]
+fn the_table_says_what_validations_have_shown() {
+    let rule = EarlyStopping::default();
+    let row = |validations: Validations| {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("run/checkpoints/step-00000500");
+        write(&path, 500, |contents| contents.progress.validations = validations);
+        std::os::unix::fs::symlink("checkpoints/step-00000500", dir.path().join("run/best")).unwrap();
+        let table = inspect::table(&path, &Found::at(&path).unwrap().manifest);
+        table.lines().find_map(|line| line.strip_prefix("validation  ").map(str::to_owned)).unwrap()
+    };
+    let best = Validations::default().and(400, 2.5, rule);
+    assert_eq!(
+        row(best),
+        "none at this step, the newest after step 400; the best so far 2.5000 after step 400; the best of its run directory"
+    );
+    assert_eq!(
+        row(best.and(450, 3.0, rule).and(500, 2.75, rule)),
+        "loss 2.7500; the best so far 2.5000 after step 400; 2 validations since without improvement; the best of its run \
+         directory"
+    );
+    let not_a_number = row(best.and(500, f64::NAN, rule));
+    assert!(not_a_number.starts_with("the loss is not a number; "), "{not_a_number}");
+}
+
+#[test]
 fn the_table_says_what_is_in_a_checkpoint() {
     let (_dir, path) = checkpoint(|_| ());
     let table = inspect::table(Path::new("runs/x/step-00000500"), &Found::at(&path).unwrap().manifest);
     let lines: Vec<_> = table.lines().collect();
     assert_eq!(
-        lines[..7],
+        lines[..8],
         [
             "checkpoint  runs/x/step-00000500",
             "step        500",
@@ -241,14 +268,15 @@ fn the_table_says_what_is_in_a_checkpoint() {
             "tokens      20000 label tokens trained on",
             "seed        42",
             "data        train-0123.rows",
+            "validation  none so far",
             "model       236 parameters in 3 units (2 layers, hidden size 8, vocabulary 8)",
         ]
     );
-    assert!(lines[7].starts_with("files       4, "), "{table}");
-    assert_eq!(lines[8], "manifest    as written");
-    assert_eq!(lines[10], "  model.safetensors                            7 B");
+    assert!(lines[8].starts_with("files       4, "), "{table}");
+    assert_eq!(lines[9], "manifest    as written");
+    assert_eq!(lines[11], "  model.safetensors                            7 B");
     assert_eq!(
-        lines[13..],
+        lines[14..],
         [
             "optimizer   written by 2 ranks",
             "  optimizer-00001-of-00002.safetensors  118 parameters of 3 units: embed_tokens [0, 32), head [0, 36), \

@@ -38,19 +38,22 @@ pub fn run(args: &CheckArgs, terminal: &Terminal) -> Result<u8, LaunchError> {
         let mut console = Console::new(terminal.clone(), true);
         note(&setup.notes, &mut console);
         let _lock = RunLock::acquire(setup.run_dir().root())?;
-        let train = setup.check(Split::Train, args.limit, &mut signals, &mut console).await?;
-        let mut validation = setup.check(Split::Validation, args.limit, &mut signals, &mut console).await?;
-        if let (Some(Ok(train)), Some(Ok(validation))) = (&train, &mut validation) {
-            validation.compare(train);
+        let mut splits =
+            vec![(Split::Train, setup.check(&Split::Train, args.limit, &mut signals, &mut console).await?)];
+        for split in setup.validation_splits() {
+            let mut checked = setup.check(&split, args.limit, &mut signals, &mut console).await?;
+            if let (Ok(train), Ok(validation)) = (&splits[0].1, &mut checked) {
+                validation.compare(train);
+            }
+            splits.push((split, checked));
         }
         let mut code = 0;
-        let mut report = |split: Split, checked: Option<Result<Checked, DataError>>| {
-            let (report, of_split) = reported(checked?, &mut console);
+        let mut report = |(split, checked): (Split, Result<Checked, DataError>)| {
+            let (report, of_split) = reported(checked, &mut console);
             code = code.max(of_split);
-            Some((split, report))
+            (split, report)
         };
-        let reports: Vec<_> =
-            [report(Split::Train, train), report(Split::Validation, validation)].into_iter().flatten().collect();
+        let reports: Vec<_> = splits.into_iter().map(&mut report).collect();
         console.say(&if args.json { check_report::json(&reports) } else { check_report::text(&reports) });
         Ok(code)
     })

@@ -45,7 +45,7 @@ pub fn json(reports: &[(Split, SplitReport)]) -> String {
         if let SplitReport::Sound(findings) = report {
             report_json["faults"] = findings.faults().into();
         }
-        object.insert(split.name().to_owned(), report_json);
+        object.insert(split.name(), report_json);
     }
     serde_json::to_string_pretty(&object).expect("a report is plain data") + "\n"
 }
@@ -56,7 +56,7 @@ pub fn text(reports: &[(Split, SplitReport)]) -> String {
     for (split, report) in reports {
         match report {
             SplitReport::Sound(findings) => {
-                text += &of_split(*split, findings);
+                text += &of_split(split, findings);
                 faults.extend(findings.faults().into_iter().map(|fault| format!("{} data: {fault}", split.name())));
             }
             SplitReport::Bad { num_problems, .. } => {
@@ -69,7 +69,7 @@ pub fn text(reports: &[(Split, SplitReport)]) -> String {
     text
 }
 
-fn of_split(split: Split, findings: &Findings) -> String {
+fn of_split(split: &Split, findings: &Findings) -> String {
     let Findings { files, file_rows, samples, tokens, trained_tokens, packed_rows, seq_len, fill, .. } = findings;
     let (share, per_row) = (*trained_tokens as f64 / *tokens as f64, *samples as f64 / *packed_rows as f64);
     let [file_rows, samples, tokens, trained_tokens, packed_rows] =

@@ -23,7 +23,7 @@ pub struct ShowArgs {
     /// How many samples, from the first one on
     #[arg(short = 'n', long = "samples", value_name = "N", default_value_t = 3)]
     count: usize,
-    /// Of data.validation, not of data.train
+    /// Of the validation data (of each set), not of the training data
     #[arg(long)]
     validation: bool,
     /// Show token ids, too
@@ -36,16 +36,20 @@ pub struct ShowArgs {
 /// `dslaunch data show`. Returns the exit code.
 pub fn run(args: &ShowArgs, terminal: &Terminal) -> Result<u8, LaunchError> {
     let setup = Setup::load_for_data(&args.job)?;
-    let split = if args.validation { Split::Validation } else { Split::Train };
+    let splits = if args.validation { setup.validation_splits() } else { vec![Split::Train] };
     on_runtime(async {
         let mut signals = Signals::listen().map_err(LaunchError::io("listen for signals"))?;
         let mut console = Console::new(terminal.clone(), true);
         note(&setup.notes, &mut console);
         let _lock = RunLock::acquire(setup.run_dir().root())?;
-        let samples = setup.samples(split, args.count, &mut signals, &mut console).await?;
         let is_colourful = io::stdout().is_terminal() && variable("NO_COLOR").is_none_or(|value| value.is_empty());
-        for sample in &samples {
-            console.say(&shown(sample, is_colourful, args.ids));
+        for split in &splits {
+            for sample in &setup.samples(split, args.count, &mut signals, &mut console).await? {
+                console.say(&shown(sample, is_colourful, args.ids));
+            }
+        }
+        if splits.is_empty() {
+            console.warn("there is no validation data (data.validation)");
         }
         Ok(0)
     })

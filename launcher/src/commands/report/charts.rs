@@ -5,7 +5,7 @@ use super::read::{Curve, Run};
 use super::series::{Point, Series, Stroke, smoothed};
 use crate::output::sinks::catalogue::{
     EVAL_LOSS, EXCHANGE_SHARE, GPU_CLOCK, GPU_MEMORY, GPU_POWER, GPU_TEMPERATURE, GPU_UTILIZATION, GRAD_NORM,
-    LEARNING_RATE, LOSS, Metric, PIPELINE_BUBBLE, STEP_SECONDS, TOKENS_PER_SECOND,
+    LEARNING_RATE, LOSS, Metric, PIPELINE_BUBBLE, SET_LOSS, STEP_SECONDS, Subject, TOKENS_PER_SECOND,
 };
 
 /// Bytes in the unit in which memory is shown.
@@ -37,6 +37,11 @@ pub fn loss(run: &Run) -> Chart {
     for curve in run.curves_of(&EVAL_LOSS) {
         drawing.dots(curve, "validation", 1);
     }
+    for (number, curve) in run.curves_of(&SET_LOSS).enumerate() {
+        if let Subject::Set(set) = &curve.subject {
+            drawing.dots(curve, &format!("validation: {set}"), 2 + number);
+        }
+    }
     drawing.marked(run)
 }
 
@@ -57,7 +62,7 @@ pub fn others(run: &Run) -> Vec<Chart> {
     for (metric, title) in OF_GPUS {
         let mut drawing = Drawing::new(metric, title);
         for curve in run.curves_of(metric) {
-            let gpu = curve.gpu.unwrap_or(0);
+            let Subject::Gpu(gpu) = curve.subject else { continue };
             let noise = if *metric == GPU_MEMORY { Noise::Exact } else { Noise::Left };
             drawing.add(curve, &format!("GPU {gpu}"), gpu, noise);
         }

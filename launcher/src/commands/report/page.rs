@@ -9,7 +9,7 @@ use super::read::Run;
 use super::series::{Series, Stroke, short};
 use super::timeline::{Kind, Timeline};
 use crate::output::plan_table::plan_rows;
-use crate::output::sinks::catalogue::{EVAL_LOSS, LOSS, METRICS, TOKENS, TOKENS_PER_SECOND};
+use crate::output::sinks::catalogue::{EVAL_LOSS, LOSS, METRICS, Subject, TOKENS, TOKENS_PER_SECOND};
 use crate::output::units;
 
 /// Lines of a story that are shown: the first and the last ones of longer ones.
@@ -186,7 +186,11 @@ fn plan(run: &Run) -> String {
 
 fn checkpoints(run: &Run) -> String {
     let row = |fact: &super::read::CheckpointFact| {
-        let state = if fact.is_complete { "complete" } else { "incomplete" };
+        let state = match (fact.is_complete, fact.is_best) {
+            (true, true) => "complete, the best",
+            (true, false) => "complete",
+            (false, _) => "incomplete",
+        };
         vec![fact.step.to_string(), fact.name.clone(), units::bytes(fact.bytes), state.to_owned()]
     };
     let rows: Vec<_> = run.checkpoints.iter().map(row).collect();
@@ -210,12 +214,16 @@ fn last_values(run: &Run) -> String {
     let mut rows = vec![];
     for metric in METRICS {
         for curve in run.curves_of(metric) {
-            let gpu = curve.gpu.map_or(String::new(), |gpu| format!(" of GPU {gpu}"));
+            let of = match &curve.subject {
+                Subject::Job => String::new(),
+                Subject::Gpu(gpu) => format!(" of GPU {gpu}"),
+                Subject::Set(set) => format!(" of {set}"),
+            };
             let last = curve.points.iter().rev().find_map(|(step, value)| Some((*step, (*value)?)));
             let (step, value) = last.map_or(("".to_owned(), "not finite".to_owned()), |(step, value)| {
                 (step.to_string(), value.to_string())
             });
-            rows.push(vec![format!("{}{gpu}", metric.key), value, metric.unit.to_owned(), step]);
+            rows.push(vec![format!("{}{of}", metric.key), value, metric.unit.to_owned(), step]);
         }
     }
     if rows.is_empty() { String::new() } else { table("last values", &["metric", "value", "unit", "step"], &rows) }
@@ -233,7 +241,7 @@ pub(crate) mod tests {
     /// A run of `steps` steps without a plan.
     pub fn run(name: &str, steps: usize) -> Run {
         let points = |value: fn(f64) -> f64| (1..=steps).map(|step| (step as f64, Some(value(step as f64)))).collect();
-        let curve = |metric, gpu, value| Curve { metric, gpu, points: points(value) };
+        let curve = |metric, subject, value| Curve { metric, subject, points: points(value) };
         let told = Told { at: 3.0, kind: Kind::Bad, text: "<rank 0> has failed".into() };
         let outcome = Outcome { kind: Kind::Bad, word: "failed".into(), reason: Some("no \"budget\"".into()) };
         Run {
@@ -242,10 +250,10 @@ pub(crate) mod tests {
             plan: None,
             settings: [("train.steps".to_owned(), steps.into()), ("model.path".to_owned(), "m".into())].into(),
             curves: vec![
-                curve(&LOSS, None, |step| 9.0 / step),
-                curve(&GRAD_NORM, None, |_| 1.0),
-                curve(&EVAL_LOSS, None, |step| 8.0 / step),
-                curve(&GPU_MEMORY, Some(1), |_| (3_u64 << 30) as f64),
+                curve(&LOSS, Subject::Job, |step| 9.0 / step),
+                curve(&GRAD_NORM, Subject::Job, |_| 1.0),
+                curve(&EVAL_LOSS, Subject::Job, |step| 8.0 / step),
+                curve(&GPU_MEMORY, Subject::Gpu(1), |_| (3_u64 << 30) as f64),
             ],
             timeline: Timeline {
                 moments: vec![told],

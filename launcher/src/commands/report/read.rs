@@ -14,7 +14,7 @@ use serde_json::Value;
 use super::ReportError;
 use super::series::Point;
 use super::timeline::{Timeline, timeline};
-use crate::output::sinks::catalogue::{METRICS, Metric};
+use crate::output::sinks::catalogue::{METRICS, Metric, Of, Subject};
 use crate::run_dir::checkpoints;
 use crate::run_dir::identity::Identity;
 use crate::run_dir::lock;
@@ -48,8 +48,8 @@ pub struct Run {
 pub struct Curve {
     /// Of what.
     pub metric: &'static Metric,
-    /// Of which GPU.
-    pub gpu: Option<usize>,
+    /// Of what.
+    pub subject: Subject,
     /// The points, by step.
     pub points: Vec<Point>,
 }
@@ -65,6 +65,8 @@ pub struct CheckpointFact {
     pub bytes: u64,
     /// Whether all of it is there.
     pub is_complete: bool,
+    /// Whether it has the lowest validation loss.
+    pub is_best: bool,
 }
 
 impl Run {
@@ -107,7 +109,7 @@ impl Run {
         Ok(Self { dir: dir.to_owned(), name, plan, settings, curves, timeline, checkpoints, notes })
     }
 
-    /// The curves of a metric: one, or one for each GPU.
+    /// The curves of a metric: one, or one for each GPU or validation set.
     pub fn curves_of<'r>(&'r self, metric: &'static Metric) -> impl Iterator<Item = &'r Curve> {
         self.curves.iter().filter(move |curve| curve.metric == metric)
     }
@@ -156,13 +158,15 @@ fn curves(text: &[u8]) -> (Vec<Curve>, usize) {
             continue;
         };
         let gpus = row["gpus"].as_array().into_iter().flatten();
-        let gpus = gpus.filter_map(|sample| Some((sample, usize::try_from(sample["gpu"].as_u64()?).ok()?)));
-        let parts = gpus.map(|(sample, gpu)| (sample, Some(gpu)));
-        for (part, gpu) in [(&row, None)].into_iter().chain(parts) {
-            for metric in METRICS.iter().filter(|metric| metric.wandb_gpu.is_some() == gpu.is_some()) {
+        let of_gpu = |sample: &Value| Some(Subject::Gpu(usize::try_from(sample["gpu"].as_u64()?).ok()?));
+        let gpus = gpus.filter_map(|sample| Some((sample, of_gpu(sample)?)));
+        let sets = row["sets"].as_array().into_iter().flatten();
+        let sets = sets.filter_map(|set| Some((set, Subject::Set(set["set"].as_str()?.to_owned()))));
+        for (part, subject) in [(&row, Subject::Job)].into_iter().chain(gpus).chain(sets) {
+            for metric in METRICS.iter().filter(|metric| is_of(metric, &subject)) {
                 if let Some(value) = part.get(metric.key) {
                     let value = value.as_f64().filter(|value| value.abs() < LARGEST);
-                    add(&mut curves, metric, gpu, (step as f64, value));
+                    add(&mut curves, metric, &subject, (step as f64, value));
                 }
             }
         }
@@ -170,10 +174,15 @@ fn curves(text: &[u8]) -> (Vec<Curve>, usize) {
     (curves, damaged)
 }
 
-fn add(curves: &mut Vec<Curve>, metric: &'static Metric, gpu: Option<usize>, point: Point) {
-    let known = curves.iter().position(|curve| curve.metric == metric && curve.gpu == gpu);
+/// Whether there are numbers of a metric of such a subject.
+fn is_of(metric: &Metric, subject: &Subject) -> bool {
+    matches!((metric.of, subject), (Of::Job, Subject::Job) | (Of::Gpu(_), Subject::Gpu(_)) | (Of::Set, Subject::Set(_)))
+}
+
+fn add(curves: &mut Vec<Curve>, metric: &'static Metric, subject: &Subject, point: Point) {
+    let known = curves.iter().position(|curve| curve.metric == metric && curve.subject == *subject);
     let at = known.unwrap_or_else(|| {
-        curves.push(Curve { metric, gpu, points: vec![] });
+        curves.push(Curve { metric, subject: subject.clone(), points: vec![] });
         curves.len() - 1
     });
     let points = &mut curves[at].points;
@@ -189,7 +198,7 @@ fn checkpoint_facts(run_dir: &RunDir) -> io::Result<Vec<CheckpointFact>> {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(vec![]),
         Err(error) => return Err(error),
     };
-    let mut facts = vec![];
+    let (mut facts, best) = (vec![], checkpoints::best(run_dir).map(|best| best.scored.step));
     for entry in entries {
         let path = entry?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -199,6 +208,7 @@ fn checkpoint_facts(run_dir: &RunDir) -> io::Result<Vec<CheckpointFact>> {
                 name,
                 bytes: bytes_in(&path)?,
                 is_complete: checkpoints::is_complete(&path),
+                is_best: best == Some(step),
             });
         }
     }
@@ -220,23 +230,24 @@ fn bytes_in(folder: &Path) -> io::Result<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::output::sinks::catalogue::{EVAL_LOSS, GPU_POWER, LOSS};
+    use crate::output::sinks::catalogue::{EVAL_LOSS, GPU_POWER, LOSS, SET_LOSS};
 
-    fn points(curves: &[Curve], metric: &'static Metric, gpu: Option<usize>) -> Vec<Point> {
-        let found = curves.iter().find(|curve| curve.metric == metric && curve.gpu == gpu);
+    fn points(curves: &[Curve], metric: &'static Metric, subject: Subject) -> Vec<Point> {
+        let found = curves.iter().find(|curve| curve.metric == metric && curve.subject == subject);
         found.map_or(vec![], |curve| curve.points.clone())
     }
 
     #[test]
     fn rows_become_curves_and_damaged_ones_are_counted() {
         let text = b"{\"step\":1,\"loss\":3.5,\"gpus\":[{\"gpu\":0,\"watts\":1.5},{\"gpu\":2,\"watts\":7}]}\n\
-                     {\"step\":2,\"loss\":null}\n\xff\xfe\n{\"step\":2,\"eval_loss\":3.25}\n{\"loss\":1}\n\
+                     {\"step\":2,\"loss\":null}\n\xff\xfe\n{\"step\":2,\"eval_loss\":3.25,\"sets\":[{\"set\":\"a\",\"set_loss\":3.5}]}\n{\"loss\":1}\n\
                      {\"step\":3,\"loss\":2.0}\n{\"step\":3,\"loss\":1.0}\n{\"step\":4,\"lo";
         let (curves, damaged) = curves(text);
         assert_eq!(damaged, 3);
-        assert_eq!(points(&curves, &LOSS, None), [(1.0, Some(3.5)), (2.0, None), (3.0, Some(1.0))]);
-        assert_eq!(points(&curves, &EVAL_LOSS, None), [(2.0, Some(3.25))]);
-        assert_eq!(points(&curves, &GPU_POWER, Some(2)), [(1.0, Some(7.0))]);
+        assert_eq!(points(&curves, &LOSS, Subject::Job), [(1.0, Some(3.5)), (2.0, None), (3.0, Some(1.0))]);
+        assert_eq!(points(&curves, &EVAL_LOSS, Subject::Job), [(2.0, Some(3.25))]);
+        assert_eq!(points(&curves, &SET_LOSS, Subject::Set("a".into())), [(2.0, Some(3.5))]);
+        assert_eq!(points(&curves, &GPU_POWER, Subject::Gpu(2)), [(1.0, Some(7.0))]);
     }
 
     #[test]
@@ -252,7 +263,7 @@ mod tests {
         let run = Run::read(dir.path()).unwrap();
         assert_eq!((run.latest(&LOSS), run.lowest(&LOSS)), (Some((5.0, 2.5)), Some((5.0, 2.5))));
         let name = "step-00000005".to_owned();
-        assert_eq!(run.checkpoints, [CheckpointFact { step: 5, name, bytes: 4, is_complete: false }]);
+        assert_eq!(run.checkpoints, [CheckpointFact { step: 5, name, bytes: 4, is_complete: false, is_best: false }]);
         assert_eq!(run.notes.len(), 3, "{:?}", run.notes);
         assert!(
             run.notes[0].ends_with("events.jsonl is not there")

@@ -68,7 +68,7 @@ pub struct Outcome {
 pub fn timeline(text: &[u8], running_at: Option<f64>) -> (Timeline, usize) {
     let (mut story, mut damaged) = (Timeline::default(), 0);
     let (mut first_start, mut launch_start, mut launch_seconds) = (None, 0.0, 0.0);
-    let mut last = Value::Null;
+    let (mut last, mut early) = (Value::Null, None);
     for line in text.split(|&byte| byte == b'\n').filter(|line| !line.is_empty()) {
         let row: Value = serde_json::from_slice(line).unwrap_or_default();
         let (Some(event), Some(ms)) = (row["event"].as_str(), row["ms"].as_f64()) else {
@@ -76,12 +76,16 @@ pub fn timeline(text: &[u8], running_at: Option<f64>) -> (Timeline, usize) {
             continue;
         };
         if event == "start" {
+            early = None;
             story.seconds += launch_seconds;
             story.launches += 1;
             let start = row["unix_seconds"].as_f64().unwrap_or(0.0);
             launch_start = start - *first_start.get_or_insert(start);
         }
         launch_seconds = ms / 1e3;
+        if event == "stopped_early" {
+            early = told(event, &row).map(|(_, text)| text);
+        }
         if event == "restarted" {
             story.restarts += 1;
         }
@@ -103,6 +107,9 @@ pub fn timeline(text: &[u8], running_at: Option<f64>) -> (Timeline, usize) {
     }
     story.seconds += launch_seconds;
     story.outcome = if running_at.is_some() { running() } else { outcome(&last) };
+    if story.outcome.kind == Kind::Good {
+        story.outcome.reason = early;
+    }
     (story, damaged)
 }
 
@@ -164,6 +171,7 @@ fn told(event: &str, row: &Value) -> Option<(Kind, String)> {
         "interrupted" => (Kind::Warning, format!("stopped by {}", text("signal"))),
         "preempted" => (Kind::Warning, format!("preempted after step {}, with a checkpoint", number("step"))),
         "failed" => (Kind::Bad, format!("the job does not go on: {}", text("reason"))),
+        "stopped_early" => (Kind::Good, format!("stopped early at step {}: {}", number("step"), text("reason"))),
         "done" => (Kind::Good, format!("done after step {}", number("steps"))),
         _ => return None,
     })
@@ -231,6 +239,18 @@ nonsense
         assert_eq!(told[5].1, "recovered in 1.0s: 0.1s to stop; 2 steps again");
         assert_eq!(told[8], (100.6, "training goes on after step 9".to_owned()));
         assert_eq!(told.last().unwrap().1, "done after step 20");
+    }
+
+    #[test]
+    fn a_run_that_stopped_early_says_why() {
+        let end = r#"{"ms":700.0,"event":"stopped_early","step":12,"reason":"no better"}
+{"ms":800.0,"event":"done","steps":12}"#;
+        let (story, _) = timeline(format!("{STORY}{end}\n").as_bytes(), None);
+        let why = Some("stopped early at step 12: no better");
+        assert_eq!((story.outcome.word.as_str(), story.outcome.reason.as_deref()), ("done", why));
+        assert!(told(&story).iter().any(|(_, text)| Some(text.as_str()) == why));
+        let again = format!("{STORY}{end}\n{STORY}{}\n", r#"{"ms":800.0,"event":"done","steps":12}"#);
+        assert_eq!(timeline(again.as_bytes(), None).0.outcome.reason, None, "it was another launch");
     }
 
     #[test]

@@ -106,6 +106,18 @@ fn the_other_split_and_foreign_files_are_left_alone() {
     let validation = prepare(&setup.job, &DataProgress::default()).unwrap();
     assert!(train.path.exists() && validation.path.exists() && train.path != validation.path);
     assert_eq!(setup.cached().len(), 3);
+    // Sets have files of their own, whatever their names.
+    for name in ["a", "a-0123456789abcdef", "0123456789abcdef"] {
+        setup.job.split = Split::Set(name.into());
+        setup.job.seq_len = 8;
+        let set = prepare(&setup.job, &DataProgress::default()).unwrap();
+        assert!(set.path.exists() && set.path.display().to_string().contains(&format!("validation-{name}-")));
+    }
+    assert_eq!(setup.cached().len(), 6);
+    setup.job.split = Split::Validation;
+    setup.job.seq_len = 7;
+    prepare(&setup.job, &DataProgress::default()).unwrap();
+    assert_eq!(setup.cached().len(), 6, "one took the place of the one before");
 }
 
 #[test]

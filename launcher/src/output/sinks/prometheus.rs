@@ -16,7 +16,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::{sleep, sleep_until, timeout};
 
-use super::catalogue::{METRICS, Metric, Point, Value};
+use super::catalogue::{METRICS, Metric, Point, Subject, Value};
 use crate::listening::newcomers::Newcomers;
 use crate::output::metrics::Row;
 
@@ -65,7 +65,7 @@ impl Page {
     pub fn row(&mut self, row: &Row) {
         self.step = Some(row.step());
         for point in row.points() {
-            let is_same = |known: &&mut Point| known.metric == point.metric && known.gpu == point.gpu;
+            let is_same = |known: &&mut Point| known.metric == point.metric && known.subject == point.subject;
             match self.points.iter_mut().find(is_same) {
                 Some(known) => *known = point,
                 None => self.points.push(point),
@@ -109,7 +109,11 @@ impl Page {
         }
         family(text, metric.prometheus, metric.help, "gauge");
         for point in points {
-            let labels = point.gpu.map_or(String::new(), |gpu| format!("{{gpu=\"{gpu}\"}}"));
+            let labels = match &point.subject {
+                Subject::Job => String::new(),
+                Subject::Gpu(gpu) => format!("{{gpu=\"{gpu}\"}}"),
+                Subject::Set(set) => format!("{{set=\"{}\"}}", escaped(set)),
+            };
             line(text, &format!("{}{labels} {}", metric.prometheus, number(point.value)));
         }
     }

@@ -30,7 +30,7 @@ pub fn facts() -> RunFacts {
     };
     let draft = Draft::new(&config, world, model).unwrap();
     let data = PreparedData { path: "/d".into(), rows: 320, tokens: 1000, longest_row: 64, classes: vec![] };
-    let plan = draft.with_data(data, None, Progress::default()).unwrap();
+    let plan = draft.with_data(data, &[], Progress::default()).unwrap();
     RunFacts { plan, config: serde_json::to_value(&config).unwrap() }
 }
 

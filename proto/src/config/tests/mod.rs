@@ -5,6 +5,7 @@ mod documentation;
 mod keys;
 mod places;
 mod sources;
+mod validation;
 mod values;
 
 use std::path::Path;
@@ -108,6 +109,7 @@ hang_timeout_seconds = "auto"      # 0 = no rank ever counts as hanging
 every_steps = 0                    # 0 = at the end of each epoch
 early_stopping_patience = 0        # 0 = off
 min_delta = 0.0
+keep_best = 1
 
 [log]
 every_steps = 10

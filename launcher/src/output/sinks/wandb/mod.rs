@@ -24,7 +24,7 @@ use self::records::{
     VersionInfo,
 };
 use super::RunFacts;
-use super::catalogue::{Point, Value};
+use super::catalogue::{Of, Point, Subject, Value};
 use super::whole_records::WholeRecords;
 use crate::files::create_private_folder;
 use crate::output::metrics::Row;
@@ -143,7 +143,7 @@ impl OfflineRun {
     }
 
     fn remember(&mut self, step: u64, points: &[Point]) {
-        let of_job = points.iter().filter(|point| point.gpu.is_none());
+        let of_job = points.iter().filter(|point| !matches!(point.subject, Subject::Gpu(_)));
         let named = of_job.map(|point| (point.tag(), json(point.value)));
         for (name, value) in named.chain([(STEP.to_owned(), step.to_string())]) {
             match self.summary.iter_mut().find(|(known, _)| *known == name) {
@@ -244,7 +244,7 @@ fn history(step: u64, points: &[Point], row: usize, runtime: f64) -> History {
         ("_timestamp".to_owned(), json(Value::Real(seconds_since_1970()))),
     ];
     // GPUs are the machine's: W&B shows those by themselves.
-    let of_job = points.iter().filter(|point| point.gpu.is_none());
+    let of_job = points.iter().filter(|point| !matches!(point.subject, Subject::Gpu(_)));
     let all = of_job.map(|point| (point.tag(), json(point.value))).chain(own);
     let item = all.map(|(key, value_json)| Item { nested_key: vec![key], value_json, ..Item::default() });
     History { item: item.collect(), step: Some(Step { num: number }) }
@@ -253,8 +253,8 @@ fn history(step: u64, points: &[Point], row: usize, runtime: f64) -> History {
 /// The GPUs' numbers, under the names that W&B draws; `None` without any.
 fn stats(points: &[Point]) -> Option<Body> {
     let item = |point: &Point| {
-        let key = format!("gpu.{}.{}", point.gpu?, point.metric.wandb_gpu?);
-        Some(StatsItem { key, value_json: json(point.value) })
+        let (Subject::Gpu(gpu), Of::Gpu(name)) = (&point.subject, point.metric.of) else { return None };
+        Some(StatsItem { key: format!("gpu.{gpu}.{name}"), value_json: json(point.value) })
     };
     let item: Vec<_> = points.iter().filter_map(item).collect();
     (!item.is_empty()).then(|| Body::Stats(Stats { timestamp: Some(now()), item }))

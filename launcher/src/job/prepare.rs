@@ -1,0 +1,219 @@
+//! A job's data: which parts there are, what each is prepared from, and how the user sees that it takes a while.
+
+use std::error::Error;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use proto::config::DataSource;
+use proto::dataset::LongCounts;
+use proto::resolve::PreparedData;
+use tokio::time::timeout;
+
+use crate::data::{self, Checked, Classes, DataError, DataJob, DataProgress, Origin, Prepared, ShownSample, Split};
+use crate::error::LaunchError;
+use crate::job::setup::Setup;
+use crate::output::console::Console;
+use crate::process::signals::Signals;
+use crate::process::threads;
+
+/// Preparing data that takes longer than this is shown.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// How often it is shown how far it is.
+const LOOK_INTERVAL: Duration = Duration::from_millis(500);
+
+/// Data that is being prepared may take this long to stop.
+const STOP_LIMIT: Duration = Duration::from_secs(1);
+
+impl Setup {
+    /// The validation sets.
+    pub fn validation_splits(&self) -> Vec<Split> {
+        let named = self.config.validation.source.iter().map(|set| Split::Set(set.name.clone()));
+        let unnamed = (!self.config.data.validation.is_empty()).then_some(Split::Validation);
+        unnamed.into_iter().chain(named).collect()
+    }
+
+    /// The first `count` samples of a split, prepared as for training. The caller holds the run directory's lock.
+    pub async fn samples(
+        &self,
+        split: &Split,
+        count: usize,
+        signals: &mut Signals,
+        console: &mut Console,
+    ) -> Result<Vec<ShownSample>, LaunchError> {
+        let prepared = self.prepare(split, signals, console).await?;
+        Ok(data::samples(&prepared, &self.model_file("tokenizer.json"), count, self.cores)?)
+    }
+
+    /// Prepares a split as for training and looks for what is lost, doubled or not trained; of each kind the first `limit` are
+    /// named. The caller holds the run directory's lock.
+    pub async fn check(
+        &self,
+        split: &Split,
+        limit: usize,
+        signals: &mut Signals,
+        console: &mut Console,
+    ) -> Result<Result<Checked, DataError>, LaunchError> {
+        let prepared = match self.try_prepare(split, signals, console).await? {
+            Ok(prepared) => prepared,
+            Err(error) => return Ok(Err(error)),
+        };
+        let job = self.data_job(split);
+        let what = format!("checking {} data", split.name());
+        let look = move |progress: &DataProgress| data::check(&job, prepared, limit, progress);
+        wait_for(&what, look, signals, console).await
+    }
+
+    /// Prepares every validation set.
+    pub(super) async fn prepare_validation(
+        &self,
+        signals: &mut Signals,
+        console: &mut Console,
+    ) -> Result<Vec<(Split, Prepared)>, LaunchError> {
+        let mut sets = vec![];
+        for split in self.validation_splits() {
+            let prepared = self.prepare(&split, signals, console).await?;
+            sets.push((split, prepared));
+        }
+        Ok(sets)
+    }
+
+    /// Prepares a split.
+    pub(super) async fn prepare(
+        &self,
+        split: &Split,
+        signals: &mut Signals,
+        console: &mut Console,
+    ) -> Result<Prepared, LaunchError> {
+        Ok(self.try_prepare(split, signals, console).await??)
+    }
+
+    fn sources_of(&self, split: &Split) -> Vec<DataSource> {
+        let set = |name: &str| self.config.validation_sets().into_iter().find(|set| set.name == name);
+        match split {
+            Split::Train => self.config.data.sources(),
+            Split::Validation => self.config.validation_sets().iter().map(|set| set.source()).collect(),
+            Split::Set(name) => set(name).iter().map(|set| set.source()).collect(),
+        }
+    }
+
+    /// Validation scores all samples alike.
+    fn classes_of(&self, split: &Split) -> Classes {
+        let data = &self.config.data;
+        match (split, data.class_key()) {
+            (Split::Train, Some(key)) => Classes::Key(key.to_owned()),
+            (Split::Train, None) if data.source.len() > 1 => Classes::Sources,
+            _ => Classes::None,
+        }
+    }
+
+    fn data_job(&self, split: &Split) -> DataJob {
+        let data = &self.config.data;
+        DataJob {
+            split: split.clone(),
+            from: self.sources_of(split),
+            classes: self.classes_of(split),
+            chat_template: data.chat_template.clone(),
+            model_folder: self.current_dir.join(&self.config.model.path),
+            train_on: data.train_on,
+            long_samples: data.long_samples,
+            seq_len: data.seq_len as usize,
+            packing: if *split == Split::Train { data.packs() } else { data.packing },
+            vocab_size: self.model.vocab_size,
+            end_tokens: self.end_tokens.clone(),
+            tokenizer: Some(self.model_file("tokenizer.json")),
+            cache_dir: self.run_dir().data(),
+            threads: self.cores,
+        }
+    }
+
+    async fn try_prepare(
+        &self,
+        split: &Split,
+        signals: &mut Signals,
+        console: &mut Console,
+    ) -> Result<Result<Prepared, DataError>, LaunchError> {
+        let job = self.data_job(split);
+        let what = format!("preparing {} data", split.name());
+        let prepare = move |progress: &DataProgress| data::prepare(&job, progress);
+        let prepared = match wait_for(&what, prepare, signals, console).await? {
+            Ok(prepared) => prepared,
+            Err(error) => return Ok(Err(error)),
+        };
+        if let Origin::MadeInsteadOf(error) = &prepared.origin {
+            let why = error.source().map_or(String::new(), |source| format!(": {source}"));
+            console.warn(&format!("warning: the {} data was prepared anew: {error}{why}", split.name()));
+        }
+        if let Some(note) = note_on_long_samples(split, prepared.summary.long, self.config.data.seq_len) {
+            console.warn(&note);
+        }
+        Ok(Ok(prepared))
+    }
+}
+
+/// Notes files that the key `of` names more than once.
+pub(super) fn note_repeated(of: &str, prepared: &Prepared, console: &mut Console) {
+    for name in prepared.repeated() {
+        console.warn(&format!("note: {of}: {name} is named more than once, and its rows count as often"));
+    }
+}
+
+/// What the plan needs to know of prepared data.
+pub(super) fn planned(prepared: Prepared) -> PreparedData {
+    PreparedData {
+        path: prepared.path,
+        rows: prepared.summary.rows,
+        tokens: prepared.summary.tokens,
+        longest_row: prepared.summary.longest_row,
+        classes: prepared.summary.classes,
+    }
+}
+
+/// The same of validation sets, by their names in metrics.
+pub(super) fn planned_sets(sets: Vec<(Split, Prepared)>) -> Vec<(String, PreparedData)> {
+    let name = |split: Split| match split {
+        Split::Set(name) => name,
+        other => other.name(),
+    };
+    sets.into_iter().map(|(split, prepared)| (name(split), planned(prepared))).collect()
+}
+
+/// Runs work on data on a thread of its own. What takes long is shown as `what`, and how far it is.
+async fn wait_for<T: Send + 'static>(
+    what: &str,
+    work: impl FnOnce(&DataProgress) -> T + Send + 'static,
+    signals: &mut Signals,
+    console: &mut Console,
+) -> Result<T, LaunchError> {
+    let progress = Arc::new(DataProgress::default());
+    let shared = progress.clone();
+    let mut working = std::pin::pin!(threads::run("data", move || work(&shared)));
+    let mut looks = tokio::time::interval_at((Instant::now() + PATIENCE).into(), LOOK_INTERVAL);
+    let done = loop {
+        tokio::select! {
+            done = &mut working => break done,
+            interrupt = signals.next() => {
+                console.end_wait();
+                progress.stop();
+                // It takes away what it has half-written.
+                let _ = timeout(STOP_LIMIT, working).await;
+                return Err(LaunchError::Interrupted(interrupt));
+            }
+            _ = looks.tick() => {
+                let how_far = progress.text();
+                console.preparing(&if how_far.is_empty() { what.to_owned() } else { format!("{what}: {how_far}") });
+            }
+        }
+    };
+    console.end_wait();
+    done.map_err(LaunchError::io("start a thread that works on the data"))
+}
+
+/// What was lost of samples that were too long, if anything was.
+fn note_on_long_samples(split: &Split, long: LongCounts, seq_len: u64) -> Option<String> {
+    let lost = [(long.truncated, "truncated"), (long.dropped, "dropped")];
+    let lost = lost.into_iter().filter(|(count, _)| *count > 0);
+    let counts: Vec<_> = lost.map(|(count, how)| format!("{count} {how}")).collect();
+    let why = format!("longer than data.seq_len = {seq_len}");
+    (!counts.is_empty()).then(|| format!("note: of the {} data's samples, {} ({why})", split.name(), counts.join(", ")))
+}

@@ -1,0 +1,149 @@
+//! What follows from validation: training that stops early, and the best checkpoint. VAL-1.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+use tempfile::TempDir;
+use tests::fixtures::{tiny_model, token_rows_of};
+use tests::job::{Finished, Job};
+use tests::run::RunDir;
+
+/// More than are ever made: what is trained on is learnt by heart, and validation gets worse.
+const STEPS: u64 = 200;
+const PATIENCE: usize = 4;
+
+/// Rows to train on and, of the same kind, rows to validate with.
+fn data(folder: &Path) -> [PathBuf; 2] {
+    // Few different tokens: which they are is learnt first, and helps.
+    let text = fs::read_to_string(token_rows_of(&folder.join("rows.jsonl"), 48, 16, 13)).unwrap();
+    let lines: Vec<&str> = text.split_inclusive('\n').collect();
+    let [train, validation] = [folder.join("train.jsonl"), folder.join("validation.jsonl")];
+    fs::write(&train, lines[..32].concat()).unwrap();
+    fs::write(&validation, lines[32..].concat()).unwrap();
+    [train, validation]
+}
+
+fn job(folder: &TempDir, name: &str) -> Job {
+    let model = tiny_model(&folder.path().join("model"));
+    let [train, validation] = data(folder.path());
+    let toml = format!(
+        "[model]\npath = {model:?}\ninit = \"random\"\n[data]\ntrain = {train:?}\nvalidation = {validation:?}\nseq_len = 24\n\
+         [train]\nsteps = {STEPS}\nmicro_batch_size = 2\nglobal_batch_size = 8\n[optimizer]\nlearning_rate = 1e-2\n\
+         [schedule]\nkind = \"constant\"\n[validation]\nevery_steps = 1\nearly_stopping_patience = {PATIENCE}\n\
+         [checkpoint]\nevery_steps = 1000\nkeep_last = 1\n"
+    );
+    Job::new(&folder.path().join(name), &toml)
+}
+
+fn json(path: &Path) -> Value {
+    serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
+}
+
+/// The step of the lowest validation loss, and that loss.
+fn best_of(run: &RunDir) -> (u64, f64) {
+    run.eval_losses().into_iter().min_by(|one, other| one.1.total_cmp(&other.1)).unwrap()
+}
+
+/// It stopped after `PATIENCE` validations without improvement, says so everywhere, and the best checkpoint is there.
+fn check_stopped_early(what: &str, finished: &Finished) {
+    let output = format!("{what}: {}{}", finished.stdout, finished.stderr);
+    assert!(finished.status.success(), "{output}");
+    let run = &finished.run;
+    let (losses, (best_step, best_loss)) = (run.eval_losses(), best_of(run));
+    let last = losses.last().unwrap().0;
+    let steps: Vec<u64> = losses.iter().map(|loss| loss.0).collect();
+    assert_eq!(steps, (1..=last).collect::<Vec<_>>(), "{what}: each validation has one row");
+    assert_eq!(last, best_step + PATIENCE as u64, "{what}: {losses:?}");
+    let reason = format!(
+        "the validation loss has not improved in {PATIENCE} validations (the best is {best_loss:.4}, after step {best_step})"
+    );
+    assert!(
+        output.contains(&format!("stopped early at step {last} of {STEPS}")) && output.contains(&reason),
+        "{output}"
+    );
+    assert!(output.contains(&format!("{best_loss:.4} after step {best_step}, in ")), "{output}");
+    let rows = fs::read_to_string(run.path("metrics.jsonl")).unwrap();
+    let row: Value = serde_json::from_str(rows.lines().rfind(|row| row.contains("stopped_early")).unwrap()).unwrap();
+    assert_eq!(run.steps().last().unwrap().step, last, "{what}: the last step has a row");
+    assert_eq!((row["step"].as_u64(), row["stopped_early"].as_str()), (Some(last), Some(reason.as_str())), "{what}");
+    let events = run.events();
+    let told = events.iter().rfind(|event| event["event"] == "stopped_early").unwrap();
+    assert_eq!((told["step"].as_u64(), told["reason"].as_str()), (Some(last), Some(reason.as_str())), "{what}");
+    assert_eq!(events.last().unwrap()["steps"].as_u64(), Some(last), "{what}");
+    let state = json(&run.path("final/trainer_state.json"));
+    let early = &state["stateful_callbacks"]["EarlyStoppingCallback"]["attributes"];
+    assert_eq!(early["early_stopping_patience_counter"].as_u64(), Some(PATIENCE as u64), "{what}");
+    assert_eq!((state["best_global_step"].as_u64(), state["global_step"].as_u64()), (Some(best_step), Some(last)));
+    let [best, newest] = [best_step, last].map(|step| format!("step-{step:08}"));
+    assert_eq!(run.checkpoints(), [best.clone(), newest], "{what}");
+    assert_eq!(fs::read_link(run.path("best")).unwrap(), Path::new("checkpoints").join(best), "{what}");
+    let manifest = json(&run.path("best/manifest.json"));
+    assert_eq!(manifest["progress"]["validations"]["loss"].as_f64(), Some(best_loss), "{what}");
+}
+
+/// Rows, losses and weights are those of a run that nothing disturbed, bit for bit.
+fn check_same(what: &str, finished: &Finished, quiet: &RunDir) {
+    check_stopped_early(what, finished);
+    assert_eq!(finished.run.eval_losses(), quiet.eval_losses(), "{what}");
+    assert!(finished.run.final_weights() == quiet.final_weights(), "{what}: final weights differ in bits");
+}
+
+#[test]
+fn every_layout_stops_at_the_same_step() {
+    let folder = tempfile::tempdir().unwrap();
+    let one = job(&folder, "one").finish();
+    check_stopped_early("one", &one);
+    for (name, sets) in [
+        ("zero3", &["zero.stage=3"][..]),
+        ("tp2", &["parallel.tensor=2"]),
+        ("pp2", &["parallel.pipeline=2", "validation.keep_best=1"]),
+    ] {
+        let job = sets.iter().fold(job(&folder, name).nproc(2), |job, set| job.set(set));
+        let finished = job.finish();
+        check_stopped_early(name, &finished);
+        for (found, expected) in finished.run.eval_losses().iter().zip(one.run.eval_losses()) {
+            assert!(found.0 == expected.0 && (found.1 - expected.1).abs() < 1e-4, "{name}: {found:?} {expected:?}");
+        }
+    }
+}
+
+#[test]
+fn what_interrupts_it_changes_nothing_and_a_job_that_has_stopped_is_finished() {
+    let folder = tempfile::tempdir().unwrap();
+    let quiet = job(&folder, "quiet").nproc(2).succeed();
+    let (best, last) = (best_of(&quiet).0, quiet.eval_losses().last().unwrap().0);
+    // A rank dies at the best validation, and at the one that stops it.
+    for step in [best, last] {
+        let what = format!("killed-{step}");
+        let fault = format!("kill rank=1 phase=validate step={step}");
+        let finished = job(&folder, &what).nproc(2).env("DSLAUNCH_FAULT", &fault).finish();
+        assert!(finished.stderr.contains("SIGKILL"), "{}{}", finished.stdout, finished.stderr);
+        check_same(&what, &finished, &quiet);
+    }
+    // The whole job dies while a checkpoint is made that is the best so far, or the last.
+    for step in [best, last] {
+        let job = job(&folder, &format!("died-{step}")).nproc(2);
+        let fault = format!("kill-launcher rank=0 phase=checkpoint step={step}");
+        let died = job.clone().env("DSLAUNCH_FAULT", &fault).finish();
+        assert!(!died.status.success() && !died.run.path("final").exists(), "{}{}", died.stdout, died.stderr);
+        check_same("died", &job.finish(), &quiet);
+    }
+    // It makes room: with a checkpoint of its step, whose validation is left for later.
+    let job = job(&folder, "preempted").nproc(2);
+    let mut running = job.start();
+    running.wait_for("step 3/");
+    running.signal(Signal::SIGUSR1);
+    let preempted = running.wait();
+    assert_eq!(preempted.status.code(), Some(75), "{}{}", preempted.stdout, preempted.stderr);
+    check_same("preempted", &job.finish(), &quiet);
+    // Done is done, unless its user has more patience.
+    let weights = job.run_dir().final_weights();
+    let again = job.finish();
+    assert!(again.status.success() && again.stdout.contains("it has stopped early at step"), "{}", again.stdout);
+    assert!(again.stdout.contains("validation.early_stopping_patience above 4, or 0,"), "{}", again.stdout);
+    assert!(job.run_dir().final_weights() == weights);
+    let longer = job.set(&format!("validation.early_stopping_patience={}", PATIENCE + 1)).finish();
+    assert!(longer.stdout.contains(&format!("stopped early at step {} of", last + 1)), "{}", longer.stdout);
+}
