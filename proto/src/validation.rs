@@ -140,7 +140,11 @@ mod tests {
                         newest.map_or(count, |idx| count - 1 - idx)
                     };
                     let stops = (1..=5).find(|&count| patience > 0 && since(count) >= patience as usize);
-                    assert_eq!(stops_at(&losses, rule(patience, min_delta)), stops, "{losses:?} {patience} {min_delta}");
+                    assert_eq!(
+                        stops_at(&losses, rule(patience, min_delta)),
+                        stops,
+                        "{losses:?} {patience} {min_delta}"
+                    );
                 }
             }
         }

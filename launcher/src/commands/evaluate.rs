@@ -74,18 +74,18 @@ pub struct EvaluateArgs {
     json: bool,
 }
 
-/// There is nothing to score.
+/// What is missing, without which nothing can be scored.
 #[derive(Debug, thiserror::Error)]
 enum EvaluateError {
     #[error("{}: there is no such folder", path.display())]
-    NoFolder { path: PathBuf },
+    Folder { path: PathBuf },
     #[error(
         "{}: the model that it was trained beside {where_it_is}: say which one it is with --base MODEL_DIR",
         path.display()
     )]
-    NoBase { path: PathBuf, where_it_is: String },
+    Base { path: PathBuf, where_it_is: String },
     #[error("--base is for adapters, and {} has no {}", path.display(), adapter_folder::CONFIG)]
-    NoAdapter { path: PathBuf },
+    Adapter { path: PathBuf },
 }
 
 impl From<EvaluateError> for LaunchError {
@@ -103,12 +103,7 @@ pub fn run(args: &EvaluateArgs, terminal: &Terminal, start: Instant) -> Result<u
     let names = set_names(&args.data);
     let sets = keys(args, &names, [&model, folder.path()], adapter.as_deref(), seq_len);
     let config = TrainConfig::parse(Path::new("evaluate"), "", &sets)?;
-    let job = JobArgs {
-        nproc: args.nproc,
-        share_gpu: args.share_gpu,
-        sets: vec![],
-        train_toml: "evaluate".into(),
-    };
+    let job = JobArgs { nproc: args.nproc, share_gpu: args.share_gpu, sets: vec![], train_toml: "evaluate".into() };
     let progress = if args.json { Progress::Quiet } else { Progress::Shown };
     match evaluate(config, &job, progress, terminal, start)? {
         Evaluated::Ended(code) => Ok(code),
@@ -124,11 +119,11 @@ pub fn run(args: &EvaluateArgs, terminal: &Terminal, start: Instant) -> Result<u
 fn folders(args: &EvaluateArgs) -> Result<(PathBuf, Option<PathBuf>), LaunchError> {
     let path = args.model.clone();
     if !path.is_dir() {
-        return Err(EvaluateError::NoFolder { path }.into());
+        return Err(EvaluateError::Folder { path }.into());
     }
     if fs::symlink_metadata(path.join(adapter_folder::CONFIG)).is_err() {
         return match args.base {
-            Some(_) => Err(EvaluateError::NoAdapter { path }.into()),
+            Some(_) => Err(EvaluateError::Adapter { path }.into()),
             None => Ok((path, None)),
         };
     }
@@ -138,7 +133,7 @@ fn folders(args: &EvaluateArgs) -> Result<(PathBuf, Option<PathBuf>), LaunchErro
         (None, Some(base)) => Err(format!("is not at {base}")),
         (None, None) => Err("is not named (base_model_name_or_path)".to_owned()),
     };
-    let base = base.map_err(|where_it_is| EvaluateError::NoBase { path: path.clone(), where_it_is })?;
+    let base = base.map_err(|where_it_is| EvaluateError::Base { path: path.clone(), where_it_is })?;
     Ok((base, Some(path)))
 }
 
@@ -169,7 +164,8 @@ fn keys(
     match (names, &args.data[..]) {
         ([_], data) => keys.push(format!("data.validation={}", files(data))),
         (names, data) => {
-            let set = |(name, data): (&String, &String)| format!("{{name = {}, path = {}}}", quoted(name), quoted(data));
+            let set =
+                |(name, data): (&String, &String)| format!("{{name = {}, path = {}}}", quoted(name), quoted(data));
             let sets: Vec<String> = names.iter().zip(data).map(set).collect();
             keys.push(format!("validation.source=[{}]", sets.join(", ")));
         }
@@ -277,7 +273,10 @@ mod tests {
     fn flags_are_keys_of_a_job_without_steps() {
         let plain = config(&args("evaluate m data.jsonl"), None);
         let sets = plain.validation_sets();
-        assert_eq!((sets.len(), sets[0].name.as_str(), sets[0].path.as_slice()), (1, "validation", &["data.jsonl".to_owned()][..]));
+        assert_eq!(
+            (sets.len(), sets[0].name.as_str(), sets[0].path.as_slice()),
+            (1, "validation", &["data.jsonl".to_owned()][..])
+        );
         assert_eq!((plain.model.path.as_path(), plain.data.seq_len), (Path::new("m \"1\""), 64));
         let all = args(
             "evaluate m a.jsonl b/a.csv --format text --chat-template chatml --train-on all --batch 3 --dtype bf16 --device cpu \

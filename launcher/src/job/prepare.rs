@@ -9,9 +9,7 @@ use proto::dataset::LongCounts;
 use proto::resolve::PreparedData;
 use tokio::time::timeout;
 
-use crate::data::{
-    self, Checked, Classes, DataError, DataJob, DataProgress, Origin, Prepared, ShownSample, Split,
-};
+use crate::data::{self, Checked, Classes, DataError, DataJob, DataProgress, Origin, Prepared, ShownSample, Split};
 use crate::error::LaunchError;
 use crate::job::setup::Setup;
 use crate::output::console::Console;

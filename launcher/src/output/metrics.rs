@@ -213,7 +213,9 @@ mod tests {
         metrics.rewind(0).unwrap();
         let step = StepMetrics { step: 3, loss: f64::NAN, grad_norm: f64::INFINITY, tokens: 7, ..Default::default() };
         metrics.write(&StepRow::new(&step, vec![])).unwrap();
-        metrics.write(&EvalRow::from(&EvalMetrics { step: 3, eval_loss: 0.1, label_tokens: 5, ..Default::default() })).unwrap();
+        metrics
+            .write(&EvalRow::from(&EvalMetrics { step: 3, eval_loss: 0.1, label_tokens: 5, ..Default::default() }))
+            .unwrap();
         let expected = "{\"step\":3,\"loss\":null,\"grad_norm\":null,\"learning_rate\":0.0,\"tokens\":7,\
                         \"tokens_per_second\":0.0,\"step_seconds\":0.0}\n{\"step\":3,\"eval_loss\":0.1,\"label_tokens\":5}\n";
         assert_eq!(fs::read_to_string(path).unwrap(), expected);

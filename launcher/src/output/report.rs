@@ -11,8 +11,8 @@ use proto::plan::{Device, Plan};
 use proto::progress::{Call, CallState, Place};
 use proto::run_dir::RunDir;
 
-use super::timeline::{Goodput, Recovery};
 use super::console::losses;
+use super::timeline::{Goodput, Recovery};
 use super::{Latest, early_stop, units};
 use crate::run_dir::checkpoints::{self, Best};
 use crate::supervise::hang::{Hang, ProcessState};

@@ -386,8 +386,10 @@ mod tests {
         let other = control::RegisterRequest { version: 0, ..register(2, 0) };
         let status = client.register(other).await.unwrap_err();
         assert_eq!(status.code(), Code::FailedPrecondition);
-        let told =
-            format!("dslaunch speaks version {} of the control protocol, dslaunch-rank version 0: both must be of one build", control::VERSION);
+        let told = format!(
+            "dslaunch speaks version {} of the control protocol, dslaunch-rank version 0: both must be of one build",
+            control::VERSION
+        );
         assert_eq!(status.message(), told);
         assert_eq!(lock(&job.server.waiting_calls).rendezvous.missing(), [0], "it changes nothing");
         assert_eq!(client.register(register(2, 0)).await.unwrap().into_inner().version, control::VERSION);

@@ -136,7 +136,10 @@ impl Manifest {
     /// Where a run goes on from here that scores `validation_data`: what was scored before counts only if it was the same data.
     pub fn progress_on(&self, validation_data: &[String]) -> Progress {
         let is_same = self.validation_data == validation_data;
-        Progress { validations: if is_same { self.progress.validations } else { Validations::default() }, ..self.progress }
+        Progress {
+            validations: if is_same { self.progress.validations } else { Validations::default() },
+            ..self.progress
+        }
     }
 
     /// The text of its file.

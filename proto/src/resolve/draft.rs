@@ -13,8 +13,8 @@ use crate::memory::{self, Room, Shortage, Side};
 use crate::mesh::Mesh;
 use crate::model_config::{DiskDType, ModelConfig};
 use crate::plan::{
-    Backend, BatchPlan, CheckpointPlan, DataPlan, ModelPlan, OptimizerPlan, PipelinePlan, Plan, Snapshots, ValidationSet,
-    ZeroPlan,
+    Backend, BatchPlan, CheckpointPlan, DataPlan, ModelPlan, OptimizerPlan, PipelinePlan, Plan, Snapshots,
+    ValidationSet, ZeroPlan,
 };
 use crate::sampler::{ClassShare, Sampling};
 use crate::schedule::Schedule;

@@ -37,7 +37,10 @@ fn plan(extra: &str, world_size: usize, rows: u64) -> Plan {
         longest_row: 64,
         classes: vec![],
     };
-    draft(extra, world_size).unwrap().with_data(data.clone(), &[("validation".into(), data)], Progress::default()).unwrap()
+    draft(extra, world_size)
+        .unwrap()
+        .with_data(data.clone(), &[("validation".into(), data)], Progress::default())
+        .unwrap()
 }
 
 fn check_refused(extra: &str, world_size: usize, problems: &[&str]) {
@@ -211,7 +214,8 @@ fn an_imagined_machine_is_planned_for_with_gpus_and_what_goes_with_them() {
 #[test]
 fn a_default_without_effect_is_noted_when_written_down() {
     assert_eq!(draft("", 1).unwrap().notes(), Vec::<String>::new());
-    let note = "--set validation.min_delta=0.1: validation.min_delta has no effect, validation.early_stopping_patience is 0";
+    let note =
+        "--set validation.min_delta=0.1: validation.min_delta has no effect, validation.early_stopping_patience is 0";
     let sets = ["data.validation=v.jsonl", "validation.min_delta=0.1"];
     assert_eq!(draft_for(Machine::This { gpus: Ok(0) }, "", &sets, 1).unwrap().notes(), [note]);
 }

@@ -17,7 +17,9 @@ use super::agree::agree;
 use super::collector::Collector;
 use super::companions::Companions;
 use super::error::Result;
-use super::files::{fresh_folder, publish_folder, remove_folder, replace_link, sync, temporary_name, write_replacing, write_synced};
+use super::files::{
+    fresh_folder, publish_folder, remove_folder, replace_link, sync, temporary_name, write_replacing, write_synced,
+};
 use super::optimizer_state;
 use super::retention::{self, Complete};
 use super::settling::{Settling, take_part};

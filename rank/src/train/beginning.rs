@@ -39,7 +39,9 @@ fn fill(
     }
     match beginning {
         Beginning::Start => Ok(Progress::default()),
-        Beginning::Checkpoint(path) => checkpoint::resume(path, &plan.data.validation_data(), memory).map_err(TrainError::Resume),
+        Beginning::Checkpoint(path) => {
+            checkpoint::resume(path, &plan.data.validation_data(), memory).map_err(TrainError::Resume)
+        }
         Beginning::Snapshot(step) => {
             let snapshots = snapshots.expect("the launcher names a snapshot only where it has some");
             from_snapshot(*step, snapshots, memory)

@@ -38,7 +38,8 @@ pub fn run(args: &CheckArgs, terminal: &Terminal) -> Result<u8, LaunchError> {
         let mut console = Console::new(terminal.clone(), true);
         note(&setup.notes, &mut console);
         let _lock = RunLock::acquire(setup.run_dir().root())?;
-        let mut splits = vec![(Split::Train, setup.check(&Split::Train, args.limit, &mut signals, &mut console).await?)];
+        let mut splits =
+            vec![(Split::Train, setup.check(&Split::Train, args.limit, &mut signals, &mut console).await?)];
         for split in setup.validation_splits() {
             let mut checked = setup.check(&split, args.limit, &mut signals, &mut console).await?;
             if let (Ok(train), Ok(validation)) = (&splits[0].1, &mut checked) {

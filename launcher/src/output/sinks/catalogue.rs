@@ -176,7 +176,8 @@ fn of_step(row: &StepRow) -> Vec<Point> {
 }
 
 fn of_eval(row: &EvalRow) -> Vec<Point> {
-    let of_all = [of_job(&EVAL_LOSS, Value::Real(row.eval_loss)), of_job(&LABEL_TOKENS, Value::Whole(row.label_tokens))];
+    let of_all =
+        [of_job(&EVAL_LOSS, Value::Real(row.eval_loss)), of_job(&LABEL_TOKENS, Value::Whole(row.label_tokens))];
     let of_set = |row: &SetRow| {
         let values = [(&SET_LOSS, Value::Real(row.set_loss)), (&SET_LABEL_TOKENS, Value::Whole(row.set_label_tokens))];
         let subject = Subject::Set(row.set.clone());
@@ -196,7 +197,9 @@ fn of_gpu(sample: &Sample) -> impl Iterator<Item = Point> + use<> {
         (&GPU_CLOCK, whole(sample.sm_megahertz)),
         (&GPU_ECC, sample.ecc_errors.map(Value::Whole)),
     ];
-    values.into_iter().filter_map(move |(metric, value)| Some(Point { metric, subject: Subject::Gpu(gpu), value: value? }))
+    values
+        .into_iter()
+        .filter_map(move |(metric, value)| Some(Point { metric, subject: Subject::Gpu(gpu), value: value? }))
 }
 
 #[cfg(test)]
@@ -268,7 +271,8 @@ pub(crate) mod tests {
     fn cat_1_every_number_of_a_row_is_a_point_with_the_same_text() {
         for row in [full_row(3), eval_row(3)] {
             let json = serde_json::to_value(&row).unwrap();
-            let point = |point: &Point| (point.metric.key.to_owned(), point.subject.clone(), point.value.text().unwrap());
+            let point =
+                |point: &Point| (point.metric.key.to_owned(), point.subject.clone(), point.value.text().unwrap());
             let mut points: Vec<_> = row.points().iter().map(point).collect();
             points.sort();
             assert_eq!(points, numbers(&json));

@@ -58,7 +58,8 @@ pub fn write(run_dir: &RunDir, plan: &Plan, moment: Moment) -> Result<(), (PathB
         Err(error) if error.kind() == io::ErrorKind::NotFound => vec![],
         Err(error) => return Err((metrics, error)),
     };
-    let text = serde_json::to_string_pretty(&state(plan, &rows, checkpoints::best(run_dir).map(|best| best.path))).map_err(io::Error::other);
+    let text = serde_json::to_string_pretty(&state(plan, &rows, checkpoints::best(run_dir).map(|best| best.path)))
+        .map_err(io::Error::other);
     let text = text.map_err(|error| (run_dir.trainer_state(), error))? + "\n";
     let beside_model = moment != Moment::Checkpoint && run_dir.final_model().is_dir();
     let paths = [Some(run_dir.trainer_state()), beside_model.then(|| run_dir.final_trainer_state())];
@@ -186,7 +187,10 @@ mod tests {
         assert_eq!(state.log_history[2]["stopped_early"], "no better");
         let callbacks = &state.stateful_callbacks;
         let early = &callbacks["EarlyStoppingCallback"];
-        assert_eq!((&early["args"]["early_stopping_patience"], &early["args"]["early_stopping_threshold"]), (&2.into(), &0.5.into()));
+        assert_eq!(
+            (&early["args"]["early_stopping_patience"], &early["args"]["early_stopping_threshold"]),
+            (&2.into(), &0.5.into())
+        );
         assert_eq!(early["attributes"]["early_stopping_patience_counter"], 2);
         assert_eq!(callbacks["TrainerControl"]["args"]["should_training_stop"], true);
         assert_eq!((state.best_global_step, state.best_model_checkpoint), (Some(2), Some("/best".into())));

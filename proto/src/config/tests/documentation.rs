@@ -105,7 +105,11 @@ fn fault(row: &Row) -> Option<String> {
     match default {
         "required" if is_required => None,
         // Of tables of which there is none.
-        "required" if ["data.source.path", "validation.source.name", "validation.source.path"].contains(&name.as_str()) => None,
+        "required"
+            if ["data.source.path", "validation.source.name", "validation.source.path"].contains(&name.as_str()) =>
+        {
+            None
+        }
         "not set" | "`data.format`" | "`{}`" if section == "data.source" || section == "validation.source" => None,
         "not set" if field == Some(serde_json::Value::Null) => None,
         _ if is_required => differs("it is required".to_owned()),

@@ -22,7 +22,10 @@ columns = { prompt = "question" }"#,
     assert_eq!((second.name.as_str(), second.format), ("b", AutoOr::Auto));
     assert_eq!(second.source().columns, [("prompt".into(), "question".into())].into());
     let sets = parse(&with("data", "validation = \"v.jsonl\""), &[]).unwrap().validation_sets();
-    assert_eq!((sets.len(), sets[0].name.as_str(), sets[0].path.as_slice()), (1, "validation", &["v.jsonl".to_owned()][..]));
+    assert_eq!(
+        (sets.len(), sets[0].name.as_str(), sets[0].path.as_slice()),
+        (1, "validation", &["v.jsonl".to_owned()][..])
+    );
     assert!(parse(REQUIRED, &[]).unwrap().validation_sets().is_empty());
 }
 
