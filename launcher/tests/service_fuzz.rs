@@ -150,7 +150,7 @@ fn report(random: &mut Random, step: u64) -> Option<Report> {
     Some(match random.below(7) {
         0 => Report::Started(Started { resumed_step: step }),
         1 => Report::Step(StepMetrics { step, loss, grad_norm, tokens: step, logged: true, ..Default::default() }),
-        2 => Report::Eval(EvalMetrics { step, eval_loss: loss, label_tokens: step }),
+        2 => Report::Eval(EvalMetrics { step, eval_loss: loss, label_tokens: step, ..Default::default() }),
         3 => Report::Checkpoint(CheckpointSaved { step, path: random.text(), seconds: loss }),
         4 => Report::Finished(Finished { step, peak_memory_bytes: step, ..Default::default() }),
         5 => Report::Skipped(SkippedStep { step, loss, grad_norm, in_a_row: step, samples: vec![random.text(); 3] }),

@@ -22,7 +22,7 @@ fn toml(folder: &Path, extra: &str) -> String {
     format!(
         "[model]\npath = {model:?}\ninit = \"random\"\n[data]\ntrain = {data:?}\nvalidation = {data:?}\nseq_len = 40\n\
          [train]\nsteps = {STEPS}\nmicro_batch_size = 2\nglobal_batch_size = 8\n[optimizer]\nlearning_rate = 1e-3\n\
-         [validation]\nevery_steps = 70\n[log]\nevery_steps = 1\n{extra}"
+         [validation]\nevery_steps = 70\nkeep_best = 0\n[log]\nevery_steps = 1\n{extra}"
     )
 }
 

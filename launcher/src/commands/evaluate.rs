@@ -74,18 +74,18 @@ pub struct EvaluateArgs {
     json: bool,
 }
 
-/// There is nothing to score.
+/// What is missing, without which nothing can be scored.
 #[derive(Debug, thiserror::Error)]
 enum EvaluateError {
     #[error("{}: there is no such folder", path.display())]
-    NoFolder { path: PathBuf },
+    Folder { path: PathBuf },
     #[error(
         "{}: the model that it was trained beside {where_it_is}: say which one it is with --base MODEL_DIR",
         path.display()
     )]
-    NoBase { path: PathBuf, where_it_is: String },
+    Base { path: PathBuf, where_it_is: String },
     #[error("--base is for adapters, and {} has no {}", path.display(), adapter_folder::CONFIG)]
-    NoAdapter { path: PathBuf },
+    Adapter { path: PathBuf },
 }
 
 impl From<EvaluateError> for LaunchError {
@@ -119,11 +119,11 @@ pub fn run(args: &EvaluateArgs, terminal: &Terminal, start: Instant) -> Result<u
 fn folders(args: &EvaluateArgs) -> Result<(PathBuf, Option<PathBuf>), LaunchError> {
     let path = args.model.clone();
     if !path.is_dir() {
-        return Err(EvaluateError::NoFolder { path }.into());
+        return Err(EvaluateError::Folder { path }.into());
     }
     if fs::symlink_metadata(path.join(adapter_folder::CONFIG)).is_err() {
         return match args.base {
-            Some(_) => Err(EvaluateError::NoAdapter { path }.into()),
+            Some(_) => Err(EvaluateError::Adapter { path }.into()),
             None => Ok((path, None)),
         };
     }
@@ -133,7 +133,7 @@ fn folders(args: &EvaluateArgs) -> Result<(PathBuf, Option<PathBuf>), LaunchErro
         (None, Some(base)) => Err(format!("is not at {base}")),
         (None, None) => Err("is not named (base_model_name_or_path)".to_owned()),
     };
-    let base = base.map_err(|where_it_is| EvaluateError::NoBase { path: path.clone(), where_it_is })?;
+    let base = base.map_err(|where_it_is| EvaluateError::Base { path: path.clone(), where_it_is })?;
     Ok((base, Some(path)))
 }
 

@@ -19,7 +19,7 @@ pub fn remove(run_dir: &RunDir) -> Result<(), LaunchError> {
     if fs::symlink_metadata(&model).is_err() && replaced.is_dir() {
         fs::rename(&replaced, &model).map_err(LaunchError::io(format!("rename {}", replaced.display())))?;
     }
-    let files = [run_dir.metrics(), run_dir.plan(), run_dir.identity(), run_dir.trainer_state()];
+    let files = [run_dir.metrics(), run_dir.plan(), run_dir.identity(), run_dir.trainer_state(), run_dir.best()];
     let is_file = |of: &str| files.iter().any(|path| path.file_name().is_some_and(|name| name == of));
     remove_those_of(run_dir.root(), |of| of == name || is_file(of))?;
     remove_those_of(&run_dir.checkpoints(), |of| RunDir::checkpoint_step(of).is_some())

@@ -66,7 +66,8 @@ impl Rank {
             self.fail(step).await;
             self.fall_often(step - resumed_step).await;
             if self.is_asked_to_stop() {
-                self.save(Progress { step, rows: step * self.plan.batch.global_batch_size, label_tokens: 0 }).await;
+                self.save(Progress { step, rows: step * self.plan.batch.global_batch_size, ..Progress::default() })
+                    .await;
                 return self.finish(step, true).await;
             }
             self.meet(format!("step {step}")).await;
@@ -75,7 +76,7 @@ impl Rank {
             self.report(Event::Step(metrics)).await;
             if self.plan.saves_after(step) {
                 let rows = start.rows + (step - start.step) * self.plan.batch.global_batch_size;
-                self.save(Progress { step, rows, label_tokens: rows }).await;
+                self.save(Progress { step, rows, label_tokens: rows, ..Progress::default() }).await;
             }
             self.meet("saved".into()).await;
         }
@@ -84,7 +85,7 @@ impl Rank {
 
     async fn finish(&mut self, step: u64, stopped_early: bool) {
         let (peak_memory_bytes, baseline_memory_bytes) = (1 << 20, 1 << 19);
-        let finished = Finished { step, peak_memory_bytes, baseline_memory_bytes, stopped_early, gpu_peak_bytes: 0 };
+        let finished = Finished { step, peak_memory_bytes, baseline_memory_bytes, stopped_early, ..Default::default() };
         let request = ReportRequest { caller: self.caller(), event: Some(Event::Finished(finished)), number: 0 };
         self.client.report(request).await.unwrap();
     }
@@ -159,7 +160,7 @@ impl Rank {
             for event in [
                 Event::Step(StepMetrics { step, loss, grad_norm, tokens: step, logged: false, ..rates }),
                 Event::Skipped(SkippedStep { step, loss, grad_norm, in_a_row: step, samples: vec![text(); 20] }),
-                Event::Eval(EvalMetrics { step, eval_loss: loss, label_tokens: step }),
+                Event::Eval(EvalMetrics { step, eval_loss: loss, label_tokens: step, ..Default::default() }),
                 Event::Checkpoint(CheckpointSaved { step, path: text(), seconds: number }),
             ] {
                 self.report(event).await;
@@ -188,6 +189,7 @@ impl Rank {
                 progress,
                 seed: self.plan.seed,
                 data: self.plan.data.train.file_name().unwrap().to_str().unwrap().to_owned(),
+                validation_data: vec![],
                 model: self.plan.model.config.clone(),
                 units: [].into(),
                 optimizer: [].into(),

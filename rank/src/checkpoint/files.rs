@@ -59,12 +59,15 @@ pub(super) fn write_synced(path: &Path, bytes: &[u8]) -> Result<()> {
     sync(path)
 }
 
-/// Writes a small file in place of the one that is there, which is seen whole at any time.
+/// Writes a small file in place of the one that is there in a folder of ours. It is seen whole at any time, and the folder without
+/// anything else: what is written lies beside it first, under the folder's temporary name.
 pub(super) fn write_replacing(path: &Path, bytes: &[u8]) -> Result<()> {
-    let temporary = temporary_name(path);
+    let folder = path.parent().expect("a file in a folder");
+    let temporary = temporary_name(folder);
+    remove_hidden(&temporary)?;
     write_synced(&temporary, bytes)?;
     fs::rename(&temporary, path).map_err(writing(path))?;
-    sync(path.parent().expect("a file in a folder"))
+    sync(folder)
 }
 
 /// Has the link `path` lead to `target`, or to nothing any more. What is no link stays as it is; where a file system has no links,
@@ -130,6 +133,18 @@ mod tests {
             assert_eq!(fs::read_to_string(to.join("x")).unwrap(), content);
         }
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing else is left");
+    }
+
+    #[test]
+    fn a_file_in_a_folder_is_replaced_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("step-00000001");
+        fs::create_dir(&folder).unwrap();
+        for content in ["old", "new"] {
+            write_replacing(&folder.join("manifest.json"), content.as_bytes()).unwrap();
+            assert_eq!(fs::read_to_string(folder.join("manifest.json")).unwrap(), content);
+        }
+        assert_eq!((fs::read_dir(dir.path()).unwrap().count(), fs::read_dir(&folder).unwrap().count()), (1, 1));
     }
 
     #[test]

@@ -25,7 +25,7 @@ fn job(folder: &Path, name: &str) -> Job {
          [data]\ntrain = {data:?}\nvalidation = {data:?}\nseq_len = 40\n\
          [train]\nsteps = {STEPS}\nmicro_batch_size = 2\ngradient_accumulation_steps = 2\n\
          [optimizer]\nlearning_rate = 1e-3\n[checkpoint]\nevery_steps = 25\n[restart]\nsnapshot_every_steps = 0\n\
-         [validation]\nevery_steps = 20\n\
+         [validation]\nevery_steps = 20\nkeep_best = 0\n\
          [log]\nevery_steps = 1\nsinks = [\"console\", \"jsonl\", \"tensorboard\", \"wandb\", \"prometheus\"]\n"
     );
     // No key: nothing is sent, whoever runs this test.

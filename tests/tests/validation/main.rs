@@ -1,4 +1,6 @@
-//! What follows from validation: training that stops early, and the best checkpoint. VAL-1.
+//! What follows from validation: training that stops early, and the best checkpoint. VAL-1. And validation by itself.
+
+mod evaluate;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,27 +16,45 @@ use tests::run::RunDir;
 const STEPS: u64 = 200;
 const PATIENCE: usize = 4;
 
-/// Rows to train on and, of the same kind, rows to validate with.
-fn data(folder: &Path) -> [PathBuf; 2] {
+/// Rows to train on and, of the same kind, two sets to validate with.
+fn data(folder: &Path) -> [PathBuf; 3] {
     // Few different tokens: which they are is learnt first, and helps.
     let text = fs::read_to_string(token_rows_of(&folder.join("rows.jsonl"), 48, 16, 13)).unwrap();
     let lines: Vec<&str> = text.split_inclusive('\n').collect();
-    let [train, validation] = [folder.join("train.jsonl"), folder.join("validation.jsonl")];
-    fs::write(&train, lines[..32].concat()).unwrap();
-    fs::write(&validation, lines[32..].concat()).unwrap();
-    [train, validation]
+    let files = [("train.jsonl", 0..32), ("large.jsonl", 32..44), ("small.jsonl", 44..48)];
+    files.map(|(name, rows)| {
+        let path = folder.join(name);
+        fs::write(&path, lines[rows].concat()).unwrap();
+        path
+    })
 }
 
 fn job(folder: &TempDir, name: &str) -> Job {
     let model = tiny_model(&folder.path().join("model"));
-    let [train, validation] = data(folder.path());
+    let [train, large, small] = data(folder.path());
     let toml = format!(
-        "[model]\npath = {model:?}\ninit = \"random\"\n[data]\ntrain = {train:?}\nvalidation = {validation:?}\nseq_len = 24\n\
+        "[model]\npath = {model:?}\ninit = \"random\"\n[data]\ntrain = {train:?}\nseq_len = 24\n\
          [train]\nsteps = {STEPS}\nmicro_batch_size = 2\nglobal_batch_size = 8\n[optimizer]\nlearning_rate = 1e-2\n\
          [schedule]\nkind = \"constant\"\n[validation]\nevery_steps = 1\nearly_stopping_patience = {PATIENCE}\n\
+         [[validation.source]]\nname = \"large\"\npath = {large:?}\n[[validation.source]]\nname = \"small\"\npath = {small:?}\n\
          [checkpoint]\nevery_steps = 1000\nkeep_last = 1\n"
     );
     Job::new(&folder.path().join(name), &toml)
+}
+
+/// The loss of all is the mean over the label tokens of both sets, in each row.
+fn check_sets(what: &str, run: &RunDir) {
+    let text = fs::read_to_string(run.path("metrics.jsonl")).unwrap();
+    let rows = text.lines().map(|row| serde_json::from_str::<Value>(row).unwrap());
+    for row in rows.filter(|row| row.get("eval_loss").is_some()) {
+        let sets = row["sets"].as_array().unwrap();
+        let number = |set: &Value, key: &str| set[key].as_f64().unwrap();
+        let sum: f64 = sets.iter().map(|set| number(set, "set_loss") * number(set, "set_label_tokens")).sum();
+        let tokens: f64 = sets.iter().map(|set| number(set, "set_label_tokens")).sum();
+        assert_eq!((sets[0]["set"].as_str(), sets[1]["set"].as_str()), (Some("large"), Some("small")), "{what}: {row}");
+        assert!(number(&row, "label_tokens") == tokens && tokens == 240.0, "{what}: {row}");
+        assert!((number(&row, "eval_loss") - sum / tokens).abs() < 1e-12, "{what}: {row}");
+    }
 }
 
 fn json(path: &Path) -> Value {
@@ -52,6 +72,7 @@ fn check_stopped_early(what: &str, finished: &Finished) {
     assert!(finished.status.success(), "{output}");
     let run = &finished.run;
     let (losses, (best_step, best_loss)) = (run.eval_losses(), best_of(run));
+    check_sets(what, run);
     let last = losses.last().unwrap().0;
     let steps: Vec<u64> = losses.iter().map(|loss| loss.0).collect();
     assert_eq!(steps, (1..=last).collect::<Vec<_>>(), "{what}: each validation has one row");
@@ -114,22 +135,17 @@ fn what_interrupts_it_changes_nothing_and_a_job_that_has_stopped_is_finished() {
     let folder = tempfile::tempdir().unwrap();
     let quiet = job(&folder, "quiet").nproc(2).succeed();
     let (best, last) = (best_of(&quiet).0, quiet.eval_losses().last().unwrap().0);
-    // A rank dies at the best validation, and at the one that stops it.
-    for step in [best, last] {
-        let what = format!("killed-{step}");
-        let fault = format!("kill rank=1 phase=validate step={step}");
-        let finished = job(&folder, &what).nproc(2).env("DSLAUNCH_FAULT", &fault).finish();
-        assert!(finished.stderr.contains("SIGKILL"), "{}{}", finished.stdout, finished.stderr);
-        check_same(&what, &finished, &quiet);
-    }
-    // The whole job dies while a checkpoint is made that is the best so far, or the last.
-    for step in [best, last] {
-        let job = job(&folder, &format!("died-{step}")).nproc(2);
-        let fault = format!("kill-launcher rank=0 phase=checkpoint step={step}");
-        let died = job.clone().env("DSLAUNCH_FAULT", &fault).finish();
-        assert!(!died.status.success() && !died.run.path("final").exists(), "{}{}", died.stdout, died.stderr);
-        check_same("died", &job.finish(), &quiet);
-    }
+    // A rank dies at the validation that stops it.
+    let fault = format!("kill rank=1 phase=validate step={last}");
+    let killed = job(&folder, "killed").nproc(2).env("DSLAUNCH_FAULT", &fault).finish();
+    assert!(killed.stderr.contains("SIGKILL"), "{}{}", killed.stdout, killed.stderr);
+    check_same("killed", &killed, &quiet);
+    // The whole job dies while the checkpoint is made that is the best.
+    let orphaned = job(&folder, "orphaned").nproc(2);
+    let fault = format!("kill-launcher rank=0 phase=checkpoint step={best}");
+    let died = orphaned.clone().env("DSLAUNCH_FAULT", &fault).finish();
+    assert!(!died.status.success() && !died.run.path("final").exists(), "{}{}", died.stdout, died.stderr);
+    check_same("orphaned", &orphaned.finish(), &quiet);
     // It makes room: with a checkpoint of its step, whose validation is left for later.
     let job = job(&folder, "preempted").nproc(2);
     let mut running = job.start();

@@ -19,7 +19,7 @@ const DATA: &str = "data is prepared before ranks start, and read from memory";
 const DDP: &str = "gradients are reduced by dslaunch's own groups";
 const HUB: &str = "nothing is uploaded: `hf upload` takes <output_dir>/final as it is";
 const KERNELS: &str = "operations are dslaunch's own, whatever libraries there are";
-const BEST: &str = "the newest checkpoints are kept, and <output_dir>/final is the last step's model";
+const BEST: &str = "<output_dir>/best leads to the best checkpoint, and <output_dir>/final is the last step's model";
 const ONE_LOG: &str = "the launcher writes one log for all ranks";
 const EVAL: &str = "validation is the loss of data.validation, the same for any number of ranks";
 const RESUMES: &str = "checkpoints hold all state, and a job goes on where it was";
@@ -111,7 +111,7 @@ pub(super) const ROWS: &[Row] = &[
     row("hub_always_push", Off(HUB)),
     row("hub_model_id", Instead(HUB)),
     row("hub_*", NoEffect(HUB)),
-    row("load_best_model_at_end", Off(BEST)),
+    row("load_best_model_at_end", Instead(BEST)),
     row("metric_for_best_model", Only(&["loss", "eval_loss"], "validation has one figure, the loss")),
     row("greater_is_better", Only(&["false"], "validation has one figure, the loss")),
     row("ignore_data_skip", Off("a job goes on with the rows that are left")),
