@@ -15,6 +15,7 @@ use crate::commands::completions::{CompletionsArgs, ManArgs};
 use crate::commands::control::ControlTask;
 use crate::commands::data::DataTask;
 use crate::commands::doctor::DoctorArgs;
+use crate::commands::generate::GenerateArgs;
 use crate::commands::import::ImportArgs;
 use crate::commands::init::InitArgs;
 use crate::commands::merge::MergeArgs;
@@ -56,6 +57,7 @@ enum Command {
     #[command(subcommand)]
     Data(DataTask),
     Merge(MergeArgs),
+    Generate(Box<GenerateArgs>),
     Report(ReportArgs),
     Systemd(SystemdArgs),
     Slurm(SlurmArgs),
@@ -94,6 +96,7 @@ impl Cli {
             (Some(Command::Control(task)), _) => Task::Control(task),
             (Some(Command::Data(task)), _) => Task::Data(task),
             (Some(Command::Merge(args)), _) => Task::Merge(args),
+            (Some(Command::Generate(args)), _) => Task::Generate(args),
             (Some(Command::Report(args)), _) => Task::Report(args),
             (Some(Command::Systemd(args)), _) => Task::Systemd(args),
             (Some(Command::Slurm(args)), _) => Task::Slurm(args),

@@ -12,6 +12,7 @@ pub mod data;
 pub mod deepspeed;
 pub mod detach;
 pub mod doctor;
+pub mod generate;
 pub mod import;
 pub mod init;
 mod mapping;
@@ -30,6 +31,7 @@ use self::control::ControlTask;
 use self::data::DataTask;
 use self::deepspeed::DeepspeedArgs;
 use self::doctor::DoctorArgs;
+use self::generate::GenerateArgs;
 use self::import::ImportArgs;
 use self::init::InitArgs;
 use self::merge::MergeArgs;
@@ -72,6 +74,8 @@ pub enum Task {
     Data(DataTask),
     /// `dslaunch merge ADAPTER_DIR -o DIR`
     Merge(MergeArgs),
+    /// `dslaunch generate MODEL_DIR`
+    Generate(Box<GenerateArgs>),
     /// `dslaunch status RUN_DIR`, `stop RUN_DIR` and `attach RUN_DIR`
     Control(ControlTask),
     /// `dslaunch report RUN_DIR`
@@ -101,6 +105,7 @@ impl Task {
             | Self::Control(_)
             | Self::Data(_)
             | Self::Merge(_)
+            | Self::Generate(_)
             | Self::Report(_)
             | Self::Systemd(_)
             | Self::Slurm(_)
@@ -125,6 +130,7 @@ impl Task {
             Self::Control(task) => control::run(&task, terminal),
             Self::Data(task) => data::run(&task, terminal),
             Self::Merge(args) => merge::run(&args, terminal),
+            Self::Generate(args) => generate::run(&args, terminal),
             Self::Report(args) => report::run(&args, terminal),
             Self::Systemd(args) => schedulers::print_systemd(&args, terminal),
             Self::Slurm(args) => schedulers::print_slurm(&args, terminal),

@@ -69,7 +69,7 @@ const SAVING: &str = "stopping: the step under way is finished and a checkpoint 
 
 /// Signals that ranks ignore: those that mean something to the launcher, which a scheduler sends to every process of a job, and
 /// SIGXFSZ, without which a write past `ulimit -f` is an error that says what could not be written.
-const IGNORED_BY_RANKS: [Signal; 6] =
+pub const IGNORED_BY_RANKS: [Signal; 6] =
     [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGXFSZ];
 
 /// The part of a job that does not change from attempt to attempt.
@@ -159,6 +159,16 @@ pub async fn run(
     Ok(AttemptEnd { outcome, stopped_after, lines, kernel_kills })
 }
 
+/// What libtorch is to know of a rank's threads beside their number.
+pub fn env_of_threads(threads: usize) -> Vec<(&'static str, Option<OsString>)> {
+    let mut env = vec![("MKL_NUM_THREADS", Some(threads.to_string().into()))];
+    if WAIT_POLICY.iter().all(|name| variable(name).is_none()) {
+        // Threads that wait for each other sleep soon: those of another job on the same cores would else hardly ever run.
+        env.push((SPIN_COUNT, Some(SPINS.into())));
+    }
+    env
+}
+
 /// The ranks and steps of an attempt that begins at `from`.
 fn course(plan: &Plan, from: &StartingPoint) -> Course {
     let first_step = from.progress().step + 1;
@@ -209,11 +219,7 @@ impl Workers<'_> {
         let mut env: Vec<_> = Beginning::VARIABLES.map(|name| (name, None)).into();
         env.extend(ServiceEnv::VARIABLES.map(|name| (name, None)));
         env.extend(worker_env.to_vars().into_iter().map(|(name, value)| (name, Some(value))));
-        env.push(("MKL_NUM_THREADS", Some(worker_env.threads.to_string().into())));
-        if WAIT_POLICY.iter().all(|name| variable(name).is_none()) {
-            // Threads that wait for each other sleep soon: those of another job on the same cores would else hardly ever run.
-            env.push((SPIN_COUNT, Some(SPINS.into())));
-        }
+        env.extend(env_of_threads(worker_env.threads));
         if self.job.plan.device == Device::Cuda {
             // The driver numbers GPUs so for whoever asks it, the launcher among them.
             env.push(("CUDA_DEVICE_ORDER", Some("PCI_BUS_ID".into())));

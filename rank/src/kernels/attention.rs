@@ -93,6 +93,19 @@ impl KeyValueCache {
         self.keys.size()[1]
     }
 
+    /// Makes room for `capacity` tokens, if there is less; what it holds stays. A smaller one frees nothing.
+    pub fn reserve(&mut self, capacity: i64) {
+        if capacity <= self.capacity() {
+            return;
+        }
+        for cached in [&mut self.keys, &mut self.values] {
+            let (heads, _, head_dim) = cached.size3().expect("a cache is [G, capacity, K]");
+            let larger = Tensor::zeros([heads, capacity, head_dim], (cached.kind(), cached.device()));
+            larger.narrow(1, 0, self.len).copy_(&cached.narrow(1, 0, self.len));
+            *cached = larger;
+        }
+    }
+
     /// Forgets all tokens from position `len` on: 0 gives it to another sequence. `len` is at most [`KeyValueCache::len`].
     pub fn truncate(&mut self, len: i64) {
         assert!((0..=self.len).contains(&len), "a cache of {} tokens cannot be cut to {len}", self.len);
