@@ -46,7 +46,7 @@ use containers::ChunkReader;
 pub use end_token::EndTokens;
 pub use error::{DataError, Problem, Problems, Rule};
 pub use progress::DataProgress;
-pub use prompt::{Message, PromptError, Prompter, Speaker, end_tokens};
+pub use prompt::{Message, PromptError, Prompter, Speaker, continuation, end_tokens};
 pub use show::{Part, ShownSample, samples};
 use sources::Source;
 

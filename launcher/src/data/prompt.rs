@@ -12,6 +12,7 @@ use super::chat::{self, ChatTemplate};
 use super::error::Rule;
 use super::model_files;
 use super::tokenize::Opened;
+use crate::error::LaunchError;
 
 /// A model's tokenizer and, if it is asked for, its chat template.
 pub struct Prompter {
@@ -150,6 +151,21 @@ fn find_template(name: &str, folder: &Path) -> Result<ChatTemplate, PromptError>
     let chat::TemplateSource { place, text, special_tokens } = found;
     let template = ChatTemplate::new(&text, special_tokens);
     Ok(template.map_err(|message| Rule::BadChatTemplate { place, message })?)
+}
+
+impl From<PromptError> for LaunchError {
+    fn from(error: PromptError) -> Self {
+        Self::refused(error, 2)
+    }
+}
+
+/// The text of `tokens`, which go on after `prompt`. Special tokens have none; nor has what the tokenizer cannot decode.
+pub fn continuation(tokenizer: &Tokenizer, prompt: &[u32], tokens: &[u32]) -> String {
+    let decode = |tokens: &[u32]| tokenizer.decode(tokens, true).unwrap_or_default();
+    let (before, all) = (decode(prompt), decode(&[prompt, tokens].concat()));
+    let same = before.chars().zip(all.chars()).take_while(|(one, other)| one == other);
+    let same: usize = same.map(|(letter, _)| letter.len_utf8()).sum();
+    all[same..].to_owned()
 }
 
 /// The tokens that end what a model says: those of generation_config.json or, where that names none, of config.json; and the one that

@@ -22,6 +22,7 @@ use crate::attempt::{Attempt, AttemptKind, Exited, Ranks, Reach, Terms};
 use crate::error::LaunchError;
 use crate::files::create_private_folder;
 use crate::gpus::watch::Watch;
+use crate::job::samples::SampleTexts;
 use crate::output::Output;
 use crate::output::events::Moment;
 use crate::output::{report, units};
@@ -95,6 +96,8 @@ pub struct TrainingJob {
     pub save_patience: Duration,
     /// Indices of the GPUs that its ranks train on: rank r on the r-th, and the next on the first again where there are fewer.
     pub gpus: Vec<usize>,
+    /// Makes texts of what the model writes at validations, if it does.
+    pub samples: Option<SampleTexts>,
 }
 
 /// The launcher's own ends, for training.
@@ -289,6 +292,7 @@ impl From<Exited> for Notice {
 /// Training under way.
 struct Training<'a> {
     plan: &'a Plan,
+    samples: Option<&'a SampleTexts>,
     output: &'a mut Output,
     server: Server,
     progress: ProgressPage,
@@ -332,6 +336,7 @@ impl<'a> Training<'a> {
         let plan = &job.plan;
         Self {
             plan,
+            samples: job.samples.as_ref(),
             output,
             server,
             lines: progress.lines(),
@@ -422,6 +427,7 @@ impl<'a> Training<'a> {
             Notice::Step(step) => output.step(self.plan, &step),
             Notice::Skipped(skipped) => output.skipped(&skipped),
             Notice::Eval(eval) => output.eval(&eval),
+            Notice::Samples(samples) => output.samples(self.samples.map_or(vec![], |texts| texts.rows(&samples))),
             Notice::Checkpoint(saved) => output.checkpoint(&saved),
             Notice::Finished { rank, report } => {
                 self.stopped_after = report.stopped_early.then_some(report.step);

@@ -125,6 +125,9 @@ fn settings(config: &TrainConfig) -> BTreeMap<String, Value> {
     }
     settings.insert("comm.compression".into(), config["comm"]["compression"].clone());
     settings.remove("model.init");
+    // They are looked at, and change nothing.
+    settings.remove("validation.prompts");
+    settings.remove("validation.sample_tokens");
     settings.remove("model.trained");
     // What adapters are is the model's own.
     if is_lora {

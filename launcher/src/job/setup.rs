@@ -30,7 +30,7 @@ use crate::data::{
 use crate::error::LaunchError;
 use crate::gpus::{Gpu, Gpus, Visible};
 use crate::job::args::JobArgs;
-use crate::job::model_folder;
+use crate::job::{model_folder, samples};
 use crate::machine::{cores, memory};
 use crate::output::console::Console;
 use crate::process::signals::Signals;
@@ -219,7 +219,12 @@ impl Setup {
             let what = "is training data too, so its loss says nothing of other texts";
             console.warn(&format!("note: data.validation: {name} {what}"));
         }
-        let plan = self.draft.with_data(planned(train), validation.map(planned), start)?;
+        let has_validation = validation.is_some();
+        let mut plan = self.draft.with_data(planned(train), validation.map(planned), start)?;
+        if has_validation {
+            let folder = self.current_dir.join(&self.config.model.path);
+            plan.samples = samples::planned(&self.config.validation, &folder, self.model.vocab_size)?;
+        }
         self.check_memory(&plan)?;
         Ok(plan)
     }

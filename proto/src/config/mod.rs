@@ -23,6 +23,7 @@ mod suggest;
 mod table;
 #[cfg(test)]
 mod tests;
+mod texts;
 mod trained;
 mod value_schemas;
 
@@ -43,6 +44,7 @@ pub use schema::schema;
 pub use sections::{
     Checkpoint, Comm, Job, Log, Model, Optimizer, Parallel, Restart, Schedule, THREADS_MAX, Train, Validation, Zero,
 };
+pub use texts::Texts;
 pub use trained::{Adapter, Trained};
 
 use document::Document;

@@ -14,6 +14,7 @@ use super::choices::{
 };
 use super::keys::Keys;
 use super::read::{FileName, above, at_least};
+use super::texts::Texts;
 use super::trained::Trained;
 
 /// Section names in the file's order.
@@ -41,6 +42,8 @@ pub const THREADS_MAX: u64 = 4096;
 const ANY: RangeInclusive<u64> = 0..=i64::MAX as u64;
 /// Any count from 1.
 const SOME: RangeInclusive<u64> = 1..=i64::MAX as u64;
+/// Validation writes samples while nothing is trained.
+const SAMPLE_TOKENS: RangeInclusive<u64> = 1..=4096;
 const ROWS: RangeInclusive<u64> = 1..=1_000_000;
 const RANKS: RangeInclusive<u64> = 1..=65_536;
 const THREADS: RangeInclusive<u64> = 1..=THREADS_MAX;
@@ -325,6 +328,10 @@ pub struct Validation {
     pub early_stopping_patience: u64,
     /// The fall in loss that counts as an improvement. Default: 0.0.
     pub min_delta: f64,
+    /// The texts that the model goes on from at each validation. Default: none.
+    pub prompts: Texts,
+    /// The most tokens that it writes for each of them. Default: 64.
+    pub sample_tokens: u64,
 }
 
 impl Validation {
@@ -333,6 +340,8 @@ impl Validation {
             every_steps: keys.within("every_steps", 0, ANY),
             early_stopping_patience: keys.within("early_stopping_patience", 0, ANY),
             min_delta: keys.within("min_delta", 0.0, at_least(0.0)),
+            prompts: keys.or("prompts", Texts::default()),
+            sample_tokens: keys.within("sample_tokens", 64, SAMPLE_TOKENS),
         }
     }
 }

@@ -300,6 +300,8 @@ impl Draft {
             },
             snapshots: self.snapshots(),
             validation_every_steps: config.validation.every_steps,
+            // The launcher has the tokenizer.
+            samples: None,
             log_every_steps: config.log.every_steps,
         }
     }

@@ -118,7 +118,8 @@ fn what_is_not_supported_yet_is_refused_all_at_once() {
             "validation.early_stopping_patience: not supported yet: use 0",
         ],
     );
-    for extra in ["[comm]\ncompression = \"int8\"\n", "[validation]\nearly_stopping_patience = 3\n"] {
+    let samples = "[validation]\nprompts = [\"x\"]\n[parallel]\ntensor = 2\n";
+    for extra in ["[comm]\ncompression = \"int8\"\n", "[validation]\nearly_stopping_patience = 3\n", samples] {
         let problems = draft(extra, 2).unwrap_err();
         assert!(problems.len() == 1 && problems[0].contains("not supported yet"), "{extra}: {problems:?}");
     }

@@ -13,10 +13,13 @@ pub(super) fn notes(config: &TrainConfig, mesh: Mesh) -> Vec<String> {
     let mut note = |applies: bool, key: &str, why: &str| {
         notes.extend((applies && config.origins.is_set(key)).then(|| without_effect(config, key, why)));
     };
+    for key in ["validation.every_steps", "validation.prompts"] {
+        note(config.data.validation.is_empty(), key, "there are no validation files (data.validation)");
+    }
     note(
-        config.data.validation.is_empty(),
-        "validation.every_steps",
-        "there are no validation files (data.validation)",
+        config.validation.prompts.0.is_empty(),
+        "validation.sample_tokens",
+        "there are no prompts (validation.prompts)",
     );
     for key in ["alpha", "dropout", "targets", "rslora", "dora", "modules_to_save", "quantize"] {
         note(!config.lora.is_on(), &format!("lora.{key}"), "there are no adapters (lora.rank)");

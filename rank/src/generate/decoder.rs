@@ -7,9 +7,8 @@ use proto::memory::logits_at_a_time;
 use proto::plan;
 use tch::{Device, Tensor};
 
-use super::sequence::{LanguageModel, NewTokens};
+use super::sequence::{LanguageModel, NewBatch, NewTokens};
 use super::weights::Weights;
-use crate::device::upload;
 use crate::kernels::KeyValueCache;
 use crate::model::{Block, BlockSpec, Embedding, Head, RopeTable, Samples, TensorParallel};
 
@@ -54,30 +53,15 @@ impl LanguageModel for Decoder {
 
     fn extend(&mut self, sequences: &mut [NewTokens]) -> Result<Tensor, CommError> {
         let _guard = tch::no_grad_guard();
-        let lens: Vec<i64> = sequences.iter().map(|sequence| sequence.tokens.len() as i64).collect();
-        let before: Vec<i64> = sequences.iter().map(|sequence| sequence.caches[0].len()).collect();
-        let samples = Rc::new(Samples::continuing(&lens, &before));
-        let tokens = sequences.iter().flat_map(|sequence| sequence.tokens).copied().map(i64::from);
-        let tokens = upload(Tensor::from_slice(&tokens.collect::<Vec<_>>()), self.device);
-        let block = self.block(&samples);
-        let mut x = self.embedding.forward(&ALONE, self.weights.embedding(), &tokens)?;
+        let batch = NewBatch::of(sequences, self.device);
+        let block = self.block(&batch.samples);
+        let mut x = self.embedding.forward(&ALONE, self.weights.embedding(), &batch.tokens)?;
         for (idx, weights) in self.weights.blocks().enumerate() {
             let mut caches: Vec<_> = sequences.iter_mut().map(|sequence| &mut sequence.caches[idx]).collect();
             x = block.extend(&ALONE, weights, x, &mut caches)?;
         }
-        Ok(self.head.next_logits(&self.weights.head(), &last_of_each(&x, &lens)))
+        Ok(self.head.next_logits(&self.weights.head(), &batch.last_rows(&x)))
     }
-}
-
-/// The last row of each sequence: `[sequences, D]`. `x`: `[T, D]`.
-fn last_of_each(x: &Tensor, lens: &[i64]) -> Tensor {
-    let mut end = 0;
-    let rows = lens.iter().map(|len| {
-        end += len;
-        x.narrow(0, end - 1, 1)
-    });
-    let rows: Vec<Tensor> = rows.collect();
-    if let [row] = rows.as_slice() { row.shallow_clone() } else { Tensor::cat(&rows, 0) }
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! session ── requests ──> write ── new tokens ──> LanguageModel ── logits ──> Sampling
-//!    <────── tokens ────────┘                     (Decoder)
+//!    <────── tokens ────────┘                     (Decoder, or the engine of a job)
 //! ```
 //!
 //! [`write`] knows neither where the weights are nor who listens: whatever computes logits is a [`LanguageModel`], of which several
@@ -21,6 +21,6 @@ mod write;
 
 pub use decoder::Decoder;
 pub use sampling::Sampling;
-pub use sequence::{LanguageModel, NewTokens, Sequence};
+pub use sequence::{LanguageModel, NewBatch, NewTokens, Sequence};
 pub use weights::{ModelFolders, Weights};
 pub use write::{Audience, Reason, Wish, WriteError, Written, write};

@@ -1,9 +1,12 @@
 //! A sequence that is read on, token by token, and what reads it.
 
-use comm::CommError;
-use tch::Tensor;
+use std::rc::Rc;
 
-use crate::kernels::KeyValueCache;
+use comm::CommError;
+use tch::{Device, Tensor};
+
+use crate::device::upload;
+use crate::kernels::{KeyValueCache, Samples};
 
 /// Tokens that a sequence's caches have room for at least, once they have any.
 const LEAST_CAPACITY: usize = 64;
@@ -25,6 +28,38 @@ pub struct NewTokens<'a> {
     pub tokens: &'a [u32],
     /// Of all blocks, with room for them.
     pub caches: &'a mut [KeyValueCache],
+}
+
+/// New tokens of some sequences, as operands.
+#[derive(Debug)]
+pub struct NewBatch {
+    /// One sequence's after the other's: `[T]` int64, on the device.
+    pub tokens: Tensor,
+    /// Whose they are, and where each sequence goes on.
+    pub samples: Rc<Samples>,
+    lens: Vec<i64>,
+}
+
+impl NewBatch {
+    /// Of these sequences, for a model on `device`.
+    pub fn of(sequences: &[NewTokens], device: Device) -> Self {
+        let lens: Vec<i64> = sequences.iter().map(|sequence| sequence.tokens.len() as i64).collect();
+        let before: Vec<i64> = sequences.iter().map(|sequence| sequence.caches[0].len()).collect();
+        let tokens = sequences.iter().flat_map(|sequence| sequence.tokens).copied().map(i64::from);
+        let tokens = upload(Tensor::from_slice(&tokens.collect::<Vec<_>>()), device);
+        Self { tokens, samples: Rc::new(Samples::continuing(&lens, &before)), lens }
+    }
+
+    /// The last row of each sequence: `[sequences, D]`. `x`: `[T, D]`.
+    pub fn last_rows(&self, x: &Tensor) -> Tensor {
+        let mut end = 0;
+        let row = |len: &i64| {
+            end += len;
+            x.narrow(0, end - 1, 1)
+        };
+        let rows: Vec<Tensor> = self.lens.iter().map(row).collect();
+        if let [row] = rows.as_slice() { row.shallow_clone() } else { Tensor::cat(&rows, 0) }
+    }
 }
 
 /// The tokens that a model has read, and their keys and values.
@@ -80,7 +115,7 @@ impl Sequence {
 
 #[cfg(test)]
 mod tests {
-    use tch::{Device, Kind};
+    use tch::Kind;
 
     use super::*;
     use crate::kernels::AttentionShape;

@@ -28,6 +28,6 @@ impl Trainer {
             let eval_loss = loss[0] / label_tokens as f64;
             control.report(Event::Eval(EvalMetrics { step, eval_loss, label_tokens }));
         }
-        Ok(())
+        self.write_samples(step, control)
     }
 }

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tests::job::{Job, send, wait_until_gone};
 use tests::process::family;
+use tests::pty::OnTerminal;
 use tests::{program, python, repository};
 
 /// The models, and what transformers makes of prompts: made once.
@@ -195,6 +196,76 @@ fn what_is_not_there_or_no_model_is_named() {
     copy("tokenizer.json");
     fs::OpenOptions::new().write(true).open(model.join("model.safetensors")).unwrap().set_len(1000).unwrap();
     check(&model, &[], 2, "model.safetensors");
+}
+
+#[test]
+fn on_a_terminal_it_talks_until_the_user_ends_it() {
+    let reference = Reference::get();
+    let cases = &reference.cases["chat-llama3"];
+    let mut command = generate(&reference.model("chat-llama3"), &["--chat", "--max-new-tokens", "40"]);
+    command.arg("--system").arg(cases[0]["system"].as_str().unwrap());
+    let mut terminal = OnTerminal::start(command, 400);
+    let mut seen = terminal.wait_until(0, |shown| shown.lines.iter().any(|line| line.ends_with("> ")));
+    for case in cases {
+        terminal.type_in(&format!("{}\n", case["message"].as_str().unwrap()));
+        // What a terminal would obey is shown as something else.
+        let harmless = |c: char| if c.is_control() && !"\n\t".contains(c) { '\u{fffd}' } else { c };
+        let text: String = case["text"].as_str().unwrap().chars().map(harmless).collect();
+        let last = text.lines().last().unwrap_or_default().to_owned();
+        seen = terminal.wait_until(seen, |shown| {
+            let has = |words: &str| shown.lines.iter().any(|line| line.contains(words));
+            has(&last) && has(" tokens/s") && shown.lines.iter().any(|line| line.ends_with("> "))
+        });
+    }
+    terminal.type_in("\u{4}");
+    let (status, shown) = terminal.end();
+    assert!(status.success(), "{shown:?}");
+}
+
+#[test]
+fn samples_of_a_validation_are_what_the_checkpoint_writes() {
+    let reference = Reference::get();
+    let (folder, model) = (tempfile::tempdir().unwrap(), reference.model("ends"));
+    let rows: String = (0..24).map(|row| format!("{}\n", json!({"text": format!("One, two {row}, Grüße")}))).collect();
+    let data = folder.path().join("rows.jsonl");
+    fs::write(&data, rows).unwrap();
+    let prompts = ["The capital of France is", "Größe 🙂"];
+    let toml = format!(
+        "[model]\npath = {model:?}\n[data]\ntrain = {data:?}\nvalidation = {data:?}\nseq_len = 64\n[train]\nsteps = 4\n\
+         micro_batch_size = 1\nglobal_batch_size = 4\n[optimizer]\nlearning_rate = 1e-3\n\
+         [validation]\nevery_steps = 2\nprompts = {prompts:?}\nsample_tokens = 12\n"
+    );
+    let mut of_layouts = vec![];
+    for (name, stage) in [("one", 0), ("two", 3)] {
+        let job = Job::new(&folder.path().join(name), &toml).nproc(1 + usize::from(stage == 3));
+        let run = job.set(&format!("zero.stage={stage}")).succeed();
+        let samples = fs::read_to_string(run.path("samples.jsonl")).unwrap();
+        let samples: Vec<Value> = samples.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let steps: Vec<u64> = samples.iter().map(|sample| sample["step"].as_u64().unwrap()).collect();
+        assert_eq!(steps, [2, 2, 4, 4], "{name}");
+        for checkpoint in ["final", "checkpoints/step-00000004"] {
+            let mut command = generate(&run.path(checkpoint), &["--json", "--max-new-tokens", "12"]);
+            prompts.iter().for_each(|prompt| drop(command.arg("--prompt").arg(prompt)));
+            for (answer, sample) in answers(&mut command).iter().zip(&samples[2..]) {
+                for key in ["prompt", "token_ids", "text"] {
+                    assert_eq!(answer[key], sample[key], "{name}: {key} of {checkpoint}");
+                }
+            }
+        }
+        let page = folder.path().join(format!("{name}.html"));
+        let report = generate_report(&run.path("."), &page);
+        assert!(report.contains("samples of the latest validation") && report.contains(prompts[1]), "{name}");
+        of_layouts.push(samples);
+    }
+    assert_eq!(of_layouts[0][0]["prompt"], of_layouts[1][0]["prompt"]);
+}
+
+/// The page of a run.
+#[allow(clippy::disallowed_methods, reason = "tests start dslaunch as a user does")]
+fn generate_report(run: &Path, page: &Path) -> String {
+    let made = output(Command::new(program("dslaunch")).arg("report").arg(run).arg("-o").arg(page));
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    fs::read_to_string(page).unwrap()
 }
 
 /// The processes that a dslaunch has started.

@@ -193,7 +193,10 @@ mod tests {
         assert!(ground(Some(24 << 30), Dtype::Bf16).check_room(&source(), 4096).is_ok());
         assert!(ground(None, Dtype::Fp32).check_room(&source(), 4096).is_ok(), "nobody knows");
         let refused = ground(Some(16 << 30), Dtype::Fp32).check_room(&source(), 4096).unwrap_err().to_string();
-        let expected = "its weights need 25.7 GiB, 4096 tokens 3.8 GiB";
-        assert!(refused.contains(expected) && refused.contains("the GPU has 16.0 GiB left; --dtype bf16"), "{refused}");
+        let expected = "its weights need 25.74 GiB, 4096 tokens 3.75 GiB";
+        assert!(
+            refused.contains(expected) && refused.contains("the GPU has 16.00 GiB left; --dtype bf16"),
+            "{refused}"
+        );
     }
 }
