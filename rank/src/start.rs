@@ -34,10 +34,8 @@ use crate::train::{TrainError, Trainer};
 /// What a rank computes on.
 #[derive(Debug, Clone)]
 pub struct Ground {
-    /// Kind of device.
-    pub device: plan::Device,
     /// Number of the GPU, if it is one.
-    pub gpu: usize,
+    pub gpu: Option<usize>,
     /// Whether every run is to have the same bits, where that is slower.
     pub deterministic: bool,
     /// Whether products are taken in fp8.
@@ -67,10 +65,10 @@ pub fn main(take_gpu: TakeGpu) -> ExitCode {
 
 /// Where a rank computes on a GPU, the one that the launcher has chosen.
 pub fn take_gpu(ground: &Ground) -> Result<(), GpuError> {
-    if ground.device == plan::Device::Cuda {
+    if let Some(gpu) = ground.gpu {
         // Compiled once for all jobs of a user.
         let kernels = cache_folder().map_or_else(|| ground.kernels.clone(), |folder| folder.join("dslaunch/kernels"));
-        let mut driver = Driver::open(ground.gpu, &SOURCES, &HEADER, &Cache::new(&kernels))?;
+        let mut driver = Driver::open(gpu, &SOURCES, &HEADER, &Cache::new(&kernels))?;
         if ground.fp8 {
             driver.check_fp8()?;
         }
@@ -82,9 +80,9 @@ pub fn take_gpu(ground: &Ground) -> Result<(), GpuError> {
 
 /// Runs a rank that writes texts for dslaunch, and takes part in no job.
 fn generate(env: GenerateEnv, take_gpu: TakeGpu) -> ExitCode {
-    session::run(env, &|device, gpu| {
+    session::run(env, &|gpu| {
         let kernels = std::env::temp_dir().join(format!("dslaunch-kernels-{}", std::process::id()));
-        take_gpu(&Ground { device, gpu, deterministic: false, fp8: false, kernels })
+        take_gpu(&Ground { gpu, deterministic: false, fp8: false, kernels })
     })
 }
 
@@ -132,13 +130,13 @@ fn train(
     progress: &ProgressLine,
     step: &mut u64,
 ) -> Result<(), TrainError> {
-    if plan.device == plan::Device::Cuda {
+    let is_on_gpu = plan.device == plan::Device::Cuda;
+    if is_on_gpu {
         // libtorch's half for GPUs is loaded, and kernels are compiled the first time: seconds.
         progress.enter(Phase::Load);
     }
     take_gpu(&Ground {
-        device: plan.device,
-        gpu: env.gpu,
+        gpu: is_on_gpu.then_some(env.gpu),
         deterministic: plan.deterministic,
         fp8: plan.model.matmul == Matmul::Fp8,
         kernels: RunDir::new(&plan.output_dir).kernels(),

@@ -3,8 +3,6 @@
 use std::rc::Rc;
 
 use comm::CommError;
-use proto::memory::logits_at_a_time;
-use proto::plan;
 use tch::{Device, Tensor};
 
 use super::sequence::{LanguageModel, NewBatch, NewTokens};
@@ -31,7 +29,7 @@ impl Decoder {
         Self {
             embedding: Embedding::new(weights.config.vocab_size, &ALONE),
             // Losses are never asked for.
-            head: Head::new(&weights.config, &ALONE, logits_at_a_time(plan::Device::Cpu)),
+            head: Head::new(&weights.config, &ALONE, 1),
             rope: RopeTable::new(&weights.config).on(device),
             weights,
             device,
@@ -102,7 +100,8 @@ mod tests {
         Tensor::write_safetensors(&tensors, folder.path().join("model.safetensors")).unwrap();
         let folders = ModelFolders { model: folder.path().to_owned(), adapter: None };
         let mut heard = vec![];
-        let weights = Weights::load(&folders, Kind::Float, device::Device::Cpu, |units, of| heard.push((units, of)));
+        let weights =
+            Weights::load(&folders, Kind::Float, device::Device::of_thread(), |units, of| heard.push((units, of)));
         assert_eq!(heard, [(0, 4), (1, 4), (2, 4), (3, 4), (4, 4)]);
         Decoder::new(weights.unwrap())
     }

@@ -5,7 +5,7 @@
 //!    <────── tokens ────────┘                     (Decoder, or the engine of a job)
 //! ```
 //!
-//! [`write`] knows neither where the weights are nor who listens: whatever computes logits is a [`LanguageModel`], of which several
+//! [`write()`] knows neither where the weights are nor who listens: whatever computes logits is a [`LanguageModel`], of which several
 //! sequences may be read on at once, and what is written goes to an [`Audience`]. [`Decoder`] is a model on one rank, with nothing
 //! that only training needs. [`session`] is the rank's end of the wire to dslaunch.
 //!

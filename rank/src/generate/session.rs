@@ -11,7 +11,6 @@ use std::sync::mpsc::{self, Receiver, TryRecvError};
 use std::thread;
 
 use proto::adapter_folder::AdapterFileError;
-use proto::config::Device as PlanDevice;
 use proto::env::GenerateEnv;
 use proto::generate::{self as wire, FromRank, Load, ToRank, from_rank, to_rank};
 use proto::model_config::ModelConfigError;
@@ -52,7 +51,7 @@ pub enum SessionError {
 }
 
 /// Installs the GPU of this number, if the model computes on one.
-pub type TakeGpu<'a> = &'a dyn Fn(PlanDevice, usize) -> Result<(), GpuError>;
+pub type TakeGpu<'a> = &'a dyn Fn(Option<usize>) -> Result<(), GpuError>;
 
 /// Runs a rank that generates, until dslaunch has no more wishes.
 pub fn run(env: GenerateEnv, take_gpu: TakeGpu) -> ExitCode {
@@ -118,7 +117,7 @@ impl Session {
     }
 
     fn load(&mut self, load: Load, gpu: usize, take_gpu: TakeGpu) -> Result<Decoder, SessionError> {
-        take_gpu(if load.on_gpu { PlanDevice::Cuda } else { PlanDevice::Cpu }, gpu)?;
+        take_gpu(load.on_gpu.then_some(gpu))?;
         let folders = ModelFolders {
             model: load.model.into(),
             adapter: Some(load.adapter).filter(|adapter| !adapter.is_empty()).map(Into::into),

@@ -10,7 +10,7 @@ use crate::control::Control;
 use crate::kernels::DeviceSum;
 
 impl Trainer {
-    /// Scores the validation set, if there is one, and reports it. Every rank calls it.
+    /// Scores the validation set, if there is one, and reports it, and what the model writes then. Every rank calls it.
     pub(super) fn validate(&mut self, step: u64, control: &Control) -> Result<(), TrainError> {
         let Some(validation) = &self.validation else { return Ok(()) };
         control.heartbeat(step, "validate");

@@ -19,7 +19,7 @@ pub struct GenerateArgs {
     #[arg(long, value_name = "MODEL_DIR")]
     pub base: Option<PathBuf>,
     /// A text to go on from; may be given several times
-    #[arg(long, value_name = "TEXT", conflicts_with = "prompts")]
+    #[arg(long, value_name = "TEXT", conflicts_with = "prompts", allow_hyphen_values = true)]
     pub prompt: Vec<String>,
     /// A file with a text to go on from in each line
     #[arg(long, value_name = "FILE")]
@@ -28,7 +28,7 @@ pub struct GenerateArgs {
     #[arg(long)]
     pub chat: bool,
     /// The system message of a conversation
-    #[arg(long, value_name = "TEXT", requires = "chat")]
+    #[arg(long, value_name = "TEXT", requires = "chat", allow_hyphen_values = true)]
     pub system: Option<String>,
     /// A chat template other than the model's own: a file, or the name of a built-in one
     #[arg(long, value_name = "NAME|FILE", requires = "chat", default_value = "auto")]
@@ -49,7 +49,12 @@ pub struct GenerateArgs {
     #[arg(long, value_name = "N", default_value_t = 42, requires = "temperature")]
     pub seed: u64,
     /// End where this text comes, without it; may be given several times
-    #[arg(long, value_name = "TEXT", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    #[arg(
+        long,
+        value_name = "TEXT",
+        allow_hyphen_values = true,
+        value_parser = clap::builder::NonEmptyStringValueParser::new()
+    )]
     pub stop: Vec<String>,
     /// Print a line of JSON for each prompt: prompt, text, token_ids, finish_reason, tokens_per_second and what else is known
     #[arg(long)]
@@ -159,6 +164,10 @@ mod tests {
             check(&format!("m --temperature 1 --top-p={top_p}"), ErrorKind::ValueValidation);
         }
         check("m --dtype fp16", ErrorKind::InvalidValue);
+        assert_eq!(
+            (args("m --prompt -x --stop -y").prompt, args("m --stop -y").stop),
+            (vec!["-x".to_owned()], vec!["-y".to_owned()])
+        );
         assert_eq!((args("m").new_tokens_max(), args("m --chat").new_tokens_max()), (256, 1024));
         assert_eq!((args("m").template(), args("m --chat").template()), (None, Some("auto")));
     }
