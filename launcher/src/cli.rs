@@ -16,6 +16,7 @@ use crate::commands::control::ControlTask;
 use crate::commands::data::DataTask;
 use crate::commands::doctor::DoctorArgs;
 use crate::commands::evaluate::EvaluateArgs;
+use crate::commands::generate::GenerateArgs;
 use crate::commands::import::ImportArgs;
 use crate::commands::init::InitArgs;
 use crate::commands::merge::MergeArgs;
@@ -58,6 +59,7 @@ enum Command {
     Data(DataTask),
     Evaluate(EvaluateArgs),
     Merge(MergeArgs),
+    Generate(Box<GenerateArgs>),
     Report(ReportArgs),
     Systemd(SystemdArgs),
     Slurm(SlurmArgs),
@@ -97,6 +99,7 @@ impl Cli {
             (Some(Command::Data(task)), _) => Task::Data(task),
             (Some(Command::Evaluate(args)), _) => Task::Evaluate(args),
             (Some(Command::Merge(args)), _) => Task::Merge(args),
+            (Some(Command::Generate(args)), _) => Task::Generate(args),
             (Some(Command::Report(args)), _) => Task::Report(args),
             (Some(Command::Systemd(args)), _) => Task::Systemd(args),
             (Some(Command::Slurm(args)), _) => Task::Slurm(args),

@@ -5,6 +5,7 @@
 //! meet in memory, and none listens. No secret stands in the environment: a rank reaches its launcher through a descriptor.
 //! [`SchedulerEnv`] and [`ServiceEnv`] hold the variables that others set for the launcher.
 
+mod generate;
 mod scheduler;
 mod slurm;
 mod torchrun;
@@ -14,6 +15,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use generate::GenerateEnv;
 pub use scheduler::{SchedulerEnv, ServiceEnv};
 pub use slurm::SlurmStep;
 pub use torchrun::{ProgramEnv, TorchrunEnv, program_defaults};

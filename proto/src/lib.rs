@@ -8,7 +8,7 @@
 //! lies), [`sealed`] (JSON that shows damage), [`manifest`] (what a checkpoint holds), [`validation`] (what validations have shown, and when training stops for it), [`weight_files`] (which tensor
 //! is in which of its files), [`weights_folder`] (which files of a folder hold a model, and whether it is
 //! config.json's), [`adapter_folder`] (the same of an adapter), [`regular_file`] (reading what may be a pipe), [`mod@env`] (worker environment), [`progress`] (what
-//! each rank is doing), [`fault`] (faults on purpose), [`snapshot`] (state in memory), [`control`] (the gRPC service
+//! each rank is doing), [`generate`] (what a rank that generates text is told), [`fault`] (faults on purpose), [`snapshot`] (state in memory), [`control`] (the gRPC service
 //! for ranks), [`dial`] (how they reach it), [`runtime`] (what both sides run it on), [`panics`] (libraries') and
 //! [`agents`] (the one for several machines).
 //!
@@ -25,6 +25,7 @@ pub mod dataset;
 pub mod dial;
 pub mod env;
 pub mod fault;
+pub mod generate;
 pub mod layout;
 pub mod manifest;
 pub mod memory;

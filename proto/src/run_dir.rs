@@ -37,6 +37,11 @@ impl RunDir {
         self.root.join("metrics.jsonl")
     }
 
+    /// One JSON object for each text that was written at a validation.
+    pub fn samples(&self) -> PathBuf {
+        self.root.join("samples.jsonl")
+    }
+
     /// What Hugging Face's Trainer tells of a run, made of the metrics.
     pub fn trainer_state(&self) -> PathBuf {
         self.root.join(TRAINER_STATE)

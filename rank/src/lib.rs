@@ -1,7 +1,7 @@
 //! One rank of a dslaunch job: holds a model, runs forward and backward on libtorch, and talks to its peers through
 //! `comm`.
 //!
-//! In reading order: [`train`] (the step loop), [`engine`] (one step), [`model`] (units with explicit backward),
+//! In reading order: [`train`] (the step loop), [`generate`] (writing texts), [`engine`] (one step), [`model`] (units with explicit backward),
 //! [`kernels`] (the list of operations that they are made of), [`device`] (where these run, and memory there), [`data`]
 //! (rows as micro-batches), [`checkpoint`] (Hugging Face folders in and out, resume), [`snapshot`] (state in the launcher's
 //! memory), [`ranks`] (this rank among the others), [`control`] (the launcher's ear), [`progress`] (what the launcher can
@@ -14,6 +14,7 @@ pub mod data;
 pub mod device;
 pub mod engine;
 pub mod fault;
+pub mod generate;
 pub mod groups;
 pub mod kernels;
 pub mod model;

@@ -1,6 +1,7 @@
-//! A rank from its start to its end: reads what it is to do, joins the others, trains, and says how it went. Here alone stands by
+//! A rank from its start to its end: reads what it is to do, joins the others, trains, and says how it went; or writes texts, alone. Here alone stands by
 //! which backend ranks are joined.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -8,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, anyhow};
 use comm::nccl::{Nccl, UniqueId};
 use comm::{CommError, ShmOptions, ShmWorld, World};
-use proto::env::{Meeting, WorkerEnv, cache_folder};
+use proto::env::{GenerateEnv, Meeting, WorkerEnv, cache_folder};
 use proto::fault::Fault;
 use proto::memory::arena_bytes;
 use proto::plan::{self, Backend, Matmul, Plan};
@@ -21,6 +22,7 @@ use crate::device::cuda::cache::Cache;
 use crate::device::cuda::driver::{Driver, GpuError};
 use crate::device::cuda::{gpu, nccl_names};
 use crate::fault::Faults;
+use crate::generate::session;
 use crate::kernels::cuda::{HEADER, SOURCES};
 use crate::process;
 use crate::profile::Profile;
@@ -29,12 +31,30 @@ use crate::ranks::Ranks;
 use crate::shake::Shake;
 use crate::train::{TrainError, Trainer};
 
-/// Installs the GPU that this rank computes on ([`gpu::install`]), if it computes on one.
-pub type TakeGpu = fn(&Plan, &WorkerEnv, &ProgressLine) -> Result<(), GpuError>;
+/// What a rank computes on.
+#[derive(Debug, Clone)]
+pub struct Ground {
+    /// Number of the GPU, if it is one.
+    pub gpu: Option<usize>,
+    /// Whether every run is to have the same bits, where that is slower.
+    pub deterministic: bool,
+    /// Whether products are taken in fp8.
+    pub fp8: bool,
+    /// Where compiled kernels are kept if the user has no folder for what can be made again.
+    pub kernels: PathBuf,
+}
+
+/// Installs the GPU that a rank computes on ([`gpu::install`]), if it computes on one.
+pub type TakeGpu = fn(&Ground) -> Result<(), GpuError>;
 
 /// Runs the rank that the environment describes.
 pub fn main(take_gpu: TakeGpu) -> ExitCode {
-    match run(take_gpu) {
+    let ran = match GenerateEnv::from_process() {
+        Ok(Some(env)) => return generate(env, take_gpu),
+        Ok(None) => run(take_gpu),
+        Err(error) => Err(error.into()),
+    };
+    match ran {
         Ok(code) => code,
         Err(err) => {
             say::err(format_args!("dslaunch-rank: {err:#}"));
@@ -43,23 +63,27 @@ pub fn main(take_gpu: TakeGpu) -> ExitCode {
     }
 }
 
-/// Where the plan computes on GPUs, the one that the launcher has chosen.
-pub fn take_gpu(plan: &Plan, env: &WorkerEnv, progress: &ProgressLine) -> Result<(), GpuError> {
-    if plan.device == plan::Device::Cuda {
-        // libtorch's half for GPUs is loaded, and kernels are compiled the first time: seconds.
-        progress.enter(Phase::Load);
+/// Where a rank computes on a GPU, the one that the launcher has chosen.
+pub fn take_gpu(ground: &Ground) -> Result<(), GpuError> {
+    if let Some(gpu) = ground.gpu {
         // Compiled once for all jobs of a user.
-        let kernels = cache_folder().map(|folder| folder.join("dslaunch/kernels"));
-        let kernels = kernels.unwrap_or_else(|| RunDir::new(&plan.output_dir).kernels());
-        let mut driver = Driver::open(env.gpu, &SOURCES, &HEADER, &Cache::new(&kernels))?;
-        if plan.model.matmul == Matmul::Fp8 {
+        let kernels = cache_folder().map_or_else(|| ground.kernels.clone(), |folder| folder.join("dslaunch/kernels"));
+        let mut driver = Driver::open(gpu, &SOURCES, &HEADER, &Cache::new(&kernels))?;
+        if ground.fp8 {
             driver.check_fp8()?;
         }
-        driver.share_with_torch(plan.deterministic)?;
+        driver.share_with_torch(ground.deterministic)?;
         gpu::install(Box::new(driver));
-        progress.enter(Phase::Rendezvous);
     }
     Ok(())
+}
+
+/// Runs a rank that writes texts for dslaunch, and takes part in no job.
+fn generate(env: GenerateEnv, take_gpu: TakeGpu) -> ExitCode {
+    session::run(env, &|gpu| {
+        let kernels = std::env::temp_dir().join(format!("dslaunch-kernels-{}", std::process::id()));
+        take_gpu(&Ground { gpu, deterministic: false, fp8: false, kernels })
+    })
 }
 
 fn run(take_gpu: TakeGpu) -> anyhow::Result<ExitCode> {
@@ -106,7 +130,18 @@ fn train(
     progress: &ProgressLine,
     step: &mut u64,
 ) -> Result<(), TrainError> {
-    take_gpu(&plan, env, progress)?;
+    let is_on_gpu = plan.device == plan::Device::Cuda;
+    if is_on_gpu {
+        // libtorch's half for GPUs is loaded, and kernels are compiled the first time: seconds.
+        progress.enter(Phase::Load);
+    }
+    take_gpu(&Ground {
+        gpu: is_on_gpu.then_some(env.gpu),
+        deterministic: plan.deterministic,
+        fp8: plan.model.matmul == Matmul::Fp8,
+        kernels: RunDir::new(&plan.output_dir).kernels(),
+    })?;
+    progress.enter(Phase::Rendezvous);
     let world = join(&plan, env, control)?;
     progress.enter(Phase::Load);
     if let Some(step) = env.profile {

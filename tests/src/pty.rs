@@ -1,7 +1,7 @@
 //! A terminal for a test: dslaunch believes that somebody watches, and the test sees what a user would.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
@@ -20,6 +20,7 @@ pub struct OnTerminal {
     columns: usize,
     chunks: Receiver<Vec<u8>>,
     bytes: Vec<u8>,
+    keyboard: File,
 }
 
 impl OnTerminal {
@@ -34,6 +35,7 @@ impl OnTerminal {
         drop((command, pty.slave));
         let (sender, chunks) = channel();
         let mut master = File::from(pty.master);
+        let keyboard = master.try_clone().expect("a descriptor is left");
         thread::spawn(move || {
             let mut buffer = [0; 4096];
             // The end is EIO: nobody holds the other side any more.
@@ -43,7 +45,7 @@ impl OnTerminal {
                 }
             }
         });
-        Self { child, columns: columns.into(), chunks, bytes: vec![] }
+        Self { child, columns: columns.into(), chunks, bytes: vec![], keyboard }
     }
 
     /// Waits until `is_there`, which is asked of what was shown from `from` on. Returns how much was shown by then.
@@ -58,6 +60,11 @@ impl OnTerminal {
                 Err(error) => panic!("{error}: {}", String::from_utf8_lossy(&self.bytes)),
             }
         }
+    }
+
+    /// Types `keys`.
+    pub fn type_in(&mut self, keys: &str) {
+        self.keyboard.write_all(keys.as_bytes()).expect("somebody has the terminal");
     }
 
     /// Waits for the end. Returns it, and all that was shown.

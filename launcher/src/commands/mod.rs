@@ -13,6 +13,7 @@ pub mod deepspeed;
 pub mod detach;
 pub mod doctor;
 pub mod evaluate;
+pub mod generate;
 pub mod import;
 pub mod init;
 mod mapping;
@@ -32,6 +33,7 @@ use self::data::DataTask;
 use self::deepspeed::DeepspeedArgs;
 use self::doctor::DoctorArgs;
 use self::evaluate::EvaluateArgs;
+use self::generate::GenerateArgs;
 use self::import::ImportArgs;
 use self::init::InitArgs;
 use self::merge::MergeArgs;
@@ -76,6 +78,8 @@ pub enum Task {
     Evaluate(EvaluateArgs),
     /// `dslaunch merge ADAPTER_DIR -o DIR`
     Merge(MergeArgs),
+    /// `dslaunch generate MODEL_DIR`
+    Generate(Box<GenerateArgs>),
     /// `dslaunch status RUN_DIR`, `stop RUN_DIR` and `attach RUN_DIR`
     Control(ControlTask),
     /// `dslaunch report RUN_DIR`
@@ -105,6 +109,7 @@ impl Task {
             | Self::Control(_)
             | Self::Data(_)
             | Self::Merge(_)
+            | Self::Generate(_)
             | Self::Report(_)
             | Self::Systemd(_)
             | Self::Slurm(_)
@@ -130,6 +135,7 @@ impl Task {
             Self::Data(task) => data::run(&task, terminal),
             Self::Evaluate(args) => evaluate::run(&args, terminal, start),
             Self::Merge(args) => merge::run(&args, terminal),
+            Self::Generate(args) => generate::run(&args, terminal),
             Self::Report(args) => report::run(&args, terminal),
             Self::Systemd(args) => schedulers::print_systemd(&args, terminal),
             Self::Slurm(args) => schedulers::print_slurm(&args, terminal),

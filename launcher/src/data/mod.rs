@@ -25,6 +25,7 @@ mod model_files;
 mod object;
 mod pack;
 mod progress;
+mod prompt;
 mod repack;
 mod rows;
 mod show;
@@ -45,6 +46,7 @@ use containers::ChunkReader;
 pub use end_token::EndTokens;
 pub use error::{DataError, Problem, Problems, Rule};
 pub use progress::DataProgress;
+pub use prompt::{Message, PromptError, Prompter, Speaker, continuation, end_tokens};
 pub use show::{Part, ShownSample, samples};
 use sources::Source;
 

@@ -17,15 +17,42 @@ use super::error::Rule;
 
 /// A tokenizer and the token that ends each sample. Shared by all threads.
 pub struct Encoder {
-    tokenizer: Tokenizer,
+    opened: Opened,
     eos: i32,
-    /// The special tokens that the post-processor puts in front of a text.
-    front: Vec<u32>,
     /// All special tokens.
     special: HashSet<u32>,
     /// What is wrong if a text has a token that is not below the model's vocabulary.
     small_vocabulary: Rule,
     vocab_size: u32,
+}
+
+/// A tokenizer as its file has it, without truncation and padding.
+pub struct Opened {
+    /// The tokenizer.
+    pub tokenizer: Tokenizer,
+    /// The special tokens that the post-processor puts in front of a text.
+    front: Vec<u32>,
+}
+
+impl Opened {
+    /// Reads `tokenizer.json`. The error says what is wrong with the file.
+    pub fn read(path: &Path) -> Result<Self, String> {
+        let bytes = regular_file::read(path).map_err(|error| error.to_string())?;
+        if is_git_lfs_pointer(&bytes) {
+            return Err(GIT_LFS_RULE.into());
+        }
+        let mut tokenizer = parse(&bytes)?;
+        tokenizer.with_padding(None).with_truncation(None).map_err(|error| error.to_string())?;
+        keep_whole_offsets(&mut tokenizer).map_err(|error| error.to_string())?;
+        Ok(Self { front: front(&tokenizer).map_err(|error| error.to_string())?, tokenizer })
+    }
+
+    /// How many tokens at the front are there twice: a text that begins with the BOS token needs no other.
+    pub fn doubled(&self, encoding: &Encoding) -> usize {
+        let begins_with_them =
+            encoding.get_ids().get(self.front.len()..).is_some_and(|ids| ids.starts_with(&self.front));
+        if begins_with_them { self.front.len() } else { 0 }
+    }
 }
 
 /// A text of which some tokens are trained.
@@ -45,14 +72,9 @@ impl Encoder {
             return Err(Rule::NoTokenizer { format, path: path.to_owned() });
         }
         let bad = |message: String| Rule::BadTokenizer { format, path: path.to_owned(), message };
-        let bytes = regular_file::read(path).map_err(|error| bad(error.to_string()))?;
-        if is_git_lfs_pointer(&bytes) {
-            return Err(bad(GIT_LFS_RULE.into()));
-        }
-        let mut tokenizer = parse(&bytes).map_err(bad)?;
-        tokenizer.with_padding(None).with_truncation(None).map_err(|error| bad(error.to_string()))?;
-        keep_whole_offsets(&mut tokenizer).map_err(|error| bad(error.to_string()))?;
-        let (eos, file) = job.end_tokens.choose(&tokenizer).ok_or(Rule::NoEos { format })?;
+        let opened = Opened::read(path).map_err(bad)?;
+        let tokenizer = &opened.tokenizer;
+        let (eos, file) = job.end_tokens.choose(tokenizer).ok_or(Rule::NoEos { format })?;
         let vocab_size = job.vocab_size;
         if eos as usize >= vocab_size {
             return Err(Rule::EosOutsideVocabulary { file, id: eos, vocab_size });
@@ -60,9 +82,8 @@ impl Encoder {
         let largest = tokenizer.get_vocab(true).into_values().max().unwrap_or(0);
         let config = path.with_file_name("config.json").display().to_string();
         Ok(Self {
-            special: special(&tokenizer),
-            front: front(&tokenizer).map_err(|error| bad(error.to_string()))?,
-            tokenizer,
+            special: special(tokenizer),
+            opened,
             eos: eos as i32,
             small_vocabulary: Rule::SmallVocabulary { config, largest, vocab_size },
             vocab_size: vocab_size as u32,
@@ -72,7 +93,8 @@ impl Encoder {
     /// One document: with the special tokens of the tokenizer's post-processor, and the end of sequence once.
     pub fn text(&self, text: &str) -> Result<Vec<i32>, Rule> {
         // `encode_fast` does not keep track of offsets, which nothing here asks for.
-        let encoding = self.tokenizer.encode_fast(text, true).map_err(|error| Rule::Tokenizer(error.to_string()))?;
+        let encoding =
+            self.opened.tokenizer.encode_fast(text, true).map_err(|error| Rule::Tokenizer(error.to_string()))?;
         self.with_eos(&encoding)
     }
 
@@ -83,10 +105,10 @@ impl Encoder {
     pub fn completion(&self, prompt: &str, completion: &str) -> Result<Encoded, Rule> {
         let text = [prompt, completion].concat();
         let encoding =
-            self.tokenizer.encode(text.as_str(), true).map_err(|error| Rule::Tokenizer(error.to_string()))?;
+            self.opened.tokenizer.encode(text.as_str(), true).map_err(|error| Rule::Tokenizer(error.to_string()))?;
         let tokens = self.with_eos(&encoding)?;
         let mut labels = tokens.clone();
-        let prompt_len = prompt_len(&encoding, prompt.len()) - self.doubled(&encoding);
+        let prompt_len = prompt_len(&encoding, prompt.len()) - self.opened.doubled(&encoding);
         labels[..prompt_len].fill(IGNORED);
         Ok(Encoded { tokens, labels })
     }
@@ -97,7 +119,7 @@ impl Encoder {
     /// where the part ends before it, but not the white space behind it; and where the last turn has none, the end of sequence.
     pub fn conversation(&self, Text { text, trained }: &Text) -> Result<Encoded, Rule> {
         let encoding =
-            self.tokenizer.encode(text.as_str(), false).map_err(|error| Rule::Tokenizer(error.to_string()))?;
+            self.opened.tokenizer.encode(text.as_str(), false).map_err(|error| Rule::Tokenizer(error.to_string()))?;
         let (ids, offsets) = (encoding.get_ids(), encoding.get_offsets());
         if ids.iter().any(|id| *id >= self.vocab_size) {
             return Err(self.small_vocabulary.clone());
@@ -125,15 +147,8 @@ impl Encoder {
         Ok(Encoded { tokens, labels })
     }
 
-    /// How many tokens at the front are there twice: a text that begins with the BOS token needs no other.
-    fn doubled(&self, encoding: &Encoding) -> usize {
-        let begins_with_them =
-            encoding.get_ids().get(self.front.len()..).is_some_and(|ids| ids.starts_with(&self.front));
-        if begins_with_them { self.front.len() } else { 0 }
-    }
-
     fn with_eos(&self, encoding: &Encoding) -> Result<Vec<i32>, Rule> {
-        let ids = &encoding.get_ids()[self.doubled(encoding)..];
+        let ids = &encoding.get_ids()[self.opened.doubled(encoding)..];
         if ids.iter().any(|id| *id >= self.vocab_size) {
             return Err(self.small_vocabulary.clone());
         }

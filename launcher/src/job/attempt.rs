@@ -22,6 +22,7 @@ use crate::attempt::{Attempt, AttemptKind, Exited, Ranks, Reach, Terms};
 use crate::error::LaunchError;
 use crate::files::create_private_folder;
 use crate::gpus::watch::Watch;
+use crate::job::samples::SampleTexts;
 use crate::output::Output;
 use crate::output::events::Moment;
 use crate::output::{report, units};
@@ -69,7 +70,7 @@ const SAVING: &str = "stopping: the step under way is finished and a checkpoint 
 
 /// Signals that ranks ignore: those that mean something to the launcher, which a scheduler sends to every process of a job, and
 /// SIGXFSZ, without which a write past `ulimit -f` is an error that says what could not be written.
-const IGNORED_BY_RANKS: [Signal; 6] =
+pub const IGNORED_BY_RANKS: [Signal; 6] =
     [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGXFSZ];
 
 /// The part of a job that does not change from attempt to attempt.
@@ -95,6 +96,8 @@ pub struct TrainingJob {
     pub save_patience: Duration,
     /// Indices of the GPUs that its ranks train on: rank r on the r-th, and the next on the first again where there are fewer.
     pub gpus: Vec<usize>,
+    /// Makes texts of what the model writes at validations, if it does.
+    pub samples: Option<SampleTexts>,
 }
 
 /// The launcher's own ends, for training.
@@ -159,6 +162,16 @@ pub async fn run(
     Ok(AttemptEnd { outcome, stopped_after, lines, kernel_kills })
 }
 
+/// What libtorch is to know of a rank's threads beside their number.
+pub fn env_of_threads(threads: usize) -> Vec<(&'static str, Option<OsString>)> {
+    let mut env = vec![("MKL_NUM_THREADS", Some(threads.to_string().into()))];
+    if WAIT_POLICY.iter().all(|name| variable(name).is_none()) {
+        // Threads that wait for each other sleep soon: those of another job on the same cores would else hardly ever run.
+        env.push((SPIN_COUNT, Some(SPINS.into())));
+    }
+    env
+}
+
 /// The ranks and steps of an attempt that begins at `from`.
 fn course(plan: &Plan, from: &StartingPoint) -> Course {
     let first_step = from.progress().step + 1;
@@ -209,11 +222,7 @@ impl Workers<'_> {
         let mut env: Vec<_> = Beginning::VARIABLES.map(|name| (name, None)).into();
         env.extend(ServiceEnv::VARIABLES.map(|name| (name, None)));
         env.extend(worker_env.to_vars().into_iter().map(|(name, value)| (name, Some(value))));
-        env.push(("MKL_NUM_THREADS", Some(worker_env.threads.to_string().into())));
-        if WAIT_POLICY.iter().all(|name| variable(name).is_none()) {
-            // Threads that wait for each other sleep soon: those of another job on the same cores would else hardly ever run.
-            env.push((SPIN_COUNT, Some(SPINS.into())));
-        }
+        env.extend(env_of_threads(worker_env.threads));
         if self.job.plan.device == Device::Cuda {
             // The driver numbers GPUs so for whoever asks it, the launcher among them.
             env.push(("CUDA_DEVICE_ORDER", Some("PCI_BUS_ID".into())));
@@ -283,6 +292,7 @@ impl From<Exited> for Notice {
 /// Training under way.
 struct Training<'a> {
     plan: &'a Plan,
+    samples: Option<&'a SampleTexts>,
     output: &'a mut Output,
     server: Server,
     progress: ProgressPage,
@@ -326,6 +336,7 @@ impl<'a> Training<'a> {
         let plan = &job.plan;
         Self {
             plan,
+            samples: job.samples.as_ref(),
             output,
             server,
             lines: progress.lines(),
@@ -416,6 +427,7 @@ impl<'a> Training<'a> {
             Notice::Step(step) => output.step(self.plan, &step),
             Notice::Skipped(skipped) => output.skipped(&skipped),
             Notice::Eval(eval) => output.eval(self.plan, &eval),
+            Notice::Samples(samples) => output.samples(self.samples.map_or(vec![], |texts| texts.rows(&samples))),
             Notice::Checkpoint(saved) => output.checkpoint(&saved),
             Notice::Finished { rank, report } => {
                 self.stopped_after = report.stopped_early.then_some(report.step);

@@ -126,6 +126,9 @@ fn settings(config: &TrainConfig) -> BTreeMap<String, Value> {
     }
     settings.insert("comm.compression".into(), config["comm"]["compression"].clone());
     settings.remove("model.init");
+    // They are looked at, and change nothing.
+    settings.remove("validation.prompts");
+    settings.remove("validation.sample_tokens");
     settings.remove("model.trained");
     // Which checkpoints stay changes no result.
     settings.remove("validation.keep_best");

@@ -13,6 +13,7 @@ pub mod model_folder;
 pub mod ownership;
 pub mod prepare;
 pub mod resume;
+pub mod samples;
 pub mod setup;
 
 use std::path::Path;
@@ -34,6 +35,7 @@ use crate::job::args::JobArgs;
 use crate::job::attempt::{AttemptEnd, Edge, TrainingJob};
 use crate::job::ownership::Ownership;
 use crate::job::resume::Wish;
+use crate::job::samples::SampleTexts;
 use crate::job::setup::{Setup, worker_binary};
 use crate::output::console::Console;
 use crate::output::events::Moment;
@@ -206,7 +208,20 @@ fn prepare(plan: Plan, setup: &Setup, worker: &Path, lock: &Arc<RunLock>) -> Res
     let gpus = if plan.device == Device::Cuda { setup.gpus_of_ranks().to_vec() } else { vec![] };
     let save_patience = hang_limits.map_or(patience, |limits| limits.unlearned);
     let lock = lock.clone();
-    Ok(TrainingJob { plan, run_dir, lock, worker, run_id, max_restarts, hang_limits, snapshots, save_patience, gpus })
+    let samples = SampleTexts::load(plan.samples.as_ref(), &plan.model.path, plan.model.config.vocab_size)?;
+    Ok(TrainingJob {
+        plan,
+        run_dir,
+        lock,
+        worker,
+        run_id,
+        max_restarts,
+        hang_limits,
+        snapshots,
+        save_patience,
+        gpus,
+        samples,
+    })
 }
 
 /// Writes the plan that ranks read. Before each attempt: a damaged one costs no more than that.

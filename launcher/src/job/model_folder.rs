@@ -6,21 +6,25 @@ use proto::config::{Problem, TrainConfig};
 
 /// What is wrong with the folder of the job's model, which `path` is from the root.
 pub fn problem(config: &TrainConfig, path: &Path) -> Option<Problem> {
-    let written = config.model.path.to_string_lossy();
-    let rule = if path.is_dir() {
+    let rule = rule(&config.model.path.to_string_lossy(), path)?;
+    Some(config.origins.problem("model.path", rule))
+}
+
+/// What is wrong with a model's folder, which is `written` so and is `path` from the root.
+pub fn rule(written: &str, path: &Path) -> Option<String> {
+    Some(if path.is_dir() {
         return None;
     } else if path.exists() {
         "is a file: the folder that holds config.json and *.safetensors is wanted".to_owned()
     } else if written.starts_with('~') {
         "there is no such folder: only a shell knows what ~ is, so write the whole path".to_owned()
-    } else if is_hub_id(&written) {
+    } else if is_hub_id(written) {
         format!(
             "there is no such folder, and nothing is downloaded: `hf download {written} --local-dir {written}` does that"
         )
     } else {
         "there is no such folder".to_owned()
-    };
-    Some(config.origins.problem("model.path", rule))
+    })
 }
 
 /// `owner/name`, as on the Hugging Face Hub.

@@ -22,8 +22,8 @@ use crate::data::{EndTokens, Split};
 use crate::error::LaunchError;
 use crate::gpus::{Gpu, Gpus, Visible};
 use crate::job::args::JobArgs;
-use crate::job::model_folder;
 use crate::job::prepare::{note_repeated, planned, planned_sets};
+use crate::job::{model_folder, samples};
 use crate::machine::{cores, memory};
 use crate::output::console::Console;
 use crate::process::signals::Signals;
@@ -198,7 +198,12 @@ impl Setup {
                 console.warn(&format!("note: {}: {name} {what}", split.key()));
             }
         }
-        let plan = self.draft.with_data(planned(train), &planned_sets(validation), start)?;
+        let has_validation = !validation.is_empty();
+        let mut plan = self.draft.with_data(planned(train), &planned_sets(validation), start)?;
+        if has_validation {
+            let folder = self.current_dir.join(&self.config.model.path);
+            plan.samples = samples::planned(&self.config.validation, &folder, self.model.vocab_size)?;
+        }
         self.check_memory(&plan)?;
         Ok(plan)
     }

@@ -9,12 +9,15 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast;
 
 use super::live_line::{StepText, no_progress};
+use super::metrics::SampleRow;
 use super::stall::{Sayings, Stall};
 use super::terminal::{Item, Live, Stream, Terminal};
 use super::units;
 
 /// The lines that followers elsewhere may lag behind before they miss some.
 const FOLLOWERS_CAPACITY: usize = 256;
+/// What is shown of a prompt, and of what was written for it, in letters.
+const SAMPLE_LETTERS: usize = 60;
 /// How often new words of a wait are passed on at most.
 const PREPARING_PAUSE: Duration = Duration::from_millis(100);
 /// How often they are said where there is no live line.
@@ -148,6 +151,17 @@ impl Console {
     /// Shows a validation.
     pub fn eval(&mut self, eval: &EvalMetrics) {
         self.row(&format!("step {}/{}  eval loss {}", eval.step, self.steps, losses(eval)));
+    }
+
+    /// Shows the beginning of what the model has written for a prompt.
+    pub fn sample(&mut self, SampleRow { step, prompt, text, .. }: &SampleRow) {
+        let short = |text: &str| {
+            let line = units::printable(text);
+            let mut letters = line.chars();
+            let start: String = letters.by_ref().take(SAMPLE_LETTERS).collect();
+            if letters.next().is_some() { format!("{start}...") } else { start }
+        };
+        self.row(&format!("step {step}/{}  sample {:?} -> {:?}", self.steps, short(prompt), short(text)));
     }
 
     /// A line of progress; the only kind that may be dropped.

@@ -75,6 +75,19 @@ pub struct SetRow {
     pub(super) set_label_tokens: u64,
 }
 
+/// A text that the model has written at a validation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct SampleRow {
+    /// The step.
+    pub step: u64,
+    /// What it went on from.
+    pub prompt: String,
+    /// What it has written.
+    pub text: String,
+    /// Its tokens, with the one that ended it.
+    pub token_ids: Vec<u32>,
+}
+
 impl Row {
     /// The step that it is of.
     pub fn step(&self) -> u64 {

@@ -41,7 +41,7 @@ use crate::supervise::straggler::Straggler;
 use console::Console;
 use events::{EventLog, Moment};
 use gpu_log::GpuLog;
-use metrics::{EvalRow, MetricsFile, Row, StepRow};
+use metrics::{EvalRow, MetricsFile, Row, SampleRow, StepRow};
 use sinks::prometheus::Exporter;
 use sinks::{Ended, FileSinks, RunFacts};
 use stall::Pulse;
@@ -58,6 +58,9 @@ pub struct Output {
     console: Console,
     /// `None` without the jsonl sink.
     metrics: Option<MetricsFile>,
+    /// samples.jsonl, if the job writes any. Its rows come and go with those of metrics.jsonl.
+    samples: Option<MetricsFile>,
+    run_dir: RunDir,
     /// TensorBoard's, W&B's and the Trainer's files.
     files: FileSinks,
     /// `None` without the prometheus sink, before the job is described, and where it cannot listen.
@@ -117,6 +120,8 @@ impl Output {
             files: FileSinks::start(run_dir, sinks, WandbEnv::from_process()),
             exporter: None,
             metrics: sinks.contains(&Sink::Jsonl).then(|| MetricsFile::new(run_dir.metrics())),
+            samples: None,
+            run_dir: run_dir.clone(),
             events,
             timeline: Timeline::new(start),
             time_left: TimeLeft::default(),
@@ -133,6 +138,7 @@ impl Output {
 
     /// The plan of the job is made. Before the first attempt, and again where another plan takes its place.
     pub fn describe(&mut self, facts: &RunFacts) {
+        self.samples = facts.plan.samples.is_some().then(|| MetricsFile::new(self.run_dir.samples()));
         self.files.describe(facts);
         self.export(|page| page.describe(&facts.plan.name, facts.plan.steps));
     }
@@ -260,6 +266,8 @@ impl Output {
         self.events.set_attempt(attempt);
         let rewound = self.metrics.as_mut().map_or(Ok(()), |metrics| metrics.rewind(resume_step));
         self.row_written(rewound, "metrics.jsonl");
+        let rewound = self.samples.as_mut().map_or(Ok(()), |samples| samples.rewind(resume_step));
+        self.row_written(rewound, "samples.jsonl");
         self.files.rewind(resume_step);
         self.export(|page| page.begin_attempt(attempt));
         self.status.send_modify(|status| status.begin_attempt(attempt, resume_step, steps));
@@ -367,6 +375,16 @@ impl Output {
             // The model is saved now, which shows nothing until it is whole.
             self.rest();
             self.console.row(&format!("step {step}: training stops early: {reason}"));
+        }
+    }
+
+    /// The model has written samples.
+    pub fn samples(&mut self, rows: Vec<SampleRow>) {
+        self.progress();
+        for row in rows {
+            let written = self.samples.as_mut().map_or(Ok(()), |samples| samples.write(&row));
+            self.row_written(written, "samples.jsonl");
+            self.console.sample(&row);
         }
     }
 

@@ -95,17 +95,23 @@ impl Screen {
         match item {
             Item::Text(stream, text) => self.print(stream, text, shared),
             Item::Row(text) => self.print(Stream::Out, text, shared),
+            Item::Piece(text) => self.write(Stream::Out, &text, shared),
             Item::Live(change) => self.change(change),
         }
     }
 
-    /// SCR-1. Writes a line, above the live line if there is one.
+    /// Writes a line.
     fn print(&mut self, stream: Stream, mut line: String, shared: &Shared) {
         line.push('\n');
+        self.write(stream, &line, shared);
+    }
+
+    /// SCR-1. Writes a text, above the live line if there is one.
+    fn write(&mut self, stream: Stream, text: &str, shared: &Shared) {
         if self.live.is_some() {
             self.erase();
         }
-        let mut chunks = line.as_bytes().chunks(CHUNK_BYTES);
+        let mut chunks = text.as_bytes().chunks(CHUNK_BYTES);
         let written = chunks.try_for_each(|chunk| {
             match stream {
                 Stream::Out => write(io::stdout(), chunk)?,

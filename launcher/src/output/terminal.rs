@@ -38,6 +38,8 @@ pub enum Stream {
 pub enum Item {
     /// Lines that the user must see.
     Text(Stream, String),
+    /// A part of a text on standard output, without the end of a line.
+    Piece(String),
     /// A line of progress on standard output.
     Row(String),
     /// A change of the live line.
@@ -74,7 +76,7 @@ impl Item {
     pub fn stream(&self) -> Stream {
         match self {
             Item::Text(stream, _) => *stream,
-            Item::Row(_) => Stream::Out,
+            Item::Row(_) | Item::Piece(_) => Stream::Out,
             Item::Live(_) => Stream::Err,
         }
     }
@@ -175,6 +177,11 @@ impl Terminal {
     /// Grows as long as somebody reads.
     pub fn written(&self) -> u64 {
         self.shared.lock().written
+    }
+
+    /// How many lines and pieces could not be written: whoever should read them is gone, or the disk is full.
+    pub fn lost(&self) -> u64 {
+        self.shared.lost()
     }
 
     /// The user is in a hurry: the end waits no longer for a slow reader than for none.

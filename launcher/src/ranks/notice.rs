@@ -22,6 +22,8 @@ pub enum Notice {
     Skipped(control::SkippedStep),
     /// The validation set was scored.
     Eval(control::EvalMetrics),
+    /// The model has written samples.
+    Samples(control::Samples),
     /// A checkpoint is complete.
     Checkpoint(control::CheckpointSaved),
     /// A rank's work is done.

@@ -228,6 +228,7 @@ impl Control for Service {
             Some(report_request::Event::Step(step)) => Notice::Step(step),
             Some(report_request::Event::Skipped(skipped)) => Notice::Skipped(skipped),
             Some(report_request::Event::Eval(eval)) => Notice::Eval(eval),
+            Some(report_request::Event::Samples(samples)) => Notice::Samples(samples),
             Some(report_request::Event::Checkpoint(checkpoint)) => Notice::Checkpoint(checkpoint),
             Some(report_request::Event::Finished(report)) => Notice::Finished { rank, report },
             None => return Err(Status::invalid_argument("the report is empty")),

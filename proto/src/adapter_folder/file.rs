@@ -50,6 +50,26 @@ pub enum AdapterFileError {
         /// The rule that is broken.
         rule: String,
     },
+    /// It names no base model.
+    #[error(
+        "{}: names no model (base_model_name_or_path): say which one it was trained beside with --base MODEL_DIR",
+        .path.display()
+    )]
+    NoBase {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The base model that it names is not there.
+    #[error(
+        "{}: the model that it was trained beside is not at {base}: say where it is with --base MODEL_DIR",
+        .path.display()
+    )]
+    BaseNotThere {
+        /// The file.
+        path: PathBuf,
+        /// The folder, or the name, that it gives.
+        base: String,
+    },
 }
 
 /// Keys that change what an adapter computes and are not computed here: they are refused unless their value is empty.
@@ -122,6 +142,18 @@ impl AdapterFile {
             },
             base: keys.get("base_model_name_or_path").and_then(Value::as_str).map(str::to_owned),
         })
+    }
+
+    /// The folder of the base model: the one that the user has `given` or, if it is there, the one that the description names. `folder`:
+    /// the adapter's.
+    pub fn base_folder(&self, folder: &Path, given: Option<&Path>) -> Result<PathBuf, AdapterFileError> {
+        let path = folder.join(CONFIG);
+        match (given, &self.base) {
+            (Some(base), _) => Ok(base.to_owned()),
+            (None, Some(base)) if Path::new(base).is_dir() => Ok(base.into()),
+            (None, Some(base)) => Err(AdapterFileError::BaseNotThere { path, base: base.clone() }),
+            (None, None) => Err(AdapterFileError::NoBase { path }),
+        }
     }
 
     /// The description as PEFT reads it.

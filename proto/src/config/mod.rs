@@ -23,6 +23,7 @@ mod suggest;
 mod table;
 #[cfg(test)]
 mod tests;
+mod texts;
 mod trained;
 mod validation;
 mod value_schemas;
@@ -44,6 +45,7 @@ pub use schema::schema;
 pub use sections::{
     Checkpoint, Comm, Job, Log, Model, Optimizer, Parallel, Restart, Schedule, THREADS_MAX, Train, Zero,
 };
+pub use texts::Texts;
 pub use trained::{Adapter, Trained};
 pub use validation::{Validation, ValidationSource};
 

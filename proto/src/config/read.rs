@@ -87,7 +87,7 @@ pub(super) enum Items {
 /// A string that can name a folder.
 pub(super) struct FileName(pub String);
 
-fn fault<T>(
+pub(super) fn fault<T>(
     value: &Spanned<DeValue>,
     faults: &mut Vec<Fault>,
     rule: impl Into<String>,
@@ -97,7 +97,7 @@ fn fault<T>(
     None
 }
 
-fn wrong_type<T>(
+pub(super) fn wrong_type<T>(
     value: &Spanned<DeValue>,
     faults: &mut Vec<Fault>,
     expected: impl Display,
@@ -303,7 +303,7 @@ impl Read for AutoOr<ZeroStage> {
     }
 }
 
-fn text<'v>(value: &'v Spanned<DeValue>, expected: &str, faults: &mut Vec<Fault>) -> Option<&'v str> {
+pub(super) fn text<'v>(value: &'v Spanned<DeValue>, expected: &str, faults: &mut Vec<Fault>) -> Option<&'v str> {
     match value.get_ref().as_str() {
         None => wrong_type(value, faults, expected, with_quotes(value.get_ref())),
         Some("") => fault(value, faults, "must not be empty", None),

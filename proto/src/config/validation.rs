@@ -1,6 +1,7 @@
 //! `[validation]` and the tables within it: what is scored, when, and what follows from it.
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -13,10 +14,14 @@ use super::document::Document;
 use super::keys::Keys;
 use super::read::{Fault, Items, Read, at_least};
 use super::sections::ANY;
+use super::texts::Texts;
 use super::value_schemas::HasSchema;
 
 /// The name of the set that `data.validation` is.
 const UNNAMED: &str = "validation";
+
+/// Validation writes samples while nothing is trained.
+const SAMPLE_TOKENS: RangeInclusive<u64> = 1..=4096;
 
 /// `[validation]`: when the validation sets are scored, and what follows from it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -31,6 +36,10 @@ pub struct Validation {
     pub min_delta: f64,
     /// Checkpoints with the lowest loss that stay on disk. Default: 1.
     pub keep_best: u64,
+    /// The texts that the model goes on from at each validation. Default: none.
+    pub prompts: Texts,
+    /// The most tokens that it writes for each of them. Default: 64.
+    pub sample_tokens: u64,
 }
 
 /// `[[validation.source]]`: a set that has a loss of its own.
@@ -54,8 +63,10 @@ impl Validation {
         let early_stopping_patience = keys.within("early_stopping_patience", 0, ANY);
         let min_delta = keys.within("min_delta", 0.0, at_least(0.0));
         let keep_best = keys.within("keep_best", 1, ANY);
+        let prompts = keys.or("prompts", Texts::default());
+        let sample_tokens = keys.within("sample_tokens", 64, SAMPLE_TOKENS);
         let source = document.list("validation.source", |keys| ValidationSource::read(keys, format));
-        Validation { source, every_steps, early_stopping_patience, min_delta, keep_best }
+        Validation { source, every_steps, early_stopping_patience, min_delta, keep_best, prompts, sample_tokens }
     }
 
     /// All sets: `data.validation` is one.

@@ -82,6 +82,9 @@ pub struct Plan {
     /// When training stops because validation does not improve. Earlier plans do not say.
     #[serde(default)]
     pub early_stopping: EarlyStopping,
+    /// What the model writes at each validation, if it does.
+    #[serde(default)]
+    pub samples: Option<SamplesPlan>,
     /// Every how many steps a metrics row is written. The first and the last step always are.
     pub log_every_steps: u64,
 }
@@ -308,6 +311,19 @@ impl ZeroPlan {
     pub fn parks_parameters(&self) -> bool {
         self.stage == ZeroStage::Stage3 && self.offload_params && self.offload_optimizer
     }
+}
+
+/// Texts that the model goes on from at each validation, the most likely token each time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SamplesPlan {
+    /// The texts, as they were written in train.toml.
+    pub prompts: Vec<String>,
+    /// Their tokens.
+    pub tokens: Vec<Vec<u32>>,
+    /// The most tokens that are written for each.
+    pub new_tokens_max: u64,
+    /// Any of these is the last token.
+    pub end_tokens: Vec<u32>,
 }
 
 /// Saving.

@@ -316,6 +316,8 @@ impl Draft {
                 patience: config.validation.early_stopping_patience,
                 min_delta: config.validation.min_delta,
             },
+            // The launcher has the tokenizer.
+            samples: None,
             log_every_steps: config.log.every_steps,
         }
     }

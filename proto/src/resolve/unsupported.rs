@@ -26,6 +26,9 @@ pub(super) fn refused(config: &TrainConfig, machine: &Machine) -> Vec<Problem> {
     let packs_classes = is_asked && kind != SamplerKind::Shuffle;
     let packing = format!("rows of several samples with data.sampler.kind = \"{kind}\": set data.packing = false");
     refuse(packs_classes, "data.packing", &packing);
+    let is_cut = config.parallel.tensor > 1 || config.parallel.pipeline > 1;
+    let cut = "with parallel.tensor or parallel.pipeline above 1: use []";
+    refuse(is_cut && !config.validation.prompts.0.is_empty(), "validation.prompts", cut);
     problems
 }
 

@@ -15,11 +15,16 @@ pub(super) fn notes(config: &TrainConfig, mesh: Mesh) -> Vec<String> {
     };
     let has_none = config.validation_sets().is_empty();
     let why = "there are no validation files (data.validation)";
-    for key in ["every_steps", "early_stopping_patience", "min_delta", "keep_best"] {
+    for key in ["every_steps", "early_stopping_patience", "min_delta", "keep_best", "prompts"] {
         note(has_none, &format!("validation.{key}"), why);
     }
     let never_stops = !has_none && config.validation.early_stopping_patience == 0;
     note(never_stops, "validation.min_delta", "validation.early_stopping_patience is 0");
+    note(
+        config.validation.prompts.0.is_empty(),
+        "validation.sample_tokens",
+        "there are no prompts (validation.prompts)",
+    );
     for key in ["alpha", "dropout", "targets", "rslora", "dora", "modules_to_save", "quantize"] {
         note(!config.lora.is_on(), &format!("lora.{key}"), "there are no adapters (lora.rank)");
     }

@@ -149,7 +149,7 @@ impl Copier for EmulatedCopier {
 }
 
 fn main() -> ExitCode {
-    rank::start::main(|_, _, _| {
+    rank::start::main(|_| {
         let kernels = emulation::all().map(|kernel| (kernel.name(), kernel)).collect();
         gpu::install(Box::new(Emulated { kernels, allocated: Cell::new(0), late: Rc::default() }));
         Ok(())

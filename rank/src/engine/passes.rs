@@ -1,14 +1,18 @@
 //! Runs the schedule's actions: forward and backward passes of one chunk of the model for one micro-batch.
 
+use std::rc::Rc;
+
 use comm::CommError;
 use proto::progress::Phase;
 use tch::Tensor;
 
 use super::memory::Turn;
 use super::{Engine, MicroBatch};
-use crate::kernels::DeviceSum;
+use crate::device::{Device, compute_kind};
+use crate::kernels::{DeviceSum, KeyValueCache, Samples};
 use crate::model::{
     Block, BlockSaved, BlockSpec, BlockWeights, GradPass, HeadPass, HeadWeights, Labels, PendingGrad, WeightGrads,
+    attention_shape,
 };
 
 /// A micro-batch between its forward and its backward pass of a chunk.
@@ -70,6 +74,45 @@ impl Engine {
         self.chunk_output(chunk, y)
     }
 
+    /// The stream after all blocks for new tokens of sequences whose earlier keys and values `caches` hold, one of each block for each
+    /// of `samples`: `[T, D]`. Appends the new tokens' own. Where no layer and no pass is cut over ranks; collective over dp: every dp
+    /// rank calls it with the same tokens.
+    pub fn extend(
+        &mut self,
+        tokens: &Tensor,
+        samples: &Rc<Samples>,
+        caches: &mut [&mut [KeyValueCache]],
+    ) -> Result<Tensor, CommError> {
+        let chunk = self.stage.chunks[0].clone();
+        let unit = chunk.embedding.expect("the only stage has the embedding");
+        self.progress.enter_unit(Phase::Forward, unit);
+        self.memory.gather_ahead(unit..chunk.units().end)?;
+        let x = self.embedding.forward(&self.tp, self.memory.param_views(unit).embedding(), tokens)?;
+        let block = self.block_of(samples, &x);
+        let first = chunk.blocks.start;
+        self.through_blocks(0, x, |engine, unit, x| {
+            let mut caches: Vec<_> = caches.iter_mut().map(|caches| &mut caches[unit - first]).collect();
+            block.extend(&engine.tp, engine.memory.param_views(unit).block(), x, &mut caches)
+        })
+    }
+
+    /// The logits of rows of the stream after all blocks, `[rows, D]`: `[rows, V]` fp32. As [`Engine::extend`].
+    pub fn next_logits(&mut self, x: &Tensor) -> Result<Tensor, CommError> {
+        let head = self.stage.chunks[0].head.expect("the only stage has the head");
+        self.progress.enter_unit(Phase::Forward, head);
+        self.gather_head(head)?;
+        Ok(self.head.next_logits(&self.head_weights(head), x))
+    }
+
+    /// Empty caches of all blocks of this rank, for sequences of up to `capacity` tokens.
+    pub fn caches(&self, capacity: i64) -> Vec<KeyValueCache> {
+        let kind = compute_kind(self.plan.model.compute_dtype);
+        let shape = attention_shape(&self.plan.model.config, self.tp.split());
+        let blocks = self.stage.chunks.iter().map(|chunk| chunk.blocks.len()).sum();
+        let options = (kind, Device::of_thread().of_tensors());
+        (0..blocks).map(|_| KeyValueCache::new(&shape, capacity, options)).collect()
+    }
+
     /// What the first block of a chunk takes: `[S, D]`, from the embedding or the stage before.
     fn chunk_input(&mut self, chunk: usize, batch: &MicroBatch) -> Result<Tensor, CommError> {
         let chunk = &self.stage.chunks[chunk];
@@ -110,8 +153,12 @@ impl Engine {
 
     /// The block unit of a micro-batch whose stream is `x`.
     pub(super) fn block(&self, batch: &MicroBatch, x: &Tensor) -> Block {
+        self.block_of(&batch.samples, x)
+    }
+
+    fn block_of(&self, samples: &Rc<Samples>, x: &Tensor) -> Block {
         let spec = BlockSpec { config: &self.plan.model.config, rope: &self.rope, tp: &self.tp };
-        Block::new(spec, &batch.samples, x.kind())
+        Block::new(spec, samples, x.kind())
     }
 
     /// Head, blocks and embedding of a chunk, backwards. Returns the sum of the micro-batch's cross-entropies, 0 where the

@@ -65,10 +65,10 @@ pub struct AttendGrad<'a> {
 #[derive(Debug)]
 pub struct KeyValueCache {
     /// `[G, capacity, K]`
-    pub(super) keys: Tensor,
+    keys: Tensor,
     /// `[G, capacity, K]`
-    pub(super) values: Tensor,
-    pub(super) len: i64,
+    values: Tensor,
+    len: i64,
 }
 
 impl KeyValueCache {
@@ -91,6 +91,36 @@ impl KeyValueCache {
     /// Tokens that it has room for.
     pub fn capacity(&self) -> i64 {
         self.keys.size()[1]
+    }
+
+    /// Appends the keys and values of new tokens, for which there is room. `qkv`: `[n, H + 2G, K]`.
+    pub(super) fn append(&mut self, shape: &AttentionShape, qkv: &Tensor) {
+        let &AttentionShape { num_heads, num_key_value_heads: groups, .. } = shape;
+        let (new, before) = (qkv.size()[0], self.len);
+        self.len += new;
+        assert!(self.len <= self.capacity(), "{} tokens in a cache of {}", self.len, self.capacity());
+        for (cached, first) in [(&self.keys, num_heads), (&self.values, num_heads + groups)] {
+            // [n, G, K] -> [G, n, K]
+            cached.narrow(1, before, new).copy_(&qkv.narrow(1, first, groups).transpose(0, 1));
+        }
+    }
+
+    /// All keys, and all values: `[G, tokens, K]` each.
+    pub(super) fn held(&self) -> [Tensor; 2] {
+        [&self.keys, &self.values].map(|cached| cached.narrow(1, 0, self.len))
+    }
+
+    /// Makes room for `capacity` tokens, if there is less; what it holds stays. A smaller one frees nothing.
+    pub fn reserve(&mut self, capacity: i64) {
+        if capacity <= self.capacity() {
+            return;
+        }
+        for cached in [&mut self.keys, &mut self.values] {
+            let (heads, _, head_dim) = cached.size3().expect("a cache is [G, capacity, K]");
+            let larger = Tensor::zeros([heads, capacity, head_dim], (cached.kind(), cached.device()));
+            larger.narrow(1, 0, self.len).copy_(&cached.narrow(1, 0, self.len));
+            *cached = larger;
+        }
     }
 
     /// Forgets all tokens from position `len` on: 0 gives it to another sequence. `len` is at most [`KeyValueCache::len`].

@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use comm::CommError;
 use proto::model_config::ModelConfig;
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use super::cross_entropy::CrossEntropy;
 use super::labels::Labels;
@@ -67,6 +67,13 @@ impl Head {
             logits_at_a_time,
             kept_room: OnceCell::new(),
         }
+    }
+
+    /// The logits of each row of the stream, or this rank's part of them: `[rows, V/tp]` fp32. `x`: `[rows, D]`, on every rank of the
+    /// layer the same.
+    pub fn next_logits(&self, weights: &HeadWeights, x: &Tensor) -> Tensor {
+        let y = Norm { weight: &weights.norm, eps: self.norm_eps }.of(x);
+        y.y().mm(&self.own(&weights.lm_head).tr()).to_kind(Kind::Float)
     }
 
     /// Sum of the cross-entropies of all labelled tokens, without gradients. `x`: the stream, `[S, D]`. Collective over

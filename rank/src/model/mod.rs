@@ -32,7 +32,7 @@ mod weight_grads;
 
 pub use crate::kernels::Samples;
 pub use adapter::{AdapterPart, AdapterWeights};
-pub use attention::AttentionWeights;
+pub use attention::{AttentionWeights, attention_shape};
 pub use block::{Block, BlockSaved, BlockSpec, BlockWeights};
 pub use embedding::{Embedding, EmbeddingWeights};
 pub use feed_forward::{DenseWeights, FeedForwardWeights, MixingWeights};

@@ -5,6 +5,7 @@ mod error;
 mod init;
 mod metrics;
 mod pace;
+mod samples;
 mod step;
 mod validate;
 

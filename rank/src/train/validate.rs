@@ -15,7 +15,7 @@ use crate::data::ValidationData;
 use crate::kernels::DeviceSum;
 
 impl Trainer {
-    /// Scores the validation sets, of which there are some, and reports it. Every rank calls it.
+    /// Scores the validation sets, of which there are some, and reports it, and what the model writes then. Every rank calls it.
     pub(super) fn validate(&mut self, step: u64, control: &Control) -> Result<(), TrainError> {
         control.heartbeat(step, "validate");
         self.ranks.line.enter(Phase::Validate);
@@ -57,7 +57,7 @@ impl Trainer {
                 stops: self.has_stopped_improving(),
             }));
         }
-        Ok(())
+        self.write_samples(step, control)
     }
 
     /// All that a plan without steps asks for: scores the sets once, and saves nothing.

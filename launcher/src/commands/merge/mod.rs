@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::{fs, io};
 
 use clap::Args;
-use proto::adapter_folder::{self, AdapterFile, AdapterFileError, check_adapter};
+use proto::adapter_folder::{AdapterFile, AdapterFileError, check_adapter};
 use proto::model_config::{ModelConfig, ModelConfigFile};
 use proto::weights_folder::{WeightFilesError, check_weights};
 
@@ -36,16 +36,6 @@ pub struct MergeArgs {
 /// The adapter cannot be merged.
 #[derive(Debug, thiserror::Error)]
 enum MergeError {
-    #[error(
-        "{}: names no model (base_model_name_or_path): say which one it was trained beside with --base MODEL_DIR",
-        description.display()
-    )]
-    NoBase { description: PathBuf },
-    #[error(
-        "{}: the model that it was trained beside is not at {base}: say where it is with --base MODEL_DIR",
-        description.display()
-    )]
-    BaseNotThere { description: PathBuf, base: String },
     #[error("{}: only models in safetensors files are merged: save_pretrained writes them", path.display())]
     NotSafetensors { path: PathBuf },
     #[error("{}: is there already, and nothing is written over", path.display())]
@@ -75,7 +65,7 @@ impl From<MergeError> for LaunchError {
 pub fn run(args: &MergeArgs, terminal: &Terminal) -> Result<u8, LaunchError> {
     let mut console = Console::new(terminal.clone(), true);
     let file = AdapterFile::load(&args.adapter).map_err(MergeError::from)?;
-    let base = base(args, &file)?;
+    let base = file.base_folder(&args.adapter, args.base.as_deref()).map_err(MergeError::from)?;
     let ModelConfigFile { config, notes } = ModelConfigFile::load(&base.join("config.json"))?;
     notes.iter().for_each(|note| console.warn(&format!("note: {note}")));
     check(&args.adapter, &base, &config, &file)?;
@@ -85,17 +75,6 @@ pub fn run(args: &MergeArgs, terminal: &Terminal) -> Result<u8, LaunchError> {
     let merged = model::write(&base, &args.adapter, &file.adapter, &args.output, cores::available())?;
     console.say(&format!("{}: {merged} of the tensors of {} are changed", args.output.display(), base.display()));
     Ok(0)
-}
-
-/// The folder of the base model.
-fn base(args: &MergeArgs, file: &AdapterFile) -> Result<PathBuf, MergeError> {
-    let description = || args.adapter.join(adapter_folder::CONFIG);
-    match (&args.base, &file.base) {
-        (Some(base), _) => Ok(base.clone()),
-        (None, Some(base)) if Path::new(base).is_dir() => Ok(base.into()),
-        (None, Some(base)) => Err(MergeError::BaseNotThere { description: description(), base: base.clone() }),
-        (None, None) => Err(MergeError::NoBase { description: description() }),
-    }
 }
 
 fn check(folder: &Path, base: &Path, config: &ModelConfig, file: &AdapterFile) -> Result<(), MergeError> {

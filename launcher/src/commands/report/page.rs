@@ -15,6 +15,9 @@ use crate::output::units;
 /// Lines of a story that are shown: the first and the last ones of longer ones.
 const MOST_MOMENTS: usize = 300;
 
+/// Samples that are shown: the latest.
+const MOST_SAMPLES: usize = 100;
+
 /// The page of `run`. `made`: when, in words.
 pub fn of(run: &Run, made: &str) -> String {
     let loss = charts::loss(run);
@@ -28,6 +31,7 @@ pub fn of(run: &Run, made: &str) -> String {
         notes(&run.notes),
         cards(&cards_of(run)),
         section("Curves", &figures),
+        section("Samples", &samples(run)),
         section("What happened", &story(&run.timeline)),
         section("Plan", &plan(run)),
         section("Checkpoints", &checkpoints(run)),
@@ -35,6 +39,30 @@ pub fn of(run: &Run, made: &str) -> String {
         section("Last values", &last_values(run)),
     ];
     page(&format!("{}: {}", run.name, run.timeline.outcome.word), &body.concat(), STYLE)
+}
+
+/// What the model has written at validations: the latest of each prompt, and those before for whoever asks.
+fn samples(run: &Run) -> String {
+    let rows: Vec<Vec<String>> = run
+        .samples
+        .iter()
+        .rev()
+        .take(MOST_SAMPLES)
+        .map(|sample| vec![format!("step {}", sample.step), sample.prompt.clone(), sample.text.clone()])
+        .collect();
+    let last =
+        run.samples.last().map_or(0, |sample| run.samples.iter().filter(|other| other.step == sample.step).count());
+    let (latest, before) = rows.split_at(last.min(rows.len()));
+    if latest.is_empty() {
+        return String::new();
+    }
+    let heads = ["after", "prompt", "text"];
+    let latest: Vec<Vec<String>> = latest.iter().rev().cloned().collect();
+    let shown = table("samples of the latest validation", &heads, &latest);
+    if before.is_empty() {
+        return shown;
+    }
+    format!("{shown}<details><summary>before</summary>\n{}</details>\n", table("earlier samples", &heads, before))
 }
 
 fn head(run: &Run, made: &str) -> String {
@@ -263,6 +291,7 @@ pub(crate) mod tests {
                 ..Timeline::default()
             },
             checkpoints: vec![],
+            samples: vec![],
             notes: vec!["a note & more".into()],
         }
     }

@@ -9,6 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use proto::plan::Plan;
 use proto::run_dir::RunDir;
 use proto::sealed;
+use serde::Deserialize;
 use serde_json::Value;
 
 use super::ReportError;
@@ -39,8 +40,21 @@ pub struct Run {
     pub timeline: Timeline,
     /// The checkpoints that are there.
     pub checkpoints: Vec<CheckpointFact>,
+    /// What the model has written at validations, the latest last.
+    pub samples: Vec<SampleFact>,
     /// What could not be read.
     pub notes: Vec<String>,
+}
+
+/// A text that the model has written.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct SampleFact {
+    /// The steps it was written after.
+    pub step: u64,
+    /// What it goes on from.
+    pub prompt: String,
+    /// The text.
+    pub text: String,
 }
 
 /// A metric over the steps.
@@ -105,8 +119,14 @@ impl Run {
         });
         let of_folder =
             || dir.canonicalize().unwrap_or(dir.to_owned()).file_name().map(|name| name.to_string_lossy().into_owned());
+        let samples = match run_dir.samples().exists() {
+            true => bytes(&run_dir.samples(), &mut notes).unwrap_or_default(),
+            false => vec![],
+        };
+        let (samples, damaged) = sample_facts(&samples);
+        notes.extend(left_out(&run_dir.samples(), damaged));
         let name = plan.as_ref().map(|plan| plan.name.clone()).or_else(of_folder).unwrap_or_else(|| "run".to_owned());
-        Ok(Self { dir: dir.to_owned(), name, plan, settings, curves, timeline, checkpoints, notes })
+        Ok(Self { dir: dir.to_owned(), name, plan, settings, curves, timeline, checkpoints, samples, notes })
     }
 
     /// The curves of a metric: one, or one for each GPU or validation set.
@@ -146,6 +166,13 @@ fn bytes(path: &Path, notes: &mut Vec<String>) -> Option<Vec<u8>> {
 fn left_out(path: &Path, damaged: usize) -> Option<String> {
     let rows = if damaged == 1 { "1 row is" } else { &format!("{damaged} rows are") };
     (damaged > 0).then(|| format!("{}: {rows} damaged and left out", path.display()))
+}
+
+/// The samples of a samples.jsonl, and how many of its rows are damaged. Pure.
+fn sample_facts(text: &[u8]) -> (Vec<SampleFact>, usize) {
+    let lines = text.split(|&byte| byte == b'\n').filter(|line| !line.is_empty());
+    let (facts, damaged): (Vec<_>, Vec<_>) = lines.map(serde_json::from_slice).partition(Result::is_ok);
+    (facts.into_iter().flatten().collect(), damaged.len())
 }
 
 /// The curves of a metrics.jsonl, and how many of its rows are damaged. Pure.
@@ -235,6 +262,14 @@ mod tests {
     fn points(curves: &[Curve], metric: &'static Metric, subject: Subject) -> Vec<Point> {
         let found = curves.iter().find(|curve| curve.metric == metric && curve.subject == subject);
         found.map_or(vec![], |curve| curve.points.clone())
+    }
+
+    #[test]
+    fn samples_are_read_but_for_damaged_ones() {
+        let text =
+            b"{\"step\":2,\"prompt\":\"a\",\"text\":\"b\",\"token_ids\":[1]}\n{\"step\":4,\"prompt\":\"a\"}\n{\"st";
+        let fact = SampleFact { step: 2, prompt: "a".into(), text: "b".into() };
+        assert_eq!(sample_facts(text), (vec![fact], 2));
     }
 
     #[test]

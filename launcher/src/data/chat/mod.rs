@@ -20,4 +20,4 @@ pub use builtin::names;
 pub use conversation::{ConversationFormat, keys, read};
 pub use source::{FoundTemplate, TemplateSource, find};
 pub use template::ChatTemplate;
-pub use turns::{Text, text};
+pub use turns::{Text, asking, text};

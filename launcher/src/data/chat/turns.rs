@@ -72,6 +72,13 @@ pub fn text(template: &ChatTemplate, conversation: &Conversation, train_on: Trai
     if bounds.is_sorted() { Ok(Text { text, trained }) } else { Err(Rule::TurnsNotFound) }
 }
 
+/// Writes a conversation up to where the assistant is asked.
+pub fn asking(template: &ChatTemplate, messages: &[Value]) -> Result<String, Rule> {
+    let text = template.render(messages, &Value::from(()), true).map_err(Rule::ChatTemplateFails)?;
+    let (text, _) = without_marks(&text).ok_or(Rule::NoCharacters)?;
+    Ok(text)
+}
+
 /// What a turn's words have become in `text`: all between what stands before and behind others in their place.
 fn around(text: &str, template: &ChatTemplate, conversation: &Conversation, turn: usize) -> Option<Range<usize>> {
     let mut messages = conversation.messages.clone();

@@ -98,8 +98,15 @@ fn every_default_is_the_documented_one() {
         config.restart,
         Restart { max_restarts: 3, snapshot_every_steps: AutoOr::Auto, hang_timeout_seconds: AutoOr::Auto }
     );
-    let validation =
-        Validation { source: vec![], every_steps: 0, early_stopping_patience: 0, min_delta: 0.0, keep_best: 1 };
+    let validation = Validation {
+        source: vec![],
+        every_steps: 0,
+        early_stopping_patience: 0,
+        min_delta: 0.0,
+        keep_best: 1,
+        prompts: Texts(vec![]),
+        sample_tokens: 64,
+    };
     assert_eq!(config.validation, validation);
     let sinks = vec![Sink::Console, Sink::Jsonl];
     assert_eq!(config.log, Log { every_steps: 10, sinks, prometheus_port: AutoOr::Auto });

@@ -110,6 +110,8 @@ every_steps = 0                    # 0 = at the end of each epoch
 early_stopping_patience = 0        # 0 = off
 min_delta = 0.0
 keep_best = 1
+prompts = []                       # texts that the model goes on from, to be looked at
+sample_tokens = 64
 
 [log]
 every_steps = 10

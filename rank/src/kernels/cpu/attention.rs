@@ -70,7 +70,7 @@ pub fn attend_cached(
         .iter()
         .zip(caches)
         .map(|(span, cache)| {
-            assert_eq!(span.first_position, cache.len, "new tokens begin where the cache ends");
+            assert_eq!(span.first_position, cache.len(), "new tokens begin where the cache ends");
             attend_new(shape, &qkv.narrow(0, span.start, span.len), cache)
         })
         .collect();
@@ -80,29 +80,16 @@ pub fn attend_cached(
 /// Attention of one sequence's new tokens. `qkv`: `[n, H + 2G, K]`. Returns `[n, H K]`.
 fn attend_new(shape: &AttentionShape, qkv: &Tensor, cache: &mut KeyValueCache) -> Tensor {
     let &AttentionShape { num_heads, num_key_value_heads: groups, head_dim } = shape;
-    let (new, before) = (qkv.size()[0], cache.len);
-    let tokens = before + new;
-    assert!(tokens <= cache.capacity(), "{tokens} tokens in a cache of {}", cache.capacity());
-    for (cached, first) in [(&cache.keys, num_heads), (&cache.values, num_heads + groups)] {
-        // [n, G, K] -> [G, n, K]
-        cached.narrow(1, before, new).copy_(&qkv.narrow(1, first, groups).transpose(0, 1));
-    }
-    cache.len = tokens;
+    cache.append(shape, qkv);
+    let (new, tokens) = (qkv.size()[0], cache.len());
     // The query heads of one key/value head are further rows of its queries: nothing cached is repeated.
     let per_group = num_heads / groups;
     let q = qkv.narrow(1, 0, num_heads).reshape([new, groups, per_group, head_dim]); // [n, G, H/G, K]
     let q = q.permute([1, 2, 0, 3]).reshape([1, groups, per_group * new, head_dim]); // [1, G, H/G n, K]
-    let cached = |all: &Tensor| all.narrow(1, 0, tokens).unsqueeze(0); // [1, G, tokens, K]
+    let [k, v] = cache.held().map(|held| held.unsqueeze(0)); // [1, G, tokens, K]
     let mask = (new > 1).then(|| causal_mask(new, tokens, q.kind()).repeat([per_group, 1]));
-    let (out, _) = Tensor::internal_scaled_dot_product_flash_attention_for_cpu(
-        &q,
-        &cached(&cache.keys),
-        &cached(&cache.values),
-        0.0,
-        false,
-        mask.as_ref(),
-        None,
-    );
+    let (out, _) =
+        Tensor::internal_scaled_dot_product_flash_attention_for_cpu(&q, &k, &v, 0.0, false, mask.as_ref(), None);
     let out = out.reshape([groups, per_group, new, head_dim]).permute([2, 0, 1, 3]); // [n, G, H/G, K]
     out.reshape([new, num_heads * head_dim])
 }

@@ -72,18 +72,11 @@ pub fn attend_cached(
     assert_eq!(spans.len(), caches.len(), "a cache for each sequence");
     let heads = Tensor::empty([qkv.size()[0], num_heads, head_dim], (qkv.kind(), qkv.device()));
     for (&span, cache) in spans.iter().zip(caches) {
-        assert_eq!(span.first_position, cache.len, "new tokens begin where the cache ends");
-        let tokens = cache.len + span.len;
-        assert!(tokens <= cache.capacity(), "{tokens} tokens in a cache of {}", cache.capacity());
-        let new = qkv.narrow(0, span.start, span.len);
-        for (cached, first) in [(&cache.keys, num_heads), (&cache.values, num_heads + groups)] {
-            // [n, G, K] -> [G, n, K]
-            cached.narrow(1, cache.len, span.len).copy_(&new.narrow(1, first, groups).transpose(0, 1));
-        }
-        cache.len = tokens;
+        assert_eq!(span.first_position, cache.len(), "new tokens begin where the cache ends");
+        cache.append(shape, &qkv.narrow(0, span.start, span.len));
         let part = Part { shape, span, groups: 0..groups };
         let wide = wide_kind(qkv.kind());
-        let [k, v] = [&cache.keys, &cache.values].map(|cached| cached.narrow(1, 0, tokens).to_kind(wide));
+        let [k, v] = cache.held().map(|held| held.to_kind(wide));
         let shares = part.scores(&part.query_heads(&qkv.narrow(1, 0, num_heads)), &k).softmax(-1, None::<Kind>);
         part.put_heads(&heads, &shares.bmm(&v));
     }

@@ -64,7 +64,7 @@ pub(super) struct Attention<'a> {
 }
 
 /// Sizes of a model's attention, as far as it is this rank's.
-pub(super) fn attention_shape(config: &ModelConfig, split: TensorSplit) -> AttentionShape {
+pub fn attention_shape(config: &ModelConfig, split: TensorSplit) -> AttentionShape {
     let ranks_per_key_value_head = split.key_value_replicas(config.num_key_value_heads);
     AttentionShape {
         num_heads: (config.num_attention_heads / split.size) as i64,
