@@ -4,7 +4,7 @@
 //! In reading order: [`config`] (train.toml as typed), [`model_config`] (the model's config.json), [`mesh`] (rank and
 //! coordinates), [`plan`] (everything resolved and checked), [`resolve`] (how), [`schedule`] (learning rates), [`layout`]
 //! (which parameters a unit owns), [`sharding`] (ZeRO: who keeps what), [`memory`] (how much that is), [`dataset`]
-//! (prepared training data on disk), [`sampler`] (which of its rows comes when), [`run_dir`] (where everything of a run
+//! (prepared training data on disk), [`sampler`] (which of its rows comes when), [`quantized`] (frozen matrices in few bits), [`run_dir`] (where everything of a run
 //! lies), [`sealed`] (JSON that shows damage), [`manifest`] (what a checkpoint holds), [`validation`] (what validations have shown, and when training stops for it), [`weight_files`] (which tensor
 //! is in which of its files), [`weights_folder`] (which files of a folder hold a model, and whether it is
 //! config.json's), [`adapter_folder`] (the same of an adapter), [`regular_file`] (reading what may be a pipe), [`mod@env`] (worker environment), [`progress`] (what
@@ -35,6 +35,7 @@ pub mod panics;
 pub mod pipeline;
 pub mod plan;
 pub mod progress;
+pub mod quantized;
 pub mod regular_file;
 pub mod resolve;
 pub mod run_dir;

@@ -6,6 +6,8 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
+use tch::Kind;
+
 /// The longest delay: many times what a unit of a small model computes.
 const DELAY_MAX: Duration = Duration::from_millis(2);
 
@@ -44,7 +46,11 @@ impl Shake {
     /// After the last use of a buffer's values.
     pub fn release(&self, buffer: &mut crate::device::Buffer) {
         if self.0.is_some() {
-            let _ = buffer.range(0..buffer.numel()).fill_(f64::NAN);
+            let mut values = buffer.range(0..buffer.numel());
+            let _ = match buffer.kind() {
+                Kind::Int => values.fill_(-1),
+                _ => values.fill_(f64::NAN),
+            };
         }
     }
 }

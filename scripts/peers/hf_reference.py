@@ -8,7 +8,8 @@ token can touch the result. Clipping and AdamW are torch's; weight decay spares 
 model family are exactly the norms and the biases. Learning rates come from schedules.py.
 
 With --trained only the parameters whose name contains one of its words are trained; the others are frozen. With --adapter what
-PEFT trains of the adapter in that folder is trained, and OUT/final/ is an adapter's folder too.
+PEFT trains of the adapter in that folder is trained, and OUT/final/ is an adapter's folder too. With --quantize the frozen weights
+are what they are once they have been in few bits.
 
 With --dtype bfloat16 the model computes in bf16 while masters, gradient sums and optimizer state are fp32. The final model is
 saved in the dtype of the source checkpoint.
@@ -35,6 +36,7 @@ from transformers import AutoConfig, LlamaForCausalLM
 from transformers.utils import logging
 
 import schedules
+from lora import dequantized
 
 IGNORED = -100
 Row = dict[str, torch.Tensor]
@@ -78,6 +80,8 @@ class Reference:
     @staticmethod
     def _load(args: argparse.Namespace, dtype: torch.dtype) -> LlamaForCausalLM:
         model = LlamaForCausalLM.from_pretrained(args.model, dtype=dtype, attn_implementation=args.attention)
+        if args.quantize:
+            dequantized.dequantize(model, args.quantize)
         if args.adapter:
             return PeftModel.from_pretrained(model, args.adapter, is_trainable=True).train()
         for name, param in model.named_parameters():
@@ -164,6 +168,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     result.add_argument("--trained", nargs="+", help="parts of the names of what is trained; without it, everything")
     result.add_argument("--adapter", type=Path, help="the folder of a PEFT adapter, which is trained alone")
+    result.add_argument("--quantize", choices=["int8", "nf4"], help="the bits that frozen projections have been in")
     result.add_argument("--validation", type=Path)
     result.add_argument("--attention", choices=["eager", "sdpa"], default="eager")
     result.add_argument("--threads", type=int, default=1)

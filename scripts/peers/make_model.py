@@ -41,6 +41,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "head_dim": 24,  # 4 * 24 != 64: the attention is wider than the hidden state
         "rope_parameters": {"rope_type": "default", "rope_theta": 50000.0},
     },
+    # Parts of all matrices over two ranks have whole blocks of 64.
+    "blocks": {
+        "vocab_size": 223,
+        "hidden_size": 128,
+        "intermediate_size": 384,
+        "num_key_value_heads": 2,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+    },
     "tied": {
         "vocab_size": 253,
         "tie_word_embeddings": True,

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use proto::config::Quantize;
 use proto::layout::{TensorSplit, model_layout, model_layout_with};
 use proto::memory::{self, Need, Room, Side};
 use proto::mesh::Mesh;
@@ -69,7 +70,11 @@ fn model(plan: &Plan) -> String {
         Trained::All => String::new(),
         Trained::Containing(_) => format!(", {} of them trained", count(num_trained(plan))),
         Trained::Adapter(ref adapter) => {
-            format!(" and {} of adapters (rank {}), which are trained", count(num_trained(plan)), adapter.rank)
+            let bits = match adapter.quantize {
+                Quantize::None => String::new(),
+                quantize => format!(", frozen projections in {quantize}"),
+            };
+            format!(" and {} of adapters (rank {}), which are trained{bits}", count(num_trained(plan)), adapter.rank)
         }
     };
     format!(

@@ -51,7 +51,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::config::Projection;
+    use crate::config::{Projection, Quantize};
 
     #[test]
     fn every_tensor_has_its_parameter_and_the_other_way_round() {
@@ -60,8 +60,14 @@ mod tests {
             "num_attention_heads": 2, "vocab_size": 5
         });
         let config = ModelConfig::parse("config.json".as_ref(), &config.to_string()).unwrap();
-        let adapter =
-            Adapter { rank: 2, alpha: 4.0, rslora: false, targets: vec![Projection::Down], modules_to_save: vec![] };
+        let adapter = Adapter {
+            rank: 2,
+            alpha: 4.0,
+            rslora: false,
+            targets: vec![Projection::Down],
+            modules_to_save: vec![],
+            quantize: Quantize::None,
+        };
         let folder = tempfile::tempdir().unwrap();
         let check = |tensors: &[(&str, [usize; 2])]| {
             let (mut header, mut end) = (serde_json::Map::new(), 0);

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value, json};
 
 use super::CONFIG;
-use crate::config::{Adapter, Projection, SavedModule};
+use crate::config::{Adapter, Projection, Quantize, SavedModule};
 use crate::regular_file;
 
 /// What an adapter's description says.
@@ -139,6 +139,7 @@ impl AdapterFile {
                 rslora: file.flag("use_rslora")?,
                 targets: file.targets()?,
                 modules_to_save: file.modules_to_save()?,
+                quantize: Quantize::None,
             },
             base: keys.get("base_model_name_or_path").and_then(Value::as_str).map(str::to_owned),
         })
@@ -158,7 +159,7 @@ impl AdapterFile {
 
     /// The description as PEFT reads it.
     pub fn to_text(&self) -> String {
-        let Adapter { rank, alpha, rslora, targets, modules_to_save } = &self.adapter;
+        let Adapter { rank, alpha, rslora, targets, modules_to_save, quantize: _ } = &self.adapter;
         let names = |names: Vec<&str>| if names.is_empty() { Value::Null } else { json!(names) };
         let saved = |module: &SavedModule| if *module == SavedModule::Norm { NORM } else { module.as_str() };
         // A whole number is one, as PEFT writes it.
@@ -318,6 +319,7 @@ mod tests {
             rslora: false,
             targets: vec![Projection::Q, Projection::V],
             modules_to_save: vec![],
+            quantize: Quantize::None,
         };
         assert_eq!(file, AdapterFile { adapter, base: Some("models/m".into()) });
         assert_eq!(with("target_modules", json!("all-linear")).unwrap().adapter.targets.len(), 7);

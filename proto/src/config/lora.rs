@@ -86,10 +86,11 @@ impl Lora {
             rslora: self.rslora,
             targets: self.targets.projections(),
             modules_to_save: SavedModule::all().filter(|module| self.modules_to_save.contains(module)).collect(),
+            quantize: self.quantize,
         }
     }
 
-    /// Becomes what the adapter of `from` is.
+    /// Becomes what the adapter of `from` is. How frozen weights are kept is the job's to say.
     pub fn take_over(&mut self, adapter: &Adapter) {
         self.rank = adapter.rank as u64;
         self.alpha = AutoOr::Given(adapter.alpha);

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::choices::{Projection, SavedModule};
+use super::choices::{Projection, Quantize, SavedModule};
 
 /// Which parameters are trained: `model.trained`, or what `[lora]` adds. The others are frozen: they compute and are gathered as
 /// trained ones are, and have no gradients, no masters and no moments.
@@ -31,6 +31,13 @@ pub struct Adapter {
     pub targets: Vec<Projection>,
     /// What is trained whole beside them, in the order of [`SavedModule::all`].
     pub modules_to_save: Vec<SavedModule>,
+    /// How the frozen weights of blocks are kept beside them. Earlier plans do not say.
+    #[serde(default = "unquantized")]
+    pub quantize: Quantize,
+}
+
+fn unquantized() -> Quantize {
+    Quantize::None
 }
 
 impl Adapter {
@@ -94,6 +101,7 @@ mod tests {
             rslora: false,
             targets: vec![Projection::Q],
             modules_to_save: vec![SavedModule::LmHead, SavedModule::Norm],
+            quantize: Quantize::None,
         };
         assert_eq!((adapter.scale(), Adapter { rslora: true, ..adapter.clone() }.scale()), (0.5, 2.0));
         let trained = Trained::Adapter(adapter);

@@ -14,7 +14,10 @@
 //! ```text
 //! flat buffer   trained parameters | frozen parameters | padding
 //! gradients     trained parameters | padding
+//! packed bytes  frozen matrices in few bits | padding
 //! ```
+//! - `LAY-4` frozen matrices that are kept in few bits ([`crate::quantized`]) have no place in the flat buffer: they lie in bytes of
+//!   their own, in the order listed.
 
 mod params;
 mod pieces;
@@ -22,7 +25,9 @@ mod stage;
 
 use std::ops::Range;
 
-pub use params::{EMBEDDING, frozen_ranges, model_layout, model_layout_with, partly_trained};
+use crate::quantized::PackedMatrix;
+
+pub use params::{EMBEDDING, frozen_ranges, model_layout, model_layout_with, partly_trained, torn_block};
 pub use pieces::{Overlap, Piece, overlaps};
 pub use stage::{num_units, rank_layout, tensor_layout};
 
@@ -90,7 +95,7 @@ pub struct ParamLayout {
     pub name: String,
     /// Shape as this rank stores it. Rows beyond `rows` are padding: always zero.
     pub shape: Vec<usize>,
-    /// Index of its first element in this rank's flat buffer.
+    /// Index of its first element in this rank's flat buffer; 0 where it is packed.
     pub offset: usize,
     /// Which of the parameter's stored rows this rank holds.
     pub rows: Range<usize>,
@@ -108,6 +113,8 @@ pub struct ParamLayout {
     pub sums_replicas: bool,
     /// Whether it is trained; a frozen one has no gradient and no moments.
     pub is_trained: bool,
+    /// Where it lies if it is kept in few bits: then it is in no flat buffer.
+    pub packed: Option<PackedMatrix>,
 }
 
 impl ParamLayout {
@@ -163,9 +170,14 @@ impl ParamLayout {
 }
 
 impl UnitLayout {
-    /// Number of elements of all parameters as this rank stores them.
+    /// Number of elements of this rank's flat buffer: of all parameters but packed ones, as it stores them.
     pub fn numel(&self) -> usize {
-        self.params.iter().map(ParamLayout::numel).sum()
+        self.params.iter().filter(|param| param.packed.is_none()).map(ParamLayout::numel).sum()
+    }
+
+    /// Number of bytes of all packed parameters, as this rank stores them.
+    pub fn packed_bytes(&self) -> usize {
+        self.params.iter().filter_map(|param| param.packed.as_ref()).map(PackedMatrix::bytes).sum()
     }
 
     /// Number of elements of what is trained, as this rank stores it.

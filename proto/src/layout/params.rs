@@ -6,6 +6,7 @@ use crate::config::Projection;
 use crate::manifest::UnitRanges;
 use crate::model_config::ModelConfig;
 use crate::plan::{Adapter, Trained};
+use crate::quantized::{Format, PackedMatrix};
 
 /// Name of the embedding, which is also the head's matrix where the two are tied.
 pub const EMBEDDING: &str = "model.embed_tokens.weight";
@@ -59,6 +60,18 @@ fn torn(params: &[ParamLayout], trained: &Trained) -> Option<Vec<String>> {
     })
 }
 
+/// The name of a matrix that is to be kept in few bits and that `size` tensor-parallel ranks would cut through a block, or into
+/// parts of which one is padded: `None` where there is none.
+pub fn torn_block(config: &ModelConfig, size: usize, trained: &Trained) -> Option<String> {
+    let parts = (0..size).map(|rank| TensorSplit { size, rank, sequence: false });
+    let units = parts.map(|split| block(config, split, 0, trained.adapter()));
+    let is_torn = |param: &ParamLayout| {
+        let is_padded = param.shape[0] != param.rows.len();
+        param.packed.as_ref().is_some_and(|packed| is_padded || !packed.is_cut_between_blocks())
+    };
+    units.into_iter().find_map(|unit| unit.params.into_iter().find(is_torn)).map(|param| param.name)
+}
+
 fn embedding(config: &ModelConfig, split: TensorSplit) -> UnitLayout {
     let mut unit = Builder::new(split, String::new());
     unit.add(EMBEDDING, &[config.vocab_size, config.hidden_size], Cut::Rows);
@@ -104,7 +117,11 @@ fn block(config: &ModelConfig, split: TensorSplit, layer: usize, adapter: Option
         unit.add("mlp.down_proj.bias", &[hidden], Cut::Nowhere);
     }
     if let Some(adapter) = adapter {
-        unit.add_adapters(adapter, &adapted(config, heads));
+        let projections = adapted(config, heads);
+        if let Some(format) = Format::of(adapter.quantize) {
+            unit.pack(format, &projections);
+        }
+        unit.add_adapters(adapter, &projections);
     }
     unit.finish(format!("layers.{layer}"), UnitKind::Block)
 }
@@ -194,6 +211,7 @@ impl Builder {
             replica: rank % replicas,
             sums_replicas,
             is_trained: true,
+            packed: None,
             shape,
         };
         self.whole_offset += whole_rows * param.row_numel();
@@ -216,6 +234,23 @@ impl Builder {
         }
     }
 
+    /// Keeps the weights of a block's projections in few bits.
+    fn pack(&mut self, format: Format, projections: &[Vec<Adapted>]) {
+        let names: Vec<String> = projections.iter().flatten().map(|of| format!("{}.weight", of.name)).collect();
+        let mut start = 0;
+        for param in self.params.iter_mut().filter(|param| names.iter().any(|name| param.name.ends_with(name.as_str())))
+        {
+            let [rows, width] = param.disk_shape()[..] else { unreachable!("{} is a matrix", param.name) };
+            let (of_rows, of_columns) = match param.is_transposed {
+                true => (0..rows, param.rows.clone()),
+                false => (param.rows.clone(), 0..width),
+            };
+            let packed = PackedMatrix { format, whole: [rows, width], rows: of_rows, columns: of_columns, start };
+            start += packed.bytes();
+            param.packed = Some(packed);
+        }
+    }
+
     fn finish(self, name: String, kind: UnitKind) -> UnitLayout {
         UnitLayout { name, kind, is_tied_copy: false, params: self.params }
     }
@@ -230,8 +265,11 @@ impl UnitLayout {
         let mut offset = 0;
         for is_trained in [true, false] {
             for param in self.params.iter_mut().filter(|param| trained.includes(&param.name) == is_trained) {
-                (param.offset, param.is_trained) = (offset, is_trained);
-                offset += param.numel();
+                param.is_trained = is_trained;
+                if param.packed.is_none() {
+                    param.offset = offset;
+                    offset += param.numel();
+                }
             }
         }
         self

@@ -43,7 +43,7 @@ pub fn overlaps(ranges: &[[usize; 2]], pieces: &[Piece]) -> Vec<Overlap> {
 
 impl UnitLayout {
     /// The pieces that lie in `range` of this rank's flat buffer, ascending, without padding. Pieces that continue each
-    /// other are one.
+    /// other are one. Packed parameters are in no piece.
     pub fn pieces(&self, range: Range<usize>) -> Vec<Piece> {
         self.pieces_of(range, |_| true)
     }
@@ -70,7 +70,8 @@ impl UnitLayout {
 
     fn pieces_of(&self, range: Range<usize>, wanted: impl Fn(&ParamLayout) -> bool) -> Vec<Piece> {
         let mut pieces: Vec<Piece> = Vec::new();
-        let mut params: Vec<&ParamLayout> = self.params.iter().filter(|param| wanted(param)).collect();
+        let is_flat = |param: &&ParamLayout| param.packed.is_none() && wanted(param);
+        let mut params: Vec<&ParamLayout> = self.params.iter().filter(is_flat).collect();
         params.sort_by_key(|param| param.offset);
         for param in params {
             let stored = param.offset..param.offset + param.rows.len() * param.row_numel();

@@ -1,6 +1,7 @@
 use super::*;
+use crate::config::{Projection, Quantize};
 use crate::model_config::ModelConfig;
-use crate::plan::Trained;
+use crate::plan::{Adapter, Trained};
 
 fn config(extra: &str) -> ModelConfig {
     let text = format!(
@@ -186,4 +187,59 @@ fn only_sequence_parallelism_makes_norm_gradients_partial() {
         assert_eq!(units[1].param("down_proj.bias").sums_replicas, sequence);
         assert!(!units[1].param("q_proj.weight").sums_replicas);
     }
+}
+
+fn adapters(quantize: Quantize) -> Trained {
+    let targets = vec![Projection::Q, Projection::Down];
+    Trained::Adapter(Adapter { rank: 3, alpha: 6.0, rslora: false, targets, modules_to_save: vec![], quantize })
+}
+
+/// LAY-4: of a block the seven matrices, and nothing else changes its place in the whole unit.
+#[test]
+fn what_is_packed_lies_in_bytes_of_its_own() {
+    for quantize in [Quantize::Int8, Quantize::Nf4] {
+        let [plain, packed] =
+            [Quantize::None, quantize].map(|quantize| model_layout_with(&config(""), split(2, 1), &adapters(quantize)));
+        assert_eq!((&plain[0], plain.last()), (&packed[0], packed.last()));
+        let (plain, block) = (&plain[1], &packed[1]);
+        let matrices: Vec<&ParamLayout> = block.params.iter().filter(|param| param.packed.is_some()).collect();
+        assert_eq!(matrices.len(), 7);
+        let of_matrices: usize = matrices.iter().map(|param| param.numel()).sum();
+        assert_eq!(plain.numel() - block.numel(), of_matrices);
+        let mut end = 0;
+        for param in &matrices {
+            let packed = param.packed.as_ref().unwrap();
+            assert_eq!((packed.start, packed.numel()), (end, param.numel()), "{}", param.name);
+            assert!(!param.is_trained && packed.is_cut_between_blocks());
+            end += packed.bytes();
+        }
+        assert_eq!(block.packed_bytes(), end);
+        assert_eq!((plain.whole_numel(), plain.frozen_in_whole()), (block.whole_numel(), block.frozen_in_whole()));
+        let whole = |unit: &UnitLayout| {
+            unit.pieces(unit.trained_range()).into_iter().map(|piece| piece.whole).collect::<Vec<_>>()
+        };
+        assert_eq!(whole(plain), whole(block), "what is trained is saved in the same place");
+        let held: usize = block.pieces(0..block.numel()).iter().map(|piece| piece.whole.len()).sum();
+        assert_eq!(held, block.numel(), "and what is packed is in no piece");
+        let [output, down] =
+            ["o_proj.weight", "down_proj.weight"].map(|name| block.param(name).packed.clone().unwrap());
+        assert_eq!((output.rows, output.columns), (0..4096, 2048..4096));
+        assert_eq!((down.whole, down.columns), ([4096, 11008], 5504..11008));
+        assert_eq!(block.param("up_proj.weight").packed.as_ref().unwrap().rows, 5504..11008);
+    }
+}
+
+#[test]
+fn a_block_of_few_bits_is_not_cut() {
+    let torn = |config: &ModelConfig, size, quantize| torn_block(config, size, &adapters(quantize));
+    for size in [1, 2, 4] {
+        assert_eq!(torn(&config(""), size, Quantize::Nf4), None);
+    }
+    let down = Some("model.layers.0.mlp.down_proj.weight".to_owned());
+    assert_eq!(torn(&config(""), 8, Quantize::Nf4), down, "1376 is no multiple of 64");
+    assert_eq!(torn(&config(""), 8, Quantize::Int8), None);
+    assert_eq!(torn(&odd(), 1, Quantize::Nf4), None, "of any size where it is whole");
+    let gate = Some("model.layers.0.mlp.gate_proj.weight".to_owned());
+    assert_eq!(torn(&odd(), 2, Quantize::Int8), gate, "77 rows are padded");
+    assert_eq!(torn(&odd(), 2, Quantize::None), None);
 }

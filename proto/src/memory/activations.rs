@@ -4,6 +4,7 @@ use super::element_bytes;
 use crate::config::{ActivationCheckpointing, Device, Dtype, Matmul};
 use crate::layout::TensorSplit;
 use crate::plan::Plan;
+use crate::quantized::Format;
 
 /// Logits that the head holds at a time, in elements. On a CPU 4 Mi: 16 MiB of fp32 stay in its caches. On a GPU 256 Mi, of 102,400
 /// tokens 2,621 rows: each chunk adds to all of the weight's gradient, which is to be worth it.
@@ -63,7 +64,13 @@ impl BlockBytes {
             Matmul::Bf16 => 0,
             Matmul::Fp8 => 2 * ffn * (tokens + config.hidden_size as u64),
         };
-        Self { stream, saved, all, gradients: 4 * stream + in_feed_forward.max(in_attention) + product + scaled }
+        // The largest matrix that a product takes out of few bits.
+        let unpacked = match plan.model.trained.adapter().and_then(|adapter| Format::of(adapter.quantize)) {
+            None => 0,
+            Some(_) => (2 * ffn).max(query + 2 * key_value) * config.hidden_size as u64 * element,
+        };
+        let gradients = 4 * stream + in_feed_forward.max(in_attention) + product + scaled + unpacked;
+        Self { stream, saved, all, gradients }
     }
 
     /// The bytes that a block keeps from the forward to the backward pass.

@@ -51,7 +51,7 @@ impl Exchange {
         if plan.mesh.tp * plan.mesh.pp > 1 {
             // The writer needs room for any stage's parameters.
             let stages = (0..plan.mesh.pp).flat_map(|pp| rank_layout(plan, Coord { pp, ..coord }));
-            let params = stages.flat_map(|unit| unit.params);
+            let params = stages.flat_map(|unit| unit.params).filter(|param| param.packed.is_none());
             sizes.parameter = params.map(|param| param.numel()).max().unwrap_or(0);
         }
         if plan.device == Device::Cuda && plan.mesh.world_size() > 1 {

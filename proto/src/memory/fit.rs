@@ -4,7 +4,7 @@ use std::fmt;
 
 use super::{Offloaded, PeakBytes};
 use crate::checkpointing::Checkpointing;
-use crate::config::{ActivationCheckpointing, Device, Dtype, ZeroStage};
+use crate::config::{ActivationCheckpointing, Adapter, Device, Dtype, Quantize, ZeroStage};
 use crate::layout::{TensorSplit, UnitLayout, tensor_layout};
 use crate::plan::{Backend, Plan, ZeroPlan};
 use crate::snapshot::snapshot_bytes;
@@ -215,6 +215,8 @@ pub fn helpful_keys(plan: &Plan, side: Side, peak: &PeakBytes) -> Vec<&'static s
         add(by_unit && plan.batch.num_micro_batches > 1 && is_large, "fewer train.gradient_accumulation_steps");
         add(!by_unit && plan.batch.micro_batch_size > 1 && is_large, "a smaller train.micro_batch_size");
         add(plan.model.compute_dtype == Dtype::Fp32, "model.dtype = \"bf16\"");
+        let is_whole = |adapter: &Adapter| adapter.quantize == Quantize::None;
+        add(plan.model.trained.adapter().is_some_and(is_whole), "lora.quantize = \"nf4\"");
         add(on_gpu, "more ranks with parallel.tensor or parallel.pipeline");
         add(!on_gpu && plan.mesh.world_size() > 1, "fewer ranks");
     } else {

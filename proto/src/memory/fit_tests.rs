@@ -154,3 +154,20 @@ fn a_host_binds_where_its_memory_is_known() {
     assert_eq!(plan_for(Some(1024 * GIB)), (ZeroStage::Stage1, true));
     assert_eq!(plan_for(Some(GIB)), (ZeroStage::Stage3, false), "nothing fits, and that is what needs the least");
 }
+
+/// 22 GiB are less than 24 GB.
+#[test]
+fn adapters_of_a_7b_model_train_on_a_card_of_24_gb_in_four_bits() {
+    let plan = |quantize: &str| {
+        let lora = format!("[lora]\nrank = 16\nquantize = {quantize:?}\n");
+        on_gpus(&format!("[train]\nmicro_batch_size = 1\nactivation_checkpointing = \"full\"\n{lora}"), 1, 22)
+    };
+    let [whole, eight, four] = ["none", "int8", "nf4"].map(plan);
+    assert_eq!(four.data.longest_row, 4096);
+    assert_eq!(check(&four, gpu(22)), Ok(()));
+    let [whole, eight, four] = [whole, eight, four].map(|plan| need(&plan, Side::Gpu));
+    assert!(
+        four.bytes < 12 * GIB && four.bytes < eight.bytes && eight.bytes < whole.bytes,
+        "{four:?} {eight:?} {whole:?}"
+    );
+}

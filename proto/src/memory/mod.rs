@@ -27,7 +27,7 @@ pub const ARENA_ALIGN_BYTES: usize = 64;
 /// The bytes of the model's state that one rank keeps from step to step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct StateBytes {
-    /// Slots of whole parameters, in the arena.
+    /// Slots of whole parameters, in the arena: those in few bits, too.
     pub parameters: u64,
     /// Slots of whole gradients, in the arena.
     pub gradients: u64,
@@ -39,7 +39,7 @@ pub struct StateBytes {
     pub masters: u64,
     /// Both moments.
     pub moments: u64,
-    /// Shards of frozen parameters, which have no masters, where they are whole only while they compute.
+    /// Shards of frozen parameters, which have no masters, where they are whole only while they compute: packed ones, too.
     pub frozen_shards: u64,
     /// Trained parameters in the compute type that the host keeps beside masters.
     pub rounded: u64,
@@ -52,8 +52,11 @@ impl StateBytes {
         let layouts = rank_layout(plan, coord);
         let weight_bytes = element_bytes(plan.model.compute_dtype);
         let parameters: Vec<usize> = layouts.iter().map(|layout| sharding.padded(layout.numel())).collect();
+        let packed: Vec<usize> = layouts.iter().map(|layout| packed_words(layout, sharding)).collect();
+        let claims = param_claims(plan, &layouts);
         let mut bytes = Self {
-            parameters: slot_bytes(&layouts, &param_claims(plan, &layouts), &parameters, weight_bytes),
+            parameters: slot_bytes(&layouts, &claims, &parameters, weight_bytes)
+                + slot_bytes(&layouts, &claims, &packed, PACKED_WORD_BYTES),
             gradients: slot_bytes(&layouts, &grad_claims(plan, &layouts), &trained(&layouts, sharding), 4),
             ..Self::default()
         };
@@ -71,7 +74,9 @@ impl StateBytes {
                 bytes.gradient_sums = bytes.gradient_sums.max(4 * owned);
             }
             if sharding.shards_parameters(layout.numel()) {
+                let packed_shard = sharding.shard(packed_words(layout, sharding)).len();
                 bytes.frozen_shards += (weight_bytes * sharding.shard_in(&parts.frozen).len()) as u64;
+                bytes.frozen_shards += (PACKED_WORD_BYTES * packed_shard) as u64;
             }
             if plan.keeps_rounded(sharding.shards_parameters(layout.numel())) {
                 bytes.rounded += weight_bytes as u64 * owned;
@@ -100,8 +105,14 @@ impl StateBytes {
             let is_gathered = sharding.shards_parameters(layout.numel());
             sharding.padded(if is_gathered { layout.numel() } else { layout.trained_numel() })
         };
-        let parts: Vec<usize> = layouts.iter().map(part).collect();
-        slot_bytes(&layouts, &param_claims(plan, &layouts), &parts, element_bytes(plan.model.compute_dtype))
+        let packed = |layout: &UnitLayout| match sharding.shards_parameters(layout.numel()) {
+            true => packed_words(layout, sharding),
+            false => 0,
+        };
+        let claims = param_claims(plan, &layouts);
+        let bytes_of = |numels: Vec<usize>, element_bytes| slot_bytes(&layouts, &claims, &numels, element_bytes);
+        bytes_of(layouts.iter().map(part).collect(), element_bytes(plan.model.compute_dtype))
+            + bytes_of(layouts.iter().map(packed).collect(), PACKED_WORD_BYTES)
     }
 
     /// All of it.
@@ -114,6 +125,14 @@ impl StateBytes {
             + self.frozen_shards
             + self.rounded
     }
+}
+
+/// Bytes of the words in which packed parameters pass between ranks.
+pub const PACKED_WORD_BYTES: usize = 4;
+
+/// Words of a unit's packed parameters, padded to whole shards.
+pub fn packed_words(layout: &UnitLayout, sharding: Sharding) -> usize {
+    sharding.padded(layout.packed_bytes().div_ceil(PACKED_WORD_BYTES))
 }
 
 /// Returns the bytes of each rank's arena: the same for all, as `comm` wants it.

@@ -53,7 +53,7 @@ fn leave_beside(plan: &Plan, sharding: Sharding) -> bool {
 /// The class of each unit: units of one class have every parameter in the same place, so that they can take turns in a
 /// slot. All blocks are of one class, unless another part of each is trained.
 pub fn classes(layouts: &[UnitLayout]) -> Vec<usize> {
-    let place = |param: &ParamLayout| (param.shape.clone(), param.offset, param.is_trained);
+    let place = |param: &ParamLayout| (param.shape.clone(), param.offset, param.packed.clone(), param.is_trained);
     let looks: Vec<_> =
         layouts.iter().map(|layout| (layout.kind, layout.params.iter().map(place).collect::<Vec<_>>())).collect();
     let class = |look| looks.iter().position(|other| other == look).expect("it looks like itself");

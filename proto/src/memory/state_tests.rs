@@ -146,3 +146,29 @@ fn units_that_train_different_parts_do_not_share_a_slot() {
     let config = ModelConfig::parse("config.json".as_ref(), TIED).unwrap();
     assert_eq!(classes(&model_layout(&config, TensorSplit::WHOLE)), [0, 1, 1, 1, 1, 1, 1, 7]);
 }
+
+/// Of a 7B model with adapters of rank 16, on one of two ranks.
+#[test]
+fn matrices_in_few_bits_take_few_bytes_wherever_they_are() {
+    let state = |quantize: &str, stage: usize| {
+        let sections =
+            format!("[lora]\nrank = 16\nquantize = {quantize:?}\n[zero]\nstage = {stage}\nprefetch_units = 1\n");
+        StateBytes::largest(&plan(DEEPSEEK, &sections, 2))
+    };
+    let (block, blocks) = (202_375_168.0, 30.0);
+    for (quantize, bits) in [("int8", 8.0), ("nf4", 4.127)] {
+        let saved = |whole: u64, packed: u64| (whole - packed) as f64 / (block * (16.0 - bits) / 8.0);
+        let near = |saved: f64, expected: f64| {
+            assert!((saved / expected - 1.0).abs() < 2e-3, "{quantize}: {saved} {expected}")
+        };
+        for stage in 0..4 {
+            let [whole, packed] = ["none", quantize].map(|quantize| state(quantize, stage));
+            // Stage 3 has two slots, and a shard of each block.
+            near(saved(whole.parameters, packed.parameters), if stage == 3 { 2.0 } else { blocks });
+            if stage == 3 {
+                near(saved(whole.frozen_shards, packed.frozen_shards), blocks / 2.0);
+            }
+            assert_eq!((whole.gradients, whole.masters), (packed.gradients, packed.masters), "{quantize} {stage}");
+        }
+    }
+}

@@ -3,7 +3,9 @@
 use std::path::Path;
 
 use crate::config::{Adapter, AutoOr, ConfigErrors, Problem, SavedModule, TrainConfig, Trained};
+use crate::layout::torn_block;
 use crate::model_config::ModelConfig;
+use crate::quantized::BLOCK;
 
 /// The keys of `[lora]` that say what an adapter is: `from` says the same.
 const OF_ADAPTER: [&str; 5] = ["lora.rank", "lora.alpha", "lora.targets", "lora.rslora", "lora.modules_to_save"];
@@ -27,7 +29,7 @@ pub fn begin_with(config: &mut TrainConfig, adapter: &Adapter, description: &Pat
     if problems.is_empty() { Ok(()) } else { Err(problems.into()) }
 }
 
-/// What keeps the job's adapters from being trained beside its model.
+/// What keeps the job's adapters from being trained beside its model, or that from being kept in few bits.
 pub(super) fn problems(config: &TrainConfig, model: &ModelConfig) -> Vec<Problem> {
     if !config.lora.is_on() {
         return vec![];
@@ -42,6 +44,17 @@ pub(super) fn problems(config: &TrainConfig, model: &ModelConfig) -> Vec<Problem
         "[lora] trains adapters alone: use lora.modules_to_save for what is trained beside them",
     );
     let saves = |module: SavedModule| config.lora.modules_to_save.contains(&module);
+    let tensor = config.parallel.tensor as usize;
+    let torn = torn_block(model, tensor.max(1), &config.trained());
+    problem(
+        torn.is_some(),
+        "lora.quantize",
+        &format!(
+            "parallel.tensor = {tensor} cuts {} into parts that are not equal, or through a block of {BLOCK} elements that have a \
+             scale in common",
+            torn.as_deref().unwrap_or_default()
+        ),
+    );
     problem(
         model.tie_word_embeddings && (saves(SavedModule::LmHead) || saves(SavedModule::EmbedTokens)),
         "lora.modules_to_save",
@@ -53,7 +66,7 @@ pub(super) fn problems(config: &TrainConfig, model: &ModelConfig) -> Vec<Problem
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Projection;
+    use crate::config::{Projection, Quantize};
 
     fn config(lora: &str, extra: &str) -> TrainConfig {
         let toml = format!("[model]\npath = \"m\"\n{extra}\n[lora]\n{lora}\n[data]\ntrain = \"d\"\n");
@@ -72,6 +85,7 @@ mod tests {
             rslora: true,
             targets: vec![Projection::Q, Projection::V],
             modules_to_save: vec![SavedModule::LmHead],
+            quantize: Quantize::None,
         };
         let begin = |lora: &str| {
             let mut config = config(&format!("from = \"a\"\n{lora}"), "");

@@ -2,7 +2,7 @@
 //! is honoured, refused here, or (where its default has no effect yet) noted.
 
 use super::Machine;
-use crate::config::{AutoOr, Backend, Compression, Offload, Problem, Quantize, SamplerKind, TrainConfig};
+use crate::config::{AutoOr, Backend, Compression, Offload, Problem, SamplerKind, TrainConfig};
 
 pub(super) const NOT_YET: &str = "not supported yet";
 
@@ -19,7 +19,6 @@ pub(super) fn refused(config: &TrainConfig, machine: &Machine) -> Vec<Problem> {
     refuse(runs && backend_is_tcp, "comm.backend", "use \"auto\"");
     refuse(config.comm.compression != Compression::None, "comm.compression", "use \"none\"");
     refuse(config.lora.dora, "lora.dora", "use false");
-    refuse(config.lora.quantize != Quantize::None, "lora.quantize", "use \"none\"");
     refuse(config.lora.dropout > 0.0, "lora.dropout", "use 0.0");
     let kind = config.data.sampler_kind();
     let is_asked = config.data.packing && config.origins.is_set("data.packing");

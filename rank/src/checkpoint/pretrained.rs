@@ -8,13 +8,18 @@ use proto::adapter_folder::{self, check_adapter};
 use proto::config::Adapter;
 use proto::layout::ParamLayout;
 use proto::model_config::{DiskDType, ModelConfig};
+use proto::quantized::NotFinite;
 use proto::weights_folder::{TensorHeader, check_weights, file_headers, weight_files};
 use tch::{Kind, Tensor};
 
 use super::error::{Result, damaged, reading};
 use super::weights::{kind_of, tensor_error};
 use crate::data::MappedFile;
+use crate::device::host;
 use crate::engine::row_chunks::{row_chunks, take};
+
+/// What a value is shown to says of it.
+type Verdict = std::result::Result<(), NotFinite>;
 
 /// Files whose tensors are those of a model, or of an adapter.
 pub struct Pretrained {
@@ -64,24 +69,52 @@ impl Pretrained {
 
     /// Fills `to`, this rank's part of a parameter as files have it. NaN in it is an error naming file and tensor.
     pub fn fill(&self, param: &ParamLayout, to: &Tensor) -> Result<()> {
-        let name = format!("{}{}", self.prefix, param.name);
-        let Place { file, dtype, shape, bytes } = &self.tensors[&name];
-        let (path, map) = &self.files[*file];
-        let mut num_nan = 0;
-        for rows in row_chunks(rows_in_file(param), shape[1..].iter().product()) {
-            let whole = map.as_ref().get(bytes.clone()).ok_or_else(|| damaged(path, format!("{name} is cut short")))?;
-            let values = rows_of(whole, shape, *dtype, &rows);
+        let (name, mut num_nan) = (self.name_of(param), 0);
+        let Place { shape, .. } = &self.tensors[&name];
+        let path = self.by_rows(&name, rows_in_file(param), |rows, values| {
             num_nan += values.isnan().sum(Kind::Int64).int64_value(&[]);
             take(param, to, rows, &values);
-            // So no rank ever holds more of the files than that.
-            map.release().map_err(reading(path))?;
-        }
+            Ok(())
+        })?;
         // An infinite one shows in the steps that meet it, which are skipped; a NaN would be taken for divergence.
         if num_nan > 0 {
             let rule = format!("NaN in {num_nan} of its {} values", shape.iter().product::<usize>());
             return Err(tensor_error(path, &name, rule));
         }
         Ok(())
+    }
+
+    /// Shows `take` all of a parameter, some rows at a time, in fp32. What it refuses is an error naming file and tensor.
+    pub fn show(&self, param: &ParamLayout, take: &mut dyn FnMut(&[f32]) -> Verdict) -> Result<()> {
+        let name = self.name_of(param);
+        self.by_rows(&name, 0..param.disk_shape()[0], |_, values| {
+            let path = &self.files[self.tensors[&name].file].0;
+            take(host::slice(&values.to_kind(Kind::Float)))
+                .map_err(|refused| tensor_error(path, &name, format!("{refused} (lora.quantize)")))
+        })?;
+        Ok(())
+    }
+
+    fn name_of(&self, param: &ParamLayout) -> String {
+        format!("{}{}", self.prefix, param.name)
+    }
+
+    /// Shows `take` some rows of a tensor, in chunks. Returns the tensor's file.
+    fn by_rows(
+        &self,
+        name: &str,
+        rows: Range<usize>,
+        mut take: impl FnMut(Range<usize>, Tensor) -> Result<()>,
+    ) -> Result<&Path> {
+        let Place { file, dtype, shape, bytes } = &self.tensors[name];
+        let (path, map) = &self.files[*file];
+        for rows in row_chunks(rows, shape[1..].iter().product()) {
+            let whole = map.as_ref().get(bytes.clone()).ok_or_else(|| damaged(path, format!("{name} is cut short")))?;
+            take(rows.clone(), rows_of(whole, shape, *dtype, &rows))?;
+            // So no rank ever holds more of the files than that.
+            map.release().map_err(reading(path))?;
+        }
+        Ok(path)
     }
 }
 

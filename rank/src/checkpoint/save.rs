@@ -194,7 +194,7 @@ impl Saver {
             optimizer.extend(part.optimizer);
             files.extend(part.files);
         }
-        let units = self.collector.units().into_iter().map(|layout| (layout.name.clone(), layout.numel()));
+        let units = self.collector.units().into_iter().map(|layout| (layout.name.clone(), layout.whole_numel()));
         let train = self.plan.data.train.file_name().unwrap_or_default();
         let manifest = Manifest::new(Contents {
             progress,

@@ -36,6 +36,8 @@ impl Buffer {
     pub fn in_arena(world: &dyn World, device: Device, kind: Kind, numel: usize) -> Result<Self, CommError> {
         let dtype = match kind {
             Kind::Float => DType::F32,
+            // Four bytes, which collectives only move.
+            Kind::Int => DType::F32,
             Kind::BFloat16 => DType::BF16,
             Kind::Double => DType::F64,
             _ => panic!("no buffers of {kind:?} in the arena"),
@@ -107,6 +109,11 @@ impl Buffer {
     /// A tensor over the elements of `range`. It shares the buffer's memory.
     pub fn range(&self, range: Range<usize>) -> Tensor {
         self.whole.narrow(0, range.start as i64, range.len() as i64)
+    }
+
+    /// The elements as bytes, dense. They share the buffer's memory.
+    pub fn bytes(&self) -> Tensor {
+        self.whole.view_dtype(Kind::Uint8)
     }
 
     /// Sets all elements to 0.

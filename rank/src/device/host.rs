@@ -23,6 +23,10 @@ impl Stored for bf16 {
     const KIND: Kind = Kind::BFloat16;
 }
 
+impl Stored for u8 {
+    const KIND: Kind = Kind::Uint8;
+}
+
 impl Stored for i64 {
     const KIND: Kind = Kind::Int64;
 }

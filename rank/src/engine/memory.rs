@@ -22,6 +22,7 @@ use std::ops::Range;
 use comm::{CommError, ReduceOp, Work};
 use proto::layout::{ParamLayout, Piece, UnitLayout, rank_layout};
 use proto::plan::Plan;
+use proto::quantized::{NotFinite, Quantizer};
 use proto::sharding::{Parts, Sharding};
 use tch::{Kind, Tensor};
 
@@ -31,7 +32,7 @@ use super::slots::Slots;
 use super::tied::TiedGradients;
 use super::unit::Unit;
 use super::updater::{Job, Updater};
-use crate::device::{Fence, HOST, Section};
+use crate::device::{Buffer, Fence, HOST, Section};
 use crate::groups::Groups;
 use crate::kernels::{DeviceSum, Update};
 use crate::model::UnitViews;
@@ -132,7 +133,8 @@ impl Memory {
         }
         let free = slot.vacate(&self.ranks.shake)?;
         let state = &self.units[unit];
-        let copies = state.put_parameters(slot.flat_mut(), &free);
+        let (flat, packed) = slot.buffers_mut();
+        let copies = state.put_parameters(flat, packed, &free);
         self.ranks.shake.delay();
         if self.ranks.groups.dp.size() == 1 {
             slot.begin(unit, copies.into_iter().map(|copy| Work::pending(Copied(copy))).collect());
@@ -142,7 +144,8 @@ impl Memory {
         let Parts { trained, frozen } = state.parts();
         let parts = [trained, frozen].into_iter().filter(|part| !part.is_empty());
         let whole = slot.flat().operand();
-        let gathers = parts.map(|part| self.ranks.groups.dp.all_gather(whole.slice(part.start, part.len())));
+        let parts = parts.map(|part| whole.slice(part.start, part.len())).chain(slot.packed().map(Buffer::operand));
+        let gathers = parts.map(|part| self.ranks.groups.dp.all_gather(part));
         let gathers = gathers.collect::<Result<_, _>>()?;
         slot.begin(unit, gathers);
         Ok(())
@@ -386,7 +389,7 @@ impl Memory {
         self.params.get(unit).holding(unit).flat().view(param.offset, &param.shape)
     }
 
-    /// Sets a unit's first weights: `fill` gets a view in fp32 of its part of each parameter that this rank needs anything
+    /// Sets a unit's first weights, but those in few bits: `fill` gets a view in fp32 of its part of each parameter that this rank needs anything
     /// of, in the orientation of files and without padding. Masters take the values as they are, parameters of another
     /// type take them rounded.
     pub fn fill<E>(
@@ -404,7 +407,7 @@ impl Memory {
             true => flat.range(0..numel_padded),
             false => Tensor::zeros([numel_padded as i64], (Kind::Float, HOST)),
         };
-        for param in &state.layout.params {
+        for param in state.layout.params.iter().filter(|param| param.packed.is_none()) {
             let range = param.range();
             if kept.iter().any(|kept| kept.start < range.end && range.start < kept.end) {
                 let shape: Vec<i64> = param.shape.iter().map(|&size| size as i64).collect();
@@ -420,6 +423,26 @@ impl Memory {
         if state.is_gathered() {
             slot.forget(); // others' parts were not filled
         }
+        Ok(())
+    }
+
+    /// Sets a unit's frozen matrices in few bits: `rows` shows the whole of each to what it gets, some rows at a time, in order, fp32
+    /// in the host's memory. Each rank keeps what it needs of them; what is kept depends on the whole matrix alone.
+    pub fn fill_packed<E>(
+        &mut self,
+        unit: usize,
+        mut rows: impl FnMut(&ParamLayout, &mut dyn FnMut(&[f32]) -> Result<(), NotFinite>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let (slot, state) = (self.params.get_mut(unit), &mut self.units[unit]);
+        let mut bytes = vec![0; state.packed_bytes()];
+        for param in &state.layout.params {
+            let Some(matrix) = &param.packed else { continue };
+            let mut quantizer = Quantizer::new(matrix, &mut bytes[matrix.start..matrix.start + matrix.bytes()]);
+            rows(param, &mut |rows| quantizer.take(rows))?;
+            quantizer.finish();
+        }
+        let (_, whole) = slot.buffers_mut();
+        state.take_packed(&Tensor::from_slice(&bytes), whole);
         Ok(())
     }
 

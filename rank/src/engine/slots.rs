@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use comm::{CommError, Work};
 use proto::layout::UnitLayout;
-use proto::memory::{Claim, assign, classes, grad_claims, param_claims};
+use proto::memory::{Claim, assign, classes, grad_claims, packed_words, param_claims};
 use proto::plan::Plan;
 use proto::sharding::Sharding;
 use tch::Kind;
@@ -19,6 +19,8 @@ use crate::shake::Shake;
 /// A whole flat buffer and its views. While values arrive in it nobody else touches them: see [`Contents`].
 pub(super) struct Slot {
     flat: Buffer,
+    /// Frozen matrices in few bits: `[words]` of four bytes, if the units have any.
+    packed: Option<Buffer>,
     views: UnitViews,
     contents: Contents,
     /// When the last pass that read its values is over, if that is known.
@@ -44,6 +46,24 @@ impl Slot {
     pub fn flat_mut(&mut self) -> &mut Buffer {
         self.contents.assert_settled();
         &mut self.flat
+    }
+
+    /// The matrices in few bits, if there are any.
+    ///
+    /// # Panics
+    /// While values arrive in them.
+    pub fn packed(&self) -> Option<&Buffer> {
+        self.contents.assert_settled();
+        self.packed.as_ref()
+    }
+
+    /// Both buffers, to change.
+    ///
+    /// # Panics
+    /// While values arrive in them.
+    pub fn buffers_mut(&mut self) -> (&mut Buffer, Option<&mut Buffer>) {
+        self.contents.assert_settled();
+        (&mut self.flat, self.packed.as_mut())
     }
 
     /// Views of the parameters, or their gradients, of the unit that has the slot now.
@@ -121,6 +141,7 @@ impl Slot {
         self.forget();
         self.free = None;
         shake.release(&mut self.flat);
+        self.packed.iter_mut().for_each(|packed| shake.release(packed));
     }
 
     /// What is here is not all of any unit.
@@ -131,6 +152,13 @@ impl Slot {
         self.contents.assert_settled();
         self.contents = Contents::Nothing;
     }
+}
+
+/// The memory of a slot.
+struct Allocated {
+    views: UnitViews,
+    flat: Buffer,
+    packed: Option<Buffer>,
 }
 
 /// The slots of all units' parameters, or of all units' gradients.
@@ -151,7 +179,12 @@ impl Slots {
         let (kind, projections) = (compute_kind(plan.model.compute_dtype), Projections::of(&plan.model));
         Self::new(layouts, &param_claims(plan, layouts), |layout| {
             let flat = ranks.allocate(kind, sharding.padded(layout.numel()))?;
-            Ok((UnitViews::weights(layout, projections, |offset, shape| flat.view(offset, shape)), flat))
+            let words = packed_words(layout, sharding);
+            let packed = if words > 0 { Some(ranks.allocate(Kind::Int, words)?) } else { None };
+            let bytes = packed.as_ref().map(Buffer::bytes);
+            let view = |offset: usize, shape: &[usize]| flat.view(offset, shape);
+            let views = UnitViews::packed(layout, projections, bytes.as_ref(), view);
+            Ok(Allocated { views, flat, packed })
         })
     }
 
@@ -164,22 +197,23 @@ impl Slots {
     ) -> Result<Self, CommError> {
         Self::new(layouts, &grad_claims(plan, layouts), |layout| {
             let flat = ranks.allocate(Kind::Float, sharding.padded(layout.trained_numel()))?;
-            Ok((UnitViews::gradients(layout, |offset, shape| flat.view(offset, shape)), flat))
+            let views = UnitViews::gradients(layout, |offset, shape| flat.view(offset, shape));
+            Ok(Allocated { views, flat, packed: None })
         })
     }
 
-    /// `allocate`: makes the buffer and its views for the unit of a layout, all zero. `claims`: by unit. A slot of one
+    /// `allocate`: makes the buffers and their views for the unit of a layout, all zero. `claims`: by unit. A slot of one
     /// unit holds it from the start.
     fn new(
         layouts: &[UnitLayout],
         claims: &[Claim],
-        allocate: impl Fn(&UnitLayout) -> Result<(UnitViews, Buffer), CommError>,
+        allocate: impl Fn(&UnitLayout) -> Result<Allocated, CommError>,
     ) -> Result<Self, CommError> {
         let (of_unit, layout_of_slot) = assign(&classes(layouts), claims);
         let slot = |&unit: &usize| {
-            let (views, flat) = allocate(&layouts[unit])?;
+            let Allocated { views, flat, packed } = allocate(&layouts[unit])?;
             let contents = if claims[unit] == Claim::Own { Contents::Unit(unit) } else { Contents::Nothing };
-            Ok(Slot { flat, views, contents, free: None, copied: None })
+            Ok(Slot { flat, packed, views, contents, free: None, copied: None })
         };
         let slots = layout_of_slot.iter().map(slot).collect::<Result<_, CommError>>()?;
         Ok(Self { slots, of_unit })

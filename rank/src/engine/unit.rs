@@ -5,6 +5,7 @@ use std::iter;
 use std::ops::Range;
 
 use proto::layout::{ParamLayout, UnitLayout};
+use proto::memory::{PACKED_WORD_BYTES, packed_words};
 use proto::plan::Plan;
 use proto::sharding::{Parts, Sharding};
 use tch::{Kind, Tensor};
@@ -29,6 +30,10 @@ pub(super) struct Unit {
     is_copied: bool,
     /// `[frozen_shard]` in the compute type, where whole parameters are gathered: what this rank brings of the frozen ones.
     frozen: Option<Buffer>,
+    /// Words of its matrices in few bits, padded to whole shards.
+    packed_words: usize,
+    /// `[packed_shard]` of those words, where whole parameters are gathered.
+    packed: Option<Buffer>,
 }
 
 impl Unit {
@@ -38,6 +43,8 @@ impl Unit {
         let owned = sharding.owned(parts.trained.len()).len();
         let frozen_shard = sharding.shard_in(&parts.frozen).len();
         let (is_gathered, parks) = (sharding.shards_parameters(layout.numel()), plan.zero.parks_parameters());
+        let packed_words = packed_words(&layout, sharding);
+        let packed_shard = sharding.shard(packed_words).len();
         let kind = compute_kind(plan.model.compute_dtype);
         let on = |is_offloaded| if is_offloaded { HOST } else { device.of_tensors() };
         let state = |kind| Buffer::zeros(on(plan.zero.offload_optimizer), kind, owned);
@@ -55,13 +62,16 @@ impl Unit {
             exp_avg_sq: moment(),
             rounded: plan.keeps_rounded(is_gathered).then(|| Buffer::pinned(kind, owned)),
         };
+        let shard_of_frozen = |kind, numel| match parks {
+            true => Buffer::pinned(kind, numel),
+            false => Buffer::zeros(device.of_tensors(), kind, numel),
+        };
         Self {
             optimizer: Some(optimizer),
             is_copied,
-            frozen: is_gathered.then(|| match parks {
-                true => Buffer::pinned(kind, frozen_shard),
-                false => Buffer::zeros(device.of_tensors(), kind, frozen_shard),
-            }),
+            frozen: is_gathered.then(|| shard_of_frozen(kind, frozen_shard)),
+            packed: (is_gathered && packed_words > 0).then(|| shard_of_frozen(Kind::Int, packed_shard)),
+            packed_words,
             name_hash: xxh3_64(layout.name.as_bytes()),
             layout,
             parts,
@@ -170,9 +180,30 @@ impl Unit {
         }
     }
 
+    /// Number of bytes of its matrices in few bits, with padding.
+    pub fn packed_bytes(&self) -> usize {
+        PACKED_WORD_BYTES * self.packed_words
+    }
+
+    /// Takes its matrices in few bits: `[packed_bytes]` uint8 in the host's memory. `whole`: where all of them are, if they are gathered
+    /// by nobody.
+    pub fn take_packed(&mut self, bytes: &Tensor, whole: Option<&mut Buffer>) {
+        let shard = self.sharding.shard(self.packed_words);
+        let part = |words: Range<usize>| {
+            let [start, len] = [words.start, words.len()].map(|words| (words * PACKED_WORD_BYTES) as i64);
+            bytes.narrow(0, start, len)
+        };
+        match (&mut self.packed, whole) {
+            (Some(kept), _) => kept.bytes().copy_(&part(shard)),
+            (None, Some(whole)) => whole.bytes().copy_(&part(0..self.packed_words)),
+            (None, None) => assert_eq!(self.packed_words, 0, "{} keeps nothing in few bits", self.layout.name),
+        }
+    }
+
     /// Writes what this rank keeps of the parameters into its place among the whole ones: before they are gathered. What waits in the
-    /// host's memory is copied once the device has come to `free`. Returns when those copies are done.
-    pub fn put_parameters(&self, params: &mut Buffer, free: &Fence) -> Vec<Fence> {
+    /// host's memory is copied once the device has come to `free`. Returns when those copies are done. `packed`: the matrices in few
+    /// bits, if there are any.
+    pub fn put_parameters(&self, params: &mut Buffer, packed: Option<&mut Buffer>, free: &Fence) -> Vec<Fence> {
         let mut copies = Vec::new();
         let owned = self.owned();
         if self.is_copied {
@@ -184,8 +215,11 @@ impl Unit {
                 false => round(&mut params.range(owned), &masters),
             }
         }
-        if let Some(frozen) = &self.frozen {
-            let (to, from) = (params.range(self.frozen_shard()), frozen.range(0..frozen.numel()));
+        let of_packed = self.packed.as_ref().zip(packed);
+        let of_packed = of_packed.map(|(kept, packed)| (kept, packed.range(self.sharding.shard(self.packed_words))));
+        let of_frozen = self.frozen.as_ref().map(|frozen| (frozen, params.range(self.frozen_shard())));
+        for (frozen, to) in of_frozen.into_iter().chain(of_packed) {
+            let from = frozen.range(0..frozen.numel());
             match self.is_copied && frozen.device() == HOST {
                 true => copies.push(copy_beside(&to, &from, free)),
                 false => to.shallow_clone().copy_(&from),

@@ -16,6 +16,7 @@ mod cpu;
 pub mod cuda;
 mod device_sum;
 mod draws;
+mod quantized;
 mod samples;
 mod scaled;
 
@@ -28,6 +29,7 @@ pub use attention::{AttendGrad, AttendSaved, AttentionShape, KeyValueCache};
 pub use clip::ClipFactor;
 pub use device_sum::DeviceSum;
 pub use draws::{Draws, seed_of};
+pub use quantized::QuantizedMatrix;
 pub use samples::Samples;
 pub use scaled::Scaled;
 
@@ -300,6 +302,16 @@ pub fn scaled_product(a: &Scaled, b: &Scaled, out: &Tensor) {
     match side(out) {
         Side::Cpu => cpu::fp8::scaled_product(a, b, out),
         Side::Cuda => cuda::fp8::scaled_product(a, b, out),
+    }
+}
+
+// Frozen matrices in few bits
+
+/// Writes the numbers of a matrix in few bits. `to`: `[rows, columns]` of this rank's part, fp32 or bf16.
+pub fn dequantize(from: &QuantizedMatrix, to: &mut Tensor) {
+    match side(to) {
+        Side::Cpu => cpu::quantized::dequantize(from, to),
+        Side::Cuda => cuda::quantized::dequantize(from, to),
     }
 }
 

@@ -10,10 +10,11 @@
 
 use comm::CommError;
 use proto::plan::Matmul;
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use super::adapter::AdapterWeights;
 use super::norm::{Norm, Normed};
+use super::quantized::QuantizedWeight;
 use super::tensor_parallel::{Exchanged, TensorParallel};
 use super::weight_grads::{GradPass, is_trained};
 use crate::kernels::{scaled_product, scaled_rows};
@@ -21,8 +22,10 @@ use crate::kernels::{scaled_product, scaled_rows};
 /// Weight `[out, in]` and bias `[out]` of a projection. The same type holds the gradients, as fp32 views.
 #[derive(Debug)]
 pub struct LinearWeights {
-    /// `[out, in]`
+    /// `[out, in]`; undefined where it is kept in few bits.
     pub weight: Tensor,
+    /// The frozen weight in few bits.
+    pub quantized: Option<QuantizedWeight>,
     /// `[out]`
     pub bias: Option<Tensor>,
     /// How activations, and their gradients, are multiplied by the weight.
@@ -34,26 +37,33 @@ pub struct LinearWeights {
 impl LinearWeights {
     /// `x W^T + b`, and what the adapter adds. `x`: `[T, in]`. Returns `[T, out]`.
     fn apply(&self, x: &Tensor) -> Tensor {
+        let weight = self.matrix(x.kind());
         let y = match (&self.bias, self.matmul) {
-            (None, Matmul::Bf16) => x.mm(&self.weight.tr()),
-            (Some(bias), Matmul::Bf16) => bias.addmm(x, &self.weight.tr()),
+            (None, Matmul::Bf16) => x.mm(&weight.tr()),
+            (Some(bias), Matmul::Bf16) => bias.addmm(x, &weight.tr()),
             (bias, Matmul::Fp8) => {
-                let mut y = scaled(x, &self.weight, &empty_product(x, &self.weight));
+                let mut y = scaled(x, &weight, &empty_product(x, &weight));
                 if let Some(bias) = bias {
                     let _ = y.g_add_(bias);
                 }
                 y
             }
         };
+        drop(weight);
         self.add_adapted(&y, x);
         y
+    }
+
+    /// The weight, `[out, in]`: out of few bits, to type `kind`, if it is kept so.
+    fn matrix(&self, kind: Kind) -> Tensor {
+        self.quantized.as_ref().map_or_else(|| self.weight.shallow_clone(), |quantized| quantized.matrix(kind))
     }
 
     /// `x W^T`, and what the adapter adds, into `partial`. `x`: `[T, in]`, `partial`: `[T, out]`.
     fn apply_into(&self, x: &Tensor, partial: &Tensor) -> Tensor {
         let y = match self.matmul {
-            Matmul::Bf16 => x.mm_out(partial, &self.weight.tr()),
-            Matmul::Fp8 => scaled(x, &self.weight, partial),
+            Matmul::Bf16 => x.mm_out(partial, &self.matrix(x.kind()).tr()),
+            Matmul::Fp8 => scaled(x, &self.matrix(x.kind()), partial),
         };
         self.add_adapted(&y, x);
         y
@@ -72,10 +82,12 @@ impl LinearWeights {
 
     /// `dy W`, and the adapter's share. `dy`: `[T, out]`. Returns `[T, in]`.
     fn input_grad(&self, dy: &Tensor, down_grad: Option<&Tensor>) -> Tensor {
+        let weight = self.matrix(dy.kind());
         let dx = match self.matmul {
-            Matmul::Bf16 => dy.mm(&self.weight),
-            Matmul::Fp8 => scaled(dy, &self.weight.tr(), &empty_product(dy, &self.weight.tr())),
+            Matmul::Bf16 => dy.mm(&weight),
+            Matmul::Fp8 => scaled(dy, &weight.tr(), &empty_product(dy, &weight.tr())),
         };
+        drop(weight);
         self.add_adapted_grad(&dx, down_grad);
         dx
     }
@@ -83,8 +95,8 @@ impl LinearWeights {
     /// `dy W`, and the adapter's share, into `partial`. `dy`: `[T, out]`, `partial`: `[T, in]`.
     fn input_grad_into(&self, dy: &Tensor, down_grad: Option<&Tensor>, partial: &Tensor) -> Tensor {
         let dx = match self.matmul {
-            Matmul::Bf16 => dy.mm_out(partial, &self.weight),
-            Matmul::Fp8 => scaled(dy, &self.weight.tr(), partial),
+            Matmul::Bf16 => dy.mm_out(partial, &self.matrix(dy.kind())),
+            Matmul::Fp8 => scaled(dy, &self.matrix(dy.kind()).tr(), partial),
         };
         self.add_adapted_grad(&dx, down_grad);
         dx

@@ -23,6 +23,7 @@ mod labels;
 mod linear;
 mod logits;
 mod norm;
+mod quantized;
 mod rope;
 mod tensor_parallel;
 #[cfg(test)]
@@ -39,6 +40,7 @@ pub use feed_forward::{DenseWeights, FeedForwardWeights, MixingWeights};
 pub use head::{Head, HeadPass, HeadWeights};
 pub use labels::Labels;
 pub use linear::LinearWeights;
+pub use quantized::QuantizedWeight;
 pub use rope::RopeTable;
 pub use tensor_parallel::TensorParallel;
 pub use views::{Projections, UnitViews};

@@ -2,6 +2,7 @@
 //! projections, a mask per micro-batch), so that it shares no code with the engine.
 
 mod adapter;
+mod quantized;
 
 use std::rc::Rc;
 
@@ -66,7 +67,13 @@ fn block_weights(params: &[(String, Tensor)], zeros: bool) -> BlockWeights {
         let with = |what: &str| names.iter().map(|name| format!("{name}.{what}")).collect::<Vec<_>>();
         let (weights, biases) = (with("weight"), with("bias"));
         let refs = |names: &[String]| joined(&names.iter().map(String::as_str).collect::<Vec<_>>());
-        LinearWeights { weight: refs(&weights).unwrap(), bias: refs(&biases), matmul: Matmul::Bf16, adapter: None }
+        LinearWeights {
+            weight: refs(&weights).unwrap(),
+            bias: refs(&biases),
+            quantized: None,
+            matmul: Matmul::Bf16,
+            adapter: None,
+        }
     };
     BlockWeights {
         attention: AttentionWeights {

@@ -15,6 +15,8 @@ use super::embedding::EmbeddingWeights;
 use super::feed_forward::{DenseWeights, FeedForwardWeights, MixingWeights};
 use super::head::HeadWeights;
 use super::linear::LinearWeights;
+use super::quantized::QuantizedWeight;
+use crate::kernels::QuantizedMatrix;
 
 /// The weights (or gradients) of one unit.
 #[derive(Debug)]
@@ -56,7 +58,20 @@ impl UnitViews {
     ///
     /// `view`: gives the tensor of a shape over the elements of the flat buffer from an offset on, dense and not copied.
     pub fn weights(layout: &UnitLayout, projections: Projections, view: impl Fn(usize, &[usize]) -> Tensor) -> Self {
-        Self::new(layout, projections, |param, shape| view(param.offset, shape))
+        Self::packed(layout, projections, None, view)
+    }
+
+    /// As [`UnitViews::weights`]. `packed`: the bytes of what is kept in few bits, `[bytes]` uint8, if anything is.
+    pub fn packed(
+        layout: &UnitLayout,
+        projections: Projections,
+        packed: Option<&Tensor>,
+        view: impl Fn(usize, &[usize]) -> Tensor,
+    ) -> Self {
+        Self::new(layout, projections, packed, |param, shape| {
+            assert!(param.packed.is_none(), "{} lies in no flat buffer", param.name);
+            view(param.offset, shape)
+        })
     }
 
     /// The gradients of the unit that `layout` describes. `view`: as for weights, over the buffer of gradients.
@@ -65,12 +80,17 @@ impl UnitViews {
             true => view(param.offset, shape),
             false => Tensor::new(),
         };
-        Self::new(layout, Projections::PLAIN, view)
+        Self::new(layout, Projections::PLAIN, None, view)
     }
 
     /// `view`: gives the tensor of a shape that begins where the parameter does.
-    fn new(layout: &UnitLayout, projections: Projections, view: impl Fn(&ParamLayout, &[usize]) -> Tensor) -> Self {
-        let unit = UnitView { layout, projections, view };
+    fn new(
+        layout: &UnitLayout,
+        projections: Projections,
+        packed: Option<&Tensor>,
+        view: impl Fn(&ParamLayout, &[usize]) -> Tensor,
+    ) -> Self {
+        let unit = UnitView { layout, projections, packed, view };
         match layout.kind {
             UnitKind::Embedding => Self::Embedding(EmbeddingWeights { weight: unit.param("weight") }),
             UnitKind::Block => Self::Block(Box::new(unit.block())),
@@ -114,6 +134,7 @@ impl UnitViews {
 struct UnitView<'a, V> {
     layout: &'a UnitLayout,
     projections: Projections,
+    packed: Option<&'a Tensor>,
     view: V,
 }
 
@@ -141,8 +162,11 @@ impl<V: Fn(&ParamLayout, &[usize]) -> Tensor> UnitView<'_, V> {
             names.iter().filter_map(|name| self.find(&format!("{name}.{what}"))).collect()
         };
         let biases = params("bias");
+        let weights = params("weight");
+        let quantized = self.quantized(&weights);
         LinearWeights {
-            weight: self.joined(&params("weight")),
+            weight: if quantized.is_some() { Tensor::new() } else { self.joined(&weights) },
+            quantized,
             bias: (!biases.is_empty()).then(|| self.joined(&biases)),
             matmul: self.projections.matmul,
             adapter: self.adapter(names, &params("lora_A.weight")),
@@ -164,6 +188,17 @@ impl<V: Fn(&ParamLayout, &[usize]) -> Tensor> UnitView<'_, V> {
         (!parts.is_empty()).then(|| AdapterWeights { a: self.joined(a), parts, scale: self.projections.adapter_scale })
     }
 
+    /// Weights in few bits, if these are.
+    fn quantized(&self, params: &[&ParamLayout]) -> Option<QuantizedWeight> {
+        let part = |param: &&ParamLayout| {
+            let (matrix, bytes) = (param.packed.clone()?, self.packed?);
+            let bytes = bytes.narrow(0, matrix.start as i64, matrix.bytes() as i64);
+            Some(QuantizedMatrix { matrix, bytes })
+        };
+        let parts = params.iter().map(part).collect::<Option<Vec<_>>>()?;
+        Some(QuantizedWeight { parts })
+    }
+
     fn find(&self, suffix: &str) -> Option<&ParamLayout> {
         self.layout.params.iter().find(|param| param.name.ends_with(suffix))
     }
@@ -171,7 +206,7 @@ impl<V: Fn(&ParamLayout, &[usize]) -> Tensor> UnitView<'_, V> {
     /// One view of several parameters, stacked along their first dim, as `[out, in]`. They lie side by side (`LAY-1`), and
     /// are trained or frozen together.
     fn joined(&self, params: &[&ParamLayout]) -> Tensor {
-        for pair in params.windows(2) {
+        for pair in params.windows(2).filter(|pair| pair[0].packed.is_none()) {
             assert_eq!(pair[0].offset + pair[0].numel(), pair[1].offset, "{} and {}", pair[0].name, pair[1].name);
         }
         let mut shape = params[0].shape.clone();

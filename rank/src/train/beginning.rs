@@ -8,6 +8,7 @@ use proto::plan::{Adapter, Init, ModelPlan, Plan, Trained};
 use super::error::TrainError;
 use super::init;
 use crate::checkpoint::{self, Pretrained};
+use crate::device::host;
 use crate::engine::Memory;
 use crate::process;
 use crate::snapshot::{SnapshotError, Snapshots};
@@ -59,6 +60,15 @@ fn fill_first_weights(beginning: &Beginning, plan: &Plan, memory: &mut Memory) -
     let begun = plan.model.adapter.as_ref().zip(trained.adapter()).filter(|_| *beginning == Beginning::Start);
     let adapter = begun.map(|(folder, adapter)| Pretrained::adapter(folder, config, adapter)).transpose()?;
     for unit in 0..memory.num_units() {
+        memory.fill_packed(unit, |param, take| match &model {
+            Some(model) => model.show(param, take),
+            None => {
+                init::draw_by_rows(param, plan.seed, config.initializer_range, |_, rows| {
+                    take(host::slice(rows)).expect("numbers that are drawn are finite");
+                });
+                Ok(())
+            }
+        })?;
         memory.fill(unit, |param, to| match (&adapter, &model) {
             (Some(adapter), _) if trained.includes(&param.name) => adapter.fill(param, &to),
             (_, Some(model)) if !Adapter::has(&param.name) => model.fill(param, &to),

@@ -4,8 +4,11 @@
 //! Every parameter has a generator of its own, seeded by the job's seed and the parameter's name: the values depend on
 //! neither the number of ranks nor the order of parameters.
 
+use std::ops::Range;
+
 use tch::{Kind, Tensor};
 
+use crate::device::HOST;
 use crate::engine::row_chunks::{row_chunks, take};
 use proto::layout::ParamLayout;
 
@@ -16,18 +19,23 @@ pub(super) fn draw(param: &ParamLayout, mut to: Tensor, seed: u64, std: f64) {
     } else if param.name.ends_with(".bias") || param.name.ends_with(".lora_B.weight") {
         let _ = to.zero_();
     } else {
-        tch::manual_seed(generator_seed(seed, &param.name));
-        // All of it and in fp32, whatever the part and the parameter's type: all start from the same numbers.
-        let [rows, columns] = param.disk_shape()[..] else { unreachable!("{} is a matrix", param.name) };
-        let bound = (columns as f64).powf(-0.5);
-        for rows in row_chunks(0..rows, columns) {
-            let mut drawn = Tensor::empty([rows.len() as i64, columns as i64], (Kind::Float, to.device()));
-            let _ = match param.name.ends_with(".lora_A.weight") {
-                true => drawn.uniform_(-bound, bound),
-                false => drawn.normal_(0.0, std),
-            };
-            take(param, &to, rows, &drawn);
-        }
+        draw_by_rows(param, seed, std, |rows, drawn| take(param, &to, rows, drawn));
+    }
+}
+
+/// Draws a matrix and shows it to `take`, some rows at a time: all of it and in fp32, whatever the part and the parameter's type: all
+/// start from the same numbers.
+pub(super) fn draw_by_rows(param: &ParamLayout, seed: u64, std: f64, mut take: impl FnMut(Range<usize>, &Tensor)) {
+    tch::manual_seed(generator_seed(seed, &param.name));
+    let [rows, columns] = param.disk_shape()[..] else { unreachable!("{} is a matrix", param.name) };
+    let bound = (columns as f64).powf(-0.5);
+    for rows in row_chunks(0..rows, columns) {
+        let mut drawn = Tensor::empty([rows.len() as i64, columns as i64], (Kind::Float, HOST));
+        let _ = match param.name.ends_with(".lora_A.weight") {
+            true => drawn.uniform_(-bound, bound),
+            false => drawn.normal_(0.0, std),
+        };
+        take(rows, &drawn);
     }
 }
 

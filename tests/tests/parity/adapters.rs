@@ -12,8 +12,8 @@ use crate::compare::{LOSS_TOLERANCE, NORM_TOLERANCE, WEIGHT_TOLERANCE, check, or
 use crate::ground::{Ground, ROWS_PER_STEP};
 
 /// Relative, of what is computed in bf16 to what is in fp32.
-const BF16_LOSS_TOLERANCE: f64 = 5e-3;
-const BF16_NORM_TOLERANCE: f64 = 5e-2;
+pub const BF16_LOSS_TOLERANCE: f64 = 5e-3;
+pub const BF16_NORM_TOLERANCE: f64 = 5e-2;
 
 const STEPS: u64 = 6;
 
@@ -28,7 +28,7 @@ const CASES: [Case; 4] = [
 ];
 
 /// One rank that keeps everything.
-const PLAIN: Layout = Layout { micro_batch_size: 2, ..Layout::ONE };
+pub const PLAIN: Layout = Layout { micro_batch_size: 2, ..Layout::ONE };
 
 fn layouts() -> Vec<Layout> {
     let one = Layout { micro_batch_size: 1, ..PLAIN };

@@ -6,6 +6,7 @@ mod compare;
 mod emulated;
 mod frozen;
 mod ground;
+mod quantized;
 mod several_gpus;
 mod torch_files;
 mod whole;

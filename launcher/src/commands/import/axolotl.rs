@@ -6,7 +6,7 @@ use super::judges::{
     METRICS, bf16, checkpointing, epochs, fp8, fp16, fsdp, imply_betas, min_ratio, model_class, number, only_one,
     optimizer, per_epoch, schedule, sinks, split_off,
 };
-use super::model::{self, Lora, in_few_bits, lora_number, lora_switch, lora_targets};
+use super::model::{self, Lora, lora_bits, lora_number, lora_switch, lora_targets};
 use super::sheet::{Sheet, Source};
 use super::table::{Key, Row, elsewhere, judge_all, judged, row};
 use super::{Unsupported, hf};
@@ -21,7 +21,7 @@ const PREPARED: &str = "data is prepared in <output_dir>/data, and again only wh
 const MODEL: &str = "what a model is, its config.json says: write it there";
 const VISION: &str = "models are of text only";
 const SAMPLING: &str = "there is no preference training or reinforcement learning";
-const QUANTIZED: &str = "weights are bf16 or fp32";
+const QUANTIZED: &str = "weights in few bits are those of load_in_4bit and load_in_8bit";
 
 /// axolotl's keys.
 pub(super) const ROWS: &[Row] = &[
@@ -226,8 +226,8 @@ pub(super) const ROWS: &[Row] = &[
     row("jagged_*", Off("the schedule does not start again")),
     row("merge_lora", NoEffect("it is about merging, not training")),
     row("merge_method", NoEffect("it is about merging, not training")),
-    judged("load_in_8bit", in_few_bits),
-    judged("load_in_4bit", in_few_bits),
+    elsewhere("load_in_8bit"),
+    elsewhere("load_in_4bit"),
     row("gptq*", Off(QUANTIZED)),
     row("bnb_config_kwargs", Off(QUANTIZED)),
     row("qat", Off(QUANTIZED)),
@@ -312,6 +312,8 @@ fn lora(source: &Source, sheet: &mut Sheet) {
     if let Some(folder) = source.text("lora_model_dir") {
         lora.set("lora.from", quoted(folder), "lora_model_dir");
     }
+    lora_bits("load_in_8bit", Some(8), source, &mut lora, sheet);
+    lora_bits("load_in_4bit", Some(4), source, &mut lora, sheet);
     lora_switch("peft_use_rslora", "lora.rslora", source, &mut lora, sheet);
     lora_switch("peft_use_dora", "lora.dora", source, &mut lora, sheet);
     let is_asked_for = source.get("adapter").is_some_and(|value| !is_off(value));

@@ -6,7 +6,7 @@ use super::judges::{
     logging_steps, max_steps, model_class, number, optimizer, output_dir, report_to, resume, save_limit, save_steps,
     save_strategy, schedule, schedule_arguments, warmup_ratio, warmup_steps,
 };
-use super::model::{Lora, lora_number, lora_switch, lora_targets};
+use super::model::{DOUBLE, FOUR_BITS, Lora, lora_bits, lora_number, lora_switch, lora_targets};
 use super::sheet::{Sheet, Source};
 use super::table::{Key, Row, elsewhere, judge_all, judged, row};
 use super::{model, nested};
@@ -206,10 +206,13 @@ pub(super) const SFT_ROWS: &[Row] = &[
     elsewhere("use_dora"),
     row("lora_task_type", NoEffect("adapters are for the model as it is")),
     row("lora_target_parameters", Off("adapters are for linear layers")),
-    judged("load_in_8bit", model::in_few_bits),
-    judged("load_in_4bit", model::in_few_bits),
-    row("bnb_*", NoEffect("load_in_4bit says whether weights have few bits")),
-    row("use_bnb_nested_quant", NoEffect("load_in_4bit says whether weights have few bits")),
+    elsewhere("load_in_8bit"),
+    elsewhere("load_in_4bit"),
+    row("bnb_4bit_quant_type", FOUR_BITS),
+    row("bnb_4bit_use_double_quant", DOUBLE),
+    row("bnb_4bit_quant_storage", NoEffect("it is about how bytes are passed on")),
+    row("bnb_4bit_compute_dtype", NoEffect("model.dtype is what is computed in")),
+    row("use_bnb_nested_quant", DOUBLE),
     row("model_revision", Only(&["main"], "fetch that revision: `hf download --revision`")),
     row("dtype", NoEffect("weights are read in the type that they have; model.dtype is what is computed in")),
     row("torch_dtype", NoEffect("weights are read in the type that they have; model.dtype is what is computed in")),
@@ -240,6 +243,8 @@ fn lora(source: &Source, sheet: &mut Sheet) {
         let names: Vec<&str> = list.iter().filter_map(Node::as_str).collect();
         lora.set("lora.modules_to_save", quoted_list(&names), "lora_modules_to_save");
     }
+    lora_bits("load_in_8bit", Some(8), source, &mut lora, sheet);
+    lora_bits("load_in_4bit", Some(4), source, &mut lora, sheet);
     lora_switch("use_rslora", "lora.rslora", source, &mut lora, sheet);
     lora_switch("use_dora", "lora.dora", source, &mut lora, sheet);
     if let Some(value) = source.get("use_peft").filter(|_| !source.is_on("use_peft")) {

@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::datasets::{Dataset, Part, files_of, refuse, write_down};
 use super::judges::{METRICS, fp8, only_one, split_off, warmup_ratio};
-use super::model::{self, Lora, in_few_bits, lora_number, lora_switch, lora_targets};
+use super::model::{self, DOUBLE, FOUR_BITS, Lora, lora_bits, lora_number, lora_switch, lora_targets};
 use super::sheet::{Sheet, Source};
 use super::table::{Key, Row, elsewhere, judge_all, judged, row};
 use super::{Unsupported, hf, templates};
@@ -59,9 +59,11 @@ pub(super) const ROWS: &[Row] = &[
     row("fp8_*", NoEffect("fp8 says whether products are in fp8")),
     row("device_map", NoEffect(MEGATRON)),
     row("offload_folder", NoEffect(MEGATRON)),
-    judged("quantization_bit", in_few_bits),
-    row("quantization_*", NoEffect("quantization_bit says whether weights have few bits")),
-    row("double_quantization", NoEffect("quantization_bit says whether weights have few bits")),
+    elsewhere("quantization_bit"),
+    row("quantization_type", FOUR_BITS),
+    row("quantization_method", Only(&["bnb", "bitsandbytes"], "int8 and nf4 are those of bitsandbytes")),
+    row("quantization_device_map", NoEffect("each rank has its device")),
+    row("double_quantization", DOUBLE),
     elsewhere("stage"),
     row("do_sample", NoEffect(INFERENCE)),
     row(
@@ -231,6 +233,7 @@ fn finetuning(source: &Source, sheet: &mut Sheet) -> Result<(), Unsupported> {
     if let Some(folder) = source.text("adapter_name_or_path") {
         lora.set("lora.from", quoted(folder), "adapter_name_or_path");
     }
+    lora_bits("quantization_bit", None, source, &mut lora, sheet);
     lora_switch("use_rslora", "lora.rslora", source, &mut lora, sheet);
     lora_switch("use_dora", "lora.dora", source, &mut lora, sheet);
     match plain(value).as_str() {

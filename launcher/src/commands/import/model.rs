@@ -3,9 +3,9 @@
 use std::path::Path;
 
 use super::sheet::{Sheet, Source};
-use super::table::Key;
+use super::table::{Judge, Key};
 use crate::commands::mapping::document::Node;
-use crate::commands::mapping::rule::{Setting, Type, Verdict, flag, no_effect, refused};
+use crate::commands::mapping::rule::{Rule, Setting, Type, Verdict, no_effect, refused};
 use crate::commands::mapping::toml_text::{quoted, quoted_list};
 use crate::job::model_folder::is_hub_id;
 
@@ -23,6 +23,15 @@ pub(super) fn path(key: &Key, source: &Source, sheet: &mut Sheet) -> Verdict {
     sheet.snippet.comment("model", &fetch, "fetches the model: nothing is downloaded by dslaunch");
     Verdict::Noted(setting(&folder), format!("model.path = {folder:?}, once it is fetched: {fetch}"))
 }
+
+/// The key that keeps frozen weights in few bits.
+const QUANTIZE: &str = "lora.quantize";
+
+/// The rule on the kind of four bits, in whatever tool.
+pub(super) const FOUR_BITS: Rule<Judge> = Rule::Only(&["nf4"], "4 bits are those of nf4");
+
+/// The rule on scales that have few bits themselves.
+pub(super) const DOUBLE: Rule<Judge> = Rule::Only(&["true"], "scales of nf4 are in 8 bits themselves");
 
 /// LoRA, by the keys of `[lora]`.
 #[derive(Debug, Default)]
@@ -51,6 +60,13 @@ impl Lora {
         for (key, literal, from) in self.lines {
             let value = source.get(&from).cloned();
             match (switch, value) {
+                (None, Some(value)) if key == QUANTIZE => {
+                    sheet.remarks.refused(
+                        &from,
+                        &value,
+                        "what is in few bits is frozen: an adapter is to be trained beside it",
+                    );
+                }
                 (None, Some(_)) => sheet.remarks.without_effect(&from, "no adapter is asked for"),
                 (None, None) => {}
                 (Some(_), None) => sheet.imply(key, &literal, &from),
@@ -104,13 +120,18 @@ pub(super) fn lora_switch(key: &str, ours: &'static str, source: &Source, lora: 
     }
 }
 
-/// Weights in 8 or 4 bits.
-pub(super) fn in_few_bits(key: &Key, _: &Source, _: &mut Sheet) -> Verdict {
-    const WHY: &str = "weights are bf16 or fp32: leave it out; `dslaunch plan` says whether the model fits, and zero.stage, \
-                       zero.offload_optimizer and optimizer.state make it smaller";
-    match key.value.as_count() {
-        Some(0) => no_effect("it is off"),
-        Some(_) => refused(WHY),
-        None => flag(key.value, |on| if on { refused(WHY) } else { no_effect("it is off") }),
+/// Frozen weights in few bits. `of_switch`: how many a switch asks for; otherwise the key says it.
+pub(super) fn lora_bits(key: &str, of_switch: Option<u64>, source: &Source, lora: &mut Lora, sheet: &mut Sheet) {
+    let Some(value) = source.get(key).filter(|value| !value.is_empty()) else { return };
+    let bits = match of_switch {
+        Some(bits) => value.as_flag().map(|is_on| if is_on { bits } else { 0 }),
+        None => value.as_count(),
+    };
+    match bits {
+        Some(0) => sheet.record(key, value, no_effect("it is off")),
+        Some(4) => lora.set(QUANTIZE, "\"nf4\"", key),
+        Some(8) => lora.set(QUANTIZE, "\"int8\"", key),
+        _ if of_switch.is_some() => sheet.remarks.refused(key, value, "must be true or false"),
+        _ => sheet.remarks.refused(key, value, "there are 4 and 8 bits"),
     }
 }

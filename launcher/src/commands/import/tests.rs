@@ -160,13 +160,18 @@ learning_rat: 3
     assert!(!imported.remarks.is_complete());
     let said = imported.remarks.lines_at(Detail::Grouped, "a.yml", &lines);
     let has = |start: &str| assert!(said.iter().any(|line| line.starts_with(start)), "no {start}: {said:#?}");
-    has("a.yml:5: load_in_4bit = true: refused: ");
     has("a.yml:9: datasets[0].split = \"train[:10%]\": refused: ");
     has("a.yml:10: val_set_size = 0.05: refused: ");
     has("a.yml:13: learning_rat: unknown key; did you mean learning_rate?");
     has("a.yml:12: warmup_ratio = 0.1: a number of steps is needed: ");
     has("a.yml:1: base_model = \"owner/Model-7B\": model.path = \"models/Model-7B\", once it is fetched: hf download");
-    for line in ["\nrank = 32", "targets = \"all-linear\"", "# warmup_steps = 0", "chat_template = \"alpaca\""] {
+    for line in [
+        "\nrank = 32",
+        "quantize = \"nf4\"",
+        "targets = \"all-linear\"",
+        "# warmup_steps = 0",
+        "chat_template = \"alpaca\"",
+    ] {
         assert!(imported.text.contains(line), "{line}: {}", imported.text);
     }
 }
@@ -337,4 +342,38 @@ fn import_is_a_command() {
     for line in ["import", "import a.yml --force", "import a.yml --from torchtune"] {
         assert!(parse(line).is_err(), "{line}");
     }
+}
+
+/// Frozen weights in few bits, as each tool asks for them.
+#[test]
+fn a_base_in_few_bits_is_a_key_of_its_adapter() {
+    let check = |name: &str, text: &str, expected: Result<&str, &str>| {
+        let (_, lines, imported) = try_import(name, text).unwrap();
+        let said = imported.remarks.lines_at(Detail::Grouped, name, &lines);
+        match expected {
+            Ok(quantize) => assert!(imported.text.contains(&format!("\nquantize = {quantize:?}")), "{}", imported.text),
+            Err(refused) => {
+                assert!(
+                    said.iter().any(|line| line.contains(refused) && line.contains("refused: ")),
+                    "{refused}: {said:#?}"
+                );
+            }
+        }
+    };
+    let axolotl = |keys: &str| format!("base_model: m\nlora_r: 8\ndatasets:\n  - path: d\n    type: alpaca\n{keys}\n");
+    check("a.yml", &axolotl("adapter: lora\nload_in_8bit: true\nload_in_4bit: false"), Ok("int8"));
+    check("a.yml", &axolotl("adapter: qlora\nload_in_4bit: true"), Ok("nf4"));
+    check("a.yml", &axolotl("load_in_4bit: true"), Err("load_in_4bit = true"));
+    check("a.yml", &axolotl("adapter: lora\nload_in_4bit: maybe"), Err("must be true or false"));
+    let factory =
+        |keys: &str| format!("model_name_or_path: m\nstage: sft\nfinetuning_type: lora\ndataset: d\n{keys}\n");
+    check("a.yml", &factory("quantization_bit: 4\nquantization_method: bnb\ndouble_quantization: true"), Ok("nf4"));
+    check("a.yml", &factory("quantization_bit: 8"), Ok("int8"));
+    check("a.yml", &factory("quantization_bit: 3"), Err("there are 4 and 8 bits"));
+    check("a.yml", &factory("quantization_bit: 4\nquantization_type: fp4"), Err("quantization_type = \"fp4\""));
+    check("a.yml", &factory("quantization_bit: 4\nquantization_method: hqq"), Err("quantization_method = \"hqq\""));
+    check("a.yml", &factory("quantization_bit: 4\ndouble_quantization: false"), Err("double_quantization = false"));
+    let trl = r#"{"model_name_or_path": "m", "output_dir": "o", "use_peft": true, "load_in_4bit": true, "dataset_name": "d",
+                 "use_bnb_nested_quant": true, "bnb_4bit_quant_type": "nf4"}"#;
+    check("a.json", trl, Ok("nf4"));
 }

@@ -79,7 +79,7 @@ fn cases(tokens: usize, model: Model) -> Vec<Case> {
     let many = 132 * 8;
     let constants = [0.9999f32, 0.1, 0.95, 0.05, 0.31, 1e-8, 1e-2];
     let targets: Vec<u8> = (0..tokens).flat_map(|token| ((token * 7919 % vocab) as i64).to_le_bytes()).collect();
-    let state = stream;
+    let (state, weight) = (stream, hidden * ffn);
     use Arg::{Buffer, Nothing};
     vec![
         Case {
@@ -193,6 +193,28 @@ fn cases(tokens: usize, model: Model) -> Vec<Case> {
             buffers: vec![of.bf16(tokens / 4 * vocab), targets, vec![0xff; 4 * tokens]],
             args: vec![Buffer(0), Buffer(1), Buffer(2), value(vocab as i32), value(vocab as u64), value(1i32)],
             moved: 4 * (tokens / 4) * vocab,
+        },
+        Case {
+            kernel: "dequantize_nf4_bf16",
+            grid: many,
+            block: 256,
+            // Codes, those of blocks' scales, and the scales.
+            buffers: vec![
+                of.f32(weight.div_ceil(8)),
+                of.f32(weight.div_ceil(64).div_ceil(4)),
+                of.f32(257 + weight.div_ceil(64 * 256)),
+                vec![0xff; 2 * weight],
+            ],
+            args: (0..4).map(Buffer).chain([value([0u32, 1 << 31, 0]), value(weight as u64)]).collect(),
+            moved: 2 * weight + weight / 2,
+        },
+        Case {
+            kernel: "dequantize_int8_bf16",
+            grid: hidden as u32,
+            block: threads(ffn, 256).max(32),
+            buffers: vec![of.f32(weight.div_ceil(4)), of.f32(hidden), vec![0xff; 2 * weight]],
+            args: (0..3).map(Buffer).chain([value(ffn as i32)]).collect(),
+            moved: 3 * weight,
         },
         Case {
             kernel: "square_parts",

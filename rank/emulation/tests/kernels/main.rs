@@ -8,6 +8,7 @@ mod emulator;
 mod fp8;
 mod harness;
 mod norm;
+mod quantized;
 mod rope;
 mod round;
 mod sums;

@@ -16,6 +16,7 @@ pub(super) mod cross_entropy;
 pub(super) mod element;
 pub(super) mod fp8;
 pub(super) mod norm;
+pub(super) mod quantized;
 pub(super) mod rope;
 pub(super) mod sum_of_squares;
 pub(super) mod swiglu;

@@ -9,6 +9,7 @@ pub(super) mod cross_entropy;
 pub(super) mod fp8;
 pub(super) mod norm;
 mod plain_attention;
+pub(super) mod quantized;
 pub(super) mod rope;
 pub(super) mod round;
 pub(super) mod sums;
@@ -26,12 +27,13 @@ macro_rules! source {
 pub const HEADER: Source = source!("device.cuh");
 
 /// All kernels there are.
-pub const SOURCES: [Source; 9] = [
+pub const SOURCES: [Source; 10] = [
     source!("accumulate.cu"),
     source!("adamw.cu"),
     source!("cross_entropy.cu"),
     source!("fp8.cu"),
     source!("norm.cu"),
+    source!("quantized.cu"),
     source!("rope.cu"),
     source!("round.cu"),
     source!("sums.cu"),

@@ -1,6 +1,6 @@
 //! Adapters against autograd through `W + s B A`.
 
-use proto::config::Projection;
+use proto::config::{Projection, Quantize};
 use proto::layout::{UnitLayout, model_layout_with};
 use proto::plan::{Adapter, Trained};
 
@@ -39,7 +39,8 @@ fn check_adapted(case: &Case, targets: Vec<Projection>, checkpointing: Activatio
     tch::manual_seed(7);
     let kind = Kind::Double;
     let what = format!("{} {targets:?} {checkpointing:?}", case.name);
-    let adapter = Adapter { rank: 3, alpha: 4.5, rslora: false, targets, modules_to_save: vec![] };
+    let adapter =
+        Adapter { rank: 3, alpha: 4.5, rslora: false, targets, modules_to_save: vec![], quantize: Quantize::None };
     let projections = Projections { adapter_scale: adapter.scale(), ..Projections::PLAIN };
     let layout = &model_layout_with(&case.config, TensorSplit::WHOLE, &Trained::Adapter(adapter))[1];
     let flat = random(&[layout.numel() as i64], kind);

@@ -1,0 +1,112 @@
+//! Adapters beside a base in few bits train as PEFT trains them beside weights that have been in few bits, on every layout.
+
+use std::path::PathBuf;
+
+use serde_json::{Value, json};
+use tests::job::Job;
+use tests::layout::Layout;
+use tests::run::{Step, steps};
+
+use crate::adapters::{BF16_LOSS_TOLERANCE, BF16_NORM_TOLERANCE, PLAIN};
+use crate::compare::{LOSS_TOLERANCE, NORM_TOLERANCE, check, oracle_eval_loss};
+use crate::ground::{Ground, ROWS_PER_STEP};
+
+const STEPS: u64 = 6;
+
+/// Parts of the first have whole blocks; of the second not even rows have.
+const CASES: [(&str, &str); 3] = [("blocks", "nf4"), ("gqa", "nf4"), ("blocks", "int8")];
+
+fn layouts() -> Vec<Layout> {
+    let one = Layout { micro_batch_size: 1, ..PLAIN };
+    let data = |zero_stage| Layout { nproc: 2, zero_stage, ..one };
+    let tensor = Layout { tensor: 2, nproc: 2, ..one };
+    vec![
+        PLAIN,
+        tensor,
+        Layout { checkpointing: "ffn", ..data(3) },
+        data(1),
+        Layout { pipeline: 2, nproc: 2, ..one },
+        Layout { offload: "cpu", ..data(3) },
+        data(2),
+        Layout { nproc: 4, tensor: 2, ..data(3) },
+    ]
+}
+
+struct Expected {
+    steps: Vec<Step>,
+    eval_loss: f64,
+}
+
+fn adapter(ground: &Ground, model: &str) -> PathBuf {
+    let out = ground.path(&format!("{model}-adapter"));
+    if !out.exists() {
+        let model = ground.model(model);
+        tests::python("lora/make_adapter.py", &[model.to_str().expect("UTF-8"), out.to_str().expect("UTF-8")]);
+    }
+    out
+}
+
+fn job(ground: &Ground, (model, quantize): (&str, &str), layout: Layout, folder: &str) -> Job {
+    let lora = format!("[lora]\nfrom = {:?}\nquantize = {quantize:?}", adapter(ground, model));
+    layout.job(&ground.path(folder), &ground.toml(model, &lora, STEPS))
+}
+
+/// What PEFT makes of each case, in one run of Python.
+fn expected(ground: &Ground) -> Vec<Expected> {
+    let out = |idx: usize| ground.path(&format!("expected-{idx}"));
+    let jobs = CASES.iter().enumerate().map(|(idx, (model, quantize))| {
+        let data = ground.data(model);
+        json!({
+            "model": ground.model(model), "data": data, "validation": data, "out": out(idx), "steps": STEPS,
+            "rows_per_step": ROWS_PER_STEP, "adapter": adapter(ground, model), "quantize": quantize,
+        })
+    });
+    let list = ground.path("jobs.json");
+    std::fs::write(&list, Value::from_iter(jobs).to_string()).expect("a scratch file");
+    tests::python("hf_reference.py", &["--jobs", list.to_str().expect("UTF-8")]);
+    let of = |idx| Expected { steps: steps(&out(idx).join("metrics.jsonl")), eval_loss: oracle_eval_loss(&out(idx)) };
+    (0..CASES.len()).map(of).collect()
+}
+
+#[test]
+fn a_base_in_few_bits_trains_like_peft() {
+    let ground = Ground::new(&["blocks", "gqa"]);
+    for (idx, Expected { steps, eval_loss }) in expected(&ground).iter().enumerate() {
+        let case = CASES[idx];
+        // All of the first; of the others some that cut no block.
+        let layouts = layouts().into_iter().enumerate().filter(|(number, layout)| match idx {
+            0 => true,
+            1 => layout.tensor == 1 && number % 2 == 0,
+            _ => *number < 3,
+        });
+        for (number, layout) in layouts {
+            let run = job(&ground, case, layout, &format!("{idx}-{number}")).succeed();
+            check(&format!("{case:?} {layout}"), &run, steps, *eval_loss, LOSS_TOLERANCE, NORM_TOLERANCE);
+        }
+        let dtypes = [("fp32", LOSS_TOLERANCE, NORM_TOLERANCE), ("bf16", BF16_LOSS_TOLERANCE, BF16_NORM_TOLERANCE)];
+        for (dtype, tolerance, norm_tolerance) in dtypes.into_iter().skip(idx % 2) {
+            let job = job(&ground, case, Layout { dtype, ..PLAIN }, &format!("{idx}-gpu-{dtype}"));
+            let what = format!("{case:?} on an emulated GPU, {dtype}");
+            check(&what, &job.on_gpus(&json!([{}])).succeed(), steps, *eval_loss, tolerance, norm_tolerance);
+        }
+    }
+    // Where a cut goes through a block, it is refused by name; and so is what is no number.
+    let torn = job(&ground, CASES[1], layouts()[1], "torn").finish();
+    assert_eq!(torn.status.code(), Some(2), "{}", torn.stderr);
+    assert!(torn.stderr.contains("lora.quantize") && torn.stderr.contains("o_proj.weight"), "{}", torn.stderr);
+}
+
+/// ENG-2, ENG-3: with delays and poisoned buffers, and after a stop, there are the same bits.
+#[test]
+fn a_base_in_few_bits_goes_on_and_changes_no_bit() {
+    let ground = Ground::new(&["blocks"]);
+    let layout = Layout { nproc: 2, zero_stage: 3, dtype: "bf16", micro_batch_size: 1, ..PLAIN };
+    let job = |name: &str| job(&ground, CASES[0], layout, name).set("schedule.kind=\"constant\"");
+    let whole = job("whole").succeed();
+    job("stopped").set("train.steps=3").set("checkpoint.every_steps=3").succeed();
+    let resumed = job("stopped").env("DSLAUNCH_SHAKE", "5").succeed();
+    assert_eq!(resumed.steps(), whole.steps());
+    assert!(resumed.final_weights() == whole.final_weights(), "final adapters differ in bits");
+    let other = Job::succeed(&job("other").set("lora.quantize=\"int8\""));
+    assert!(other.steps() != whole.steps());
+}
