@@ -28,6 +28,8 @@ pub(super) struct BlockBytes {
     pub all: u64,
     /// The bytes that the backward pass needs beside all of a block's.
     pub gradients: u64,
+    /// The bytes of what gradients of weights that are made later need beside all of a block's.
+    pub put_off: u64,
 }
 
 impl BlockBytes {
@@ -63,7 +65,13 @@ impl BlockBytes {
             Matmul::Bf16 => 0,
             Matmul::Fp8 => 2 * ffn * (tokens + config.hidden_size as u64),
         };
-        Self { stream, saved, all, gradients: 4 * stream + in_feed_forward.max(in_attention) + product + scaled }
+        // What adapters read of each of their inputs is made when it is used.
+        let inputs =
+            [config.hidden_size as u64, query, config.hidden_size as u64, ffn].map(|width| tokens * width * element);
+        let is_dropped = plan.model.adapter_dropout > 0.0;
+        let dropped = if is_dropped { inputs.into_iter().max().unwrap_or(0) } else { 0 };
+        let gradients = 4 * stream + in_feed_forward.max(in_attention) + product + scaled + dropped;
+        Self { stream, saved, all, gradients, put_off: if is_dropped { inputs.into_iter().sum() } else { 0 } }
     }
 
     /// The bytes that a block keeps from the forward to the backward pass.

@@ -16,7 +16,8 @@ use tch::Tensor;
 pub use mapped::MappedFile;
 
 use crate::engine::MicroBatch;
-use crate::model::{Labels, Samples};
+use crate::kernels::seed_of;
+use crate::model::{Dropout, Labels, Samples};
 
 /// The training rows as one data-parallel rank sees them. Nothing is remembered between calls: any step can be asked
 /// for, so a resumed run starts where it stopped at no cost.
@@ -28,6 +29,10 @@ pub struct TrainData {
     dp_rank: u64,
     /// The start of the run: its first step, and the rows that were taken before it.
     start: Progress,
+    /// The share of their input that adapters leave out.
+    dropout: f64,
+    /// Of what is left out.
+    seed: u64,
 }
 
 /// The validation rows.
@@ -43,7 +48,9 @@ impl TrainData {
     pub fn open(plan: &Plan, dp_rank: usize, start: Progress) -> Result<Self, DatasetError> {
         let rows = open(&plan.data.train)?;
         let sampler = Sampler::new(plan.sampler_settings(), rows.num_rows() as u64, rows.classes_of_samples());
-        Ok(Self { rows, sampler, batch: plan.batch, dp_size: plan.mesh.dp as u64, dp_rank: dp_rank as u64, start })
+        let (dp_size, dp_rank) = (plan.mesh.dp as u64, dp_rank as u64);
+        let (dropout, seed) = (plan.model.adapter_dropout, plan.seed);
+        Ok(Self { rows, sampler, batch: plan.batch, dp_size, dp_rank, start, dropout, seed })
     }
 
     /// Tokens of all rows of a step that have a label to predict, over all ranks. `step` counts from 0.
@@ -76,13 +83,31 @@ impl TrainData {
     /// Row `j` has the position `((step * A + a) * D + r) * M + j` of the endless sequence of epochs, with A micro-batches, D
     /// data-parallel ranks and M rows per micro-batch.
     pub fn micro_batch(&self, step: u64, micro_batch_idx: u64) -> MicroBatch {
-        micro_batch(&self.rows, self.micro_batch_rows(step, micro_batch_idx))
+        let batch = micro_batch(&self.rows, self.micro_batch_rows(step, micro_batch_idx));
+        let dropout = (self.dropout > 0.0).then(|| self.dropout_of(step, micro_batch_idx));
+        MicroBatch { dropout: dropout.map(Rc::new), ..batch }
+    }
+
+    /// The dropout of a micro-batch: a token's key is of the run's seed, its row's position in the endless sequence of
+    /// epochs, and its place in the row.
+    fn dropout_of(&self, step: u64, micro_batch_idx: u64) -> Dropout {
+        let rows = self.positions(step, micro_batch_idx).zip(self.micro_batch_rows(step, micro_batch_idx));
+        let keys = rows.flat_map(|(position, row)| {
+            let of_row = seed_of(self.seed, position);
+            (0..self.rows.row(row).num_tokens() as u64).map(move |token| seed_of(of_row, token) as i64)
+        });
+        Dropout { keys: Tensor::from_slice(&keys.collect::<Vec<_>>()), rate: self.dropout }
     }
 
     fn micro_batch_rows(&self, step: u64, micro_batch_idx: u64) -> impl Iterator<Item = usize> + '_ {
+        self.sampler.rows(self.positions(step, micro_batch_idx)).map(|row| row as usize)
+    }
+
+    /// Positions of a micro-batch's rows in the endless sequence of epochs.
+    fn positions(&self, step: u64, micro_batch_idx: u64) -> Range<u64> {
         let rows = self.batch.micro_batch_size;
         let first = self.first_row(step) + (micro_batch_idx * self.dp_size + self.dp_rank) * rows;
-        self.sampler.rows(first..first + rows).map(|row| row as usize)
+        first..first + rows
     }
 
     fn step_rows(&self, step: u64) -> impl Iterator<Item = usize> + '_ {
@@ -149,5 +174,6 @@ fn micro_batch(dataset: &Dataset<MappedFile>, rows: impl Iterator<Item = usize>)
         tokens: Tensor::from_slice(&tokens),
         labels: Labels::new(&targets),
         samples: Rc::new(Samples::new(&lens)),
+        dropout: None,
     }
 }

@@ -6,6 +6,7 @@ pub(super) mod accumulate;
 pub(super) mod adamw;
 pub(super) mod attention;
 pub(super) mod cross_entropy;
+pub(super) mod dropout;
 pub(super) mod fp8;
 pub(super) mod norm;
 mod plain_attention;
@@ -26,10 +27,11 @@ macro_rules! source {
 pub const HEADER: Source = source!("device.cuh");
 
 /// All kernels there are.
-pub const SOURCES: [Source; 9] = [
+pub const SOURCES: [Source; 10] = [
     source!("accumulate.cu"),
     source!("adamw.cu"),
     source!("cross_entropy.cu"),
+    source!("dropout.cu"),
     source!("fp8.cu"),
     source!("norm.cu"),
     source!("rope.cu"),
