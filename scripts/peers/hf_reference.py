@@ -8,8 +8,9 @@ token can touch the result. Clipping and AdamW are torch's; weight decay spares 
 model family are exactly the norms and the biases. Learning rates come from schedules.py.
 
 With --trained only the parameters whose name contains one of its words are trained; the others are frozen. With --adapter what
-PEFT trains of the adapter in that folder is trained, and OUT/final/ is an adapter's folder too. With --quantize the frozen weights
-are what they are once they have been in few bits.
+PEFT trains of the adapter in that folder is trained, and OUT/final/ is an adapter's folder too; with --dropout beside it, with
+dslaunch's masks for --seed. With --quantize the frozen
+weights are what they are once they have been in few bits.
 
 With --dtype bfloat16 the model computes in bf16 while masters, gradient sums and optimizer state are fp32. The final model is
 saved in the dtype of the source checkpoint.
@@ -36,7 +37,7 @@ from transformers import AutoConfig, LlamaForCausalLM
 from transformers.utils import logging
 
 import schedules
-from lora import dequantized
+from lora import dequantized, dropout
 
 IGNORED = -100
 Row = dict[str, torch.Tensor]
@@ -75,6 +76,7 @@ class Reference:
             {"params": [p for p in params if p.ndim > 1], "weight_decay": args.weight_decay},
             {"params": [p for p in params if p.ndim == 1], "weight_decay": 0.0},
         ]
+        self.row = dropout.install(self.compute, args.seed, args.dropout) if args.dropout else None
         self.optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=tuple(args.betas), eps=args.eps, foreach=False)
 
     @staticmethod
@@ -88,8 +90,10 @@ class Reference:
             param.requires_grad_(not args.trained or any(part in name for part in args.trained))
         return model.train()
 
-    def backward(self, row: Row, label_count: int) -> float:
-        """Adds the row's gradient to the masters' and returns its loss sum."""
+    def backward(self, position: int, row: Row, label_count: int) -> float:
+        """Adds the row's gradient to the masters' and returns its loss sum. `position`: of the row in the run."""
+        if self.row:
+            self.row.position = position
         loss = loss_sum(self.compute, row)
         (loss / max(1, label_count)).backward()
         if self.compute is not self.master:
@@ -114,7 +118,10 @@ class Reference:
 
     @torch.no_grad()
     def evaluate(self, rows: list[Row]) -> float:
-        return sum(loss_sum(self.compute, row).item() for row in rows) / max(1, sum(map(num_labels, rows)))
+        self.compute.eval()
+        loss = sum(loss_sum(self.compute, row).item() for row in rows) / max(1, sum(map(num_labels, rows)))
+        self.compute.train()
+        return loss
 
     def save(self, out_dir: Path) -> None:
         is_adapter = isinstance(self.master, PeftModel)
@@ -130,9 +137,10 @@ def train(args: argparse.Namespace) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     with (args.out / "metrics.jsonl").open("w") as metrics:
         for step in range(args.steps):
-            batch = [rows[(step * args.rows_per_step + i) % len(rows)] for i in range(args.rows_per_step)]
+            positions = range(step * args.rows_per_step, (step + 1) * args.rows_per_step)
+            batch = [rows[position % len(rows)] for position in positions]
             label_count = sum(map(num_labels, batch))
-            total = sum(reference.backward(row, label_count) for row in batch)
+            total = sum(reference.backward(*row, label_count) for row in zip(positions, batch))
             learning_rate = args.lr * factor(step)
             grad_norm = reference.update(learning_rate, args.max_grad_norm)
             write_row(metrics, {
@@ -169,6 +177,8 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--trained", nargs="+", help="parts of the names of what is trained; without it, everything")
     result.add_argument("--adapter", type=Path, help="the folder of a PEFT adapter, which is trained alone")
     result.add_argument("--quantize", choices=["int8", "nf4"], help="the bits that frozen projections have been in")
+    result.add_argument("--dropout", type=float, default=0.0, help="the share that the adapter leaves out of what it reads")
+    result.add_argument("--seed", type=int, default=42, help="the job's, of what is left out")
     result.add_argument("--validation", type=Path)
     result.add_argument("--attention", choices=["eager", "sdpa"], default="eager")
     result.add_argument("--threads", type=int, default=1)

@@ -15,6 +15,8 @@ use crate::regular_file;
 pub struct AdapterFile {
     /// The adapter.
     pub adapter: Adapter,
+    /// `lora_dropout`: the share of their input that adapters left out in training.
+    pub dropout: f64,
     /// `base_model_name_or_path`: the model that it was trained beside, as far as that is known.
     pub base: Option<String>,
 }
@@ -141,6 +143,7 @@ impl AdapterFile {
                 modules_to_save: file.modules_to_save()?,
                 quantize: Quantize::None,
             },
+            dropout: file.number("lora_dropout")?.unwrap_or(0.0),
             base: keys.get("base_model_name_or_path").and_then(Value::as_str).map(str::to_owned),
         })
     }
@@ -170,7 +173,7 @@ impl AdapterFile {
             "base_model_name_or_path": self.base,
             "r": rank,
             "lora_alpha": alpha,
-            "lora_dropout": 0.0,
+            "lora_dropout": self.dropout,
             "use_rslora": rslora,
             "use_dora": false,
             "target_modules": names(targets.iter().map(|target| target.as_str()).collect()),
@@ -321,7 +324,7 @@ mod tests {
             modules_to_save: vec![],
             quantize: Quantize::None,
         };
-        assert_eq!(file, AdapterFile { adapter, base: Some("models/m".into()) });
+        assert_eq!(file, AdapterFile { adapter, dropout: 0.05, base: Some("models/m".into()) });
         assert_eq!(with("target_modules", json!("all-linear")).unwrap().adapter.targets.len(), 7);
         let of_layers = ["model.layers.0.mlp.up_proj", "model.layers.11.mlp.up_proj", "self_attn.o_proj"];
         assert_eq!(with("target_modules", json!(of_layers)).unwrap().adapter.targets, [Projection::O, Projection::Up]);

@@ -29,6 +29,8 @@ pub(super) struct BlockBytes {
     pub all: u64,
     /// The bytes that the backward pass needs beside all of a block's.
     pub gradients: u64,
+    /// The bytes of what gradients of weights that are made later need beside all of a block's.
+    pub put_off: u64,
 }
 
 impl BlockBytes {
@@ -69,8 +71,13 @@ impl BlockBytes {
             None => 0,
             Some(_) => (2 * ffn).max(query + 2 * key_value) * config.hidden_size as u64 * element,
         };
-        let gradients = 4 * stream + in_feed_forward.max(in_attention) + product + scaled + unpacked;
-        Self { stream, saved, all, gradients }
+        // What adapters read of each of their inputs is made when it is used.
+        let inputs =
+            [config.hidden_size as u64, query, config.hidden_size as u64, ffn].map(|width| tokens * width * element);
+        let is_dropped = plan.model.adapter_dropout > 0.0;
+        let dropped = if is_dropped { inputs.into_iter().max().unwrap_or(0) } else { 0 };
+        let gradients = 4 * stream + in_feed_forward.max(in_attention) + product + scaled + unpacked + dropped;
+        Self { stream, saved, all, gradients, put_off: if is_dropped { inputs.into_iter().sum() } else { 0 } }
     }
 
     /// The bytes that a block keeps from the forward to the backward pass.

@@ -191,8 +191,8 @@ fn activations(plan: &Plan, coord: Coord, block: &BlockBytes) -> InFlight {
             Action::Forward { .. } => alive += saved,
             Action::Backward { .. } => alive -= saved,
             // What the gradients of weights are made of, kept until they are made, is all that a block can save.
-            Action::BackwardInput { .. } => alive = alive + blocks * block.all - saved,
-            Action::BackwardWeight { .. } => alive -= blocks * block.all,
+            Action::BackwardInput { .. } => alive = alive + blocks * (block.all + block.put_off) - saved,
+            Action::BackwardWeight { .. } => alive -= blocks * (block.all + block.put_off),
         }
         peak = peak.max(alive);
     }

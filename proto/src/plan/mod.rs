@@ -192,6 +192,9 @@ pub struct ModelPlan {
     pub trained: Trained,
     /// The folder of the adapter that training begins with, absolute. `None`: adapters are drawn.
     pub adapter: Option<PathBuf>,
+    /// The share of their input that adapters leave out in training. Earlier plans do not say.
+    #[serde(default)]
+    pub adapter_dropout: f64,
     /// The model's config.json.
     pub config: ModelConfig,
 }

@@ -332,6 +332,7 @@ impl Draft {
             disk_dtype: self.disk_dtype(),
             trained: self.config.trained(),
             adapter: self.config.lora.from.as_ref().map(|folder| self.world.current_dir.join(folder)),
+            adapter_dropout: if self.config.lora.is_on() { self.config.lora.dropout } else { 0.0 },
             config: self.model.clone(),
         }
     }

@@ -19,7 +19,6 @@ pub(super) fn refused(config: &TrainConfig, machine: &Machine) -> Vec<Problem> {
     refuse(runs && backend_is_tcp, "comm.backend", "use \"auto\"");
     refuse(config.comm.compression != Compression::None, "comm.compression", "use \"none\"");
     refuse(config.lora.dora, "lora.dora", "use false");
-    refuse(config.lora.dropout > 0.0, "lora.dropout", "use 0.0");
     let kind = config.data.sampler_kind();
     let is_asked = config.data.packing && config.origins.is_set("data.packing");
     let packs_classes = is_asked && kind != SamplerKind::Shuffle;

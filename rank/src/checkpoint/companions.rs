@@ -22,7 +22,7 @@ impl Companions {
         let (required, optional) = match model.trained.adapter() {
             Some(adapter) => {
                 let base = Some(model.path.display().to_string());
-                let description = AdapterFile { adapter: adapter.clone(), base };
+                let description = AdapterFile { adapter: adapter.clone(), dropout: model.adapter_dropout, base };
                 ((adapter_folder::CONFIG, description.to_text().into_bytes()), &COMPANIONS[2..])
             }
             None => {

@@ -16,7 +16,8 @@ use tch::Tensor;
 pub use mapped::MappedFile;
 
 use crate::engine::MicroBatch;
-use crate::model::{Labels, Samples};
+use crate::kernels::seed_of;
+use crate::model::{Dropout, Labels, Samples};
 
 /// Rows whose lengths are looked at before training: a second's work.
 const LOOKED_AT_MAX: u64 = 4 << 20;
@@ -33,6 +34,10 @@ pub struct TrainData {
     start: Progress,
     /// Tokens of the longest row.
     longest_row: u64,
+    /// The share of their input that adapters leave out.
+    dropout: f64,
+    /// Of what is left out.
+    seed: u64,
 }
 
 /// The rows of a validation set.
@@ -50,7 +55,8 @@ impl TrainData {
         let rows = open(&plan.data.train)?;
         let sampler = Sampler::new(plan.sampler_settings(), rows.num_rows() as u64, rows.classes_of_samples());
         let (dp_size, dp_rank) = (plan.mesh.dp as u64, dp_rank as u64);
-        Ok(Self { rows, sampler, batch: plan.batch, dp_size, dp_rank, start, longest_row: plan.data.longest_row })
+        let (longest_row, dropout, seed) = (plan.data.longest_row, plan.model.adapter_dropout, plan.seed);
+        Ok(Self { rows, sampler, batch: plan.batch, dp_size, dp_rank, start, longest_row, dropout, seed })
     }
 
     /// Tokens of all rows of a step that have a label to predict, over all ranks. `step` counts from 0.
@@ -83,13 +89,29 @@ impl TrainData {
     /// Row `j` has the position `((step * A + a) * D + r) * M + j` of the endless sequence of epochs, with A micro-batches, D
     /// data-parallel ranks and M rows per micro-batch.
     pub fn micro_batch(&self, step: u64, micro_batch_idx: u64) -> MicroBatch {
-        micro_batch(&self.rows, self.micro_batch_rows(step, micro_batch_idx))
+        self.micro_batch_at(self.positions(step, micro_batch_idx))
+    }
+
+    /// The dropout of a micro-batch: a token's key is of the run's seed, its row's position in the endless sequence of
+    /// epochs, and its place in the row.
+    fn dropout_at(&self, positions: Range<u64>) -> Dropout {
+        let rows = positions.clone().zip(self.rows_at(positions));
+        let keys = rows.flat_map(|(position, row)| {
+            let of_row = seed_of(self.seed, position);
+            (0..self.rows.row(row).num_tokens() as u64).map(move |token| seed_of(of_row, token) as i64)
+        });
+        Dropout { keys: Tensor::from_slice(&keys.collect::<Vec<_>>()), rate: self.dropout }
     }
 
     fn micro_batch_rows(&self, step: u64, micro_batch_idx: u64) -> impl Iterator<Item = usize> + '_ {
+        self.rows_at(self.positions(step, micro_batch_idx))
+    }
+
+    /// Positions of a micro-batch's rows in the endless sequence of epochs.
+    fn positions(&self, step: u64, micro_batch_idx: u64) -> Range<u64> {
         let rows = self.batch.micro_batch_size;
         let first = self.first_row(step) + (micro_batch_idx * self.dp_size + self.dp_rank) * rows;
-        self.rows_at(first..first + rows)
+        first..first + rows
     }
 
     /// Where the longest micro-batch of any rank in `steps` is, if it has more tokens than all of the first of these: its positions
@@ -114,7 +136,9 @@ impl TrainData {
 
     /// The micro-batch of these positions, whosever it is.
     pub fn micro_batch_at(&self, positions: Range<u64>) -> MicroBatch {
-        micro_batch(&self.rows, self.rows_at(positions))
+        let batch = micro_batch(&self.rows, self.rows_at(positions.clone()));
+        let dropout = (self.dropout > 0.0).then(|| Rc::new(self.dropout_at(positions)));
+        MicroBatch { dropout, ..batch }
     }
 
     /// Checks that the rows of these positions are what was written, now.
@@ -203,6 +227,7 @@ fn micro_batch(dataset: &Dataset<MappedFile>, rows: impl Iterator<Item = usize>)
         tokens: Tensor::from_slice(&tokens),
         labels: Labels::new(&targets),
         samples: Rc::new(Samples::new(&lens)),
+        dropout: None,
     }
 }
 
@@ -229,7 +254,17 @@ mod tests {
         let rows = open(&path).unwrap();
         let sampler = Sampler::new(settings, lens.len() as u64, rows.classes_of_samples());
         let longest_row = *lens.iter().max().unwrap() as u64;
-        TrainData { rows, sampler, batch, dp_size: 1, dp_rank: 0, start: Progress::default(), longest_row }
+        TrainData {
+            rows,
+            sampler,
+            batch,
+            dp_size: 1,
+            dp_rank: 0,
+            start: Progress::default(),
+            longest_row,
+            dropout: 0.0,
+            seed: 1,
+        }
     }
 
     #[test]

@@ -82,7 +82,7 @@ impl Engine {
     fn forward_unit(&mut self, unit: usize, under_way: &mut [UnderWay]) -> Result<(), CommError> {
         self.progress.enter_unit(Phase::Forward, unit);
         self.memory.gather(unit)?;
-        let checkpointing = self.plan.activation_checkpointing.of_block(self.stage.block_of(unit));
+        let layer = self.layer(unit);
         let last = under_way.len() - 1;
         for (idx, pass) in under_way.iter_mut().enumerate() {
             self.progress.enter_unit(Phase::Forward, unit);
@@ -91,7 +91,7 @@ impl Engine {
             }
             let weights = self.memory.param_views(unit).block();
             let x = pass.take_stream();
-            let (y, saved) = pass.block.forward(&self.tp, weights, x, checkpointing)?;
+            let (y, saved) = pass.block.forward(&self.tp, weights, x, layer)?;
             pass.saved.push(saved);
             pass.stream = y;
         }

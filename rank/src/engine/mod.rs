@@ -46,7 +46,7 @@ pub use step_sums::{AskedSums, StepSums};
 
 use crate::device::{Device, upload};
 use crate::kernels::{DeviceSum, Update, clip_factor, seed_of};
-use crate::model::{Embedding, Head, Labels, RopeTable, Samples, TensorParallel};
+use crate::model::{Dropout, Embedding, Head, Labels, RopeTable, Samples, TensorParallel};
 use crate::progress::ProgressLine;
 use crate::ranks::Ranks;
 use adamw::AdamW;
@@ -65,13 +65,19 @@ pub struct MicroBatch {
     pub labels: Labels,
     /// The places where samples begin.
     pub samples: Rc<Samples>,
+    /// What adapters leave out in training, if they leave out anything.
+    pub dropout: Option<Rc<Dropout>>,
 }
 
 impl MicroBatch {
     /// The same micro-batch on `device`, where it is going to be. Does not wait for it.
     pub fn on(self, device: Device) -> Self {
-        let (Self { tokens, labels, samples }, device) = (self, device.of_tensors());
-        Self { tokens: upload(tokens, device), labels: labels.on(device), samples }
+        let (Self { tokens, labels, samples, dropout }, device) = (self, device.of_tensors());
+        let upload_keys = |dropout: Rc<Dropout>| {
+            let keys = upload(dropout.keys.shallow_clone(), device);
+            Rc::new(Dropout { keys, rate: dropout.rate })
+        };
+        Self { tokens: upload(tokens, device), labels: labels.on(device), samples, dropout: dropout.map(upload_keys) }
     }
 }
 
@@ -114,7 +120,7 @@ impl Engine {
         let tp = TensorParallel::new(&plan, ranks)?;
         let chunks = plan.pipeline.chunks_of(coord.pp, plan.mesh.pp);
         Ok(Self {
-            stage: Stage::new(&rank_layout(&plan, coord), chunks.map(|chunk| chunk.len())),
+            stage: Stage::new(&rank_layout(&plan, coord), chunks),
             actions: plan.stage_actions().swap_remove(coord.pp).into(),
             messages: Messages::new(&plan, ranks)?,
             rope: RopeTable::new(config).on(ranks.device.of_tensors()),

@@ -11,8 +11,8 @@ use super::{Engine, MicroBatch};
 use crate::device::{Device, compute_kind};
 use crate::kernels::{DeviceSum, KeyValueCache, Samples};
 use crate::model::{
-    Block, BlockSaved, BlockSpec, BlockWeights, GradPass, HeadPass, HeadWeights, Labels, PendingGrad, WeightGrads,
-    attention_shape,
+    Block, BlockSaved, BlockSpec, BlockWeights, GradPass, HeadPass, HeadWeights, Labels, Layer, PendingGrad,
+    WeightGrads, attention_shape,
 };
 
 /// A micro-batch between its forward and its backward pass of a chunk.
@@ -53,9 +53,8 @@ impl Engine {
         let block = self.block(&batch, &x);
         let mut saved = Vec::with_capacity(self.stage.chunks[chunk].blocks.len());
         let y = self.through_blocks(chunk, x, |engine, unit, x| {
-            let checkpointing = engine.plan.activation_checkpointing.of_block(engine.stage.block_of(unit));
             let weights = engine.memory.param_views(unit).block();
-            let (y, kept) = block.forward(&engine.tp, weights, x, checkpointing)?;
+            let (y, kept) = block.forward(&engine.tp, weights, x, engine.layer(unit))?;
             saved.push(kept);
             Ok(y)
         })?;
@@ -153,12 +152,18 @@ impl Engine {
 
     /// The block unit of a micro-batch whose stream is `x`.
     pub(super) fn block(&self, batch: &MicroBatch, x: &Tensor) -> Block {
-        self.block_of(&batch.samples, x)
+        self.block_of(&batch.samples, x).with_dropout(batch.dropout.clone())
     }
 
     fn block_of(&self, samples: &Rc<Samples>, x: &Tensor) -> Block {
         let spec = BlockSpec { config: &self.plan.model.config, rope: &self.rope, tp: &self.tp };
         Block::new(spec, samples, x.kind())
+    }
+
+    /// A block among all. `unit`: the block's.
+    pub(super) fn layer(&self, unit: usize) -> Layer {
+        let checkpointing = self.plan.activation_checkpointing.of_block(self.stage.block_of(unit));
+        Layer { idx: self.stage.layer_of(unit), checkpointing }
     }
 
     /// Head, blocks and embedding of a chunk, backwards. Returns the sum of the micro-batch's cross-entropies, 0 where the

@@ -20,6 +20,8 @@ pub(super) struct Chunk {
     pub embedding: Option<usize>,
     /// The blocks.
     pub blocks: Range<usize>,
+    /// Number of the first of them, over the whole model.
+    pub first_layer: usize,
     /// The head, if the model ends here.
     pub head: Option<usize>,
 }
@@ -32,19 +34,20 @@ impl Chunk {
 }
 
 impl Stage {
-    /// `layouts`: this rank's units; `chunk_lens`: how many units each chunk has. A copy of a tied embedding comes after
-    /// all chunks.
-    pub fn new(layouts: &[UnitLayout], chunk_lens: impl Iterator<Item = usize>) -> Self {
+    /// `layouts`: this rank's units; `chunks`: the units of each chunk, counted over the whole model. A copy of a tied
+    /// embedding comes after all chunks.
+    pub fn new(layouts: &[UnitLayout], chunks: impl Iterator<Item = Range<usize>>) -> Self {
         let mut start = 0;
-        let chunk = |len: usize| {
-            let units = start..start + len;
+        let chunk = |of_model: Range<usize>| {
+            let units = start..start + of_model.len();
             start = units.end;
             let of_kind = |kind| units.clone().find(|&unit| layouts[unit].kind == kind);
             let (embedding, head) = (of_kind(UnitKind::Embedding), of_kind(UnitKind::Head));
             let blocks = units.start + usize::from(embedding.is_some())..units.end - usize::from(head.is_some());
-            Chunk { embedding, blocks, head }
+            // The embedding is the model's first unit.
+            Chunk { embedding, blocks, first_layer: of_model.start.saturating_sub(1), head }
         };
-        let chunks: Vec<Chunk> = chunk_lens.map(chunk).collect();
+        let chunks: Vec<Chunk> = chunks.map(chunk).collect();
         let head = chunks.iter().find_map(|chunk| chunk.head);
         let is_tied = head.is_some_and(|head| layouts[head].params.len() == 1);
         let embedding = || layouts.iter().position(|layout| layout.kind == UnitKind::Embedding);
@@ -56,6 +59,12 @@ impl Stage {
         let before = self.chunks.iter().filter(|chunk| chunk.blocks.end <= unit).map(|chunk| chunk.blocks.len());
         let own = self.chunks.iter().find(|chunk| chunk.blocks.contains(&unit)).expect("a unit that is a block");
         before.sum::<usize>() + unit - own.blocks.start
+    }
+
+    /// Number of a block over the whole model, from 0. `unit`: the block's.
+    pub fn layer_of(&self, unit: usize) -> usize {
+        let own = self.chunks.iter().find(|chunk| chunk.blocks.contains(&unit)).expect("a unit that is a block");
+        own.first_layer + unit - own.blocks.start
     }
 
     /// Whether the embedding's own backward pass is on this rank too, after the head's has added to the same gradient.
@@ -80,26 +89,29 @@ mod tests {
 
     #[test]
     fn chunks_take_the_units_in_order() {
-        let stage = Stage::new(&layouts(""), [2, 3].into_iter());
+        let stage = Stage::new(&layouts(""), [0..2, 2..5].into_iter());
         let expected = [
-            Chunk { embedding: Some(0), blocks: 1..2, head: None },
-            Chunk { embedding: None, blocks: 2..4, head: Some(4) },
+            Chunk { embedding: Some(0), blocks: 1..2, first_layer: 0, head: None },
+            Chunk { embedding: None, blocks: 2..4, first_layer: 1, head: Some(4) },
         ];
         assert_eq!((&stage.chunks[..], stage.tied), (&expected[..], None));
         assert_eq!(stage.chunks[1].units(), 2..5);
         assert_eq!([1, 2, 3].map(|unit| stage.block_of(unit)), [0, 1, 2]);
+        // The same units as the second and the last chunk of a model of eight blocks.
+        let stage = Stage::new(&layouts("")[2..], [4..5, 8..10].into_iter());
+        assert_eq!([0, 1].map(|unit| (stage.block_of(unit), stage.layer_of(unit))), [(0, 3), (1, 7)]);
     }
 
     #[test]
     fn a_tied_head_takes_the_embedding_or_its_copy() {
         let layouts = layouts(r#", "tie_word_embeddings": true"#);
-        let whole = Stage::new(&layouts, [5].into_iter());
+        let whole = Stage::new(&layouts, [0..5].into_iter());
         assert_eq!((whole.tied, whole.shares_embedding()), (Some(0), true));
         let last: Vec<UnitLayout> =
             layouts[4..].iter().cloned().chain([UnitLayout { is_tied_copy: true, ..layouts[0].clone() }]).collect();
-        let last = Stage::new(&last, [1].into_iter());
+        let last = Stage::new(&last, [4..5].into_iter());
         assert_eq!((last.tied, last.shares_embedding()), (Some(1), false));
-        let first = Stage::new(&layouts[..2], [2].into_iter());
+        let first = Stage::new(&layouts[..2], [0..2].into_iter());
         assert_eq!((first.tied, first.shares_embedding()), (None, false));
     }
 }

@@ -16,6 +16,7 @@ mod cpu;
 pub mod cuda;
 mod device_sum;
 mod draws;
+mod dropout;
 mod quantized;
 mod samples;
 mod scaled;
@@ -29,6 +30,7 @@ pub use attention::{AttendGrad, AttendSaved, AttentionShape, KeyValueCache};
 pub use clip::ClipFactor;
 pub use device_sum::DeviceSum;
 pub use draws::{Draws, seed_of};
+pub use dropout::{Mask, MaskOf};
 pub use quantized::QuantizedMatrix;
 pub use samples::Samples;
 pub use scaled::Scaled;
@@ -256,6 +258,25 @@ pub fn row_gradients(logits: &mut Tensor, maxima: &Tensor, sums: &Tensor, target
     match side(logits) {
         Side::Cpu => cpu::cross_entropy::row_gradients(logits, sums, targets),
         Side::Cuda => cuda::cross_entropy::row_gradients(logits, maxima, sums, targets),
+    }
+}
+
+// Dropout
+
+/// `x` without the elements that `mask` leaves out, and the others scaled so that the mean stays. `x`: `[T, W]`. Linear in `x`, so it
+/// is its own backward pass.
+pub fn dropout(x: &Tensor, mask: Mask) -> Tensor {
+    match side(x) {
+        Side::Cpu => cpu::dropout::dropout(x, mask),
+        Side::Cuda => cuda::dropout::dropout(x, mask),
+    }
+}
+
+/// `y += dropout(x)`, rounded once. `y`: `[T, W]`, `x`: `[T, W]`.
+pub fn add_dropout(y: &mut Tensor, x: &Tensor, mask: Mask) {
+    match side(x) {
+        Side::Cpu => cpu::dropout::add_dropout(y, x, mask),
+        Side::Cuda => cuda::dropout::add_dropout(y, x, mask),
     }
 }
 

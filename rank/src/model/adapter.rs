@@ -4,12 +4,16 @@
 //! `A` are one matrix, and each `B` adds to its rows of the output. A projection that is cut by output has all of `A` on every
 //! rank and its rows of `B`; one that is cut by input has its columns of `A` and all of `B`. What is whole there has a gradient
 //! that is a part on each rank: the layout says that they are added up.
+//!
+//! In training an adapter may read less than its projection does ([`super::dropout`]).
 
 use std::ops::Range;
 
 use tch::Tensor;
 
+use super::dropout::{Input, add_masked_grad};
 use super::weight_grads::GradPass;
+use crate::kernels::Mask;
 
 /// Adapters of a projection, or of several that are one matrix. The same type holds the gradients, as fp32 views.
 #[derive(Debug)]
@@ -37,9 +41,9 @@ impl AdapterWeights {
         x.mm(&self.a.tr()).g_mul_scalar_(self.scale)
     }
 
-    /// Adds to `y` what the adapters make of `x`. `x`: `[T, in]`, `y`: `[T, out]`.
-    pub(super) fn add_to(&self, y: &Tensor, x: &Tensor) {
-        let down = self.down(x);
+    /// Adds to `y` what the adapters make of what is read. `input`: `[T, in]`, `y`: `[T, out]`.
+    pub(super) fn add_to(&self, y: &Tensor, input: Input) {
+        let down = self.down(&input.for_adapter());
         for (idx, AdapterPart { rows, b }) in self.parts.iter().enumerate() {
             let _ = columns(y, rows).addmm_(&self.of_part(&down, idx), &b.tr());
         }
@@ -51,9 +55,13 @@ impl AdapterWeights {
         Tensor::cat(&parts.collect::<Vec<_>>(), 1).g_mul_scalar_(self.scale)
     }
 
-    /// Adds the adapters' share of the input's gradient to `dx`. `down_grad`: of [`AdapterWeights::down_grad`], `dx`: `[T, in]`.
-    pub(super) fn add_input_grad(&self, dx: &Tensor, down_grad: &Tensor) {
-        let _ = dx.shallow_clone().addmm_(down_grad, &self.a);
+    /// Adds the adapters' share of the input's gradient to `dx`. `down_grad`: of [`AdapterWeights::down_grad`], `dx`: `[T, in]`;
+    /// `mask`: of the forward pass.
+    pub(super) fn add_input_grad(&self, dx: &Tensor, down_grad: &Tensor, mask: Option<Mask>) {
+        match mask {
+            None => drop(dx.shallow_clone().addmm_(down_grad, &self.a)),
+            Some(mask) => add_masked_grad(dx, &down_grad.mm(&self.a), mask),
+        }
     }
 
     /// The columns of `[T, n r]` that are the part's.
@@ -64,13 +72,14 @@ impl AdapterWeights {
 }
 
 impl GradPass<'_, AdapterWeights> {
-    /// `dB += s dy^T x A^T`, `dA += down_grad^T x`. `dy`: `[T, out]`, `x`: `[T, in]`.
-    pub(super) fn add_weight_grads(&self, dy: &Tensor, x: &Tensor, down_grad: &Tensor) {
-        let down = self.weights.down(x);
+    /// `dB += s dy^T x A^T`, `dA += down_grad^T x`, with what is left of `x`. `dy`: `[T, out]`, `input`: `[T, in]`.
+    pub(super) fn add_weight_grads(&self, dy: &Tensor, input: Input, down_grad: &Tensor) {
+        let x = input.for_adapter();
+        let down = self.weights.down(&x);
         for (idx, (grad, part)) in self.grads.parts.iter().zip(&self.weights.parts).enumerate() {
             self.sink.add_product(&grad.b, &columns(dy, &part.rows), &self.weights.of_part(&down, idx));
         }
-        self.sink.add_product(&self.grads.a, down_grad, x);
+        self.sink.add_product(&self.grads.a, down_grad, &x);
     }
 }
 

@@ -8,6 +8,7 @@ use proto::plan::ActivationCheckpointing;
 use tch::{Kind, Tensor};
 
 use super::attention::{Attention, AttentionSaved, AttentionWeights, attention_shape};
+use super::dropout::{Dropout, FirstColumns, LayerDropout};
 use super::feed_forward::{FeedForward, FeedForwardSaved, FeedForwardWeights};
 use super::rope::{RopeTable, Rotation};
 use super::tensor_parallel::TensorParallel;
@@ -26,12 +27,23 @@ pub struct BlockWeights {
 /// The values that the backward pass reads, or that it needs to run the forward pass again.
 #[derive(Debug)]
 pub struct BlockSaved {
+    /// Number of the block, from 0, over the whole model.
+    layer: usize,
     /// Input of the block: `[S, D]`
     x: Tensor,
     /// Between the halves: `[S, D]`, and what attention saved. `None` under full checkpointing.
     attention: Option<(Tensor, AttentionSaved)>,
     /// `None` under ffn and full checkpointing. Under pointwise checkpointing neither half has what it makes without a product.
     feed_forward: Option<FeedForwardSaved>,
+}
+
+/// A block among those that a micro-batch passes.
+#[derive(Debug, Clone, Copy)]
+pub struct Layer {
+    /// Its number, from 0, over the whole model.
+    pub idx: usize,
+    /// What its backward pass computes again.
+    pub checkpointing: ActivationCheckpointing,
 }
 
 /// What all blocks of a model have in common.
@@ -52,6 +64,8 @@ pub struct Block {
     norm_eps: f64,
     rotation: Rotation,
     samples: Rc<Samples>,
+    dropout: Option<Rc<Dropout>>,
+    first_columns: FirstColumns,
 }
 
 impl Block {
@@ -63,7 +77,14 @@ impl Block {
             norm_eps: config.rms_norm_eps,
             rotation: rope.rotation(&samples.positions(), kind),
             samples: samples.clone(),
+            dropout: None,
+            first_columns: FirstColumns::new(config, tp.split()),
         }
+    }
+
+    /// As it is, but that adapters leave out a share of what they read in passes that have a backward pass.
+    pub fn with_dropout(self, dropout: Option<Rc<Dropout>>) -> Self {
+        Self { dropout, ..self }
     }
 
     /// Sizes of the block's attention on this rank: what its key/value caches are made for.
@@ -71,16 +92,17 @@ impl Block {
         &self.attention
     }
 
-    /// `x`: this rank's stream, `[S, D]`; `checkpointing`: what the backward pass computes again. Returns the stream after the
-    /// block. Collective over tp.
+    /// `x`: this rank's stream, `[S, D]`. Returns the stream after the block. Collective over tp.
     pub fn forward(
         &self,
         tp: &TensorParallel,
         weights: &BlockWeights,
         x: Tensor,
-        checkpointing: ActivationCheckpointing,
+        layer: Layer,
     ) -> Result<(Tensor, BlockSaved), CommError> {
-        let (attention, feed_forward) = (self.attention(tp), self.feed_forward(tp));
+        let Layer { idx: layer, checkpointing } = layer;
+        let dropout = self.dropout_of(layer);
+        let (attention, feed_forward) = (self.attention(tp, dropout), self.feed_forward(tp, dropout));
         let norm = feed_forward.norm(&weights.feed_forward);
         let (middle, normed, mut attention) = attention.forward(&weights.attention, &x, norm)?;
         if checkpointing == ActivationCheckpointing::Pointwise {
@@ -89,22 +111,24 @@ impl Block {
         let (y, mut feed_forward) = feed_forward.forward(&weights.feed_forward, &middle, normed)?;
         let saved = match checkpointing {
             ActivationCheckpointing::None => {
-                BlockSaved { x, attention: Some((middle, attention)), feed_forward: Some(feed_forward) }
+                BlockSaved { layer, x, attention: Some((middle, attention)), feed_forward: Some(feed_forward) }
             }
             ActivationCheckpointing::Pointwise => {
                 feed_forward.drop_pointwise();
-                BlockSaved { x, attention: Some((middle, attention)), feed_forward: Some(feed_forward) }
+                BlockSaved { layer, x, attention: Some((middle, attention)), feed_forward: Some(feed_forward) }
             }
-            ActivationCheckpointing::Ffn => BlockSaved { x, attention: Some((middle, attention)), feed_forward: None },
-            ActivationCheckpointing::Full => BlockSaved { x, attention: None, feed_forward: None },
+            ActivationCheckpointing::Ffn => {
+                BlockSaved { layer, x, attention: Some((middle, attention)), feed_forward: None }
+            }
+            ActivationCheckpointing::Full => BlockSaved { layer, x, attention: None, feed_forward: None },
         };
         Ok((y, saved))
     }
 
-    /// As [`Block::forward`], to the bit, for a pass that has no backward: saves nothing, and frees each intermediate
-    /// result after its last use.
+    /// As [`Block::forward`], to the bit, for a pass that has no backward: saves nothing, frees each intermediate result
+    /// after its last use, and leaves out nothing of what adapters read.
     pub fn evaluate(&self, tp: &TensorParallel, weights: &BlockWeights, x: Tensor) -> Result<Tensor, CommError> {
-        let (attention, feed_forward) = (self.attention(tp), self.feed_forward(tp));
+        let (attention, feed_forward) = (self.attention(tp, None), self.feed_forward(tp, None));
         let norm = feed_forward.norm(&weights.feed_forward);
         let (middle, normed) = attention.evaluate(&weights.attention, &x, norm)?;
         drop(x);
@@ -121,7 +145,7 @@ impl Block {
         x: Tensor,
         caches: &mut [&mut KeyValueCache],
     ) -> Result<Tensor, CommError> {
-        let (attention, feed_forward) = (self.attention(tp), self.feed_forward(tp));
+        let (attention, feed_forward) = (self.attention(tp, None), self.feed_forward(tp, None));
         let norm = feed_forward.norm(&weights.feed_forward);
         let (middle, normed) = attention.extend(&weights.attention, &x, norm, caches)?;
         drop(x);
@@ -137,8 +161,9 @@ impl Block {
         saved: BlockSaved,
         dy: Tensor,
     ) -> Result<Tensor, CommError> {
-        let BlockSaved { x, attention, feed_forward } = saved;
-        let (attention_half, feed_forward_half) = (self.attention(tp), self.feed_forward(tp));
+        let BlockSaved { layer, x, attention, feed_forward } = saved;
+        let dropout = self.dropout_of(layer);
+        let (attention_half, feed_forward_half) = (self.attention(tp, dropout), self.feed_forward(tp, dropout));
         let norm = feed_forward_half.norm(&pass.weights.feed_forward);
         let (middle, attention, normed) = match attention {
             Some((middle, saved)) => (middle, saved, None),
@@ -160,17 +185,23 @@ impl Block {
         attention_half.backward(pass.of(|weights| &weights.attention), &attention, &x, &dmiddle)
     }
 
-    fn attention<'a>(&'a self, tp: &'a TensorParallel) -> Attention<'a> {
+    fn dropout_of(&self, layer: usize) -> Option<LayerDropout<'_>> {
+        let of = self.dropout.as_deref()?;
+        Some(LayerDropout { of, layer, first_columns: self.first_columns })
+    }
+
+    fn attention<'a>(&'a self, tp: &'a TensorParallel, dropout: Option<LayerDropout<'a>>) -> Attention<'a> {
         Attention {
             shape: self.attention,
             norm_eps: self.norm_eps,
             tp,
             rotation: &self.rotation,
             samples: &self.samples,
+            dropout,
         }
     }
 
-    fn feed_forward<'a>(&self, tp: &'a TensorParallel) -> FeedForward<'a> {
-        FeedForward { norm_eps: self.norm_eps, tp, tokens: self.samples.num_tokens() }
+    fn feed_forward<'a>(&self, tp: &'a TensorParallel, dropout: Option<LayerDropout<'a>>) -> FeedForward<'a> {
+        FeedForward { norm_eps: self.norm_eps, tp, tokens: self.samples.num_tokens(), dropout }
     }
 }

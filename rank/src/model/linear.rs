@@ -13,11 +13,12 @@ use proto::plan::Matmul;
 use tch::{Kind, Tensor};
 
 use super::adapter::AdapterWeights;
+use super::dropout::Input;
 use super::norm::{Norm, Normed};
 use super::quantized::QuantizedWeight;
 use super::tensor_parallel::{Exchanged, TensorParallel};
 use super::weight_grads::{GradPass, is_trained};
-use crate::kernels::{scaled_product, scaled_rows};
+use crate::kernels::{Mask, scaled_product, scaled_rows};
 
 /// Weight `[out, in]` and bias `[out]` of a projection. The same type holds the gradients, as fp32 views.
 #[derive(Debug)]
@@ -35,8 +36,9 @@ pub struct LinearWeights {
 }
 
 impl LinearWeights {
-    /// `x W^T + b`, and what the adapter adds. `x`: `[T, in]`. Returns `[T, out]`.
-    fn apply(&self, x: &Tensor) -> Tensor {
+    /// `x W^T + b`, and what the adapter adds. `input`: `[T, in]`. Returns `[T, out]`.
+    fn apply(&self, input: Input) -> Tensor {
+        let x = input.x;
         let weight = self.matrix(x.kind());
         let y = match (&self.bias, self.matmul) {
             (None, Matmul::Bf16) => x.mm(&weight.tr()),
@@ -50,7 +52,7 @@ impl LinearWeights {
             }
         };
         drop(weight);
-        self.add_adapted(&y, x);
+        self.add_adapted(&y, input);
         y
     }
 
@@ -59,19 +61,20 @@ impl LinearWeights {
         self.quantized.as_ref().map_or_else(|| self.weight.shallow_clone(), |quantized| quantized.matrix(kind))
     }
 
-    /// `x W^T`, and what the adapter adds, into `partial`. `x`: `[T, in]`, `partial`: `[T, out]`.
-    fn apply_into(&self, x: &Tensor, partial: &Tensor) -> Tensor {
+    /// `x W^T`, and what the adapter adds, into `partial`. `input`: `[T, in]`, `partial`: `[T, out]`.
+    fn apply_into(&self, input: Input, partial: &Tensor) -> Tensor {
+        let x = input.x;
         let y = match self.matmul {
             Matmul::Bf16 => x.mm_out(partial, &self.matrix(x.kind()).tr()),
             Matmul::Fp8 => scaled(x, &self.matrix(x.kind()), partial),
         };
-        self.add_adapted(&y, x);
+        self.add_adapted(&y, input);
         y
     }
 
-    fn add_adapted(&self, y: &Tensor, x: &Tensor) {
+    fn add_adapted(&self, y: &Tensor, input: Input) {
         if let Some(adapter) = &self.adapter {
-            adapter.add_to(y, x);
+            adapter.add_to(y, input);
         }
     }
 
@@ -81,32 +84,41 @@ impl LinearWeights {
     }
 
     /// `dy W`, and the adapter's share. `dy`: `[T, out]`. Returns `[T, in]`.
-    fn input_grad(&self, dy: &Tensor, down_grad: Option<&Tensor>) -> Tensor {
+    fn input_grad(&self, dy: &Tensor, adapted: AdaptedGrad) -> Tensor {
         let weight = self.matrix(dy.kind());
         let dx = match self.matmul {
             Matmul::Bf16 => dy.mm(&weight),
             Matmul::Fp8 => scaled(dy, &weight.tr(), &empty_product(dy, &weight.tr())),
         };
         drop(weight);
-        self.add_adapted_grad(&dx, down_grad);
+        self.add_adapted_grad(&dx, adapted);
         dx
     }
 
     /// `dy W`, and the adapter's share, into `partial`. `dy`: `[T, out]`, `partial`: `[T, in]`.
-    fn input_grad_into(&self, dy: &Tensor, down_grad: Option<&Tensor>, partial: &Tensor) -> Tensor {
+    fn input_grad_into(&self, dy: &Tensor, adapted: AdaptedGrad, partial: &Tensor) -> Tensor {
         let dx = match self.matmul {
             Matmul::Bf16 => dy.mm_out(partial, &self.matrix(dy.kind())),
             Matmul::Fp8 => scaled(dy, &self.matrix(dy.kind()).tr(), partial),
         };
-        self.add_adapted_grad(&dx, down_grad);
+        self.add_adapted_grad(&dx, adapted);
         dx
     }
 
-    fn add_adapted_grad(&self, dx: &Tensor, down_grad: Option<&Tensor>) {
+    fn add_adapted_grad(&self, dx: &Tensor, AdaptedGrad { down_grad, mask }: AdaptedGrad) {
         if let (Some(adapter), Some(down_grad)) = (&self.adapter, down_grad) {
-            adapter.add_input_grad(dx, down_grad);
+            adapter.add_input_grad(dx, down_grad, mask);
         }
     }
+}
+
+/// What the gradient of a projection's input takes of its adapter, if it has one.
+#[derive(Clone, Copy)]
+struct AdaptedGrad<'a> {
+    /// The gradient of what the adapter's first product made: `[T, n r]`
+    down_grad: Option<&'a Tensor>,
+    /// Of the forward pass.
+    mask: Option<Mask<'a>>,
 }
 
 /// `a b^T` in e4m3, into `out`. `a`: `[M, K]`, `b`: `[N, K]`, dense or the transpose of what is.
@@ -121,11 +133,11 @@ fn empty_product(a: &Tensor, b: &Tensor) -> Tensor {
 }
 
 impl<'a> GradPass<'a, LinearWeights> {
-    /// `dW += dy^T x`, or the gradients of what is trained beside it. `dy`: `[T, out]`, `x`: `[T, in]`.
-    fn add_weight_grad(&self, dy: &Tensor, x: &Tensor, down_grad: Option<&Tensor>) {
-        self.sink.add_product(&self.grads.weight, dy, x);
+    /// `dW += dy^T x`, or the gradients of what is trained beside it. `dy`: `[T, out]`, `input`: `[T, in]`.
+    fn add_weight_grad(&self, dy: &Tensor, input: Input, down_grad: Option<&Tensor>) {
+        self.sink.add_product(&self.grads.weight, dy, input.x);
         if let (Some(adapter), Some(down_grad)) = (self.adapter(), down_grad) {
-            adapter.add_weight_grads(dy, x, down_grad);
+            adapter.add_weight_grads(dy, input, down_grad);
         }
     }
 
@@ -152,44 +164,44 @@ impl<'a> GradPass<'a, LinearWeights> {
     }
 }
 
-/// A projection cut by output. `x`: this rank's stream, `[S, in]`. Returns `[T, out/tp]`.
+/// A projection cut by output. `input`: this rank's stream, `[S, in]`, and the mask of all tokens. Returns `[T, out/tp]`.
 pub(super) fn column_forward(
     tp: &TensorParallel,
     weights: &LinearWeights,
-    x: &Tensor,
+    Input { x, mask }: Input,
     tokens: i64,
 ) -> Result<Tensor, CommError> {
     let all = tp.gather(x, tokens)?;
-    Ok(weights.apply(&all))
+    Ok(weights.apply(Input { x: &all, mask }))
 }
 
-/// `x`: the stream of the forward pass, `[S, in]`; `dy`: `[T, out/tp]`. Returns `dx`: `[S, in]`.
+/// `input`: of the forward pass, `[S, in]`; `dy`: `[T, out/tp]`. Returns `dx`: `[S, in]`.
 pub(super) fn column_backward<'a>(
     tp: &'a TensorParallel,
     pass: GradPass<LinearWeights>,
-    x: &Tensor,
+    Input { x, mask }: Input,
     dy: &Tensor,
 ) -> Result<Exchanged<'a>, CommError> {
     let tokens = dy.size()[0];
     let down_grad = pass.weights.down_grad(dy);
     if pass.is_trained() {
         let all = pass.lasting(tp.gather(x, tokens)?);
-        pass.add_weight_grad(dy, &all, down_grad.as_ref());
+        pass.add_weight_grad(dy, Input { x: &all, mask }, down_grad.as_ref());
     }
     pass.add_bias_grad(dy);
     let partial = tp.partial(tokens, dy, x.size()[1]);
-    tp.reduce(pass.weights.input_grad_into(dy, down_grad.as_ref(), &partial))
+    tp.reduce(pass.weights.input_grad_into(dy, AdaptedGrad { down_grad: down_grad.as_ref(), mask }, &partial))
 }
 
-/// A projection cut by input. `x`: `[T, in/tp]`. Returns `residual + x W^T + b`: this rank's stream, `[S, out]`.
+/// A projection cut by input. `input`: `[T, in/tp]`. Returns `residual + x W^T + b`: this rank's stream, `[S, out]`.
 pub(super) fn row_forward(
     tp: &TensorParallel,
     weights: &LinearWeights,
-    x: &Tensor,
+    input: Input,
     residual: &Tensor,
 ) -> Result<Tensor, CommError> {
-    let partial = tp.partial(x.size()[0], x, residual.size()[1]);
-    let mut y = tp.reduce_onto(weights.apply_into(x, &partial), residual)?;
+    let partial = tp.partial(input.x.size()[0], input.x, residual.size()[1]);
+    let mut y = tp.reduce_onto(weights.apply_into(input, &partial), residual)?;
     if let Some(bias) = &weights.bias {
         let _ = y.g_add_(bias);
     }
@@ -200,17 +212,17 @@ pub(super) fn row_forward(
 pub(super) fn row_forward_normed(
     tp: &TensorParallel,
     weights: &LinearWeights,
-    x: &Tensor,
+    input: Input,
     residual: &Tensor,
     norm: Norm,
 ) -> Result<(Tensor, Normed), CommError> {
     let is_whole = matches!(tp, TensorParallel::Off);
     if is_whole && weights.bias.is_none() {
-        let mut y = weights.apply(x);
+        let mut y = weights.apply(input);
         let normed = norm.of_sum(&mut y, residual);
         return Ok((y, normed));
     }
-    let y = row_forward(tp, weights, x, residual)?;
+    let y = row_forward(tp, weights, input, residual)?;
     let normed = norm.of(&y);
     Ok((y, normed))
 }
@@ -222,28 +234,31 @@ pub(super) struct RowBackward<'a> {
     /// `[T, out]`
     dy: Exchanged<'a>,
     down_grad: Option<Tensor>,
+    mask: Option<Mask<'a>>,
 }
 
 impl<'a> RowBackward<'a> {
-    /// `dy`: the stream's gradient, `[S, out]`, of a micro-batch of so many tokens.
+    /// `dy`: the stream's gradient, `[S, out]`, of a micro-batch of so many tokens; `mask`: of the forward pass.
     pub fn begin(
         tp: &'a TensorParallel,
         pass: GradPass<'a, LinearWeights>,
         dy: &Tensor,
         tokens: i64,
+        mask: Option<Mask<'a>>,
     ) -> Result<Self, CommError> {
         pass.add_bias_grad(dy);
         let dy = pass.lasting(tp.gather(dy, tokens)?);
-        Ok(Self { down_grad: pass.weights.down_grad(&dy), dy, pass })
+        Ok(Self { down_grad: pass.weights.down_grad(&dy), dy, pass, mask })
     }
 
     /// `[T, in/tp]`
     pub fn input_grad(&self) -> Tensor {
-        self.pass.weights.input_grad(&self.dy, self.down_grad.as_ref())
+        let adapted = AdaptedGrad { down_grad: self.down_grad.as_ref(), mask: self.mask };
+        self.pass.weights.input_grad(&self.dy, adapted)
     }
 
     /// `x`: `[T, in/tp]` of the forward pass.
     pub fn add_weight_grad(self, x: &Tensor) {
-        self.pass.add_weight_grad(&self.dy, x, self.down_grad.as_ref());
+        self.pass.add_weight_grad(&self.dy, Input { x, mask: self.mask }, self.down_grad.as_ref());
     }
 }

@@ -131,10 +131,21 @@ fn oracle_rotate(x: &Tensor, config: &ModelConfig, positions: &Tensor) -> Tensor
 }
 
 fn oracle_block(params: &[(String, Tensor)], x: &Tensor, case: &Case) -> Tensor {
-    let config = &case.config;
     let get = |suffix: &str| params.iter().find(|(name, _)| name.ends_with(suffix)).map(|(_, tensor)| tensor);
     let project =
         |x: &Tensor, name: &str| x.linear(get(&format!("{name}.weight")).unwrap(), get(&format!("{name}.bias")));
+    oracle_block_of(params, x, case, project)
+}
+
+/// As [`oracle_block`], with another way to compute the projection of a name.
+fn oracle_block_of(
+    params: &[(String, Tensor)],
+    x: &Tensor,
+    case: &Case,
+    project: impl Fn(&Tensor, &str) -> Tensor,
+) -> Tensor {
+    let config = &case.config;
+    let get = |suffix: &str| params.iter().find(|(name, _)| name.ends_with(suffix)).map(|(_, tensor)| tensor);
     let samples = Samples::new(&case.samples);
     let (tokens, head_dim) = (x.size()[0], config.head_dim as i64);
     let (heads, groups) = (config.num_attention_heads as i64, config.num_key_value_heads as i64);
@@ -180,7 +191,7 @@ fn check_block(case: &Case, kind: Kind, checkpointing: ActivationCheckpointing, 
     let (y, dx) = tch::no_grad(|| {
         let block = Block::new(spec(case, &rope), &samples, kind);
         let pass = |grads: &BlockWeights, sink: &WeightGrads| {
-            let (y, saved) = block.forward(&OFF, &weights, x.detach(), checkpointing).unwrap();
+            let (y, saved) = block.forward(&OFF, &weights, x.detach(), Layer { idx: 0, checkpointing }).unwrap();
             let pass = GradPass { weights: &weights, grads, sink };
             (y, block.backward(&OFF, pass, saved, dy.shallow_clone()).unwrap())
         };

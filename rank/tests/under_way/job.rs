@@ -276,5 +276,6 @@ fn micro_batch(row: u64) -> MicroBatch {
         tokens: Tensor::from_slice(&tokens),
         labels: Labels::new(&targets),
         samples: Rc::new(Samples::new(&[TOKENS as i64])),
+        dropout: None,
     }
 }

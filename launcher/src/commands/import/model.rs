@@ -43,7 +43,6 @@ pub(super) struct Lora {
 /// Values of `[lora]` that are understood and not done yet.
 fn is_done(key: &str, literal: &str) -> bool {
     match key {
-        "lora.dropout" => literal.parse() == Ok(0.0),
         "lora.dora" => literal == "false",
         _ => true,
     }

@@ -4,6 +4,7 @@
 mod accumulate;
 mod adamw;
 mod cross_entropy;
+mod dropout;
 mod emulator;
 mod fp8;
 mod harness;

@@ -13,6 +13,7 @@ pub(super) mod adamw;
 pub(super) mod attention;
 pub(super) mod clip;
 pub(super) mod cross_entropy;
+pub(super) mod dropout;
 pub(super) mod element;
 pub(super) mod fp8;
 pub(super) mod norm;

@@ -54,14 +54,6 @@ adamw(float* __restrict__ masters, float* __restrict__ grads, float* __restrict_
 }
 HOST_KERNEL(adamw)
 
-// The bits of element `place` of a unit, as kernels/draws.rs has them.
-__device__ __forceinline__ uint64_t draw(uint64_t seed, uint64_t place) {
-  uint64_t z = seed + (place + 1) * 0x9e3779b97f4a7c15ull;
-  z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9ull;
-  z = (z ^ z >> 27) * 0x94d049bb133111ebull;
-  return z ^ z >> 31;
-}
-
 // Rounds stochastically: by the 16 low bits of `draw`. What bf16 has stays as it is, and no finite number becomes an infinity.
 __device__ __forceinline__ void keep(float from, uint64_t draw, bf16* to) {
   uint32_t bits = __float_as_uint(from), up = bits + (uint32_t)(draw & 0xffff);

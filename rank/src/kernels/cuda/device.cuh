@@ -129,6 +129,15 @@ template <class V> __device__ __forceinline__ V block_sum(V v, V* scratch) { ret
 __device__ __forceinline__ uint64_t first_of_grid() { return (uint64_t)blockIdx.x * blockDim.x + threadIdx.x; }
 __device__ __forceinline__ uint64_t step_of_grid() { return (uint64_t)gridDim.x * blockDim.x; }
 
+// Bits by place and seeds of two numbers, as kernels/draws.rs has them.
+__device__ __forceinline__ uint64_t mix(uint64_t z) {
+  z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9ull;
+  z = (z ^ z >> 27) * 0x94d049bb133111ebull;
+  return z ^ z >> 31;
+}
+__device__ __forceinline__ uint64_t draw(uint64_t seed, uint64_t place) { return mix(seed + (place + 1) * 0x9e3779b97f4a7c15ull); }
+__device__ __forceinline__ uint64_t seed_of(uint64_t one, uint64_t other) { return mix(mix(one + 0x9e3779b97f4a7c15ull) ^ other); }
+
 __device__ __forceinline__ float power_of_two(int n) { return __uint_as_float((uint32_t)(n + 127) << 23); }
 
 // e^x by the same steps as on a CPU (kernels/cpu/element.rs), so that both have the same bits: Cody and Waite's reduction to 2^n e^r

@@ -6,6 +6,7 @@ pub(super) mod accumulate;
 pub(super) mod adamw;
 pub(super) mod attention;
 pub(super) mod cross_entropy;
+pub(super) mod dropout;
 pub(super) mod fp8;
 pub(super) mod norm;
 mod plain_attention;
@@ -27,10 +28,11 @@ macro_rules! source {
 pub const HEADER: Source = source!("device.cuh");
 
 /// All kernels there are.
-pub const SOURCES: [Source; 10] = [
+pub const SOURCES: [Source; 11] = [
     source!("accumulate.cu"),
     source!("adamw.cu"),
     source!("cross_entropy.cu"),
+    source!("dropout.cu"),
     source!("fp8.cu"),
     source!("norm.cu"),
     source!("quantized.cu"),

@@ -8,13 +8,14 @@ use proto::layout::TensorSplit;
 use proto::model_config::ModelConfig;
 use tch::Tensor;
 
+use super::dropout::{Input, LayerDropout, Reads};
 use super::linear::{LinearWeights, RowBackward, column_backward, column_forward, row_forward_normed};
 use super::norm::{Norm, NormGrads, Normed, norm_backward};
 use super::rope::Rotation;
 use super::tensor_parallel::TensorParallel;
 use super::weight_grads::GradPass;
 use crate::kernels::{
-    AttendGrad, AttendSaved, AttentionShape, KeyValueCache, Samples, attend, attend_backward, attend_cached,
+    AttendGrad, AttendSaved, AttentionShape, KeyValueCache, Mask, Samples, attend, attend_backward, attend_cached,
 };
 
 /// Weights of the attention half of a block. The same type holds the gradients, as fp32 views.
@@ -61,6 +62,8 @@ pub(super) struct Attention<'a> {
     pub tp: &'a TensorParallel,
     pub rotation: &'a Rotation,
     pub samples: &'a Samples,
+    /// What adapters leave out, in training.
+    pub dropout: Option<LayerDropout<'a>>,
 }
 
 /// Sizes of a model's attention, as far as it is this rank's.
@@ -73,7 +76,7 @@ pub fn attention_shape(config: &ModelConfig, split: TensorSplit) -> AttentionSha
     }
 }
 
-impl Attention<'_> {
+impl<'a> Attention<'a> {
     /// `x`: the stream, `[S, D]`; `next`: the norm of what comes after. Returns the stream after the attention, `[S, D]`, and its
     /// norm.
     pub fn forward(
@@ -84,7 +87,7 @@ impl Attention<'_> {
     ) -> Result<(Tensor, Normed, AttentionSaved), CommError> {
         let projected = self.project(weights, x)?;
         let (heads, core) = attend(&self.shape, &projected.qkv, self.samples);
-        let (y, normed) = row_forward_normed(self.tp, &weights.output, &heads, x, next)?;
+        let (y, normed) = row_forward_normed(self.tp, &weights.output, self.input(Reads::Heads, &heads), x, next)?;
         Ok((y, normed, AttentionSaved { projected, heads, core }))
     }
 
@@ -93,7 +96,7 @@ impl Attention<'_> {
         let qkv = self.project(weights, x)?.qkv;
         let (heads, _) = attend(&self.shape, &qkv, self.samples);
         drop(qkv);
-        row_forward_normed(self.tp, &weights.output, &heads, x, next)
+        row_forward_normed(self.tp, &weights.output, self.input(Reads::Heads, &heads), x, next)
     }
 
     /// As [`Attention::evaluate`], for new tokens that also attend to what `caches` hold. Appends them.
@@ -106,7 +109,7 @@ impl Attention<'_> {
     ) -> Result<(Tensor, Normed), CommError> {
         let qkv = self.project(weights, x)?.qkv;
         let heads = attend_cached(&self.shape, &qkv, self.samples, caches);
-        row_forward_normed(self.tp, &weights.output, &heads, x, next)
+        row_forward_normed(self.tp, &weights.output, self.input(Reads::Heads, &heads), x, next)
     }
 
     /// `x`: `[S, D]` of the forward pass; `dy`: `[S, D]`, the gradient of the stream after the attention. Returns that of
@@ -119,7 +122,8 @@ impl Attention<'_> {
         dy: &Tensor,
     ) -> Result<Tensor, CommError> {
         let AttentionSaved { projected: Projected { normed, qkv }, heads, core } = saved;
-        let output = RowBackward::begin(self.tp, pass.of(|weights| &weights.output), dy, heads.size()[0])?;
+        let mask = self.mask(Reads::Heads);
+        let output = RowBackward::begin(self.tp, pass.of(|weights| &weights.output), dy, heads.size()[0], mask)?;
         let dheads = output.input_grad();
         output.add_weight_grad(heads);
         let (cos, sin) = self.rotation.backward();
@@ -127,23 +131,32 @@ impl Attention<'_> {
         let dqkv = attend_backward(&self.shape, core);
         let dqkv = dqkv.view([self.samples.num_tokens(), self.shape.num_qkv_heads() * self.shape.head_dim]);
         let y = normed.y_again(self.norm(pass.weights), x);
-        let dnormed = column_backward(self.tp, pass.of(|weights| &weights.qkv), &y, &dqkv)?;
+        let input = self.input(Reads::Stream, &y);
+        let dnormed = column_backward(self.tp, pass.of(|weights| &weights.qkv), input, &dqkv)?;
         let grads = NormGrads { x, dy: &dnormed, residual: Some(dy) };
         Ok(norm_backward(pass.of(|weights| &weights.norm), normed, grads))
     }
 
-    fn norm<'a>(&self, weights: &'a AttentionWeights) -> Norm<'a> {
+    fn norm<'w>(&self, weights: &'w AttentionWeights) -> Norm<'w> {
         Norm { weight: &weights.norm, eps: self.norm_eps }
+    }
+
+    fn mask(&self, reads: Reads) -> Option<Mask<'a>> {
+        self.dropout.map(|dropout| dropout.mask(reads))
+    }
+
+    fn input<'x>(&self, reads: Reads, x: &'x Tensor) -> Input<'x>
+    where
+        'a: 'x,
+    {
+        Input { x, mask: self.mask(reads) }
     }
 
     fn project(&self, weights: &AttentionWeights, x: &Tensor) -> Result<Projected, CommError> {
         let tokens = self.samples.num_tokens();
         let normed = self.norm(weights).of(x);
-        let mut qkv = column_forward(self.tp, &weights.qkv, normed.y(), tokens)?.view([
-            tokens,
-            self.shape.num_qkv_heads(),
-            self.shape.head_dim,
-        ]);
+        let qkv = column_forward(self.tp, &weights.qkv, self.input(Reads::Stream, normed.y()), tokens)?;
+        let mut qkv = qkv.view([tokens, self.shape.num_qkv_heads(), self.shape.head_dim]);
         self.rotation.apply(&mut qkv, self.shape.num_rotated_heads());
         Ok(Projected { normed, qkv })
     }

@@ -3,9 +3,11 @@
 use comm::CommError;
 use tch::Tensor;
 
+use super::FeedForward;
 use crate::kernels::{swiglu, swiglu_backward, swiglu_backward_again};
+use crate::model::dropout::Reads;
 use crate::model::linear::{LinearWeights, RowBackward, column_backward, column_forward, row_forward};
-use crate::model::tensor_parallel::{Exchanged, TensorParallel};
+use crate::model::tensor_parallel::Exchanged;
 use crate::model::weight_grads::GradPass;
 
 /// Weights of the projections.
@@ -45,20 +47,15 @@ impl DenseSaved {
 
 impl DenseWeights {
     /// `x`: the normed stream, `[S, D]`. Computes all but the down projection.
-    pub(super) fn up(&self, tp: &TensorParallel, x: &Tensor, tokens: i64) -> Result<DenseSaved, CommError> {
-        let gate_up = column_forward(tp, &self.gate_up, x, tokens)?;
+    pub(super) fn up(&self, of: FeedForward, x: &Tensor) -> Result<DenseSaved, CommError> {
+        let gate_up = column_forward(of.tp, &self.gate_up, of.input(Reads::Middle, x), of.tokens)?;
         let activation = swiglu(&gate_up);
         Ok(DenseSaved { gate_up, activation: Some(activation) })
     }
 
     /// Returns `residual` plus the down projection of `activation`: `[S, D]`.
-    pub(super) fn down(
-        &self,
-        tp: &TensorParallel,
-        activation: &Tensor,
-        residual: &Tensor,
-    ) -> Result<Tensor, CommError> {
-        row_forward(tp, &self.down, activation, residual)
+    pub(super) fn down(&self, of: FeedForward, activation: &Tensor, residual: &Tensor) -> Result<Tensor, CommError> {
+        row_forward(of.tp, &self.down, of.input(Reads::Activation, activation), residual)
     }
 }
 
@@ -67,13 +64,14 @@ impl GradPass<'_, DenseWeights> {
     /// after the feed-forward. Returns that of the normed stream, `[S, D]`. Frees `saved`.
     pub(super) fn backward<'a>(
         self,
-        tp: &'a TensorParallel,
+        of: FeedForward<'a>,
         saved: DenseSaved,
         x: impl FnOnce() -> Tensor,
         dy: &Tensor,
     ) -> Result<Exchanged<'a>, CommError> {
         let DenseSaved { mut gate_up, activation } = saved;
-        let down = RowBackward::begin(tp, self.of(|weights| &weights.down), dy, gate_up.size()[0])?;
+        let pass = self.of(|weights| &weights.down);
+        let down = RowBackward::begin(of.tp, pass, dy, gate_up.size()[0], of.mask(Reads::Activation))?;
         let dactivation = down.input_grad();
         let activation = match activation {
             Some(activation) => {
@@ -85,6 +83,6 @@ impl GradPass<'_, DenseWeights> {
         drop(dactivation);
         down.add_weight_grad(&activation);
         drop(activation);
-        column_backward(tp, self.of(|weights| &weights.gate_up), &x(), &gate_up)
+        column_backward(of.tp, self.of(|weights| &weights.gate_up), of.input(Reads::Middle, &x()), &gate_up)
     }
 }

@@ -8,9 +8,11 @@ mod dense;
 use comm::CommError;
 use tch::Tensor;
 
+use super::dropout::{Input, LayerDropout, Reads};
 use super::norm::{Norm, NormGrads, Normed, norm_backward};
 use super::tensor_parallel::TensorParallel;
 use super::weight_grads::GradPass;
+use crate::kernels::Mask;
 use dense::DenseSaved;
 pub use dense::DenseWeights;
 
@@ -59,11 +61,24 @@ pub(super) struct FeedForward<'a> {
     pub tp: &'a TensorParallel,
     /// Tokens of the micro-batch.
     pub tokens: i64,
+    /// What adapters leave out, in training.
+    pub dropout: Option<LayerDropout<'a>>,
 }
 
-impl FeedForward<'_> {
+impl<'a> FeedForward<'a> {
+    fn mask(&self, reads: Reads) -> Option<Mask<'a>> {
+        self.dropout.map(|dropout| dropout.mask(reads))
+    }
+
+    fn input<'x>(&self, reads: Reads, x: &'x Tensor) -> Input<'x>
+    where
+        'a: 'x,
+    {
+        Input { x, mask: self.mask(reads) }
+    }
+
     /// The norm of the stream before it.
-    pub fn norm<'a>(&self, weights: &'a FeedForwardWeights) -> Norm<'a> {
+    pub fn norm<'w>(&self, weights: &'w FeedForwardWeights) -> Norm<'w> {
         Norm { weight: &weights.norm, eps: self.norm_eps }
     }
 
@@ -76,7 +91,7 @@ impl FeedForward<'_> {
     ) -> Result<(Tensor, FeedForwardSaved), CommError> {
         let saved = self.up(weights, normed)?;
         let (MixingWeights::Dense(dense), MixingSaved::Dense(mixing)) = (&weights.mixing, &saved.mixing);
-        let y = dense.down(self.tp, mixing.activation(), x)?;
+        let y = dense.down(*self, mixing.activation(), x)?;
         Ok((y, saved))
     }
 
@@ -84,13 +99,13 @@ impl FeedForward<'_> {
     pub fn evaluate(&self, weights: &FeedForwardWeights, x: &Tensor, normed: Normed) -> Result<Tensor, CommError> {
         let FeedForwardSaved { mixing: MixingSaved::Dense(mixing), .. } = self.up(weights, normed)?;
         let MixingWeights::Dense(dense) = &weights.mixing;
-        dense.down(self.tp, &mixing.into_activation(), x)
+        dense.down(*self, &mixing.into_activation(), x)
     }
 
     /// Computes the values that the backward pass reads, without the rest of the forward pass.
     pub fn up(&self, weights: &FeedForwardWeights, normed: Normed) -> Result<FeedForwardSaved, CommError> {
         let MixingWeights::Dense(dense) = &weights.mixing;
-        let mixing = MixingSaved::Dense(dense.up(self.tp, normed.y(), self.tokens)?);
+        let mixing = MixingSaved::Dense(dense.up(*self, normed.y())?);
         Ok(FeedForwardSaved { normed, mixing })
     }
 
@@ -109,7 +124,7 @@ impl FeedForward<'_> {
             dense
         });
         let y = || normed.y_again(self.norm(pass.weights), x);
-        let dnormed = dense.backward(self.tp, mixing, y, dy)?;
+        let dnormed = dense.backward(*self, mixing, y, dy)?;
         let grads = NormGrads { x, dy: &dnormed, residual: Some(dy) };
         Ok(norm_backward(pass.of(|weights| &weights.norm), &normed, grads))
     }

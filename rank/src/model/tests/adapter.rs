@@ -1,10 +1,15 @@
-//! Adapters against autograd through `W + s B A`.
+//! Adapters against autograd through `W x + s B A x`, with the same elements of `x` left out.
 
 use proto::config::{Projection, Quantize};
 use proto::layout::{UnitLayout, model_layout_with};
 use proto::plan::{Adapter, Trained};
 
 use super::*;
+use crate::kernels::{Mask, MaskOf, dropout};
+
+/// The layer whose masks blocks have.
+const LAYER: usize = 5;
+const NO_DROPOUT: f64 = 0.0;
 
 /// A flat buffer's parameters, as they are stored.
 fn view<'a>(flat: &'a Tensor) -> impl Fn(usize, &[usize]) -> Tensor + 'a {
@@ -17,50 +22,67 @@ fn view<'a>(flat: &'a Tensor) -> impl Fn(usize, &[usize]) -> Tensor + 'a {
 /// Tensors by their names on disk.
 type Named = Vec<(String, Tensor)>;
 
-/// The leaves that autograd follows, as files have them, and the weights that they make: each with its adapter's share.
-fn oracle(layout: &UnitLayout, flat: &Tensor, scale: f64) -> (Named, Named) {
+/// The leaves that autograd follows, as files have them.
+fn leaves(layout: &UnitLayout, flat: &Tensor) -> Named {
     let leaf = |param: &proto::layout::ParamLayout| {
         let stored = view(flat)(param.offset, &param.shape);
         let on_disk = if param.is_transposed { stored.tr() } else { stored };
         (param.name.clone(), on_disk.copy().set_requires_grad(true))
     };
-    let leaves: Named = layout.params.iter().map(leaf).collect();
-    let get = |name: String| leaves.iter().find(|(of, _)| *of == name).map(|(_, leaf)| leaf);
-    let adapted = |(name, leaf): &(String, Tensor)| {
-        let module = name.strip_suffix(".weight").unwrap_or(name);
-        let pair = get(format!("{module}.lora_A.weight")).zip(get(format!("{module}.lora_B.weight")));
-        (name.clone(), pair.map_or(leaf.shallow_clone(), |(a, b)| leaf + b.matmul(a) * scale))
-    };
-    let weights = leaves.iter().filter(|(name, _)| !Adapter::has(name)).map(adapted).collect();
-    (leaves, weights)
+    layout.params.iter().map(leaf).collect()
 }
 
-fn check_adapted(case: &Case, targets: Vec<Projection>, checkpointing: ActivationCheckpointing) {
+/// What is left of ones that are read by a projection: `[T, in]`.
+fn mask_of(keys: &Tensor, name: &str, rate: f64, columns: i64) -> Tensor {
+    let place = ["q_proj k_proj v_proj", "o_proj", "gate_proj up_proj", "down_proj"];
+    let place = place.iter().position(|names| names.contains(name)).expect("one of a block's");
+    let salt = (4 * LAYER + place) as u64;
+    let ones = Tensor::ones([keys.numel() as i64, columns], (Kind::Double, Device::Cpu));
+    dropout(&ones, Mask { keys, of: MaskOf { salt, first_column: 0, rate } })
+}
+
+fn check_adapted(case: &Case, targets: Vec<Projection>, checkpointing: ActivationCheckpointing, rate: f64) {
     tch::manual_seed(7);
     let kind = Kind::Double;
-    let what = format!("{} {targets:?} {checkpointing:?}", case.name);
+    let what = format!("{} {targets:?} {checkpointing:?} {rate}", case.name);
     let adapter =
         Adapter { rank: 3, alpha: 4.5, rslora: false, targets, modules_to_save: vec![], quantize: Quantize::None };
-    let projections = Projections { adapter_scale: adapter.scale(), ..Projections::PLAIN };
+    let scale = adapter.scale();
+    let projections = Projections { adapter_scale: scale, ..Projections::PLAIN };
     let layout = &model_layout_with(&case.config, TensorSplit::WHOLE, &Trained::Adapter(adapter))[1];
     let flat = random(&[layout.numel() as i64], kind);
     let flat_grads = Tensor::zeros([layout.trained_numel() as i64], (kind, Device::Cpu));
-    let (leaves, oracle_weights) = oracle(layout, &flat, projections.adapter_scale);
     let samples = Rc::new(Samples::new(&case.samples));
+    let keys = Tensor::randint(i64::MAX, [samples.num_tokens()], (Kind::Int64, Device::Cpu));
     let x = random(&[samples.num_tokens(), case.config.hidden_size as i64], kind).set_requires_grad(true);
     let dy = random(&x.size(), kind);
-    let expected = oracle_block(&oracle_weights, &x, case);
+    let leaves = leaves(layout, &flat);
+    let get = |name: String| leaves.iter().find(|(of, _)| of.ends_with(&name)).map(|(_, leaf)| leaf);
+    let project = |is_training: bool, x: &Tensor, name: &str| {
+        let y = x.linear(get(format!("{name}.weight")).unwrap(), get(format!("{name}.bias")));
+        let pair = get(format!("{name}.lora_A.weight")).zip(get(format!("{name}.lora_B.weight")));
+        pair.map_or(y.shallow_clone(), |(a, b)| {
+            let mask = mask_of(&keys, name, if is_training { rate } else { 0.0 }, x.size()[1]);
+            y + (x * mask).matmul(&a.tr()).matmul(&b.tr()) * scale
+        })
+    };
+    let expected = oracle_block_of(&leaves, &x, case, |x, name| project(true, x, name));
     (&expected * &dy).sum(kind).backward();
 
     let _guard = tch::no_grad_guard();
+    let evaluated = oracle_block_of(&leaves, &x, case, |x, name| project(false, x, name));
     let weights = UnitViews::weights(layout, projections, view(&flat));
     let grads = UnitViews::gradients(layout, view(&flat_grads));
     let rope = RopeTable::new(&case.config);
-    let block = Block::new(spec(case, &rope), &samples, kind);
+    let dropout = (rate > 0.0).then(|| Rc::new(Dropout { keys: keys.shallow_clone(), rate }));
+    let block = Block::new(spec(case, &rope), &samples, kind).with_dropout(dropout);
     for sink in [WeightGrads::Now, WeightGrads::later()] {
         let _ = flat_grads.shallow_clone().zero_();
-        let (y, saved) = block.forward(&OFF, weights.block(), x.detach(), checkpointing).unwrap();
-        assert!(block.evaluate(&OFF, weights.block(), x.detach()).unwrap().equal(&y), "saving nothing changes no bit");
+        let layer = Layer { idx: LAYER, checkpointing };
+        let (y, saved) = block.forward(&OFF, weights.block(), x.detach(), layer).unwrap();
+        let without = block.evaluate(&OFF, weights.block(), x.detach()).unwrap();
+        assert_eq!(without.equal(&y), rate == 0.0, "{what}: saving nothing changes no bit, and leaves out nothing");
+        check_close(&format!("{what} evaluated"), &without, &evaluated, FP64_TOLERANCE);
         let pass = GradPass { weights: weights.block(), grads: grads.block(), sink: &sink };
         let dx = block.backward(&OFF, pass, saved, dy.shallow_clone()).unwrap();
         sink.into_pending().into_iter().for_each(PendingGrad::add);
@@ -77,20 +99,24 @@ fn check_adapted(case: &Case, targets: Vec<Projection>, checkpointing: Activatio
 
 #[test]
 fn adapters_of_any_projections_train_like_autograd() {
+    let none = ActivationCheckpointing::None;
     let all: Vec<Projection> = Projection::all().collect();
     for case in cases() {
-        check_adapted(&case, all.clone(), ActivationCheckpointing::None);
+        check_adapted(&case, all.clone(), none, NO_DROPOUT);
+        check_adapted(&case, all.clone(), none, 0.3);
     }
     for projection in &all {
-        check_adapted(&cases()[2], vec![*projection], ActivationCheckpointing::None);
+        check_adapted(&cases()[2], vec![*projection], none, NO_DROPOUT);
+        check_adapted(&cases()[2], vec![*projection], none, 0.3);
     }
-    check_adapted(&cases()[5], vec![Projection::Q, Projection::V, Projection::Up], ActivationCheckpointing::None);
+    check_adapted(&cases()[5], vec![Projection::Q, Projection::V, Projection::Up], none, NO_DROPOUT);
 }
 
 #[test]
 fn adapters_change_nothing_of_what_is_computed_again() {
     use ActivationCheckpointing::{Ffn, Full, Pointwise};
     for checkpointing in [Pointwise, Ffn, Full] {
-        check_adapted(&cases()[2], Projection::all().collect(), checkpointing);
+        check_adapted(&cases()[2], Projection::all().collect(), checkpointing, NO_DROPOUT);
+        check_adapted(&cases()[2], Projection::all().collect(), checkpointing, 0.3);
     }
 }

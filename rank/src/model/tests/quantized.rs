@@ -66,7 +66,7 @@ fn check(case: &Case, quantize: Quantize, checkpointing: ActivationCheckpointing
     let run = |layout: &UnitLayout, weights: UnitViews| {
         let grads = Tensor::zeros([layout.trained_numel() as i64], (Kind::Float, Device::Cpu));
         let of_grads = UnitViews::gradients(layout, view(&grads));
-        let (y, saved) = block.forward(&OFF, weights.block(), x.copy(), checkpointing).unwrap();
+        let (y, saved) = block.forward(&OFF, weights.block(), x.copy(), Layer { idx: 0, checkpointing }).unwrap();
         assert!(block.evaluate(&OFF, weights.block(), x.copy()).unwrap().equal(&y));
         let pass = GradPass { weights: weights.block(), grads: of_grads.block(), sink: &WeightGrads::Now };
         let dx = block.backward(&OFF, pass, saved, dy.copy()).unwrap();
