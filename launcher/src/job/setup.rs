@@ -6,44 +6,32 @@ use std::env;
 use std::error::Error;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use proto::adapter_folder::{self, AdapterFile, AdapterFileError, check_adapter};
 use proto::compute_capability::LEAST_FOR_FP8;
 use proto::config::{AutoOr, ConfigErrors, DataSource, Device, Init, Matmul, Problem, THREADS_MAX, TrainConfig};
-use proto::dataset::LongCounts;
 use proto::env::variable;
 use proto::manifest::Progress;
 use proto::memory::Room;
 use proto::model_config::{ModelConfig, ModelConfigFile};
 use proto::plan::Plan;
-use proto::resolve::{Draft, Machine, PreparedData, World, begin_with, default_world_size};
+use proto::resolve::{Draft, Machine, World, begin_with, default_world_size};
 use proto::run_dir::RunDir;
 use proto::weights_folder::{WeightFilesError, check_weights};
 
-use tokio::time::timeout;
-
 use crate::data::{
-    self, Checked, Classes, DataError, DataJob, DataProgress, EndTokens, Origin, Prepared, ShownSample, Split,
+    self, Checked, Classes, DataError, DataJob, DataProgress, EndTokens, Origin, Prepared, ShownSample, Split, Stream,
+    StreamSettings,
 };
 use crate::error::LaunchError;
 use crate::gpus::{Gpu, Gpus, Visible};
 use crate::job::args::JobArgs;
 use crate::job::model_folder;
+use crate::job::prepared::{TrainingData, note_on_long_samples, planned, wait_for, wait_for_rows};
 use crate::machine::{cores, memory};
 use crate::output::console::Console;
 use crate::process::signals::Signals;
 use crate::process::threads;
-
-/// Preparing data that takes longer than this is shown.
-const PATIENCE: Duration = Duration::from_secs(1);
-
-/// How often it is shown how far it is.
-const LOOK_INTERVAL: Duration = Duration::from_millis(500);
-
-/// Data that is being prepared may take this long to stop.
-const STOP_LIMIT: Duration = Duration::from_secs(1);
 
 /// A job that has been read and checked, but for its data.
 #[derive(Debug)]
@@ -196,32 +184,80 @@ impl Setup {
         self.model_file("config.json")
     }
 
-    /// Prepares the data and completes the plan of a job that begins at `start`. The caller holds the run directory's
-    /// lock.
+    /// Prepares the data, or as much of streamed data as ranks begin with, and completes the plan of a job that begins at `start`. The
+    /// caller holds the run directory's lock.
     pub async fn plan(
         &self,
         start: Progress,
         signals: &mut Signals,
         console: &mut Console,
-    ) -> Result<Plan, LaunchError> {
-        let train = self.prepare(Split::Train, signals, console).await?;
+    ) -> Result<Planned, LaunchError> {
+        let train = if self.config.data.streaming {
+            TrainingData::Streamed(self.stream(start, signals, console).await?)
+        } else {
+            TrainingData::Whole(self.prepare(Split::Train, signals, console).await?)
+        };
         let validation = match &self.config.data.validation[..] {
             [] => None,
             _ => Some(self.prepare(Split::Validation, signals, console).await?),
         };
         let of_train = if self.config.data.source.is_empty() { "data.train" } else { "data.source" };
-        for (key, prepared) in [(of_train, Some(&train)), ("data.validation", validation.as_ref())] {
-            for name in prepared.map_or(vec![], Prepared::repeated) {
+        let of_validation = validation.as_ref().map_or(vec![], Prepared::repeated);
+        for (key, repeated) in [(of_train, train.repeated()), ("data.validation", of_validation)] {
+            for name in repeated {
                 console.warn(&format!("note: {key}: {name} is named more than once, and its rows count as often"));
             }
         }
-        for name in validation.as_ref().map_or(vec![], |validation| validation.also_in(&train)) {
+        for name in validation.as_ref().map_or(vec![], |validation| validation.also_in(train.sources())) {
             let what = "is training data too, so its loss says nothing of other texts";
             console.warn(&format!("note: data.validation: {name} {what}"));
         }
-        let plan = self.draft.with_data(planned(train), validation.map(planned), start)?;
+        let (train, stream) = train.planned(self.config.data.seq_len);
+        let plan = self.draft.with_data(train, validation.map(planned), start)?;
         self.check_memory(&plan)?;
-        Ok(plan)
+        Ok(Planned { plan, stream })
+    }
+
+    /// Plans a job anew that begins elsewhere than in the plan `before`. `stream`: its data, where it is streamed.
+    pub async fn plan_again(
+        &self,
+        before: &Plan,
+        start: Progress,
+        stream: Option<&Stream>,
+        signals: &mut Signals,
+        console: &mut Console,
+    ) -> Result<Plan, LaunchError> {
+        match stream {
+            // A run by steps: no other number depends on where it begins.
+            Some(stream) => {
+                wait_for_rows(stream, start.rows, signals, console).await?;
+                Ok(Plan { start, ..before.clone() })
+            }
+            None => Ok(self.plan(start, signals, console).await?.plan),
+        }
+    }
+
+    /// Begins to stream the data from where a run begins at `start`, and waits for its first rows.
+    async fn stream(
+        &self,
+        start: Progress,
+        signals: &mut Signals,
+        console: &mut Console,
+    ) -> Result<Stream, LaunchError> {
+        let data = &self.config.data;
+        // What computes on GPUs leaves the cores alone.
+        let threads_beside = if self.gpus.is_empty() { 1 } else { (self.cores / 2).max(1) };
+        let settings = StreamSettings {
+            window: data.shuffle_window,
+            ahead: data.windows_ahead,
+            threads: self.cores,
+            threads_beside,
+        };
+        let job = DataJob { classes: Classes::None, ..self.data_job(Split::Train) };
+        let open = threads::run("data", move || Stream::open(job, settings, start.rows)).await;
+        let stream = open.map_err(LaunchError::io("start a thread that looks for the data"))??;
+        wait_for_rows(&stream, start.rows, signals, console).await?;
+        Ok(stream)
     }
 
     /// The first `count` samples of a split, prepared as for training. The caller holds the run directory's lock.
@@ -232,7 +268,13 @@ impl Setup {
         signals: &mut Signals,
         console: &mut Console,
     ) -> Result<Vec<ShownSample>, LaunchError> {
-        let prepared = self.prepare(split, signals, console).await?;
+        let prepared = if split == Split::Train && self.config.data.streaming {
+            let stream = self.stream(Progress::default(), signals, console).await?;
+            let spot = wait_for_rows(&stream, 0, signals, console).await?;
+            stream.prepared(spot, &self.data_job(split))?
+        } else {
+            self.prepare(split, signals, console).await?
+        };
         Ok(data::samples(&prepared, &self.model_file("tokenizer.json"), count, self.cores)?)
     }
 
@@ -247,6 +289,11 @@ impl Setup {
     ) -> Result<Option<Result<Checked, DataError>>, LaunchError> {
         if split == Split::Validation && self.config.data.validation.is_empty() {
             return Ok(None);
+        }
+        if split == Split::Train && self.config.data.streaming {
+            let rule = "what is streamed is not looked through: all of it would have to be prepared first";
+            let problem = self.config.origins.problem("data.streaming", rule);
+            return Err(ConfigErrors::from(problem.suggest("--set data.streaming=false")).into());
         }
         let prepared = match self.try_prepare(split, signals, console).await? {
             Ok(prepared) => prepared,
@@ -354,6 +401,15 @@ impl Setup {
     }
 }
 
+/// A plan, and the data that is streamed for it.
+#[derive(Debug)]
+pub struct Planned {
+    /// The plan.
+    pub plan: Plan,
+    /// `None`: all of the data is prepared.
+    pub stream: Option<Stream>,
+}
+
 /// Reads the description of the adapter that training begins with, if there is one.
 fn begin_with_adapter(config: &mut TrainConfig, current_dir: &Path) -> Result<(), LaunchError> {
     let Some(from) = &config.lora.from else { return Ok(()) };
@@ -365,46 +421,6 @@ fn begin_with_adapter(config: &mut TrainConfig, current_dir: &Path) -> Result<()
     Ok(begin_with(config, &adapter, &folder.join(adapter_folder::CONFIG))?)
 }
 
-/// Runs work on data on a thread of its own. What takes long is shown as `what`, and how far it is.
-async fn wait_for<T: Send + 'static>(
-    what: &str,
-    work: impl FnOnce(&DataProgress) -> T + Send + 'static,
-    signals: &mut Signals,
-    console: &mut Console,
-) -> Result<T, LaunchError> {
-    let progress = Arc::new(DataProgress::default());
-    let shared = progress.clone();
-    let mut working = std::pin::pin!(threads::run("data", move || work(&shared)));
-    let mut looks = tokio::time::interval_at((Instant::now() + PATIENCE).into(), LOOK_INTERVAL);
-    let done = loop {
-        tokio::select! {
-            done = &mut working => break done,
-            interrupt = signals.next() => {
-                console.end_wait();
-                progress.stop();
-                // It takes away what it has half-written.
-                let _ = timeout(STOP_LIMIT, working).await;
-                return Err(LaunchError::Interrupted(interrupt));
-            }
-            _ = looks.tick() => {
-                let how_far = progress.text();
-                console.preparing(&if how_far.is_empty() { what.to_owned() } else { format!("{what}: {how_far}") });
-            }
-        }
-    };
-    console.end_wait();
-    done.map_err(LaunchError::io("start a thread that works on the data"))
-}
-
-/// What was lost of samples that were too long, if anything was.
-fn note_on_long_samples(split: Split, long: LongCounts, seq_len: u64) -> Option<String> {
-    let lost = [(long.truncated, "truncated"), (long.dropped, "dropped")];
-    let lost = lost.into_iter().filter(|(count, _)| *count > 0);
-    let counts: Vec<_> = lost.map(|(count, how)| format!("{count} {how}")).collect();
-    let why = format!("longer than data.seq_len = {seq_len}");
-    (!counts.is_empty()).then(|| format!("note: of the {} data's samples, {} ({why})", split.name(), counts.join(", ")))
-}
-
 /// What keeps ranks from multiplying in fp8 on these GPUs, if they are to.
 fn too_old_for_fp8(config: &TrainConfig, gpus: &[&Gpu]) -> Option<Problem> {
     let is_old = |gpu: &&&Gpu| gpu.compute.is_some_and(|compute| compute < LEAST_FOR_FP8);
@@ -413,16 +429,6 @@ fn too_old_for_fp8(config: &TrainConfig, gpus: &[&Gpu]) -> Option<Problem> {
     let Gpu { index, name, .. } = gpu;
     let rule = format!("fp8 needs compute capability {least}.{of_least}, and GPU {index} ({name}) has {major}.{minor}");
     Some(config.origins.problem("model.matmul", rule).suggest("bf16"))
-}
-
-fn planned(prepared: Prepared) -> PreparedData {
-    PreparedData {
-        path: prepared.path,
-        rows: prepared.summary.rows,
-        tokens: prepared.summary.tokens,
-        longest_row: prepared.summary.longest_row,
-        classes: prepared.summary.classes,
-    }
 }
 
 /// The threads of each rank by the environment; OpenMP's list for nested teams begins with the outermost. A note on what is no
