@@ -74,12 +74,16 @@ pub struct Place {
 
 impl Place {
     /// The rest of a chunk from here on, if there is any.
-    fn rest_of(self, chunk: Result<Chunk, Problem>) -> Option<Result<Chunk, Problem>> {
+    fn rest_of(self, chunk: Result<Chunk, Problem>, progress: &DataProgress) -> Option<Result<Chunk, Problem>> {
         match chunk {
             Ok(mut chunk) if chunk.source == self.file => {
                 // What is wrong with the whole file is told with its first rows.
                 chunk.first |= self.row > 1;
-                chunk.begin_at(self.row).then_some(Ok(chunk))
+                let has_rows = chunk.begin_at(self.row);
+                if !has_rows {
+                    progress.parsed(chunk.bytes(), 0);
+                }
+                has_rows.then_some(Ok(chunk))
             }
             chunk => Some(chunk),
         }
@@ -109,7 +113,7 @@ pub fn parse(
             _ => reader,
         }
     });
-    let mut reader = reader.filter_map(|chunk| begin.rest_of(chunk));
+    let mut reader = reader.filter_map(|chunk| begin.rest_of(chunk, progress));
     let (encoder, chat) = (OnceLock::new(), OnceLock::new());
     loop {
         let threads = match reach {

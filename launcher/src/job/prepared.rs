@@ -8,7 +8,7 @@ use proto::resolve::PreparedData;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
-use crate::data::{Answer, Asker, DataProgress, Prepared, Source, Split, Spot, Stream};
+use crate::data::{Answer, Asker, DataError, DataProgress, Prepared, Source, Split, Spot, Stream};
 use crate::error::LaunchError;
 use crate::output::console::Console;
 use crate::process::signals::Signals;
@@ -93,10 +93,10 @@ pub async fn wait_for_rows(
     };
     console.end_wait();
     stream.take_notes().iter().for_each(|note| console.warn(note));
-    match (answer, stream.take_failure()) {
-        (Ok(Answer::Window(spot)), _) => Ok(spot),
-        (_, Some(error)) => Err(error.into()),
-        (_, None) => unreachable!("who answers that it fails says why"),
+    match answer {
+        Ok(Answer::Window(spot)) => Ok(spot),
+        // Without a reason nobody wanted it any more.
+        Ok(Answer::Failed) | Err(_) => Err(stream.take_failure().unwrap_or(DataError::Stopped).into()),
     }
 }
 

@@ -12,7 +12,7 @@ use proto::dataset::{self, DatasetError, Sample};
 use proto::run_dir::window_file;
 
 use super::index::{Begin, Differs, Made};
-use super::shared::{Shared, Work};
+use super::shared::{Ending, Shared, Work};
 use crate::data::build::{self, Parsed, Place, Reach};
 use crate::data::chat::FoundTemplate;
 use crate::data::error::{DataError, Problem, Problems, Rule};
@@ -50,6 +50,7 @@ struct Filling<'a> {
 impl Maker {
     /// Works until nobody wants any more windows.
     pub fn run(mut self) {
+        let _ending = Ending(self.shared.clone());
         while let Work::Make(window) = self.shared.work() {
             match self.make(window) {
                 // Whoever has stopped it knows.
@@ -57,7 +58,6 @@ impl Maker {
                 Err((window, error)) => self.shared.fails(window, error),
             }
         }
-        self.shared.done();
     }
 
     /// Makes `window`, and those after it as long as they are wanted next. An error is of the window that comes with it.
@@ -146,18 +146,17 @@ impl Filling<'_> {
         self.check_files(next)?;
         let summary = rows.finish_part()?;
         self.on_disk.insert(self.number);
+        let index = self.shared.index();
+        if next.is_none() && index.rows().is_none() && index.label_tokens() + summary.label_tokens == 0 {
+            let rows = self.number * self.shared.settings.window + summary.rows;
+            return Err(DataError::NoLabels { sources: self.files.names(), rows });
+        }
         let made = Made { number: self.number, rows: summary.rows, label_tokens: summary.label_tokens, next };
         let made = self.shared.made(made).map_err(|source| in_folder(self.shared, source))?;
         if let Err(Differs) = made {
             return Err(self.changed(self.begin.place.file));
         }
-        let index = self.shared.index();
-        let Some(next) = next else {
-            if let (0, Some(rows)) = (index.label_tokens(), index.rows()) {
-                return Err(DataError::NoLabels { sources: self.files.names(), rows });
-            }
-            return Ok(());
-        };
+        let Some(next) = next else { return Ok(()) };
         self.shared.clear(self.on_disk).map_err(|source| in_folder(self.shared, source))?;
         let number = self.number + 1;
         // One that is there already need not be made.

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Condvar, Mutex, MutexGuard};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use proto::run_dir::window_file;
@@ -91,6 +91,15 @@ struct Making {
     tokens_before: u64,
 }
 
+/// Tells that the thread ends, however it does.
+pub(super) struct Ending(pub Arc<Shared>);
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        self.0.done();
+    }
+}
+
 impl Shared {
     pub fn new(settings: Settings, folder: PathBuf, index: Index, position: u64) -> Self {
         let state = State {
@@ -115,6 +124,10 @@ impl Shared {
     /// Somebody trains the row at `position`, and waits for its window.
     pub fn ask(&self, position: u64, asker: Box<dyn Asker>) {
         let mut state = self.lock();
+        if state.is_done {
+            // Without an answer, which whoever waits sees.
+            return;
+        }
         state.position = position;
         state.asks.push((position, asker));
         state.answer();
@@ -256,9 +269,11 @@ impl Shared {
         drop(ended.expect("no code panics while it holds the state"));
     }
 
-    /// The thread ends.
-    pub fn done(&self) {
-        self.lock().is_done = true;
+    /// The thread ends: nobody is answered any more.
+    fn done(&self) {
+        let mut state = self.lock();
+        state.is_done = true;
+        state.asks.clear();
         self.changed.notify_all();
     }
 }

@@ -182,7 +182,7 @@ fn a_row_that_is_wrong_fails_its_window_and_no_other() {
     assert!(position > 1000, "{position}");
     let failure = stream.take_failure().unwrap().to_string();
     let failure = failure.replace(&format!("{}/", setup.folder.path().display()), "");
-    assert_eq!(failure, "data.jsonl:19001:11: invalid type: integer `7`, expected a string");
+    assert_eq!(failure, "data.jsonl:19001:10: invalid type: integer `7`, expected a string");
     assert!(stream.take_failure().is_none());
     window(&stream, position - 1000);
     window(&stream, 0);
