@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
 # Benchmarks that fail below their targets. `train` compares dslaunch's tokens/s, time to the first step and peak memory with
 # torchrun and transformers; `engine` compares every layout of the engine with FSDP2 and DeepSpeed; `launch` measures the launcher
-# beside torchrun. All take --before DIR: dslaunch against the programs of an earlier build instead of peers.
+# beside torchrun; these take --before DIR: dslaunch against the programs of an earlier build instead of peers. `prepare` measures the
+# preparation of data beside the tokenizers library.
 # `train --beside` measures two jobs at once on the same cores instead. Options: scripts/bench.sh train --help
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 case "${1:-}" in
-    train | engine | launch) name=$1 ;;
-    *) echo "usage: scripts/bench.sh train|engine|launch [options]" >&2; exit 2 ;;
+    train | engine | launch | prepare) name=$1 ;;
+    *) echo "usage: scripts/bench.sh train|engine|launch|prepare [options]" >&2; exit 2 ;;
 esac
 shift
 scripts/setup.sh --dev

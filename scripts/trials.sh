@@ -2,9 +2,15 @@
 # Plays many random trials of one promise; scripts/test.sh plays a few of each with fixed seeds.
 #   scripts/trials.sh NAME[:FILTER] [COUNT [SEED]]
 # NAME is a file or folder of tests/tests, FILTER a part of its tests' names. COUNT is 200 if not said, SEED a fresh one; both are printed, and what fails names its trial.
+#   scripts/trials.sh stream [SIZE_MB [STEPS [SEED]]]
+# Trains on a source of SIZE_MB megabytes (20000 if not said), made in a temporary folder, as it is prepared: for STEPS steps (4000), and prints time, memory and disk.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
+if [ "${1:-}" = stream ]; then
+    scripts/setup.sh --dev
+    exec .venv/bin/python scripts/peers/stream_trial.py "${2:-20000}" "${3:-4000}" ${4:+"$4"}
+fi
 name=${1:-}
 name=${name%%:*}
 if [ -z "$name" ] || { [ ! -e "tests/tests/$name.rs" ] && [ ! -e "tests/tests/$name/main.rs" ]; }; then

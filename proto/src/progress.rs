@@ -76,11 +76,13 @@ pub enum Phase {
     Save,
     /// All work is done.
     End,
+    /// Rows of the next step are waited for, which the launcher prepares.
+    Data,
 }
 
 impl Phase {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Phase; 14] = [
+    pub const ALL: [Phase; 15] = [
         Phase::Start,
         Phase::Rendezvous,
         Phase::Load,
@@ -95,6 +97,7 @@ impl Phase {
         Phase::Snapshot,
         Phase::Save,
         Phase::End,
+        Phase::Data,
     ];
 
     /// Whether it is part of a step, and so what every rank does.
@@ -120,6 +123,7 @@ impl Phase {
             Phase::Snapshot => "snapshot",
             Phase::Save => "save",
             Phase::End => "end",
+            Phase::Data => "data",
         }
     }
 }
@@ -141,6 +145,7 @@ impl fmt::Display for Phase {
             Phase::Snapshot => "snapshot",
             Phase::Save => "saving the final model",
             Phase::End => "the end",
+            Phase::Data => "waiting for data",
         })
     }
 }

@@ -11,6 +11,11 @@ pub struct RunDir {
     root: PathBuf,
 }
 
+/// The file of window `number`, from 0, in the folder of streamed training rows.
+pub fn window_file(folder: &Path, number: u64) -> PathBuf {
+    folder.join(format!("window-{number:06}.rows"))
+}
+
 impl RunDir {
     /// The run directory at `root`; nothing is created.
     pub fn new(root: impl Into<PathBuf>) -> Self {

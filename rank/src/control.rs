@@ -14,7 +14,8 @@ use proto::control::VERSION;
 use proto::control::control_client::ControlClient;
 use proto::control::report_request::Event;
 use proto::control::{
-    Caller, FailedRequest, FailureKind, GetKeyRequest, HeartbeatRequest, PutKeyRequest, RegisterRequest, ReportRequest,
+    Caller, FailedRequest, FailureKind, GetKeyRequest, GetWindowRequest, HeartbeatRequest, PutKeyRequest,
+    RegisterRequest, ReportRequest, Window, get_window_reply,
 };
 use proto::dial;
 use proto::env::WorkerEnv;
@@ -112,6 +113,8 @@ enum Message {
     Put(PutKeyRequest, std::sync::mpsc::Sender<Result<(), Status>>),
     /// Answered with the value.
     Get(GetKeyRequest, std::sync::mpsc::Sender<Result<Vec<u8>, Status>>),
+    /// Answered with the window.
+    Window(GetWindowRequest, std::sync::mpsc::Sender<Result<Option<Window>, Status>>),
 }
 
 impl Control {
@@ -184,6 +187,15 @@ impl Control {
         let (answered, answer) = std::sync::mpsc::channel();
         let timeout_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
         self.send(Message::Get(GetKeyRequest { caller: Some(self.caller), key: key.into(), timeout_ms }, answered));
+        self.answer(&answer, FLUSH_TIMEOUT + timeout)
+    }
+
+    /// The window of streamed rows that holds the row at `position`; `None`: it cannot be prepared. Waits until it is, but not for
+    /// longer than `timeout`.
+    pub fn window(&self, position: u64, timeout: Duration) -> Result<Option<Window>, ControlError> {
+        let (answered, answer) = std::sync::mpsc::channel();
+        let timeout_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
+        self.send(Message::Window(GetWindowRequest { caller: Some(self.caller), position, timeout_ms }, answered));
         self.answer(&answer, FLUSH_TIMEOUT + timeout)
     }
 
@@ -312,6 +324,17 @@ async fn forward(mut client: Client, mut messages: UnboundedReceiver<Message>, l
                 let get = async |client: &mut Client, request| client.get_key(request).await;
                 let answer = deliver(&mut client, request, limit, get).await;
                 let _ = answered.send(answer.map(|reply| reply.into_inner().value));
+                continue;
+            }
+            Message::Window(request, answered) => {
+                let limit = Duration::from_millis(request.timeout_ms).saturating_add(CALL_TIMEOUT);
+                let get = async |client: &mut Client, request| client.get_window(request).await;
+                let answer = deliver(&mut client, request, limit, get).await;
+                let _ = answered.send(answer.and_then(|reply| match reply.into_inner().answer {
+                    Some(get_window_reply::Answer::Window(window)) => Ok(Some(window)),
+                    Some(get_window_reply::Answer::Failed(_)) => Ok(None),
+                    None => Err(Status::internal("a window is answered with nothing")),
+                }));
                 continue;
             }
             _ if lost.get().is_some() => continue,

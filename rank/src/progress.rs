@@ -78,6 +78,11 @@ impl ProgressLine {
         self.set(Place { phase, unit: Some(unit), ..self.place.get() });
     }
 
+    /// What the rank does.
+    pub fn phase(&self) -> Phase {
+        self.place.get().phase
+    }
+
     /// An exchange with other ranks: `call` runs inside it, and [`arrive`](Self::arrive) is called where the others can see that.
     pub fn exchange<T>(&self, kind: CallKind, call: impl FnOnce() -> T) -> T {
         let number = self.call.get().number + 1;

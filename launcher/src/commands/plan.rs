@@ -12,7 +12,7 @@ use crate::error::LaunchError;
 use crate::job::args::JobArgs;
 use crate::job::ownership::Ownership;
 use crate::job::resume::Wish;
-use crate::job::setup::Setup;
+use crate::job::setup::{Planned, Setup};
 use crate::job::{note, notes, start_of};
 use crate::output::console::Console;
 use crate::output::plan_table::{plan_table, plan_table_without_data};
@@ -94,7 +94,7 @@ pub fn run(args: &PlanArgs, terminal: &Terminal) -> Result<u8, LaunchError> {
         let _lock = RunLock::acquire(setup.run_dir().root())?;
         let owned = Ownership::check(&wish, &setup, &mut console)?;
         let from = wish.checkpoint(&setup, &mut console)?;
-        let plan = setup.plan(start_of(from.as_ref()), &mut signals, &mut console).await?;
+        let Planned { plan, .. } = setup.plan(start_of(from.as_ref()), &mut signals, &mut console).await?;
         note(&notes(&setup, &owned, from.as_ref(), &plan), &mut console);
         console.say(&if args.json { json(&plan) } else { plan_table(&plan, setup.room()) });
         Ok(0)

@@ -8,6 +8,7 @@ use std::thread;
 
 use proto::config::DataSource;
 use proto::dataset::{CLASSES_MAX, DatasetSummary, Origin};
+use serde::{Deserialize, Serialize};
 
 use super::chat::{self, ChatTemplate, FoundTemplate, TemplateSource};
 use super::class::{self, ClassNames};
@@ -34,29 +35,92 @@ pub fn build(
 ) -> Result<DatasetSummary, DataError> {
     let names: Vec<_> = files.all.iter().map(|source| source.name.clone()).collect();
     let mut intake = Intake { job, files, rows: Rows::create(job, path, names)?, classes: ClassNames::default() };
-    parse(job, files, template, progress, |parsed| intake.take(parsed))?;
+    parse(job, files, template, progress, &Reach::All, |parsed| intake.take(parsed))?;
     intake.finish()
 }
 
-/// Parses all rows of the `files`. `take` gets what they become, in their order and until the first problem.
+/// Which rows are parsed, and how.
+pub enum Reach<'a> {
+    /// All of them: whatever is wrong with any of them is found.
+    All,
+    /// Those from a place on, until something is wrong.
+    From {
+        /// The place.
+        place: Place,
+        /// Where in its file that is, if it can be read from there on.
+        byte: Option<u64>,
+        /// So many threads work on the next of them as this gives.
+        threads: &'a dyn Fn() -> usize,
+    },
+}
+
+impl Reach<'_> {
+    fn begin(&self) -> (Place, Option<u64>) {
+        match self {
+            Self::All => (Place::default(), None),
+            Self::From { place, byte, .. } => (*place, *byte),
+        }
+    }
+}
+
+/// A place in the sources, in front of a row.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Place {
+    /// The index of the file.
+    pub file: u32,
+    /// The number of the row, from 1; 0 is the same as 1.
+    pub row: u64,
+}
+
+impl Place {
+    /// The rest of a chunk from here on, if there is any.
+    fn rest_of(self, chunk: Result<Chunk, Problem>, progress: &DataProgress) -> Option<Result<Chunk, Problem>> {
+        match chunk {
+            Ok(mut chunk) if chunk.source == self.file => {
+                // What is wrong with the whole file is told with its first rows.
+                chunk.first |= self.row > 1;
+                let has_rows = chunk.begin_at(self.row);
+                if !has_rows {
+                    progress.parsed(chunk.bytes(), 0);
+                }
+                has_rows.then_some(Ok(chunk))
+            }
+            chunk => Some(chunk),
+        }
+    }
+}
+
+/// Parses rows of the `files`. `take` gets what they become, in their order and until the first problem.
 pub fn parse(
     job: &DataJob,
     files: &Files,
     template: &FoundTemplate,
     progress: &DataProgress,
+    reach: &Reach<'_>,
     mut take: impl FnMut(Parsed) -> Result<(), DataError>,
 ) -> Result<(), DataError> {
-    let threads = job.threads.max(1);
     let mut problems = Problems::default();
-    let kinds = FileKind::of_all(job, files);
+    let (kinds, (begin, byte)) = (FileKind::of_all(job, files), reach.begin());
     let mut files_before = 0;
-    let mut reader = job.from.iter().zip(files.by_source()).flat_map(|(source, found)| {
+    let reader = job.from.iter().zip(files.by_source()).flat_map(|(source, found)| {
         let first = files_before;
         files_before += found.len();
-        ChunkReader::new(found, source.format).among_others(first, &kinds[first].columns)
+        let passed_over = (begin.file as usize).saturating_sub(first).min(found.len());
+        let reader = ChunkReader::new(&found[passed_over..], source.format);
+        let reader = reader.among_others(first + passed_over, &kinds[first].columns);
+        match byte {
+            Some(byte) if first + passed_over == begin.file as usize => reader.beginning_at(begin.row, byte),
+            _ => reader,
+        }
     });
+    let mut reader = reader.filter_map(|chunk| begin.rest_of(chunk, progress));
     let (encoder, chat) = (OnceLock::new(), OnceLock::new());
     loop {
+        let threads = match reach {
+            Reach::All => job.threads.max(1),
+            Reach::From { threads, .. } if problems.is_empty() => threads().max(1),
+            Reach::From { .. } => break,
+        };
         let chunks: Vec<_> = reader.by_ref().take(threads * CHUNKS_PER_THREAD).collect();
         if chunks.is_empty() {
             break;
@@ -158,6 +222,8 @@ struct Work<'a> {
 pub struct Parsed {
     /// Its samples, and what is lost of those that are too long.
     pub fitted: Fitted,
+    /// Where in the file each row begins, by its number; empty where the file cannot be read from there on.
+    pub bytes_of_rows: Vec<(u64, u64)>,
     /// The classes of its samples, where a key of the rows tells them.
     classes: ClassNames,
     problems: Problems,
@@ -191,8 +257,12 @@ impl Work<'_> {
     }
 
     fn parse(&self, chunk: &Result<Chunk, Problem>) -> Parsed {
-        let mut parsed =
-            Parsed { fitted: Fitted::default(), classes: ClassNames::default(), problems: Problems::default() };
+        let mut parsed = Parsed {
+            fitted: Fitted::default(),
+            bytes_of_rows: vec![],
+            classes: ClassNames::default(),
+            problems: Problems::default(),
+        };
         let chunk = match chunk {
             Ok(chunk) => chunk,
             Err(problem) => {
@@ -200,6 +270,7 @@ impl Work<'_> {
                 return parsed;
             }
         };
+        parsed.bytes_of_rows.extend(chunk.bytes_of_rows());
         let file = &self.files.all[chunk.source as usize];
         let FileKind { source, columns } = &self.kinds[chunk.source as usize];
         let (encoder, chat) = match self.loaded_for(chunk.format) {

@@ -1,6 +1,7 @@
 //! Finds the prepared file of a job, and the files that belong to no job any more. The name of a prepared file is a
 //! hash of everything that its samples depend on, and says whether they are packed: so a file that is there and sound can be
-//! used as it is, and one that differs in packing only has the same samples.
+//! used as it is, and one that differs in packing only has the same samples. The folder of streamed windows is named likewise, by
+//! what its sources are recognised by.
 
 use std::fs;
 use std::io;
@@ -20,6 +21,9 @@ const PREPARATION_VERSION: u32 = 4;
 
 /// What stands in the name of a file whose samples share rows.
 const PACKED: &str = "-packed";
+
+/// The end of the name of a folder of streamed windows.
+const STREAM: &str = ".stream";
 
 /// What a look into the cache finds.
 #[derive(Debug)]
@@ -48,7 +52,7 @@ impl CacheEntry {
     pub fn new(job: &DataJob, files: &Files, template: &FoundTemplate) -> io::Result<Self> {
         // Rows are as private as what they were made of.
         create_private_folder(&job.cache_dir)?;
-        let prefix = job.split.prefix();
+        let prefix = prefix(job);
         let key = key(job, files, template).to_hex();
         let name = |packing: bool| format!("{prefix}{}{}.rows", &key[..16], if packing { PACKED } else { "" });
         let (name, packed_otherwise) = (name(job.packing), name(!job.packing));
@@ -88,15 +92,49 @@ impl CacheEntry {
     }
 
     fn remove(&self, which: impl Fn(&str) -> bool) -> io::Result<()> {
-        for entry in fs::read_dir(&self.folder)? {
-            let name = entry?.file_name();
-            let name = name.to_string_lossy();
-            if is_prepared(&name, &self.prefix) && which(&name) {
-                remove_if_there(&self.folder.join(&*name))?;
-            }
-        }
-        Ok(())
+        remove(&self.folder, &self.prefix, which)
     }
+}
+
+/// The folder of the windows of `window` rows that the sources of `job` are streamed by; creates it, and removes what else is
+/// prepared of the split.
+pub fn stream_folder(job: &DataJob, files: &Files, template: &FoundTemplate, window: u64) -> io::Result<PathBuf> {
+    let (prefix, key) = (prefix(job), key(job, files, template).to_hex());
+    let name = format!("{prefix}{}{}-{window}{STREAM}", &key[..16], if job.packing { PACKED } else { "" });
+    let folder = job.cache_dir.join(&name);
+    create_private_folder(&folder)?;
+    remove(&job.cache_dir, &prefix, |other| other != name)?;
+    Ok(folder)
+}
+
+/// What the names of all that is prepared of a split begin with.
+fn prefix(job: &DataJob) -> String {
+    format!("{}-", job.split.name())
+}
+
+fn remove(folder: &Path, prefix: &str, which: impl Fn(&str) -> bool) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let name = entry?.file_name();
+        let name = name.to_string_lossy();
+        let path = folder.join(&*name);
+        if is_prepared(&name, prefix) && which(&name) {
+            remove_if_there(&path)?;
+        } else if is_stream(&name, prefix) && which(&name) {
+            fs::remove_dir_all(&path)?;
+        }
+    }
+    Ok(())
+}
+
+/// `<split>-<16 hex>-<window>.stream` or `<split>-<16 hex>-packed-<window>.stream`.
+fn is_stream(name: &str, prefix: &str) -> bool {
+    let Some((hash, rest)) = name.strip_prefix(prefix).and_then(|rest| rest.split_at_checked(16)) else {
+        return false;
+    };
+    let rest = rest.strip_prefix(PACKED).unwrap_or(rest);
+    let window = rest.strip_prefix('-').and_then(|rest| rest.strip_suffix(STREAM));
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    hash.bytes().all(|b| b.is_ascii_hexdigit()) && window.is_some_and(is_number)
 }
 
 /// `<split>-<16 hex>.rows` or `<split>-<16 hex>-packed.rows`, or the same with `.tmp-<pid>`.
@@ -182,6 +220,10 @@ mod tests {
         check("train-0123456789abcdef.rows.tmp-17", true);
         check("train-0123456789abcdef-packed.rows", true);
         check("train-0123456789abcdef-packed.rows.tmp-17", true);
+        for name in ["train-0123456789abcdef-2048.stream", "train-0123456789abcdef-packed-1.stream"] {
+            assert!(is_stream(name, "train-"), "{name}");
+            check(name, false);
+        }
         for name in [
             "validation-0123456789abcdef.rows",
             "train-0123456789abcde.rows",
@@ -192,7 +234,11 @@ mod tests {
             "train-0123456789abcdef.rows.tmp-",
             "train-ääääääääääääääää.rows",
             "train.jsonl",
+            "train-0123456789abcdef.stream",
+            "train-0123456789abcdef-x.stream",
+            "validation-0123456789abcdef-2048.stream",
         ] {
+            assert!(!is_stream(name, "train-"), "{name}");
             check(name, false);
         }
     }

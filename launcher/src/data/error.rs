@@ -40,6 +40,14 @@ pub enum DataError {
         /// The limit.
         seq_len: usize,
     },
+    /// Nothing is read of the sources any more.
+    #[error("{sources}: nothing came of the training data for {seconds} s, and ranks wait for it")]
+    Stalled {
+        /// The source files.
+        sources: String,
+        /// For how long.
+        seconds: u64,
+    },
     /// Whoever wanted the data does not want it any more.
     #[error("stopped")]
     Stopped,
@@ -64,7 +72,7 @@ impl From<DataError> for LaunchError {
             DataError::Problems(_) | DataError::NoLabels { .. } | DataError::AllTooLong { .. } | DataError::Stopped => {
                 2
             }
-            DataError::Folder { .. } | DataError::Write(_) => 3,
+            DataError::Folder { .. } | DataError::Write(_) | DataError::Stalled { .. } => 3,
         };
         Self::refused(error, exit_code)
     }

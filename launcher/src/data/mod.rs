@@ -5,7 +5,8 @@
 //! between, lines are checked and become samples (`format`, `object`, `class`, `chat`, `tokenize`, `fit`), and samples share rows
 //! (`rows`, `pack`). `show` prints samples, and `check` finds what is lost, doubled or not trained.
 //! `build` is the pipeline; its result is kept under a name that says what it was made from (`cache`), so that only its rows
-//! are made again if nothing but packing has changed (`repack`).
+//! are made again if nothing but packing has changed (`repack`). `stream` makes windows of rows while ranks train, instead of one file
+//! before.
 //!
 //! It refuses to know shuffling, batches and ranks, and never links libtorch.
 
@@ -30,12 +31,14 @@ mod repack;
 mod rows;
 mod show;
 mod sources;
+mod stream;
 #[cfg(test)]
 mod tests;
 mod tokenize;
 
 use std::path::{Path, PathBuf};
 use std::slice;
+use std::sync::Arc;
 
 use proto::config::{AutoOr, DataFormat, DataSource, LongSamples, TrainOn};
 use proto::dataset::{DatasetError, DatasetSummary, Samples};
@@ -48,7 +51,9 @@ pub use error::{DataError, Problem, Problems, Rule};
 pub use progress::DataProgress;
 pub use prompt::{Message, PromptError, Prompter, Speaker, continuation, end_tokens};
 pub use show::{Part, ShownSample, samples};
-use sources::Source;
+use sources::Identity;
+pub use sources::Source;
+pub use stream::{Answer, Asker, Settings as StreamSettings, Spot, Stream};
 
 /// The data to prepare, and the facts of the model it is for.
 #[derive(Debug, Clone)]
@@ -140,7 +145,7 @@ pub struct Prepared {
     /// Its origin.
     pub origin: Origin,
     /// The files that it was made of.
-    files: Files,
+    files: Arc<Files>,
     /// Which share of `rows * seq_len` is tokens: the closer to 1, the less padding.
     pub fill: f64,
 }
@@ -164,26 +169,31 @@ impl Prepared {
         self.files.all[origin.source as usize].place(origin.line)
     }
 
-    /// The files that were named more than once: their rows count as often.
-    pub fn repeated(&self) -> Vec<&str> {
-        let is_again =
-            |&(i, source): &(usize, &Source)| self.files.all[..i].iter().any(|other| other.is_same_file(source));
-        let mut names: Vec<_> =
-            self.files.all.iter().enumerate().filter(is_again).map(|(_, of)| of.name.as_str()).collect();
-        names.dedup();
-        names
+    fn new(path: PathBuf, summary: DatasetSummary, origin: Origin, files: Arc<Files>, seq_len: usize) -> Self {
+        let fill = summary.tokens as f64 / (summary.rows as f64 * seq_len as f64);
+        Self { path, summary, origin, files, fill }
     }
 
-    /// The files whose contents are also those of a file of `other`.
-    pub fn also_in(&self, other: &Prepared) -> Vec<&str> {
-        let is_there = |source: &&Source| other.files.all.iter().any(|of| of.hash == source.hash);
+    /// The files that were named more than once: their rows count as often.
+    pub fn repeated(&self) -> Vec<&str> {
+        self.files.repeated()
+    }
+
+    /// The files that it was made of.
+    pub fn sources(&self) -> &[Source] {
+        &self.files.all
+    }
+
+    /// The files that are, or whose contents are also those of, one of `others`.
+    pub fn also_in(&self, others: &[Source]) -> Vec<&str> {
+        let is_there = |source: &&Source| others.iter().any(|of| of.hash == source.hash || of.is_same_file(source));
         self.files.all.iter().filter(is_there).map(|source| source.name.as_str()).collect()
     }
 }
 
 /// The format of each file that `paths` name, as its first row shows it.
 pub fn formats(paths: &[String]) -> Result<Vec<(String, DataFormat)>, DataError> {
-    let sources = sources::find(paths)?;
+    let sources = sources::find(paths, Identity::Contents)?;
     let (mut formats, mut problems) = (vec![], Problems::default());
     for source in &sources {
         match ChunkReader::new(slice::from_ref(source), AutoOr::Auto).next() {
@@ -203,7 +213,7 @@ pub fn has_chat_template(model_folder: &Path) -> bool {
 /// Prepares the data of `job`, or finds it prepared. Blocks for as long as that takes, or until `progress` is stopped.
 pub fn prepare(job: &DataJob, progress: &DataProgress) -> Result<Prepared, DataError> {
     assert!(job.seq_len > 0 && job.vocab_size <= i32::MAX as usize, "the plan has checked {job:?}");
-    let files = Files::find(&job.from)?;
+    let files = Files::find(&job.from, Identity::Contents)?;
     progress.begin(files.all.iter().map(|source| source.bytes).sum());
     let in_folder = |source| DataError::Folder { folder: job.cache_dir.clone(), source };
     let template = chat::find(&job.chat_template, &job.model_folder);
@@ -224,8 +234,7 @@ pub fn prepare(job: &DataJob, progress: &DataProgress) -> Result<Prepared, DataE
     if !matches!(origin, Origin::Kept) {
         entry.remove_others().map_err(in_folder)?;
     }
-    let fill = summary.tokens as f64 / (summary.rows as f64 * job.seq_len as f64);
-    Ok(Prepared { path, summary, origin, files, fill })
+    Ok(Prepared::new(path, summary, origin, Arc::new(files), job.seq_len))
 }
 
 /// The files of all sources.
@@ -239,10 +248,10 @@ struct Files {
 
 impl Files {
     /// Finds the files; what is wrong with any of them is told at once.
-    fn find(from: &[DataSource]) -> Result<Self, Problems> {
+    fn find(from: &[DataSource], identity: Identity) -> Result<Self, Problems> {
         let (mut all, mut counts, mut problems) = (vec![], vec![], Problems::default());
         for source in from {
-            match sources::find(&source.path) {
+            match sources::find(&source.path, identity) {
                 Ok(found) => {
                     counts.push(found.len());
                     all.extend(found);
@@ -251,6 +260,20 @@ impl Files {
             }
         }
         problems.or(Self { all, counts })
+    }
+
+    /// Their names, for messages.
+    fn names(&self) -> String {
+        let names: Vec<&str> = self.all.iter().map(|source| source.name.as_str()).collect();
+        names.join(", ")
+    }
+
+    /// The files that were named more than once.
+    fn repeated(&self) -> Vec<&str> {
+        let is_again = |&(i, source): &(usize, &Source)| self.all[..i].iter().any(|other| other.is_same_file(source));
+        let mut names: Vec<_> = self.all.iter().enumerate().filter(is_again).map(|(_, of)| of.name.as_str()).collect();
+        names.dedup();
+        names
     }
 
     /// The files of each source.

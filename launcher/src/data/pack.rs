@@ -30,6 +30,16 @@ impl Packer {
         Self { seq_len, open: Vec::new() }
     }
 
+    /// Rows that are still open.
+    pub fn num_open(&self) -> usize {
+        self.open.len()
+    }
+
+    /// Whether a sample of `len` tokens begins a row.
+    pub fn begins_row(&self, len: usize) -> bool {
+        len == self.seq_len || self.open.iter().all(|row| row.free < len)
+    }
+
     /// Takes one sample, of at most `seq_len` tokens, and returns a row if one is complete now.
     pub fn push(&mut self, sample: Sample) -> Option<Vec<Sample>> {
         let len = sample.tokens.len();

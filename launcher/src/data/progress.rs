@@ -31,6 +31,16 @@ impl DataProgress {
         self.tokens.fetch_add(tokens, Relaxed);
     }
 
+    /// Tokens so far.
+    pub fn tokens(&self) -> u64 {
+        self.tokens.load(Relaxed)
+    }
+
+    /// Bytes that were parsed so far.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Relaxed)
+    }
+
     /// Nobody wants the data any more: what is under way ends soon, with an error, and leaves nothing.
     pub fn stop(&self) {
         self.is_stopped.store(true, Relaxed);

@@ -28,6 +28,16 @@ impl Rows {
         Ok(Self { writer, packer, samples: 0, tokens: 0, seq_len, classes: None })
     }
 
+    /// Rows so far, with those that may get more samples.
+    pub fn count(&self) -> u64 {
+        self.writer.summary().rows + self.packer.as_ref().map_or(0, |packer| packer.num_open() as u64)
+    }
+
+    /// Whether the sample begins another row than those that are there.
+    pub fn begins_row(&self, sample: &Sample) -> bool {
+        self.packer.as_ref().is_none_or(|packer| packer.begins_row(sample.tokens.len()))
+    }
+
     /// Takes the next sample, of at most `seq_len` tokens.
     pub fn push(&mut self, sample: Sample) -> Result<(), DatasetError> {
         self.samples += 1;
@@ -48,15 +58,16 @@ impl Rows {
         self.classes = Some(names);
     }
 
+    /// Completes a file that is a part of the data: what it lacks, others may have.
+    pub fn finish_part(mut self) -> Result<DatasetSummary, DatasetError> {
+        self.close_rows()?;
+        self.writer.finish()
+    }
+
     /// Completes the file, in which at least one label must count.
     pub fn finish(mut self) -> Result<DatasetSummary, DataError> {
-        if let Some(packer) = self.packer.take() {
-            for row in packer.finish() {
-                self.writer.push_row(&row)?;
-            }
-        }
+        self.close_rows()?;
         let written = self.writer.summary();
-        assert_eq!((written.samples, written.tokens), (self.samples, self.tokens), "what went in comes out");
         if written.rows == 0 && written.long.dropped > 0 {
             let (sources, dropped) = (written.sources.join(", "), written.long.dropped);
             return Err(DataError::AllTooLong { sources, dropped, seq_len: self.seq_len });
@@ -68,5 +79,16 @@ impl Rows {
             self.writer.name_classes(names);
         }
         Ok(self.writer.finish()?)
+    }
+
+    fn close_rows(&mut self) -> Result<(), DatasetError> {
+        if let Some(packer) = self.packer.take() {
+            for row in packer.finish() {
+                self.writer.push_row(&row)?;
+            }
+        }
+        let written = self.writer.summary();
+        assert_eq!((written.samples, written.tokens), (self.samples, self.tokens), "what went in comes out");
+        Ok(())
     }
 }

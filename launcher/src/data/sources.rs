@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use glob::{MatchOptions, glob_with};
@@ -16,6 +16,18 @@ use super::object::LineError;
 const MATCH: MatchOptions =
     MatchOptions { case_sensitive: true, require_literal_separator: true, require_literal_leading_dot: true };
 
+/// What a file is recognised by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Identity {
+    /// All of its contents, which are read once for it.
+    Contents,
+    /// Its length, when it was last written to, its beginning and its end: for files that take long to read.
+    Stamp,
+}
+
+/// Bytes at each end of a file that are part of its stamp.
+const STAMP_BYTES: u64 = 1 << 16;
+
 /// One file of training data.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Source {
@@ -23,7 +35,9 @@ pub struct Source {
     pub path: PathBuf,
     /// The same as text, for messages and reports.
     pub name: String,
-    /// BLAKE3 of its contents.
+    /// What it is recognised by.
+    pub identity: Identity,
+    /// BLAKE3 of that.
     pub hash: blake3::Hash,
     /// Their length.
     pub bytes: u64,
@@ -37,6 +51,19 @@ impl Source {
     /// Whether `other` is the same file, by whatever name.
     pub fn is_same_file(&self, other: &Source) -> bool {
         self.inode == other.inode
+    }
+
+    /// Whether it is still what was found. `contents`: the hash of all that was read of it by now.
+    pub fn is_unchanged(&self, contents: impl FnOnce() -> blake3::Hash) -> bool {
+        match self.identity {
+            Identity::Contents => contents() == self.hash,
+            Identity::Stamp => self.has_its_stamp(),
+        }
+    }
+
+    /// Whether it has the stamp that it is recognised by.
+    pub fn has_its_stamp(&self) -> bool {
+        stamp(&self.path).is_ok_and(|(hash, _)| hash == self.hash)
     }
 
     /// The place of the row `number`, for messages.
@@ -55,9 +82,9 @@ impl Source {
     }
 }
 
-/// The files of `paths`: in the order in which the paths were given, those of one glob sorted by name. Each of them
-/// is read once here, for its hash.
-pub fn find(paths: &[String]) -> Result<Vec<Source>, Problems> {
+/// The files of `paths`: in the order in which the paths were given, those of one glob sorted by name. What they are recognised
+/// by is read here.
+pub fn find(paths: &[String], identity: Identity) -> Result<Vec<Source>, Problems> {
     let mut problems = Problems::default();
     let mut sources = Vec::new();
     if paths.is_empty() {
@@ -65,7 +92,7 @@ pub fn find(paths: &[String]) -> Result<Vec<Source>, Problems> {
     }
     for written in paths {
         match expand(written) {
-            Ok(files) => files.into_iter().for_each(|path| match read(&path) {
+            Ok(files) => files.into_iter().for_each(|path| match read(&path, identity) {
                 Ok(source) => sources.push(source),
                 Err(rule) => problems.push(Problem::of_file(path.to_string_lossy(), rule)),
             }),
@@ -86,7 +113,7 @@ fn expand(written: &str) -> Result<Vec<PathBuf>, Rule> {
     if files.is_empty() { Err(Rule::NoMatch) } else { Ok(files) }
 }
 
-fn read(path: &Path) -> Result<Source, Rule> {
+fn read(path: &Path, identity: Identity) -> Result<Source, Rule> {
     let name = path.to_string_lossy().into_owned();
     let meta = fs::metadata(path).map_err(unreadable)?;
     if meta.is_dir() {
@@ -95,25 +122,49 @@ fn read(path: &Path) -> Result<Source, Rule> {
     if !meta.is_file() {
         return Err(Rule::NotRegular);
     }
-    let mut file = File::open(path).map_err(unreadable)?;
-    let mut hasher = blake3::Hasher::new();
+    let (hash, head) = match identity {
+        Identity::Contents => contents(path).map_err(unreadable)?,
+        Identity::Stamp => stamp(path).map_err(unreadable)?,
+    };
+    let (bytes, inode) = (meta.len(), (meta.dev(), meta.ino()));
+    let container = Container::of(path, &head)?;
+    Ok(Source { path: path.to_owned(), name, identity, hash, bytes, container, inode })
+}
+
+/// The hash of all of a file, and its beginning.
+fn contents(path: &Path) -> io::Result<(blake3::Hash, Vec<u8>)> {
+    let mut file = File::open(path)?;
+    let (mut hasher, mut head) = (blake3::Hasher::new(), vec![]);
     let mut buffer = vec![0; 1 << 20];
-    let mut container = None;
     loop {
         let len = match file.read(&mut buffer) {
-            Ok(0) => break,
+            Ok(0) => return Ok((hasher.finalize(), head)),
             Ok(len) => len,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(error) => return Err(unreadable(error)),
+            Err(error) => return Err(error),
         };
-        if container.is_none() {
-            container = Some(Container::of(path, &buffer[..len])?);
+        if head.is_empty() {
+            head.extend_from_slice(&buffer[..len]);
         }
         hasher.update(&buffer[..len]);
     }
-    let (bytes, inode) = (meta.len(), (meta.dev(), meta.ino()));
-    let container = container.map_or_else(|| Container::of(path, &[]), Ok)?;
-    Ok(Source { path: path.to_owned(), name, hash: hasher.finalize(), bytes, container, inode })
+}
+
+/// The hash of a file's stamp, and its beginning.
+fn stamp(path: &Path) -> io::Result<(blake3::Hash, Vec<u8>)> {
+    let file = File::open(path)?;
+    let meta = file.metadata()?;
+    let mut hasher = blake3::Hasher::new();
+    for number in [meta.len().cast_signed(), meta.mtime(), meta.mtime_nsec()] {
+        hasher.update(&number.to_le_bytes());
+    }
+    let mut head = vec![];
+    (&file).take(STAMP_BYTES).read_to_end(&mut head)?;
+    let mut tail = vec![0; STAMP_BYTES.min(meta.len()) as usize];
+    let before_tail = meta.len() - tail.len() as u64;
+    file.read_exact_at(&mut tail, before_tail)?;
+    hasher.update(&head).update(&tail);
+    Ok((hasher.finalize(), head))
 }
 
 /// Makes a rule of the system's error about a file.
@@ -144,7 +195,7 @@ mod tests {
     fn find_in(folder: &Path, patterns: &[&str]) -> Result<Vec<String>, String> {
         let root = format!("{}/", folder.display());
         let paths: Vec<_> = patterns.iter().map(|pattern| format!("{root}{pattern}")).collect();
-        match find(&paths) {
+        match find(&paths, Identity::Contents) {
             Ok(sources) => Ok(sources.into_iter().map(|source| source.name.replace(&root, "")).collect()),
             Err(problems) => Err(problems.to_string().replace(&root, "")),
         }
@@ -164,6 +215,29 @@ mod tests {
     }
 
     #[test]
+    fn a_stamp_shows_what_has_become_of_a_file() {
+        let folder = folder(&["a.jsonl"]);
+        let path = folder.path().join("a.jsonl");
+        let found = || find(&[path.to_string_lossy().into_owned()], Identity::Stamp).unwrap().remove(0);
+        let source = found();
+        let never = || unreachable!("its contents are not asked for");
+        assert!(source.is_unchanged(never) && found().hash == source.hash);
+        let written = fs::metadata(&path).unwrap().modified().unwrap();
+        let rewrite = |text: &str, time| {
+            fs::write(&path, text).unwrap();
+            File::options().append(true).open(&path).unwrap().set_modified(time).unwrap();
+        };
+        rewrite("b.jsonl", written);
+        assert!(!source.has_its_stamp(), "other contents");
+        rewrite("a.jsonl", written + std::time::Duration::from_nanos(1000));
+        assert!(!source.has_its_stamp(), "another time");
+        rewrite("a.jsonl", written);
+        assert!(source.has_its_stamp());
+        fs::remove_file(&path).unwrap();
+        assert!(!source.has_its_stamp());
+    }
+
+    #[test]
     fn every_path_that_leads_nowhere_is_named() {
         let folder = folder(&["a.jsonl", "sub/b.jsonl"]);
         fs::write(folder.path().join("c.zip"), b"PK\x03\x04....").unwrap();
@@ -180,8 +254,11 @@ mod tests {
         );
         check(&["no", "nor"], "no: no such file\nnor: no such file");
         check(&["a[.jsonl"], "a[.jsonl: not a valid pattern: invalid range pattern");
-        let device = find(&["/dev/null".to_owned()]).unwrap_err();
+        let device = find(&["/dev/null".to_owned()], Identity::Contents).unwrap_err();
         assert_eq!(device.to_string(), "/dev/null: not a regular file");
-        assert_eq!(find(&[]).unwrap_err().to_string(), "data: no file is given: there is nothing to train on");
+        assert_eq!(
+            find(&[], Identity::Contents).unwrap_err().to_string(),
+            "data: no file is given: there is nothing to train on"
+        );
     }
 }

@@ -19,10 +19,12 @@ use proto::run_dir::RunDir;
 use tokio::time::{Interval, MissedTickBehavior};
 
 use crate::attempt::{Attempt, AttemptKind, Exited, Ranks, Reach, Terms};
+use crate::data::Stream;
 use crate::error::LaunchError;
 use crate::files::create_private_folder;
 use crate::gpus::watch::Watch;
 use crate::job::samples::SampleTexts;
+use crate::job::supply::Supply;
 use crate::output::Output;
 use crate::output::events::Moment;
 use crate::output::{report, units};
@@ -98,6 +100,8 @@ pub struct TrainingJob {
     pub gpus: Vec<usize>,
     /// Makes texts of what the model writes at validations, if it does.
     pub samples: Option<SampleTexts>,
+    /// The training data, where it is streamed.
+    pub stream: Option<Arc<Stream>>,
 }
 
 /// The launcher's own ends, for training.
@@ -108,8 +112,10 @@ pub type Edge<'a> = crate::attempt::Edge<'a, &'a mut Output>;
 pub struct AttemptEnd {
     /// Its end.
     pub outcome: Outcome,
-    /// The step after which all ranks have made a checkpoint and ended, because they were asked to stop.
+    /// The step after which all ranks have made a checkpoint and ended, because they were asked to stop or have no data.
     pub stopped_after: Option<u64>,
+    /// There is no data for the next step.
+    pub lacks_data: bool,
     /// Each rank's last line on the progress page.
     pub lines: Vec<Line>,
     /// Processes that the kernel has killed meanwhile for lack of memory, on the whole machine.
@@ -154,12 +160,12 @@ pub async fn run(
         let looks = gpus.take_now(LAST_LOOK_LIMIT);
         training.output.gpus(looks, false);
     }
-    let (stopped_after, lines) = (training.stopped_after, training.progress.lines());
+    let (stopped_after, lacks_data, lines) = (training.stopped_after, training.lacks_data, training.progress.lines());
     for warning in attempt.clear().await.warnings() {
         edge.output.console().warn(&format!("warning: {warning}"));
     }
     let kernel_kills = out_of_memory::kernel_kills().saturating_sub(kernel_kills);
-    Ok(AttemptEnd { outcome, stopped_after, lines, kernel_kills })
+    Ok(AttemptEnd { outcome, stopped_after, lacks_data, lines, kernel_kills })
 }
 
 /// What libtorch is to know of a rank's threads beside their number.
@@ -319,8 +325,11 @@ struct Training<'a> {
     save_patience: Duration,
     /// The attempt has begun from steps that only the launcher's memory holds.
     has_unsaved_steps: bool,
-    /// See [`AttemptEnd::stopped_after`].
+    /// See [`AttemptEnd`], here and below.
     stopped_after: Option<u64>,
+    lacks_data: bool,
+    /// The training data, where it is streamed.
+    supply: Option<Supply>,
 }
 
 impl<'a> Training<'a> {
@@ -354,6 +363,11 @@ impl<'a> Training<'a> {
             save_patience: job.save_patience,
             has_unsaved_steps: false,
             stopped_after: None,
+            lacks_data: false,
+            supply: job
+                .stream
+                .clone()
+                .map(|stream| Supply::new(stream, Duration::from_secs(plan.comm_timeout_seconds))),
         }
     }
 
@@ -387,6 +401,9 @@ impl<'a> Training<'a> {
         if let Some(gpus) = &self.gpus {
             let trains = lines.iter().all(|line| line.place.phase.is_of_step());
             self.output.gpus(gpus.take(), trains);
+        }
+        if let Some(supply) = &mut self.supply {
+            supply.look(self.leaving.is_some(), self.output);
         }
         if let Some(event) = self.look_for_the_run_directory() {
             return Some(event);
@@ -422,6 +439,10 @@ impl<'a> Training<'a> {
                 return Some(event);
             }
             Notice::Receipt(receipt) => receipt.acknowledge(),
+            Notice::Window(ask) => match &self.supply {
+                Some(supply) => supply.ask(ask),
+                None => ask.answer(None),
+            },
             Notice::Assembled => output.event(Moment::Rendezvous),
             Notice::Started(started) => output.event(Moment::Started { resumed_step: started.resumed_step }),
             Notice::Step(step) => output.step(self.plan, &step),
@@ -430,7 +451,8 @@ impl<'a> Training<'a> {
             Notice::Samples(samples) => output.samples(self.samples.map_or(vec![], |texts| texts.rows(&samples))),
             Notice::Checkpoint(saved) => output.checkpoint(&saved),
             Notice::Finished { rank, report } => {
-                self.stopped_after = report.stopped_early.then_some(report.step);
+                self.stopped_after = (report.stopped_early || report.lacks_data).then_some(report.step);
+                self.lacks_data = report.lacks_data;
                 output.finished(rank, &report);
                 return Some(Event::Finished { rank });
             }

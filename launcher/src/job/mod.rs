@@ -15,6 +15,8 @@ pub mod prepare;
 pub mod resume;
 pub mod samples;
 pub mod setup;
+pub mod supply;
+pub mod training_data;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -36,7 +38,7 @@ use crate::job::attempt::{AttemptEnd, Edge, TrainingJob};
 use crate::job::ownership::Ownership;
 use crate::job::resume::Wish;
 use crate::job::samples::SampleTexts;
-use crate::job::setup::{Setup, worker_binary};
+use crate::job::setup::{Planned, Setup, worker_binary};
 use crate::output::console::Console;
 use crate::output::events::Moment;
 use crate::output::gpu_log;
@@ -135,7 +137,8 @@ impl Launch<'_> {
         leftovers::remove(&run_dir)?;
         let owned = Ownership::check(wish, setup, output.console())?;
         let mut beginning = wish.checkpoint(setup, output.console())?;
-        let mut plan = setup.plan(start_of(beginning.as_ref()), signals, output.console()).await?;
+        let Planned { mut plan, stream } = setup.plan(start_of(beginning.as_ref()), signals, output.console()).await?;
+        let stream = stream.map(Arc::new);
         if let Some(text) = owned.finished(&plan, beginning.as_ref()) {
             // Whatever of its files the end of the job has missed is made now.
             output.describe(&facts(setup, &plan));
@@ -144,7 +147,7 @@ impl Launch<'_> {
             return Ok(0);
         }
         note(&notes(setup, &owned, beginning.as_ref(), &plan), output.console());
-        let mut job = prepare(plan, setup, worker, lock)?;
+        let mut job = TrainingJob { stream: stream.clone(), ..prepare(plan, setup, worker, lock)? };
         background::begun(job_control, &run_dir)?;
         // Whatever happens between these two, nothing of another job is ever taken for this one's.
         wish.leave_others_behind(&run_dir, output.console())?;
@@ -168,9 +171,10 @@ impl Launch<'_> {
                     let damaged = beginning.as_ref().expect("ranks have read it");
                     beginning = Some(wish.instead_of(damaged, setup, output.console())?);
                     // Another beginning is another plan: a run by epochs counts the rows that are left.
-                    plan = setup.plan(start_of(beginning.as_ref()), signals, output.console()).await?;
+                    let start = start_of(beginning.as_ref());
+                    plan = setup.plan_again(&job.plan, start, stream.as_deref(), signals, output.console()).await?;
                     note(&notes(setup, &owned, beginning.as_ref(), &plan), output.console());
-                    job = prepare(plan, setup, worker, lock)?;
+                    job = TrainingJob { stream: stream.clone(), ..prepare(plan, setup, worker, lock)? };
                     output.describe(&facts(setup, &job.plan));
                 }
             }
@@ -209,6 +213,7 @@ fn prepare(plan: Plan, setup: &Setup, worker: &Path, lock: &Arc<RunLock>) -> Res
     let save_patience = hang_limits.map_or(patience, |limits| limits.unlearned);
     let lock = lock.clone();
     let samples = SampleTexts::load(plan.samples.as_ref(), &plan.model.path, plan.model.config.vocab_size)?;
+    let stream = None;
     Ok(TrainingJob {
         plan,
         run_dir,
@@ -221,6 +226,7 @@ fn prepare(plan: Plan, setup: &Setup, worker: &Path, lock: &Arc<RunLock>) -> Res
         save_patience,
         gpus,
         samples,
+        stream,
     })
 }
 
@@ -261,6 +267,14 @@ async fn attempts(
         if let Err(error) = leftovers::remove(&job.run_dir) {
             // The next launch tries again; what the attempt came to is more important.
             edge.output.console().warn(&format!("note: {error}"));
+        }
+        if let (Outcome::Done, Some(step), true) = (&ended.outcome, ended.stopped_after, ended.lacks_data)
+            && let Some(error) = job.stream.as_ref().and_then(|stream| stream.take_failure())
+        {
+            let newest = checkpoints::newest(&job.run_dir, None).ok().and_then(|found| found.newest);
+            let saved = newest.map_or(String::new(), |saved| format!(", and step {} is saved", saved.step()));
+            edge.output.console().warn(&format!("there is no data after step {step}{saved}"));
+            return Err(error.into());
         }
         // Also where the time was over before the last rank had gone.
         if let (Outcome::Done | Outcome::Interrupted(_), Some(step)) = (&ended.outcome, ended.stopped_after) {

@@ -1,29 +1,17 @@
 //! A job's data: which parts there are, what each is prepared from, and how the user sees that it takes a while.
 
 use std::error::Error;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
 
-use proto::config::DataSource;
-use proto::dataset::LongCounts;
+use proto::config::{ConfigErrors, DataSource};
+use proto::manifest::Progress;
 use proto::resolve::PreparedData;
-use tokio::time::timeout;
 
 use crate::data::{self, Checked, Classes, DataError, DataJob, DataProgress, Origin, Prepared, ShownSample, Split};
 use crate::error::LaunchError;
 use crate::job::setup::Setup;
+use crate::job::training_data::{note_on_long_samples, planned, wait_for, wait_for_rows};
 use crate::output::console::Console;
 use crate::process::signals::Signals;
-use crate::process::threads;
-
-/// Preparing data that takes longer than this is shown.
-const PATIENCE: Duration = Duration::from_secs(1);
-
-/// How often it is shown how far it is.
-const LOOK_INTERVAL: Duration = Duration::from_millis(500);
-
-/// Data that is being prepared may take this long to stop.
-const STOP_LIMIT: Duration = Duration::from_secs(1);
 
 impl Setup {
     /// The validation sets.
@@ -41,7 +29,13 @@ impl Setup {
         signals: &mut Signals,
         console: &mut Console,
     ) -> Result<Vec<ShownSample>, LaunchError> {
-        let prepared = self.prepare(split, signals, console).await?;
+        let prepared = if *split == Split::Train && self.config.data.streaming {
+            let stream = self.stream(Progress::default(), signals, console).await?;
+            let spot = wait_for_rows(&stream, 0, signals, console).await?;
+            stream.prepared(spot, &self.data_job(split))?
+        } else {
+            self.prepare(split, signals, console).await?
+        };
         Ok(data::samples(&prepared, &self.model_file("tokenizer.json"), count, self.cores)?)
     }
 
@@ -54,6 +48,11 @@ impl Setup {
         signals: &mut Signals,
         console: &mut Console,
     ) -> Result<Result<Checked, DataError>, LaunchError> {
+        if *split == Split::Train && self.config.data.streaming {
+            let rule = "what is streamed is not looked through: all of it would have to be prepared first";
+            let problem = self.config.origins.problem("data.streaming", rule);
+            return Err(ConfigErrors::from(problem.suggest("--set data.streaming=false")).into());
+        }
         let prepared = match self.try_prepare(split, signals, console).await? {
             Ok(prepared) => prepared,
             Err(error) => return Ok(Err(error)),
@@ -107,7 +106,7 @@ impl Setup {
         }
     }
 
-    fn data_job(&self, split: &Split) -> DataJob {
+    pub(super) fn data_job(&self, split: &Split) -> DataJob {
         let data = &self.config.data;
         DataJob {
             split: split.clone(),
@@ -152,68 +151,17 @@ impl Setup {
 }
 
 /// Notes files that the key `of` names more than once.
-pub(super) fn note_repeated(of: &str, prepared: &Prepared, console: &mut Console) {
-    for name in prepared.repeated() {
+pub(super) fn note_repeated(of: &str, repeated: Vec<&str>, console: &mut Console) {
+    for name in repeated {
         console.warn(&format!("note: {of}: {name} is named more than once, and its rows count as often"));
     }
 }
 
-/// What the plan needs to know of prepared data.
-pub(super) fn planned(prepared: Prepared) -> PreparedData {
-    PreparedData {
-        path: prepared.path,
-        rows: prepared.summary.rows,
-        tokens: prepared.summary.tokens,
-        longest_row: prepared.summary.longest_row,
-        classes: prepared.summary.classes,
-    }
-}
-
-/// The same of validation sets, by their names in metrics.
+/// What the plan knows of validation sets, by their names in metrics.
 pub(super) fn planned_sets(sets: Vec<(Split, Prepared)>) -> Vec<(String, PreparedData)> {
     let name = |split: Split| match split {
         Split::Set(name) => name,
         other => other.name(),
     };
     sets.into_iter().map(|(split, prepared)| (name(split), planned(prepared))).collect()
-}
-
-/// Runs work on data on a thread of its own. What takes long is shown as `what`, and how far it is.
-async fn wait_for<T: Send + 'static>(
-    what: &str,
-    work: impl FnOnce(&DataProgress) -> T + Send + 'static,
-    signals: &mut Signals,
-    console: &mut Console,
-) -> Result<T, LaunchError> {
-    let progress = Arc::new(DataProgress::default());
-    let shared = progress.clone();
-    let mut working = std::pin::pin!(threads::run("data", move || work(&shared)));
-    let mut looks = tokio::time::interval_at((Instant::now() + PATIENCE).into(), LOOK_INTERVAL);
-    let done = loop {
-        tokio::select! {
-            done = &mut working => break done,
-            interrupt = signals.next() => {
-                console.end_wait();
-                progress.stop();
-                // It takes away what it has half-written.
-                let _ = timeout(STOP_LIMIT, working).await;
-                return Err(LaunchError::Interrupted(interrupt));
-            }
-            _ = looks.tick() => {
-                let how_far = progress.text();
-                console.preparing(&if how_far.is_empty() { what.to_owned() } else { format!("{what}: {how_far}") });
-            }
-        }
-    };
-    console.end_wait();
-    done.map_err(LaunchError::io("start a thread that works on the data"))
-}
-
-/// What was lost of samples that were too long, if anything was.
-fn note_on_long_samples(split: &Split, long: LongCounts, seq_len: u64) -> Option<String> {
-    let lost = [(long.truncated, "truncated"), (long.dropped, "dropped")];
-    let lost = lost.into_iter().filter(|(count, _)| *count > 0);
-    let counts: Vec<_> = lost.map(|(count, how)| format!("{count} {how}")).collect();
-    let why = format!("longer than data.seq_len = {seq_len}");
-    (!counts.is_empty()).then(|| format!("note: of the {} data's samples, {} ({why})", split.name(), counts.join(", ")))
 }

@@ -18,15 +18,17 @@ use proto::resolve::{Draft, Machine, World, begin_with, default_world_size};
 use proto::run_dir::RunDir;
 use proto::weights_folder::{WeightFilesError, check_weights};
 
-use crate::data::{EndTokens, Split};
+use crate::data::{Classes, DataJob, EndTokens, Split, Stream, StreamSettings};
 use crate::error::LaunchError;
 use crate::gpus::{Gpu, Gpus, Visible};
 use crate::job::args::JobArgs;
-use crate::job::prepare::{note_repeated, planned, planned_sets};
+use crate::job::prepare::{note_repeated, planned_sets};
+use crate::job::training_data::{TrainingData, wait_for_rows};
 use crate::job::{model_folder, samples};
 use crate::machine::{cores, memory};
 use crate::output::console::Console;
 use crate::process::signals::Signals;
+use crate::process::threads;
 
 /// A job that has been read and checked, but for its data.
 #[derive(Debug)]
@@ -179,33 +181,80 @@ impl Setup {
         self.model_file("config.json")
     }
 
-    /// Prepares the data and completes the plan of a job that begins at `start`. The caller holds the run directory's
-    /// lock.
+    /// Prepares the data, or as much of streamed data as ranks begin with, and completes the plan of a job that begins at `start`. The
+    /// caller holds the run directory's lock.
     pub async fn plan(
         &self,
         start: Progress,
         signals: &mut Signals,
         console: &mut Console,
-    ) -> Result<Plan, LaunchError> {
-        let train = self.prepare(&Split::Train, signals, console).await?;
+    ) -> Result<Planned, LaunchError> {
+        let train = if self.config.data.streaming {
+            TrainingData::Streamed(self.stream(start, signals, console).await?)
+        } else {
+            TrainingData::Whole(self.prepare(&Split::Train, signals, console).await?)
+        };
         let validation = self.prepare_validation(signals, console).await?;
         let of_train = if self.config.data.source.is_empty() { "data.train" } else { "data.source" };
-        note_repeated(of_train, &train, console);
+        note_repeated(of_train, train.repeated(), console);
         for (split, prepared) in &validation {
-            note_repeated(split.key(), prepared, console);
-            for name in prepared.also_in(&train) {
+            note_repeated(split.key(), prepared.repeated(), console);
+            for name in prepared.also_in(train.sources()) {
                 let what = "is training data too, so its loss says nothing of other texts";
                 console.warn(&format!("note: {}: {name} {what}", split.key()));
             }
         }
         let has_validation = !validation.is_empty();
-        let mut plan = self.draft.with_data(planned(train), &planned_sets(validation), start)?;
+        let (train, stream) = train.planned(self.config.data.seq_len);
+        let mut plan = self.draft.with_data(train, &planned_sets(validation), start)?;
         if has_validation {
             let folder = self.current_dir.join(&self.config.model.path);
             plan.samples = samples::planned(&self.config.validation, &folder, self.model.vocab_size)?;
         }
         self.check_memory(&plan)?;
-        Ok(plan)
+        Ok(Planned { plan, stream })
+    }
+
+    /// Plans a job anew that begins elsewhere than in the plan `before`. `stream`: its data, where it is streamed.
+    pub async fn plan_again(
+        &self,
+        before: &Plan,
+        start: Progress,
+        stream: Option<&Stream>,
+        signals: &mut Signals,
+        console: &mut Console,
+    ) -> Result<Plan, LaunchError> {
+        match stream {
+            // A run by steps: no other number depends on where it begins.
+            Some(stream) => {
+                wait_for_rows(stream, start.rows, signals, console).await?;
+                Ok(Plan { start, ..before.clone() })
+            }
+            None => Ok(self.plan(start, signals, console).await?.plan),
+        }
+    }
+
+    /// Begins to stream the data from where a run begins at `start`, and waits for its first rows.
+    pub(super) async fn stream(
+        &self,
+        start: Progress,
+        signals: &mut Signals,
+        console: &mut Console,
+    ) -> Result<Stream, LaunchError> {
+        let data = &self.config.data;
+        // What computes on GPUs leaves the cores alone.
+        let threads_beside = if self.gpus.is_empty() { 1 } else { (self.cores / 2).max(1) };
+        let settings = StreamSettings {
+            window: data.shuffle_window,
+            ahead: data.windows_ahead,
+            threads: self.cores,
+            threads_beside,
+        };
+        let job = DataJob { classes: Classes::None, ..self.data_job(&Split::Train) };
+        let open = threads::run("data", move || Stream::open(job, settings, start.rows)).await;
+        let stream = open.map_err(LaunchError::io("start a thread that looks for the data"))??;
+        wait_for_rows(&stream, start.rows, signals, console).await?;
+        Ok(stream)
     }
 
     /// Prepares the validation data alone and completes a plan that scores it and trains nothing. The caller holds the run
@@ -213,7 +262,7 @@ impl Setup {
     pub async fn plan_of_evaluation(&self, signals: &mut Signals, console: &mut Console) -> Result<Plan, LaunchError> {
         let validation = self.prepare_validation(signals, console).await?;
         for (split, prepared) in &validation {
-            note_repeated(split.key(), prepared, console);
+            note_repeated(split.key(), prepared.repeated(), console);
         }
         let plan = self.draft.for_evaluation(&planned_sets(validation));
         self.check_memory(&plan)?;
@@ -239,6 +288,15 @@ impl Setup {
     pub(super) fn model_file(&self, name: &str) -> PathBuf {
         self.current_dir.join(&self.config.model.path).join(name)
     }
+}
+
+/// A plan, and the data that is streamed for it.
+#[derive(Debug)]
+pub struct Planned {
+    /// The plan.
+    pub plan: Plan,
+    /// `None`: all of the data is prepared.
+    pub stream: Option<Stream>,
 }
 
 /// Reads the description of the adapter that training begins with, if there is one.

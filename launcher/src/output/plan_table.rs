@@ -134,6 +134,11 @@ fn data(plan: &Plan) -> String {
         1 => "with validation".to_owned(),
         sets => format!("{sets} validation sets"),
     };
+    if let Some(stream) = plan.data.stream {
+        let order = if plan.data.shuffle { "each shuffled" } else { order };
+        let (window, seq_len) = (plural(stream.window, "row"), plan.data.seq_len);
+        return format!("streamed, windows of {window} of at most {seq_len} tokens, {order}; {validation}");
+    }
     format!(
         "{} of at most {} tokens, {} tokens in all, {order}; {validation}",
         plural(plan.data.train_rows, "row"),
@@ -192,6 +197,9 @@ fn steps(plan: &Plan) -> String {
         (at, 0) => format!("; already at step {at}, nothing left to train"),
         (at, _) => format!("; goes on from step {at}"),
     };
+    if plan.data.stream.is_some() {
+        return format!("{}, {rows:.0} rows{begins}", plan.steps);
+    }
     format!("{}, {epochs:.2} epochs, about {tokens} tokens{begins}", plan.steps)
 }
 
@@ -372,6 +380,15 @@ pub(crate) mod tests {
         assert_eq!(lines[4], "device    cpu, ranks talk over shm");
         assert_eq!(lines[6], "batch     32 rows = micro batch 1 * accumulation 8 * data 4");
         assert_eq!(lines[7], "steps     10, 1.00 epochs, about 1.0 M tokens");
+    }
+
+    #[test]
+    fn of_streamed_data_nobody_knows_epochs() {
+        let table =
+            plan_table(&plan("streaming = true\nshuffle_window = 64\n[train]\nsteps = 10\n", 4), Room::default());
+        let line = |name: &str| table.lines().find(|line| line.starts_with(name)).unwrap().to_owned();
+        let data = "data      streamed, windows of 64 rows of at most 4096 tokens, each shuffled; no validation";
+        assert_eq!((line("data"), line("steps")), (data.to_owned(), "steps     10, 320 rows".to_owned()));
     }
 
     #[test]

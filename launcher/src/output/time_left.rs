@@ -122,8 +122,11 @@ impl TimeLeft {
 /// A backward pass takes as long as two forward passes.
 const PASSES_PER_STEP: f64 = 3.0;
 
-/// How many steps should take as long as a validation.
+/// How many steps should take as long as a validation. Of streamed rows nobody knows.
 fn steps_as_long(plan: &Plan) -> f64 {
+    if plan.data.stream.is_some() {
+        return 0.0;
+    }
     let tokens: u64 = plan.data.validation_sets.iter().map(|set| set.tokens).sum();
     let rows_per_step = plan.batch.global_batch_size as f64;
     let tokens_per_step = rows_per_step * plan.data.train_tokens as f64 / plan.data.train_rows as f64;

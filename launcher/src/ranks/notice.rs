@@ -12,6 +12,8 @@ pub enum Notice {
     Supervise(Event),
     /// Somebody waits until what came before is written down.
     Receipt(Receipt),
+    /// A rank waits for rows.
+    Window(WindowAsk),
     /// All ranks have registered.
     Assembled,
     /// The model is loaded; the first step comes next.
@@ -33,6 +35,39 @@ pub enum Notice {
         /// Its last report.
         report: control::Finished,
     },
+}
+
+/// A rank waits for the window of streamed rows that holds the row at a position.
+#[derive(Debug, Clone)]
+pub struct WindowAsk {
+    /// The position of the row.
+    pub position: u64,
+    answer: mpsc::Sender<Option<control::Window>>,
+}
+
+impl WindowAsk {
+    /// A question, and what waits for its answer.
+    pub fn new(position: u64) -> (Self, mpsc::Receiver<Option<control::Window>>) {
+        let (answer, receiver) = mpsc::channel(1);
+        (Self { position, answer }, receiver)
+    }
+
+    /// Whether nobody waits any more.
+    pub fn is_gone(&self) -> bool {
+        self.answer.is_closed()
+    }
+
+    /// Answers it; `None`: the window cannot be prepared.
+    pub fn answer(self, window: Option<control::Window>) {
+        // Whoever waited may have given up.
+        let _ = self.answer.try_send(window);
+    }
+}
+
+impl PartialEq for WindowAsk {
+    fn eq(&self, other: &Self) -> bool {
+        self.answer.same_channel(&other.answer)
+    }
 }
 
 /// Acknowledges the notices before it: who sent them must not go on as if they were written down before they are.

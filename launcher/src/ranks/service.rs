@@ -11,15 +11,15 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use proto::control::control_server::{Control, ControlServer};
-use proto::control::{self, report_request};
+use proto::control::{self, get_window_reply, report_request};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
-use tokio::time::sleep_until;
+use tokio::time::{sleep_until, timeout};
 use tonic::{Code, Request, Response, Status};
 
 use crate::process::timer::SLICE;
 use crate::ranks::hatch;
-use crate::ranks::notice::{Notice, Receipt};
+use crate::ranks::notice::{Notice, Receipt, WindowAsk};
 use crate::ranks::rendezvous::{Answer, Call, Caller, Refusal, Rendezvous, Replies, Reply, Ticket};
 use crate::supervise::{Event, Kind};
 
@@ -208,6 +208,23 @@ impl Control for Service {
             Answer::Value(value) => Ok(Response::new(control::GetKeyReply { value })),
             Answer::Done => Err(Status::internal("a get is answered with a value")),
         }
+    }
+
+    async fn get_window(
+        &self,
+        request: Request<control::GetWindowRequest>,
+    ) -> Result<Response<control::GetWindowReply>, Status> {
+        let control::GetWindowRequest { caller, position, timeout_ms } = request.into_inner();
+        self.rank(caller)?;
+        let (ask, mut answer) = WindowAsk::new(position);
+        self.tell(Notice::Window(ask));
+        let answer = match timeout(Duration::from_millis(timeout_ms), answer.recv()).await {
+            Ok(Some(Some(window))) => get_window_reply::Answer::Window(window),
+            Ok(Some(None)) => get_window_reply::Answer::Failed(control::WindowFailed {}),
+            Ok(None) => return Err(Status::aborted("the attempt is over")),
+            Err(_) => return Err(Status::deadline_exceeded(format!("the row at {position} is not prepared yet"))),
+        };
+        Ok(Response::new(control::GetWindowReply { answer: Some(answer) }))
     }
 
     async fn heartbeat(
@@ -446,6 +463,31 @@ mod tests {
         assert!(first.await.unwrap());
         drop(unwritten);
         assert_eq!(second.await.unwrap().unwrap_err().code(), Code::Aborted, "the attempt is over");
+    }
+
+    #[tokio::test]
+    async fn a_rank_that_waits_for_rows_gets_an_answer_or_asks_again() {
+        let mut job = job(1, Duration::from_secs(60));
+        let client = job.rank().await;
+        let ask = |timeout_ms| {
+            let request = control::GetWindowRequest { caller: caller(2, 0), position: 40, timeout_ms };
+            let mut client = client.clone();
+            tokio::spawn(async move { client.get_window(request).await })
+        };
+        let late = ask(1).await.unwrap().unwrap_err();
+        assert_eq!((late.code(), late.message()), (Code::DeadlineExceeded, "the row at 40 is not prepared yet"));
+        let Some(Notice::Window(gone)) = job.notices.recv().await else { panic!("an ask") };
+        assert!(gone.is_gone());
+        let window = control::Window { number: 3, pass: 1, first_position: 32 };
+        for answer in [Some(window), None] {
+            let asked = ask(60_000);
+            let Some(Notice::Window(waiting)) = job.notices.recv().await else { panic!("an ask") };
+            assert!(waiting.position == 40 && !waiting.is_gone());
+            waiting.answer(answer);
+            let expected = answer
+                .map_or(get_window_reply::Answer::Failed(control::WindowFailed {}), get_window_reply::Answer::Window);
+            assert_eq!(asked.await.unwrap().unwrap().into_inner().answer, Some(expected));
+        }
     }
 
     #[tokio::test]

@@ -321,8 +321,8 @@ impl HangWatch {
 }
 
 fn waits_for_disk(phase: Phase) -> bool {
-    use Phase::{Checkpoint, Load, Rendezvous, Save, Start, Validate};
-    matches!(phase, Start | Rendezvous | Load | Validate | Checkpoint | Save)
+    use Phase::{Checkpoint, Data, Load, Rendezvous, Save, Start, Validate};
+    matches!(phase, Start | Rendezvous | Load | Validate | Checkpoint | Save | Data)
 }
 
 #[cfg(test)]

@@ -10,6 +10,12 @@ use super::keys::Keys;
 use super::read::{Items, above, at_least};
 use super::sections::TOKENS;
 
+/// Most rows of `data.shuffle_window`: the index of that many is in the launcher's memory.
+const WINDOW_ROWS_MAX: u64 = 1 << 24;
+
+/// Most windows of `data.windows_ahead`.
+const WINDOWS_AHEAD_MAX: u64 = 1 << 20;
+
 /// Our keys in rows of all formats, which [`DataSource::columns`] can name otherwise.
 pub(super) const ROW_KEYS: [&str; 13] = [
     "text",
@@ -50,6 +56,12 @@ pub struct Data {
     pub packing: bool,
     /// Whether each epoch has its own order. Default: true.
     pub shuffle: bool,
+    /// Whether training begins once the first rows are prepared, and the others are while it trains. Default: false.
+    pub streaming: bool,
+    /// Rows that streamed data is prepared by, and shuffled within. Default: 2048.
+    pub shuffle_window: u64,
+    /// Windows of rows that are prepared ahead of training. Default: 4.
+    pub windows_ahead: u64,
     /// `[data.sampler]`
     pub sampler: DataSampler,
 }
@@ -94,6 +106,9 @@ impl Data {
         let long_samples = keys.or("long_samples", AutoOr::Auto);
         let packing = keys.or("packing", true);
         let shuffle = keys.or("shuffle", true);
+        let streaming = keys.or("streaming", false);
+        let shuffle_window = keys.within("shuffle_window", 2048, 1..=WINDOW_ROWS_MAX);
+        let windows_ahead = keys.within("windows_ahead", 4, 1..=WINDOWS_AHEAD_MAX);
         let source = document.list("data.source", |keys| DataSource::read(keys, format));
         let sampler = DataSampler::read(&mut document.section("data.sampler"));
         Data {
@@ -107,6 +122,9 @@ impl Data {
             long_samples,
             packing,
             shuffle,
+            streaming,
+            shuffle_window,
+            windows_ahead,
             sampler,
         }
     }

@@ -223,18 +223,21 @@ impl PipelinePlan {
 /// Prepared data: files in [`crate::dataset`]'s format.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct DataPlan {
-    /// Training rows.
+    /// Training rows: a file, or the folder of streamed ones.
     pub train: PathBuf,
-    /// Rows in the training set.
+    /// How training rows are streamed, if they are. Earlier plans do not say.
+    #[serde(default)]
+    pub stream: Option<StreamPlan>,
+    /// Rows in the training set; 0 where they are streamed, for nobody knows.
     pub train_rows: u64,
-    /// Tokens in the training set.
+    /// Tokens in the training set; likewise.
     pub train_tokens: u64,
     /// The validation sets; none where nothing is scored. Earlier plans do not say.
     #[serde(default)]
     pub validation_sets: Vec<ValidationSet>,
     /// Longest row there may be, in tokens.
     pub seq_len: usize,
-    /// Longest row there is, in tokens.
+    /// Longest row there is, in tokens; where rows are streamed, longest there may be.
     pub longest_row: u64,
     /// A new order of rows in every epoch; otherwise rows come as they are in the files.
     pub shuffle: bool,
@@ -264,6 +267,13 @@ impl DataPlan {
         let name = |set: &ValidationSet| set.rows.file_name().unwrap_or_default().to_string_lossy().into_owned();
         self.validation_sets.iter().map(name).collect()
     }
+}
+
+/// Training rows that are prepared while ranks train.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StreamPlan {
+    /// Rows of a window, at least a step's: it is a file of its own, and rows are shuffled within it.
+    pub window: u64,
 }
 
 /// How a step's rows are split:

@@ -1,7 +1,7 @@
 //! Makes the plan from the user's configuration: first without the data, then with it.
 
 use super::device::{self, Ground, Machine};
-use super::{adapter, parallel, sampling, trained, unsupported, validation, without_effect};
+use super::{adapter, parallel, sampling, streaming, trained, unsupported, validation, without_effect};
 use crate::checkpointing::Checkpointing;
 use crate::config::{
     ActivationCheckpointing, AutoOr, Batch, ConfigErrors, Device, Dtype, Length, Matmul, Offload, Problem, TrainConfig,
@@ -13,7 +13,7 @@ use crate::memory::{self, Room, Shortage, Side};
 use crate::mesh::Mesh;
 use crate::model_config::{DiskDType, ModelConfig};
 use crate::plan::{
-    Backend, BatchPlan, CheckpointPlan, DataPlan, ModelPlan, OptimizerPlan, PipelinePlan, Plan, Snapshots,
+    Backend, BatchPlan, CheckpointPlan, DataPlan, ModelPlan, OptimizerPlan, PipelinePlan, Plan, Snapshots, StreamPlan,
     ValidationSet, ZeroPlan,
 };
 use crate::sampler::{ClassShare, Sampling};
@@ -41,13 +41,13 @@ pub struct World {
 /// One prepared data file and what the plan needs to know of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PreparedData {
-    /// The file, absolute.
+    /// The file, or the folder of streamed windows, absolute.
     pub path: PathBuf,
-    /// Rows, above 0.
+    /// Rows: above 0, unless they are streamed.
     pub rows: u64,
     /// Tokens of all rows.
     pub tokens: u64,
-    /// Tokens of the longest row.
+    /// Tokens of the longest row: of the longest possible, where they are streamed.
     pub longest_row: u64,
     /// The classes of its samples; none where nothing tells classes.
     pub classes: Vec<ClassCount>,
@@ -95,6 +95,7 @@ impl Draft {
         problems.extend(matmul_problem(config, &model, ground));
         let mesh = parallel::mesh(config, world.world_size, &mut problems);
         let batch = mesh.and_then(|mesh| batch(config, mesh, &mut problems));
+        problems.extend(streaming::problems(config, batch));
         match (ground, mesh, batch) {
             (Some(ground), Some(mesh), Some(batch)) if problems.is_empty() => {
                 let pipeline = parallel::pipeline(config, &model, mesh.pp);
@@ -365,6 +366,7 @@ impl Draft {
             train_tokens: train.tokens,
             longest_row: train.longest_row.max(longest_scored.unwrap_or(0)),
             train: train.path.clone(),
+            stream: self.config.data.streaming.then_some(StreamPlan { window: self.config.data.shuffle_window }),
             validation_sets: sets.collect(),
             seq_len: self.config.data.seq_len as usize,
             shuffle: self.config.data.shuffle,

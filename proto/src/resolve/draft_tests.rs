@@ -58,6 +58,33 @@ fn defaults_are_filled_in() {
 }
 
 #[test]
+fn what_has_to_know_all_of_the_data_is_refused_where_it_is_streamed() {
+    let check = |extra: &str, sets: &[&str], expected: &[&str]| {
+        let sets = [&["data.streaming=true"][..], sets].concat();
+        let found = draft_for(Machine::This { gpus: Ok(0) }, extra, &sets, 2);
+        assert_eq!(found.err().unwrap_or_default(), expected, "{extra} {sets:?}");
+    };
+    let steps = "[train]\nsteps = 4\n";
+    check(steps, &[], &[]);
+    check(steps, &["data.validation=v", "validation.every_steps=2"], &[]);
+    let epochs = "data.streaming needs train.steps: where an epoch of it ends is known only once all of it was read";
+    check("", &[], &[&format!("data.streaming: {epochs}")]);
+    check("[train]\nepochs = 2\n", &[], &[&format!("train.epochs: {epochs}")]);
+    let validation = "validation.every_steps: 0 is the end of each epoch, and data.streaming knows no epochs";
+    check(steps, &["data.validation=v"], &[validation]);
+    let window = "data.shuffle_window: 15 rows are fewer than the 16 of a step";
+    check(steps, &["data.shuffle_window=15"], &[window]);
+    for (kind, key) in [("class_balanced", "kind"), ("temperature", "kind")] {
+        let sampler = format!(
+            "data.sampler.{key}: the sampler {kind} has to know how many samples each class has, and data.streaming does not"
+        );
+        check(steps, &[&format!("data.sampler.kind={kind}"), "data.sampler.class_key=topic"], &[&sampler]);
+    }
+    let weights = "data.sampler.weights: the sampler weighted has to know how many samples each class has, and data.streaming does not";
+    check(steps, &["data.sampler.weights={a = 1}", "data.sampler.class_key=topic"], &[weights]);
+}
+
+#[test]
 fn a_plan_survives_its_file() {
     let plan = plan("[zero]\nstage = 0\n", 3, 100);
     assert_eq!(serde_json::from_str::<Plan>(&serde_json::to_string(&plan).unwrap()).unwrap(), plan);

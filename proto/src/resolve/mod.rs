@@ -9,6 +9,7 @@ mod device;
 mod draft;
 mod parallel;
 mod sampling;
+mod streaming;
 mod trained;
 mod unsupported;
 mod validation;

@@ -32,6 +32,9 @@ pub(super) fn notes(config: &TrainConfig, mesh: Mesh) -> Vec<String> {
     note(is_constant, "schedule.min_lr_ratio", "schedule.kind = \"constant\" never falls");
     let is_asked = config.log.sinks.contains(&Sink::Prometheus);
     note(!is_asked, "log.prometheus_port", "log.sinks has no \"prometheus\"");
+    for key in ["data.shuffle_window", "data.windows_ahead"] {
+        note(!config.data.streaming, key, "data.streaming is false");
+    }
     for (key, why) in sampling::without_effect(config) {
         note(true, &key, &why);
     }

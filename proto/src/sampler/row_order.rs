@@ -18,6 +18,17 @@ impl RowOrder {
         Self { num_rows, seed }
     }
 
+    /// The order within one window of streamed data, which has `num_rows` rows: an epoch is a pass over all windows.
+    pub fn of_window(num_rows: u64, seed: Option<u64>, window: u64) -> Self {
+        Self::new(num_rows, seed.map(|seed| mix(seed) ^ window))
+    }
+
+    /// The row at `place` in an epoch.
+    pub fn row_of(&self, epoch: u64, place: u64) -> u64 {
+        assert!(place < self.num_rows, "place {place} of {}", self.num_rows);
+        self.row(epoch * self.num_rows + place)
+    }
+
     /// The row at place `number` of all epochs in sequence.
     pub fn row(&self, number: u64) -> u64 {
         let (epoch, place) = (number / self.num_rows, number % self.num_rows);
@@ -62,6 +73,23 @@ mod tests {
         let in_place = rows.iter().enumerate().filter(|&(place, &row)| place as u64 == row).count();
         let neighbours = rows.windows(2).filter(|pair| pair[0].abs_diff(pair[1]) == 1).count();
         assert!(in_place < 10 && neighbours < 20, "{in_place} in place, {neighbours} neighbours");
+    }
+
+    #[test]
+    fn windows_have_orders_of_their_own_in_every_pass() {
+        let window = |seed, window, pass| {
+            let order = RowOrder::of_window(100, seed, window);
+            (0..100).map(|place| order.row_of(pass, place)).collect::<Vec<_>>()
+        };
+        let first = window(Some(42), 0, 0);
+        for other in [window(Some(42), 1, 0), window(Some(42), 0, 1), window(Some(43), 0, 0)] {
+            assert_ne!(first, other);
+        }
+        for mut rows in [first, window(Some(42), 7, 3), window(None, 7, 3)] {
+            rows.sort_unstable();
+            assert!(rows.into_iter().eq(0..100));
+        }
+        assert!(window(None, 7, 3).into_iter().eq(0..100), "without a seed in the order of the sources");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! tensors.
 
 mod mapped;
+mod streamed;
 
 use std::ops::Range;
 use std::path::Path;
@@ -14,6 +15,8 @@ use proto::sampler::Sampler;
 use tch::Tensor;
 
 pub use mapped::MappedFile;
+pub use streamed::Supply;
+use streamed::Windows;
 
 use crate::engine::MicroBatch;
 use crate::kernels::seed_of;
@@ -25,8 +28,7 @@ const LOOKED_AT_MAX: u64 = 4 << 20;
 /// The training rows as one data-parallel rank sees them. Nothing is remembered between calls: any step can be asked
 /// for, so a resumed run starts where it stopped at no cost.
 pub struct TrainData {
-    rows: Dataset<MappedFile>,
-    sampler: Sampler,
+    rows: Rows,
     batch: BatchPlan,
     dp_size: u64,
     dp_rank: u64,
@@ -40,6 +42,20 @@ pub struct TrainData {
     seed: u64,
 }
 
+enum Rows {
+    /// All of them are in one file.
+    Whole { rows: Box<Dataset<MappedFile>>, sampler: Sampler },
+    /// They come while ranks train.
+    Streamed(Windows),
+}
+
+/// A row of a file.
+#[derive(Clone, Copy)]
+struct PlacedRow<'a> {
+    file: &'a Dataset<MappedFile>,
+    row: usize,
+}
+
 /// The rows of a validation set.
 pub struct ValidationData {
     name: String,
@@ -50,38 +66,56 @@ pub struct ValidationData {
 }
 
 impl TrainData {
-    /// Maps the plan's training file; reads no row. `start`: where the run goes on.
+    /// Maps the plan's training file, unless rows are streamed; reads no row. `start`: where the run goes on.
     pub fn open(plan: &Plan, dp_rank: usize, start: Progress) -> Result<Self, DatasetError> {
-        let rows = open(&plan.data.train)?;
-        let sampler = Sampler::new(plan.sampler_settings(), rows.num_rows() as u64, rows.classes_of_samples());
+        let rows = if plan.data.stream.is_some() {
+            Rows::Streamed(Windows::new(&plan.data.train, plan.data.shuffle.then_some(plan.seed)))
+        } else {
+            let rows = open(&plan.data.train)?;
+            let sampler = Sampler::new(plan.sampler_settings(), rows.num_rows() as u64, rows.classes_of_samples());
+            Rows::Whole { rows: Box::new(rows), sampler }
+        };
         let (dp_size, dp_rank) = (plan.mesh.dp as u64, dp_rank as u64);
         let (longest_row, dropout, seed) = (plan.data.longest_row, plan.model.adapter_dropout, plan.seed);
-        Ok(Self { rows, sampler, batch: plan.batch, dp_size, dp_rank, start, longest_row, dropout, seed })
+        Ok(Self { rows, batch: plan.batch, dp_size, dp_rank, start, longest_row, dropout, seed })
+    }
+
+    /// Has the rows of a step at hand, for which `supply` may have to wait; false: there are none, and never will be. Rows of the step
+    /// before stay. `step` counts from 0. Without it the rows of streamed data are not there.
+    pub fn await_rows<S: Supply>(&mut self, step: u64, supply: &S) -> Result<bool, S::Error> {
+        let (first, before) = (self.first_row(step), self.first_row(step.saturating_sub(1).max(self.start.step)));
+        match &mut self.rows {
+            Rows::Whole { .. } => Ok(true),
+            Rows::Streamed(windows) => {
+                windows.forget_before(before);
+                windows.fetch(first..first + self.batch.global_batch_size, supply)
+            }
+        }
     }
 
     /// Tokens of all rows of a step that have a label to predict, over all ranks. `step` counts from 0.
     pub fn num_labels(&self, step: u64) -> u64 {
-        self.step_rows(step).map(|row| self.rows.row(row).num_labels() as u64).sum()
+        self.step_rows(step).map(|PlacedRow { file, row }| file.row(row).num_labels() as u64).sum()
     }
 
     /// All tokens of a step, over all ranks. `step` counts from 0.
     pub fn num_tokens(&self, step: u64) -> u64 {
-        self.step_rows(step).map(|row| self.rows.row(row).num_tokens() as u64).sum()
+        self.step_rows(step).map(|PlacedRow { file, row }| file.row(row).num_tokens() as u64).sum()
     }
 
     /// Lists the origins of a step's samples, over all ranks, as `file:line`. `step` counts from 0.
     pub fn sample_origins(&self, step: u64) -> impl Iterator<Item = String> + '_ {
-        let samples = self.step_rows(step).flat_map(|row| self.rows.row(row).samples());
-        samples.map(|sample| {
-            let origin = self.rows.origin(sample);
-            format!("{}:{}", self.rows.summary().sources[origin.source as usize], origin.line)
-        })
+        let origins = self.step_rows(step).flat_map(|PlacedRow { file, row }| {
+            file.row(row).samples().map(|sample| (file.origin(sample), &file.summary().sources))
+        });
+        origins.map(|(origin, sources)| format!("{}:{}", sources[origin.source as usize], origin.line))
     }
 
     /// Checks that this rank's rows of a step are what was written, now. `step` counts from 0.
     pub fn check(&self, step: u64) -> Result<(), DatasetError> {
-        (0..self.batch.num_micro_batches)
-            .try_for_each(|idx| self.micro_batch_rows(step, idx).try_for_each(|row| self.rows.check(row)))
+        (0..self.batch.num_micro_batches).try_for_each(|idx| {
+            self.micro_batch_rows(step, idx).try_for_each(|PlacedRow { file, row }| file.check(row))
+        })
     }
 
     /// This rank's rows of micro-batch `micro_batch_idx` of a step. `step` counts from 0.
@@ -95,16 +129,16 @@ impl TrainData {
     /// The dropout of a micro-batch: a token's key is of the run's seed, its row's position in the endless sequence of
     /// epochs, and its place in the row.
     fn dropout_at(&self, positions: Range<u64>) -> Dropout {
-        let rows = positions.clone().zip(self.rows_at(positions));
-        let keys = rows.flat_map(|(position, row)| {
+        let rows = positions.clone().zip(self.rows.at(positions));
+        let keys = rows.flat_map(|(position, PlacedRow { file, row })| {
             let of_row = seed_of(self.seed, position);
-            (0..self.rows.row(row).num_tokens() as u64).map(move |token| seed_of(of_row, token) as i64)
+            (0..file.row(row).num_tokens() as u64).map(move |token| seed_of(of_row, token) as i64)
         });
         Dropout { keys: Tensor::from_slice(&keys.collect::<Vec<_>>()), rate: self.dropout }
     }
 
-    fn micro_batch_rows(&self, step: u64, micro_batch_idx: u64) -> impl Iterator<Item = usize> + '_ {
-        self.rows_at(self.positions(step, micro_batch_idx))
+    fn micro_batch_rows(&self, step: u64, micro_batch_idx: u64) -> impl Iterator<Item = PlacedRow<'_>> {
+        self.rows.at(self.positions(step, micro_batch_idx))
     }
 
     /// Positions of a micro-batch's rows in the endless sequence of epochs.
@@ -115,15 +149,18 @@ impl TrainData {
     }
 
     /// Where the longest micro-batch of any rank in `steps` is, if it has more tokens than all of the first of these: its positions
-    /// in the endless sequence of epochs. Looks at the first [`LOOKED_AT_MAX`] rows only. `steps` count from 0.
+    /// in the endless sequence of epochs. Looks at the first [`LOOKED_AT_MAX`] rows only, and at none of those that are
+    /// streamed. `steps` count from 0.
     pub fn longest_to_come(&self, steps: Range<u64>) -> Option<Range<u64>> {
+        let Rows::Whole { .. } = self.rows else { return None };
         let size = self.batch.micro_batch_size;
         let first_row = self.first_row(steps.start);
         let end = self.first_row(steps.end).min(first_row + LOOKED_AT_MAX);
         let mut longest = (0, first_row..first_row);
         for first in (first_row..end).step_by(size as usize) {
             let positions = first..first + size;
-            let tokens: u64 = self.rows_at(positions.clone()).map(|row| self.rows.row(row).num_tokens() as u64).sum();
+            let tokens: u64 =
+                self.rows.at(positions.clone()).map(|PlacedRow { file, row }| file.row(row).num_tokens() as u64).sum();
             if tokens > longest.0 {
                 longest = (tokens, positions);
             }
@@ -136,29 +173,36 @@ impl TrainData {
 
     /// The micro-batch of these positions, whosever it is.
     pub fn micro_batch_at(&self, positions: Range<u64>) -> MicroBatch {
-        let batch = micro_batch(&self.rows, self.rows_at(positions.clone()));
+        let batch = micro_batch(self.rows.at(positions.clone()));
         let dropout = (self.dropout > 0.0).then(|| Rc::new(self.dropout_at(positions)));
         MicroBatch { dropout, ..batch }
     }
 
     /// Checks that the rows of these positions are what was written, now.
     pub fn check_at(&self, positions: Range<u64>) -> Result<(), DatasetError> {
-        self.rows_at(positions).try_for_each(|row| self.rows.check(row))
+        self.rows.at(positions).try_for_each(|PlacedRow { file, row }| file.check(row))
     }
 
-    fn rows_at(&self, positions: Range<u64>) -> impl Iterator<Item = usize> + '_ {
-        self.sampler.rows(positions).map(|row| row as usize)
-    }
-
-    fn step_rows(&self, step: u64) -> impl Iterator<Item = usize> + '_ {
+    fn step_rows(&self, step: u64) -> impl Iterator<Item = PlacedRow<'_>> {
         let first = self.first_row(step);
-        self.rows_at(first..first + self.batch.global_batch_size)
+        self.rows.at(first..first + self.batch.global_batch_size)
     }
 
     /// Number of a step's first row in the endless sequence of epochs. A run that goes on with another batch size takes
     /// up the rows where the run before it stopped.
     fn first_row(&self, step: u64) -> u64 {
         self.start.rows + (step - self.start.step) * self.batch.global_batch_size
+    }
+}
+
+impl Rows {
+    fn at(&self, positions: Range<u64>) -> Box<dyn Iterator<Item = PlacedRow<'_>> + '_> {
+        match self {
+            Self::Whole { rows, sampler } => {
+                Box::new(sampler.rows(positions).map(|row| PlacedRow { file: rows, row: row as usize }))
+            }
+            Self::Streamed(windows) => Box::new(positions.map(|position| windows.row(position))),
+        }
     }
 }
 
@@ -196,7 +240,8 @@ impl ValidationData {
     /// This rank's part as micro-batches: every row of the set is some rank's exactly once. All ranks get equally many;
     /// `None` where a rank has no rows left.
     pub fn micro_batches(&self) -> impl Iterator<Item = Option<MicroBatch>> + '_ {
-        self.rounds().map(|rows| rows.map(|rows| micro_batch(&self.rows, rows)))
+        let placed = |rows: Range<usize>| rows.map(|row| PlacedRow { file: &self.rows, row });
+        self.rounds().map(move |rows| rows.map(|rows| micro_batch(placed(rows))))
     }
 
     /// The rows of each micro-batch.
@@ -216,9 +261,9 @@ fn open(path: &Path) -> Result<Dataset<MappedFile>, DatasetError> {
     Dataset::open(file, path)
 }
 
-fn micro_batch(dataset: &Dataset<MappedFile>, rows: impl Iterator<Item = usize>) -> MicroBatch {
+fn micro_batch<'a>(rows: impl Iterator<Item = PlacedRow<'a>>) -> MicroBatch {
     let (mut tokens, mut targets, mut lens) = (Vec::new(), Vec::new(), Vec::new());
-    for row in rows.map(|row| dataset.row(row)) {
+    for row in rows.map(|PlacedRow { file, row }| file.row(row)) {
         tokens.extend(row.tokens().map(i64::from));
         targets.extend(row.targets().map(i64::from));
         lens.extend(row.sample_lens().map(|len| len as i64));
@@ -254,9 +299,9 @@ mod tests {
         let rows = open(&path).unwrap();
         let sampler = Sampler::new(settings, lens.len() as u64, rows.classes_of_samples());
         let longest_row = *lens.iter().max().unwrap() as u64;
+        let rows = Rows::Whole { rows: Box::new(rows), sampler };
         TrainData {
             rows,
-            sampler,
             batch,
             dp_size: 1,
             dp_rank: 0,

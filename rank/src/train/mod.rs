@@ -1,6 +1,7 @@
 //! Trains: takes a plan and a starting point, and ends with a trained model on disk.
 
 mod beginning;
+mod data;
 mod error;
 mod init;
 mod metrics;
@@ -144,6 +145,9 @@ impl Trainer {
             self.current_step = step;
             self.ranks.line.begin_step(step);
             control.check()?;
+            if !self.await_data(step, control)? {
+                return self.stop_without_data(&mut metrics, control);
+            }
             control.heartbeat(step, "train");
             let StepEnd { under_way, checkpoint_is_settled, is_asked_to_stop } = self.train_step(step, control)?;
             if checkpoint_is_settled {
@@ -211,6 +215,31 @@ impl Trainer {
         Ok(())
     }
 
+    /// Has the rows of `step` at hand, from 1; false: there are none.
+    fn await_data(&mut self, step: u64, control: &Control) -> Result<bool, TrainError> {
+        let line = self.ranks.line.clone();
+        let supply = data::OfLauncher { control, line: &line, ranks: &self.ranks };
+        let is_there = self.train.await_rows(step - 1, &supply)?;
+        if line.phase() == Phase::Data {
+            line.enter(Phase::Between);
+            self.clock.pauses();
+        }
+        Ok(is_there)
+    }
+
+    /// There is no data for the next step: what was trained is saved. All ranks come here after the same step.
+    fn stop_without_data(&mut self, metrics: &mut Metrics, control: &Control) -> Result<(), TrainError> {
+        self.conclude_unread(metrics, control)?;
+        let step = self.progress.step;
+        let is_saved = self.plan.saves_after(step) || step < self.first_step && !self.from_snapshot;
+        if !is_saved && self.bad_steps == 0 {
+            self.save_checkpoint(control)?;
+        }
+        self.ranks.line.enter(Phase::Checkpoint);
+        self.publish(control)?;
+        self.finish(End::NoData, control)
+    }
+
     /// The job is to stop before its end. A validation that belongs to the step is made when the job goes on: there may be no time.
     fn stop_early(&mut self, control: &Control) -> Result<(), TrainError> {
         self.save_checkpoint(control)?;
@@ -226,6 +255,7 @@ impl Trainer {
             peak_memory_bytes: process::peak_memory_bytes(),
             baseline_memory_bytes: self.baseline_memory_bytes,
             stopped_early: end == End::Early,
+            lacks_data: end == End::NoData,
             gpu_peak_bytes: gpu::peak_bytes(),
             early_stop: (end == End::Done && self.progress.step < self.plan.steps).then(|| self.shown_by_validations()),
         }));
@@ -421,6 +451,8 @@ enum End {
     Done,
     /// The launcher wished it so.
     Early,
+    /// There are no rows for the next step.
+    NoData,
 }
 
 /// What every rank knows at the end of a step, the same on all.

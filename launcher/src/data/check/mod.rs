@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use self::duplicates::{Key, RowHasher};
 pub use self::lengths::{Bin, Lengths};
-use super::build;
+use super::build::{self, Reach};
 use super::chat;
 use super::fit::Lost;
 use super::{DataError, DataJob, DataProgress, Prepared};
@@ -211,7 +211,7 @@ fn lost(job: &DataJob, prepared: &Prepared, progress: &DataProgress) -> Result<V
     if prepared.summary.long.truncated + prepared.summary.long.dropped > 0 {
         progress.begin(prepared.files.all.iter().map(|source| source.bytes).sum());
         let template = chat::find(&job.chat_template, &job.model_folder);
-        build::parse(job, &prepared.files, &template, progress, |parsed| {
+        build::parse(job, &prepared.files, &template, progress, &Reach::All, |parsed| {
             lost.extend(parsed.fitted.lost);
             Ok(())
         })?;

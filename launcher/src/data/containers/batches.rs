@@ -78,7 +78,7 @@ impl BatchRows {
 
     /// Each line behind `start` is a row: there are no line ends within.
     fn find_lines(&mut self, mut start: usize, rows: &mut RowBuffer) {
-        let RowBuffer { bytes, bounds } = rows;
+        let RowBuffer { bytes, bounds, .. } = rows;
         while let Some(len) = bytes[start..].iter().position(|byte| *byte == b'\n') {
             self.count += 1;
             bounds.push(Bounds { number: self.count, start, end: start + len });

@@ -32,6 +32,8 @@ pub(super) struct RowBuffer {
     pub(super) bytes: Vec<u8>,
     /// Where each of them is.
     pub(super) bounds: Vec<Bounds>,
+    /// Where in the file the bytes begin, if they stand there as they are.
+    pub(super) first_byte: Option<u64>,
 }
 
 /// One row in a [`RowBuffer`].
@@ -56,6 +58,18 @@ impl Chunk {
         self.packed_bytes
     }
 
+    /// Leaves out the rows before the one whose number is `first`. Whether any row is left.
+    pub fn begin_at(&mut self, first: u64) -> bool {
+        self.rows.bounds.retain(|row| row.number >= first);
+        !self.rows.bounds.is_empty()
+    }
+
+    /// Where in the file each row begins, with its number; nothing where the file cannot be read from there on.
+    pub fn bytes_of_rows(&self) -> impl Iterator<Item = (u64, u64)> {
+        let first_byte = self.rows.first_byte.into_iter();
+        first_byte.flat_map(|first| self.rows.bounds.iter().map(move |row| (row.number, first + row.start as u64)))
+    }
+
     /// The rows, with the numbers of their lines or their own, from 1.
     pub fn lines(&self) -> impl Iterator<Item = (u64, &[u8])> {
         self.rows.bounds.iter().map(|row| (row.number, &self.rows.bytes[row.start..row.end]))
@@ -75,6 +89,8 @@ pub struct ChunkReader<'a> {
     source: usize,
     /// `None` until that file is opened.
     file: Option<OpenFile>,
+    /// Where in the first file a row is that is not to be missed: its number, and the byte at which it begins.
+    begin: Option<(u64, u64)>,
 }
 
 struct OpenFile {
@@ -89,7 +105,7 @@ struct OpenFile {
 impl<'a> ChunkReader<'a> {
     /// For all rows of `sources`.
     pub fn new(sources: &'a [Source], format: AutoOr<DataFormat>) -> Self {
-        Self { sources, format, columns: Columns::SAME, files_before: 0, source: 0, file: None }
+        Self { sources, format, columns: Columns::SAME, files_before: 0, source: 0, file: None, begin: None }
     }
 
     /// The same for files whose rows name our keys otherwise, and which are counted from `files_before` on.
@@ -97,12 +113,23 @@ impl<'a> ChunkReader<'a> {
         Self { files_before, columns, ..self }
     }
 
+    /// The same but for rows of the first file before the one with a number, which begins at a byte: they may be left out.
+    pub fn beginning_at(self, number: u64, byte: u64) -> Self {
+        Self { begin: Some((number, byte)), ..self }
+    }
+
     fn next_in(&mut self, source: &Source) -> Result<Option<Chunk>, Problem> {
+        let of_file = |rule| Problem::of_file(source.name.as_str(), rule);
         let mut file = match self.file.take() {
             Some(file) => file,
-            None => OpenFile::open(source, self.files_before + self.source, self.columns)
-                .map_err(|rule| Problem::of_file(source.name.as_str(), rule))?,
+            None => OpenFile::open(source, self.files_before + self.source, self.columns).map_err(of_file)?,
         };
+        if let Some((number, byte)) = self.begin.take() {
+            // The first row tells the format.
+            file.read_chunk(source, self.format, self.columns)?;
+            file.opened = super::open_at(source, number, byte).map_err(of_file)?;
+            file.told_bytes = 0;
+        }
         let chunk = file.read_chunk(source, self.format, self.columns)?;
         self.file = chunk.is_some().then_some(file);
         Ok(chunk)
@@ -139,7 +166,8 @@ impl OpenFile {
         columns: &Columns,
     ) -> Result<Option<Chunk>, Problem> {
         let of_file = |rule| Problem::of_file(source.name.as_str(), rule);
-        let mut rows = RowBuffer { bytes: Vec::with_capacity(CHUNK_BYTES + CHUNK_BYTES / 4), bounds: vec![] };
+        let bytes = Vec::with_capacity(CHUNK_BYTES + CHUNK_BYTES / 4);
+        let mut rows = RowBuffer { bytes, ..RowBuffer::default() };
         while rows.bounds.is_empty() {
             rows.bytes.clear();
             let filled = self.opened.rows.fill(&mut rows);
@@ -175,8 +203,8 @@ impl OpenFile {
     }
 
     fn check_end(&self, source: &Source) -> Result<LineFormat, Rule> {
-        // The hash is in the name of the prepared file, so it must be the hash of what was prepared.
-        if self.opened.seen.borrow().hasher.finalize() != source.hash {
+        // The hash is in the name of what is prepared, so it must be the hash of what was read.
+        if !source.is_unchanged(|| self.opened.seen.borrow().hasher.finalize()) {
             return Err(Rule::Changed);
         }
         self.format.ok_or(Rule::Empty)

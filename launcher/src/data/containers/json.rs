@@ -15,6 +15,8 @@ pub struct JsonRows {
     text: JsonText,
     /// How rows stand in it; `None` until the first byte that is not blank.
     layout: Option<Layout>,
+    /// Whether its bytes are the file's.
+    is_plain: bool,
 }
 
 /// The text of a file.
@@ -22,6 +24,8 @@ pub(super) struct JsonText {
     pub(super) reader: Box<dyn BufRead>,
     /// Lines read so far.
     pub(super) line: u64,
+    /// Bytes read so far.
+    pub(super) byte: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,9 +39,14 @@ enum Layout {
 }
 
 impl JsonRows {
-    /// Of the file that `reader` begins at.
-    pub fn new(reader: Box<dyn BufRead>) -> Self {
-        Self { text: JsonText { reader, line: 0 }, layout: None }
+    /// Of the file that `reader` begins at. `is_plain`: its bytes are the file's.
+    pub fn new(reader: Box<dyn BufRead>, is_plain: bool) -> Self {
+        Self { text: JsonText { reader, line: 0, byte: 0 }, layout: None, is_plain }
+    }
+
+    /// Of a file of lines whose bytes come as they are, from the beginning of a line on, which `reader` begins at.
+    pub fn from_line(reader: Box<dyn BufRead>, line: u64, byte: u64) -> Self {
+        Self { text: JsonText { reader, line: line - 1, byte }, layout: Some(Layout::Lines), is_plain: true }
     }
 }
 
@@ -51,6 +60,9 @@ impl Rows for JsonRows {
                     None => break,
                 },
             };
+            if rows.bytes.is_empty() {
+                rows.first_byte = (self.is_plain && layout == Layout::Lines).then_some(self.text.byte);
+            }
             let is_there = match layout {
                 Layout::Lines => self.text.fill_line(rows)?,
                 Layout::Array(count) => {
@@ -80,7 +92,7 @@ impl JsonText {
     /// Passes over blank lines, and the byte order mark that some editors put in front. What follows says how rows stand in the
     /// file; `None`: nothing does.
     fn begin(&mut self) -> Result<Option<Layout>, Rule> {
-        skip_mark(&mut *self.reader)?;
+        self.byte += skip_mark(&mut *self.reader)?;
         loop {
             let buffer = self.reader.fill_buf().map_err(unreadable)?;
             if buffer.is_empty() {
@@ -98,18 +110,23 @@ impl JsonText {
                     let whole_lines =
                         buffer[..blank].iter().rposition(|byte| *byte == b'\n').map_or(0, |last| last + 1);
                     self.reader.consume(whole_lines);
+                    self.byte += whole_lines as u64;
                     return Ok(Some(Layout::Lines));
                 }
-                None => self.reader.consume(blank),
+                None => {
+                    self.reader.consume(blank);
+                    self.byte += blank as u64;
+                }
             }
         }
     }
 }
 
-/// Passes over the byte order mark, if a text begins with one.
-pub(super) fn skip_mark(reader: &mut dyn BufRead) -> Result<(), Rule> {
+/// Passes over the byte order mark, if a text begins with one. Returns its length.
+pub(super) fn skip_mark(reader: &mut dyn BufRead) -> Result<u64, Rule> {
     if reader.fill_buf().map_err(unreadable)?.starts_with(b"\xef\xbb\xbf") {
         reader.consume(3);
+        return Ok(3);
     }
-    Ok(())
+    Ok(0)
 }

@@ -15,7 +15,7 @@ impl JsonText {
         if len == 0 {
             return Ok(false);
         }
-        self.line += 1;
+        (self.line, self.byte) = (self.line + 1, self.byte + len as u64);
         if len > ROW_BYTES_MAX {
             return Err(Rule::LineTooLong { limit: ROW_BYTES_MAX });
         }

@@ -59,12 +59,12 @@ fn open(source: &Source, names: &Columns) -> Result<Opened, Rule> {
         let rows = Box::new(ParquetRows::open(&source.path, names, Rc::clone(&seen))?);
         return Ok(Opened { rows, seen });
     }
-    let Unpacked { mut bytes, seen } = unpack::open(&source.path).map_err(unreadable)?;
+    let Unpacked { mut bytes, seen, is_plain } = unpack::open(&source.path).map_err(unreadable)?;
     let rows: Box<dyn Rows> = match source.container {
         Container::Parquet => unreachable!("it was opened above"),
         Container::Json | Container::JsonArray => {
             kind::refuse_packed(bytes.fill_buf().map_err(unreadable)?)?;
-            Box::new(JsonRows::new(bytes))
+            Box::new(JsonRows::new(bytes, is_plain))
         }
         Container::Csv => Box::new(CsvRows::new(bytes, b',', names)),
         Container::Tsv => Box::new(CsvRows::new(bytes, b'\t', names)),
@@ -72,4 +72,10 @@ fn open(source: &Source, names: &Columns) -> Result<Opened, Rule> {
         Container::ArrowStream => Box::new(ArrowRows::of_stream(bytes, names)?),
     };
     Ok(Opened { rows, seen })
+}
+
+/// Opens a file of plain JSON Lines at its line `line`, which begins at `byte`. What was seen of it is never all of it.
+fn open_at(source: &Source, line: u64, byte: u64) -> Result<Opened, Rule> {
+    let Unpacked { bytes, seen, .. } = unpack::open_at(&source.path, byte).map_err(unreadable)?;
+    Ok(Opened { rows: Box::new(JsonRows::from_line(bytes, line, byte)), seen })
 }

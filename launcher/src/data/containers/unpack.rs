@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read};
+use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
 use std::path::Path;
 use std::rc::Rc;
 
@@ -31,6 +31,8 @@ pub struct Unpacked {
     pub bytes: Box<dyn BufRead>,
     /// What was seen of it.
     pub seen: Rc<RefCell<Seen>>,
+    /// Whether its bytes are those that lie there.
+    pub is_plain: bool,
 }
 
 /// Opens the file at `path`.
@@ -38,14 +40,24 @@ pub fn open(path: &Path) -> io::Result<Unpacked> {
     let seen = Rc::new(RefCell::new(Seen::default()));
     let mut packed = BufReader::with_capacity(BUFFER_BYTES, Watched { file: File::open(path)?, seen: seen.clone() });
     let head = packed.fill_buf()?;
+    let mut is_plain = false;
     let bytes: Box<dyn BufRead> = if head.starts_with(GZIP) {
         Box::new(BufReader::with_capacity(BUFFER_BYTES, MultiGzDecoder::new(packed)))
     } else if head.starts_with(ZSTD) {
         Box::new(BufReader::with_capacity(BUFFER_BYTES, ZstdFrames::Between(packed)))
     } else {
+        is_plain = true;
         Box::new(packed)
     };
-    Ok(Unpacked { bytes, seen })
+    Ok(Unpacked { bytes, seen, is_plain })
+}
+
+/// Opens the file at `path`, which is not packed, in its midst.
+pub fn open_at(path: &Path, byte: u64) -> io::Result<Unpacked> {
+    let (mut file, seen) = (File::open(path)?, Rc::new(RefCell::new(Seen::default())));
+    file.seek(SeekFrom::Start(byte))?;
+    let bytes = Box::new(BufReader::with_capacity(BUFFER_BYTES, Watched { file, seen: seen.clone() }));
+    Ok(Unpacked { bytes, seen, is_plain: true })
 }
 
 /// Whether the first byte of a text that is not blank is `byte`. `head`: the first bytes of its file, packed or not.

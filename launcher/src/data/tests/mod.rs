@@ -3,6 +3,7 @@ mod checked;
 mod containers;
 mod conversations;
 mod sources;
+mod streamed;
 
 use std::fs;
 use std::path::Path;
@@ -368,6 +369,6 @@ fn files_that_count_twice_are_known() {
     setup.job.from[0].path = once;
     let once = prepare(&setup.job, &DataProgress::default()).unwrap();
     assert_eq!(once.repeated(), [""; 0]);
-    assert!(matches!(&once.also_in(&twice)[..], [name] if name.ends_with("/data.jsonl")));
-    assert_eq!(twice.also_in(&once).len(), 2, "both times");
+    assert!(matches!(&once.also_in(twice.sources())[..], [name] if name.ends_with("/data.jsonl")));
+    assert_eq!(twice.also_in(once.sources()).len(), 2, "both times");
 }

@@ -51,6 +51,9 @@ fn every_default_is_the_documented_one() {
         long_samples: AutoOr::Auto,
         packing: true,
         shuffle: true,
+        streaming: false,
+        shuffle_window: 2048,
+        windows_ahead: 4,
         sampler: DataSampler { kind: AutoOr::Auto, class_key: None, weights: [].into(), temperature: 1.0 },
     };
     assert_eq!(config.data, data);

@@ -47,6 +47,9 @@ seq_len = 4096
 long_samples = "auto"              # "error" | "truncate" | "drop" | "split"; auto splits texts
 packing = true                     # several samples in one row, attention never crosses samples
 shuffle = true
+streaming = false                  # true: train while the data is prepared; needs train.steps
+shuffle_window = 2048              # streamed rows are prepared and shuffled by so many
+windows_ahead = 4                  # windows prepared ahead of training
 
 [data.sampler]
 kind = "auto"                      # "shuffle" | "class_balanced" | "weighted" | "temperature"

@@ -4,14 +4,14 @@ use proto::config::{AutoOr, DataFormat};
 
 use super::super::ChunkReader;
 use super::super::chunk::CHUNK_BYTES;
-use crate::data::sources::{self, Source};
+use crate::data::sources::{self, Identity, Source};
 
 /// The lines of a file with these contents, or its first problem; the file's hash is that of `hashed`.
 fn read(contents: &str, hashed: &str) -> Result<Vec<(u64, String)>, String> {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), contents).unwrap();
     let hash = blake3::hash(hashed.as_bytes());
-    let read = sources::find(&[file.path().to_string_lossy().into_owned()]).unwrap();
+    let read = sources::find(&[file.path().to_string_lossy().into_owned()], Identity::Contents).unwrap();
     let mut sources = read;
     (sources[0].name, sources[0].hash) = ("a.jsonl".into(), hash);
     let mut all = Vec::new();
@@ -87,7 +87,7 @@ fn packed_files_give_the_same_rows() {
             }
             Ok((rows, bytes))
         };
-        let find = || sources::find(&[file.path().to_string_lossy().into_owned()]).unwrap();
+        let find = || sources::find(&[file.path().to_string_lossy().into_owned()], Identity::Contents).unwrap();
         let (rows, bytes) = read(&find()).unwrap();
         assert!(rows == plain && bytes == packed.len() as u64, "{bytes} of {}", packed.len());
         // Cut short, it is told.

@@ -8,7 +8,7 @@ use std::path::Path;
 use proto::config::{AutoOr, DataFormat};
 
 use super::ChunkReader;
-use crate::data::sources;
+use crate::data::sources::{self, Identity};
 
 /// The rows of a file of this name with these contents, or its problems without the folder.
 fn rows(name: &str, contents: &[u8]) -> Result<Vec<(u64, String)>, String> {
@@ -25,7 +25,8 @@ type Read = (Vec<(u64, String)>, u64);
 
 /// The same of a file that is there, to which `between` is done when it was hashed.
 fn rows_of(path: &Path, between: impl FnOnce(&Path)) -> Result<Read, String> {
-    let sources = sources::find(&[path.display().to_string()]).map_err(|problems| problems.to_string())?;
+    let sources =
+        sources::find(&[path.display().to_string()], Identity::Contents).map_err(|problems| problems.to_string())?;
     between(path);
     let (mut all, mut bytes) = (vec![], 0);
     for chunk in ChunkReader::new(&sources, AutoOr::Given(DataFormat::Text)) {
