@@ -159,14 +159,17 @@ impl Plan {
     /// Whether the validation set is scored after step `step` (from 1): when due, and always after the last. A restart may go
     /// on from before `start`.
     pub fn validates_after(&self, step: u64) -> bool {
-        let due = match self.validation_every_steps {
+        let is_due = || match self.validation_every_steps {
             0 => self.epochs_after(step) > self.epochs_after(step - 1),
             every => step.is_multiple_of(every),
         };
-        !self.data.validation_sets.is_empty() && (due || step == self.steps)
+        !self.data.validation_sets.is_empty() && (step == self.steps || is_due())
     }
 
     /// How many epochs are done after step `step`. Below 0 where a restart goes on from before the epoch that `start` is in.
+    ///
+    /// # Panics
+    /// If rows are streamed: nobody knows how many an epoch has.
     pub fn epochs_after(&self, step: u64) -> i128 {
         let steps = i128::from(step) - i128::from(self.start.step);
         let rows = i128::from(self.start.rows) + steps * i128::from(self.batch.global_batch_size);

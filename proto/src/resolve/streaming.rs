@@ -27,7 +27,7 @@ pub(super) fn problems(config: &TrainConfig, batch: Option<BatchPlan>) -> Vec<Pr
     };
     let rule = format!("the sampler {kind} has to know how many samples each class has, and data.streaming does not");
     refuse(kind != SamplerKind::Shuffle, &key, rule, "set data.sampler.kind = \"shuffle\", or data.streaming = false");
-    let is_at_epochs = !config.data.validation.is_empty() && config.validation.every_steps == 0;
+    let is_at_epochs = !config.validation_sets().is_empty() && config.validation.every_steps == 0;
     let rule = "0 is the end of each epoch, and data.streaming knows no epochs".to_owned();
     refuse(is_at_epochs, "validation.every_steps", rule, "set the steps between two validations");
     let window = config.data.shuffle_window;
