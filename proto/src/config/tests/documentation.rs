@@ -50,9 +50,12 @@ fn schema_keys() -> Vec<String> {
     let tables = SECTIONS.into_iter().flat_map(|section| std::iter::once(section).chain(within(section)));
     let keys = tables.map(|table| {
         let header = header(table);
-        let text = match header.starts_with("[[") {
-            true => format!("{REQUIRED}{header}\npath = \"p\"\nname = \"n\"\nzzzzzzzzzzzz = 1\n"),
-            false => with(table, "zzzzzzzzzzzz = 1"),
+        let text = match table {
+            "data.source" => format!("[model]\npath = \"m\"\n{header}\npath = \"p\"\nzzzzzzzzzzzz = 1\n"),
+            _ if header.starts_with("[[") => {
+                format!("{REQUIRED}{header}\nname = \"n\"\npath = \"p\"\nzzzzzzzzzzzz = 1\n")
+            }
+            _ => with(table, "zzzzzzzzzzzz = 1"),
         };
         let problems = problems(&text, &[]);
         let suggestion = problems[0].suggestion.as_deref().unwrap();

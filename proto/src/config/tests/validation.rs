@@ -4,9 +4,7 @@ use super::*;
 
 #[test]
 fn sets_are_read_and_data_validation_is_one() {
-    let text = with(
-        "data",
-        r#"format = "text"
+    let sets = r#"format = "text"
 [[validation.source]]
 name = "a.1"
 path = "a.jsonl"
@@ -14,8 +12,8 @@ path = "a.jsonl"
 name = "b"
 path = ["b*.jsonl"]
 format = "auto"
-columns = { prompt = "question" }"#,
-    );
+columns = { prompt = "question" }"#;
+    let text = format!("{REQUIRED}{sets}\n");
     let sets = parse(&text, &[]).unwrap().validation_sets();
     let [first, second] = &sets[..] else { panic!("{sets:?}") };
     assert_eq!((first.name.as_str(), first.path.len(), first.format), ("a.1", 1, AutoOr::Given(DataFormat::Text)));
@@ -36,11 +34,7 @@ fn mistakes_have_places() {
     let found = check_all(
         &text,
         &[],
-        &[
-            (5, 3, "validation.source[0].path", "is required"),
-            (6, 8, "validation.source[0].name", name),
-            (7, 1, "validation.source[0].pth", "unknown key"),
-        ],
+        &[(6, 8, "validation.source[0].name", name), (7, 1, "validation.source[0].pth", "unknown key")],
     );
-    assert_eq!(found[2].suggestion.as_deref(), Some("did you mean `path`?"));
+    assert_eq!(found[1].suggestion.as_deref(), Some("did you mean `path`?"));
 }
