@@ -152,7 +152,7 @@ mod tests {
         assert_eq!(kept(&[1]), 0);
         assert_eq!(kept(&[5, 6]), 0);
         let mut fresh = Sequence::default();
-        let _ = fresh.read(&mut model, &[7, 8], 10).unwrap();
+        assert_eq!(fresh.read(&mut model, &[7, 8], 10).unwrap().size(), [1, 3]);
         assert_eq!((fresh.len(), model.0), (2, vec![vec![7, 8]]));
     }
 
