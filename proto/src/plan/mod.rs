@@ -158,7 +158,8 @@ impl Plan {
             rows.div_euclid(i128::from(self.data.train_rows))
         };
         let due = match self.validation_every_steps {
-            0 => epoch(step) > epoch(step - 1),
+            // Streamed data has no epochs that anybody knows.
+            0 => self.data.stream.is_none() && epoch(step) > epoch(step - 1),
             every => step.is_multiple_of(every),
         };
         self.data.validation.is_some() && (due || step == self.steps)
