@@ -1,6 +1,6 @@
 """Streams a large source through a job and watches what it needs.
 
-Makes a source of SIZE_MB megabytes of text from a seed, a tokenizer of 8000 tokens and a tiny model in a temporary folder, and trains
+Makes a source of SIZE_MB megabytes of text from a seed, a tokenizer of 2000 tokens and a tiny model in a temporary folder, and trains
 STEPS steps on it with data.streaming. Prints the time to the first step, the speed of the preparation, and the peaks of the
 launcher's memory, of the ranks' and of the run directory's prepared data. Fails where a bound is passed. Usage, from the repository:
 
@@ -19,9 +19,9 @@ import time
 from text_source import write_model, write_source
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
-SEQ_LEN = 512
+SEQ_LEN = 256
 AHEAD = 4
-BATCH = 32
+BATCH = 16
 LAUNCHER_MB_MAX = 700
 # A prepared token has 8 bytes; indices and hashes are a few percent.
 ROW_MB_MAX = 1.1 * SEQ_LEN * 8 / 1e6
@@ -80,7 +80,7 @@ def main():
         folder = pathlib.Path(root)
         began = time.monotonic()
         pool = write_source(folder / "source.jsonl", args.size_mb * 1e6, args.seed)
-        write_model(folder / "model", pool, SEQ_LEN)
+        write_model(folder / "model", pool, SEQ_LEN, 2000)
         print(f"seed {args.seed}: a source of {args.size_mb:.0f} MB was made in {time.monotonic() - began:.0f} s", flush=True)
         (folder / "train.toml").write_text(f"""
 [job]
