@@ -1,10 +1,10 @@
 """Streams a large source through a job and watches what it needs.
 
-Makes a source of SIZE_MB megabytes of text from a seed, a tokenizer of 8000 tokens and a tiny model in a temporary folder, and trains
+Makes a source of SIZE_MB megabytes of text from a seed, a tokenizer of 2000 tokens and a tiny model in a temporary folder, and trains
 STEPS steps on it with data.streaming. Prints the time to the first step, the speed of the preparation, and the peaks of the
 launcher's memory, of the ranks' and of the run directory's prepared data. Fails where a bound is passed. Usage, from the repository:
 
-    .venv/bin/python scripts/peers/stream_trial.py SIZE_MB STEPS [SEED] [--folder DIR]
+    .venv/bin/python scripts/peers/stream_trial.py SIZE_MB STEPS [SEED] [--window ROWS] [--folder DIR]
 """
 
 import argparse
@@ -19,13 +19,12 @@ import time
 from text_source import write_model, write_source
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
-SEQ_LEN = 512
-WINDOW = 2048
+SEQ_LEN = 256
 AHEAD = 4
-BATCH = 32
+BATCH = 16
 LAUNCHER_MB_MAX = 700
 # A prepared token has 8 bytes; indices and hashes are a few percent.
-WINDOW_MB_MAX = 1.1 * WINDOW * SEQ_LEN * 8 / 1e6
+ROW_MB_MAX = 1.1 * SEQ_LEN * 8 / 1e6
 
 
 def tree(root):
@@ -74,13 +73,14 @@ def main():
     parser.add_argument("size_mb", type=float)
     parser.add_argument("steps", type=int)
     parser.add_argument("seed", type=int, nargs="?", default=1)
+    parser.add_argument("--window", type=int, default=2048, help="data.shuffle_window [default: 2048]")
     parser.add_argument("--folder", help="where the source and the run lie [default: a temporary folder]")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="dslaunch-stream-", dir=args.folder) as root:
         folder = pathlib.Path(root)
         began = time.monotonic()
         pool = write_source(folder / "source.jsonl", args.size_mb * 1e6, args.seed)
-        write_model(folder / "model", pool, SEQ_LEN)
+        write_model(folder / "model", pool, SEQ_LEN, 2000)
         print(f"seed {args.seed}: a source of {args.size_mb:.0f} MB was made in {time.monotonic() - began:.0f} s", flush=True)
         (folder / "train.toml").write_text(f"""
 [job]
@@ -93,7 +93,7 @@ device = "cpu"
 train = "source.jsonl"
 seq_len = {SEQ_LEN}
 streaming = true
-shuffle_window = {WINDOW}
+shuffle_window = {args.window}
 windows_ahead = {AHEAD}
 [train]
 steps = {args.steps}
@@ -124,7 +124,7 @@ every_steps = 1
             sys.exit(f"dslaunch ended with {process.returncode}")
         tokens = rows[-1]["tokens"]
         launcher, rank = own.get("dslaunch", 0), max((mb for name, mb in own.items() if name.startswith("dslaunch-rank")), default=0)
-        disk_max = (2 * AHEAD + 2) * WINDOW_MB_MAX
+        disk_max = (2 * AHEAD + 2) * args.window * ROW_MB_MAX + 1
         print(f"{args.steps} steps, {tokens / 1e6:.1f} M label tokens in {seconds:.0f} s; first step after {first_step:.1f} s")
         print(f"peak of own memory: launcher {launcher:.0f} MB, a rank {rank:.0f} MB; with mapped files {json.dumps({k: round(v) for k, v in peak.items()})}")
         print(f"peak of prepared data on disk: {disk:.0f} MB of a source of {args.size_mb:.0f} MB (limit {disk_max:.0f} MB)")

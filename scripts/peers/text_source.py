@@ -32,13 +32,13 @@ def write_source(path, size_bytes, seed):
     return pool
 
 
-def write_model(folder, pool, seq_len):
-    """A folder with a tokenizer of 8000 tokens, trained on `pool`, and a config.json of a tiny model."""
+def write_model(folder, pool, seq_len, vocab_size=8000):
+    """A folder with a tokenizer of `vocab_size` tokens, trained on `pool`, and a config.json of a tiny model."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     special = ["<s>", "</s>"]
-    trainer = trainers.BpeTrainer(vocab_size=8000, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
     tokenizer.train_from_iterator(pool[:2000], trainer)
     folder.mkdir()
     tokenizer.save(str(folder / "tokenizer.json"))

@@ -51,8 +51,13 @@ impl Maker {
     /// Works until nobody wants any more windows.
     pub fn run(mut self) {
         let _ending = Ending(self.shared.clone());
-        while let Work::Make(window) = self.shared.work() {
-            match self.make(window) {
+        loop {
+            let made = match self.shared.work() {
+                Work::End => return,
+                Work::Make(window) => self.make(window),
+                Work::Nothing => self.clear(),
+            };
+            match made {
                 // Whoever has stopped it knows.
                 Ok(()) | Err((_, DataError::Stopped)) => {}
                 Err((window, error)) => self.shared.fails(window, error),
@@ -60,9 +65,15 @@ impl Maker {
         }
     }
 
+    /// Removes windows that are not wanted any more. What cannot be removed fails the window that would come next.
+    fn clear(&mut self) -> Result<(), (u64, DataError)> {
+        let cleared = self.shared.clear(&mut self.on_disk);
+        cleared.map_err(|source| (self.shared.index().known() - 1, in_folder(&self.shared, source)))
+    }
+
     /// Makes `window`, and those after it as long as they are wanted next. An error is of the window that comes with it.
     fn make(&mut self, window: u64) -> Result<(), (u64, DataError)> {
-        self.shared.clear(&mut self.on_disk).map_err(|source| (window, in_folder(&self.shared, source)))?;
+        self.clear()?;
         if self.on_disk.contains(&window) && self.is_sound(window) {
             self.shared.is_there(window);
             return Ok(());
@@ -157,12 +168,18 @@ impl Filling<'_> {
             return Err(self.changed(self.begin.place.file));
         }
         let Some(next) = next else { return Ok(()) };
-        self.shared.clear(self.on_disk).map_err(|source| in_folder(self.shared, source))?;
         let number = self.number + 1;
-        // One that is there already need not be made.
-        if self.shared.work() != Work::Make(number) || self.on_disk.contains(&number) {
-            self.has_left = true;
-            return Err(DataError::Stopped);
+        loop {
+            self.shared.clear(self.on_disk).map_err(|source| in_folder(self.shared, source))?;
+            match self.shared.work() {
+                Work::Nothing => {}
+                // One that is there already need not be made.
+                Work::Make(next) if next == number && !self.on_disk.contains(&number) => break,
+                Work::Make(_) | Work::End => {
+                    self.has_left = true;
+                    return Err(DataError::Stopped);
+                }
+            }
         }
         self.shared.is_making(number, 0);
         (self.number, self.begin) = (number, next);

@@ -37,6 +37,8 @@ pub enum Answer {
 pub enum Work {
     /// This window is made.
     Make(u64),
+    /// Nothing, but training has come further.
+    Nothing,
     /// Nobody wants any more windows.
     End,
 }
@@ -66,6 +68,8 @@ pub(super) struct Shared {
 struct State {
     /// The row that was asked for last.
     position: u64,
+    /// The position for which windows that are too far from it were removed.
+    cleared_at: Option<u64>,
     asks: Vec<(u64, Box<dyn Asker>)>,
     ready: BTreeSet<u64>,
     index: Index,
@@ -104,6 +108,7 @@ impl Shared {
     pub fn new(settings: Settings, folder: PathBuf, index: Index, position: u64) -> Self {
         let state = State {
             position,
+            cleared_at: None,
             asks: vec![],
             ready: BTreeSet::new(),
             index,
@@ -139,19 +144,19 @@ impl Shared {
         self.changed.notify_all();
     }
 
-    /// Waits until there is something to do.
+    /// What is to be done. Where that is nothing, and what is not wanted any more was removed, waits until something has changed.
     pub fn work(&self) -> Work {
         let mut state = self.lock();
-        loop {
-            if state.is_closed {
-                return Work::End;
-            }
-            if let Some(window) = state.shelf(self.settings).next() {
-                return Work::Make(window);
-            }
+        let work = |state: &State| match state.shelf(self.settings).next() {
+            _ if state.is_closed => Work::End,
+            Some(window) => Work::Make(window),
+            None => Work::Nothing,
+        };
+        if work(&state) == Work::Nothing && state.cleared_at == Some(state.position) {
             state.making = None;
             state = self.changed.wait(state).expect("no code panics while it holds the state");
         }
+        work(&state)
     }
 
     /// Threads to prepare with, as things are.
@@ -247,6 +252,7 @@ impl Shared {
     /// Removes the windows that are too far from where training is.
     pub fn clear(&self, on_disk: &mut BTreeSet<u64>) -> io::Result<()> {
         let mut state = self.lock();
+        state.cleared_at = Some(state.position);
         let shelf = state.shelf(self.settings);
         let surplus: Vec<u64> = on_disk.iter().copied().filter(|window| !shelf.keeps(*window)).collect();
         for window in &surplus {
