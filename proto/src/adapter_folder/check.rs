@@ -60,8 +60,14 @@ mod tests {
             "num_attention_heads": 2, "vocab_size": 5
         });
         let config = ModelConfig::parse("config.json".as_ref(), &config.to_string()).unwrap();
-        let adapter =
-            Adapter { rank: 2, alpha: 4.0, rslora: false, targets: vec![Projection::Down], modules_to_save: vec![] };
+        let adapter = Adapter {
+            rank: 2,
+            alpha: 4.0,
+            rslora: false,
+            dora: false,
+            targets: vec![Projection::Down],
+            modules_to_save: vec![],
+        };
         let folder = tempfile::tempdir().unwrap();
         let check = |tensors: &[(&str, [usize; 2])]| {
             let (mut header, mut end) = (serde_json::Map::new(), 0);

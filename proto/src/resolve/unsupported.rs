@@ -18,7 +18,6 @@ pub(super) fn refused(config: &TrainConfig, machine: &Machine) -> Vec<Problem> {
     let backend_is_tcp = config.comm.backend == AutoOr::Given(Backend::Tcp);
     refuse(runs && backend_is_tcp, "comm.backend", "use \"auto\"");
     refuse(config.comm.compression != Compression::None, "comm.compression", "use \"none\"");
-    refuse(config.lora.dora, "lora.dora", "use false");
     refuse(config.lora.quantize != Quantize::None, "lora.quantize", "use \"none\"");
     let kind = config.data.sampler_kind();
     let is_asked = config.data.packing && config.origins.is_set("data.packing");

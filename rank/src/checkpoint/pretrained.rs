@@ -14,7 +14,7 @@ use tch::{Kind, Tensor};
 use super::error::{Result, damaged, reading};
 use super::weights::{kind_of, tensor_error};
 use crate::data::MappedFile;
-use crate::engine::row_chunks::{row_chunks, take};
+use crate::engine::row_chunks::{norms, row_chunks, take};
 
 /// Files whose tensors are those of a model, or of an adapter.
 pub struct Pretrained {
@@ -64,15 +64,26 @@ impl Pretrained {
 
     /// Fills `to`, this rank's part of a parameter as files have it. NaN in it is an error naming file and tensor.
     pub fn fill(&self, param: &ParamLayout, to: &Tensor) -> Result<()> {
-        let name = format!("{}{}", self.prefix, param.name);
+        self.for_each_chunk(&param.name, rows_in_file(param), |rows, values| take(param, to, rows, values))
+    }
+
+    /// Fills `to`, this rank's part of the magnitudes of a weight's rows, with their lengths.
+    pub fn fill_norms(&self, weight: &str, magnitudes: &ParamLayout, to: &Tensor) -> Result<()> {
+        let put = |rows: Range<usize>, values: &Tensor| take(magnitudes, to, rows, &norms(values));
+        self.for_each_chunk(weight, rows_in_file(magnitudes), put)
+    }
+
+    /// Reads rows of the tensor of a parameter, some at a time.
+    fn for_each_chunk(&self, param: &str, rows: Range<usize>, put: impl Fn(Range<usize>, &Tensor)) -> Result<()> {
+        let name = format!("{}{param}", self.prefix);
         let Place { file, dtype, shape, bytes } = &self.tensors[&name];
         let (path, map) = &self.files[*file];
         let mut num_nan = 0;
-        for rows in row_chunks(rows_in_file(param), shape[1..].iter().product()) {
+        for rows in row_chunks(rows, shape[1..].iter().product()) {
             let whole = map.as_ref().get(bytes.clone()).ok_or_else(|| damaged(path, format!("{name} is cut short")))?;
             let values = rows_of(whole, shape, *dtype, &rows);
             num_nan += values.isnan().sum(Kind::Int64).int64_value(&[]);
-            take(param, to, rows, &values);
+            put(rows, &values);
             // So no rank ever holds more of the files than that.
             map.release().map_err(reading(path))?;
         }

@@ -4,30 +4,52 @@
 //! Every parameter has a generator of its own, seeded by the job's seed and the parameter's name: the values depend on
 //! neither the number of ranks nor the order of parameters.
 
+use std::ops::Range;
+
 use tch::{Kind, Tensor};
 
-use crate::engine::row_chunks::{row_chunks, take};
+use crate::device::HOST;
+use crate::engine::row_chunks::{norms, row_chunks, take};
 use proto::layout::ParamLayout;
 
-/// Draws this rank's part of a parameter, as files have it. `std`: config.json's `initializer_range`.
-pub(super) fn draw(param: &ParamLayout, mut to: Tensor, seed: u64, std: f64) {
+/// What all parameters are drawn by.
+#[derive(Clone, Copy)]
+pub(super) struct Draw {
+    /// The job's seed.
+    pub seed: u64,
+    /// config.json's `initializer_range`.
+    pub std: f64,
+}
+
+/// Draws this rank's part of a parameter, as files have it.
+pub(super) fn draw(param: &ParamLayout, mut to: Tensor, by: Draw) {
     if param.name.ends_with("norm.weight") {
         let _ = to.fill_(1.0);
     } else if param.name.ends_with(".bias") || param.name.ends_with(".lora_B.weight") {
         let _ = to.zero_();
     } else {
-        tch::manual_seed(generator_seed(seed, &param.name));
-        // All of it and in fp32, whatever the part and the parameter's type: all start from the same numbers.
-        let [rows, columns] = param.disk_shape()[..] else { unreachable!("{} is a matrix", param.name) };
-        let bound = (columns as f64).powf(-0.5);
-        for rows in row_chunks(0..rows, columns) {
-            let mut drawn = Tensor::empty([rows.len() as i64, columns as i64], (Kind::Float, to.device()));
-            let _ = match param.name.ends_with(".lora_A.weight") {
-                true => drawn.uniform_(-bound, bound),
-                false => drawn.normal_(0.0, std),
-            };
-            take(param, &to, rows, &drawn);
-        }
+        for_each_chunk(param, by, |rows, drawn| take(param, &to, rows, drawn));
+    }
+}
+
+/// The lengths of a weight's rows, as [`draw`] draws it, of which `to` is this rank's part. `magnitudes`: the parameter that has them.
+pub(super) fn draw_norms(weight: &ParamLayout, magnitudes: &ParamLayout, to: &Tensor, by: Draw) {
+    for_each_chunk(weight, by, |rows, drawn| take(magnitudes, to, rows, &norms(drawn)));
+}
+
+/// Draws a whole matrix, some of its rows at a time.
+fn for_each_chunk(param: &ParamLayout, Draw { seed, std }: Draw, mut put: impl FnMut(Range<usize>, &Tensor)) {
+    tch::manual_seed(generator_seed(seed, &param.name));
+    // All of it and in fp32, whatever the part and the parameter's type: all start from the same numbers.
+    let [rows, columns] = param.disk_shape()[..] else { unreachable!("{} is a matrix", param.name) };
+    let bound = (columns as f64).powf(-0.5);
+    for rows in row_chunks(0..rows, columns) {
+        let mut drawn = Tensor::empty([rows.len() as i64, columns as i64], (Kind::Float, HOST));
+        let _ = match param.name.ends_with(".lora_A.weight") {
+            true => drawn.uniform_(-bound, bound),
+            false => drawn.normal_(0.0, std),
+        };
+        put(rows, &drawn);
     }
 }
 
