@@ -141,9 +141,12 @@ fn ranks_that_do_not_multiply_out_are_refused() {
 #[test]
 fn what_is_not_supported_yet_is_refused_all_at_once() {
     check_refused(
-        "[comm]\nbackend = \"tcp\"\n[lora]\nrank = 8\ndora = true\n",
+        "[comm]\nbackend = \"tcp\"\n[lora]\nrank = 8\ndora = true\nquantize = \"nf4\"\n",
         2,
-        &["comm.backend: not supported yet: use \"auto\"", "lora.dora: not supported yet: use false"],
+        &[
+            "comm.backend: not supported yet: use \"auto\"",
+            "lora.dora: not supported yet: beside lora.quantize: use false, or lora.quantize = \"none\"",
+        ],
     );
     let samples = "[validation]\nprompts = [\"x\"]\n[parallel]\ntensor = 2\n";
     for extra in ["[comm]\ncompression = \"int8\"\n", "[lora]\nrank = 8\ndropout = 0.1\n", samples] {
@@ -335,7 +338,7 @@ fn what_overlaps_is_for_ranks_that_can_do_both_at_once() {
 fn a_plan_of_streamed_data_knows_no_epochs() {
     let toml = "streaming = true\nshuffle_window = 64\n[train]\nsteps = 9\n";
     let data = PreparedData { path: "/d".into(), rows: 0, tokens: 0, longest_row: 4096, classes: vec![] };
-    let plan = draft(toml, 2).unwrap().with_data(data, None, Progress::default()).unwrap();
+    let plan = draft(toml, 2).unwrap().with_data(data, &[], Progress::default()).unwrap();
     assert_eq!(plan.data.stream, Some(StreamPlan { window: 64 }));
     assert!((1..10).all(|step| !plan.validates_after(step)));
     assert_eq!(serde_json::from_str::<Plan>(&serde_json::to_string(&plan).unwrap()).unwrap(), plan);
