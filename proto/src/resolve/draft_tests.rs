@@ -149,7 +149,7 @@ fn what_is_not_supported_yet_is_refused_all_at_once() {
         ],
     );
     let samples = "[validation]\nprompts = [\"x\"]\n[parallel]\ntensor = 2\n";
-    for extra in ["[comm]\ncompression = \"int8\"\n", "[lora]\nrank = 8\ndropout = 0.1\n", samples] {
+    for extra in ["[comm]\ncompression = \"int8\"\n", samples] {
         let problems = draft(extra, 2).unwrap_err();
         assert!(problems.len() == 1 && problems[0].contains("not supported yet"), "{extra}: {problems:?}");
     }
