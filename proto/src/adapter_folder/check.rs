@@ -64,6 +64,7 @@ mod tests {
             rank: 2,
             alpha: 4.0,
             rslora: false,
+            dora: false,
             targets: vec![Projection::Down],
             modules_to_save: vec![],
             quantize: Quantize::None,

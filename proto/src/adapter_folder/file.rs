@@ -75,8 +75,7 @@ pub enum AdapterFileError {
 }
 
 /// Keys that change what an adapter computes and are not computed here: they are refused unless their value is empty.
-const REFUSED: [&str; 21] = [
-    "use_dora",
+const REFUSED: [&str; 20] = [
     "rank_pattern",
     "alpha_pattern",
     "layers_to_transform",
@@ -139,6 +138,7 @@ impl AdapterFile {
                 rank: rank as usize,
                 alpha,
                 rslora: file.flag("use_rslora")?,
+                dora: file.flag("use_dora")?,
                 targets: file.targets()?,
                 modules_to_save: file.modules_to_save()?,
                 quantize: Quantize::None,
@@ -162,7 +162,7 @@ impl AdapterFile {
 
     /// The description as PEFT reads it.
     pub fn to_text(&self) -> String {
-        let Adapter { rank, alpha, rslora, targets, modules_to_save, quantize: _ } = &self.adapter;
+        let Adapter { rank, alpha, rslora, dora, targets, modules_to_save, quantize: _ } = &self.adapter;
         let names = |names: Vec<&str>| if names.is_empty() { Value::Null } else { json!(names) };
         let saved = |module: &SavedModule| if *module == SavedModule::Norm { NORM } else { module.as_str() };
         // A whole number is one, as PEFT writes it.
@@ -175,7 +175,7 @@ impl AdapterFile {
             "lora_alpha": alpha,
             "lora_dropout": self.dropout,
             "use_rslora": rslora,
-            "use_dora": false,
+            "use_dora": dora,
             "target_modules": names(targets.iter().map(|target| target.as_str()).collect()),
             "modules_to_save": names(modules_to_save.iter().map(saved).collect()),
             "bias": "none",
@@ -320,6 +320,7 @@ mod tests {
             rank: 4,
             alpha: 8.0,
             rslora: false,
+            dora: false,
             targets: vec![Projection::Q, Projection::V],
             modules_to_save: vec![],
             quantize: Quantize::None,
@@ -340,6 +341,7 @@ mod tests {
         assert_eq!(parse(&file.to_text()).unwrap(), file);
         file.adapter.modules_to_save = vec![SavedModule::EmbedTokens, SavedModule::LmHead, SavedModule::Norm];
         (file.adapter.alpha, file.adapter.rslora, file.base) = (2.5, true, None);
+        file.adapter.dora = true;
         assert_eq!(parse(&file.to_text()).unwrap(), file);
     }
 
@@ -351,7 +353,6 @@ mod tests {
         check("peft_type", json!("IA3"), "only \"LORA\" is supported");
         check("bias", json!("all"), "only \"none\" is supported");
         let kind = "not supported: adapters of this kind compute something else";
-        check("use_dora", json!(true), kind);
         check("rank_pattern", json!({"q_proj": 2}), kind);
         check("r", json!(0), "must be an integer from 1 to 65536");
         check("lora_alpha", json!(-1), "must be above 0");

@@ -84,6 +84,7 @@ impl Lora {
                 AutoOr::Given(alpha) => alpha,
             },
             rslora: self.rslora,
+            dora: self.dora,
             targets: self.targets.projections(),
             modules_to_save: SavedModule::all().filter(|module| self.modules_to_save.contains(module)).collect(),
             quantize: self.quantize,
@@ -95,6 +96,7 @@ impl Lora {
         self.rank = adapter.rank as u64;
         self.alpha = AutoOr::Given(adapter.alpha);
         self.rslora = adapter.rslora;
+        self.dora = adapter.dora;
         self.targets = Targets::Named(adapter.targets.clone());
         self.modules_to_save = adapter.modules_to_save.clone();
     }

@@ -27,6 +27,10 @@ pub struct Adapter {
     pub alpha: f64,
     /// Whether that divides by the root of the rank.
     pub rslora: bool,
+    /// Whether the lengths of the rows of weight and adapter are trained beside them (DoRA; Liu et al., 2024). Earlier plans and
+    /// checkpoints do not say.
+    #[serde(default)]
+    pub dora: bool,
     /// The projections that have adapters, in the order in which a block has them.
     pub targets: Vec<Projection>,
     /// What is trained whole beside them, in the order of [`SavedModule::all`].
@@ -41,6 +45,9 @@ fn unquantized() -> Quantize {
 }
 
 impl Adapter {
+    /// Ends the name of the magnitudes of a projection's rows, where its weight's ends in `.weight`.
+    pub const MAGNITUDE: &str = ".lora_magnitude_vector";
+
     /// `s`: alpha / rank, or alpha / sqrt(rank) (Kalajdzievski, 2023).
     pub fn scale(&self) -> f64 {
         let rank = self.rank as f64;
@@ -49,7 +56,7 @@ impl Adapter {
 
     /// Whether the parameter of this name is one of an adapter.
     pub fn has(name: &str) -> bool {
-        name.ends_with(".lora_A.weight") || name.ends_with(".lora_B.weight")
+        name.ends_with(".lora_A.weight") || name.ends_with(".lora_B.weight") || name.ends_with(Self::MAGNITUDE)
     }
 
     /// Whether the parameter of this name is trained, and saved.
@@ -99,6 +106,7 @@ mod tests {
             rank: 16,
             alpha: 8.0,
             rslora: false,
+            dora: false,
             targets: vec![Projection::Q],
             modules_to_save: vec![SavedModule::LmHead, SavedModule::Norm],
             quantize: Quantize::None,

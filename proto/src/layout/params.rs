@@ -218,8 +218,9 @@ impl Builder {
         self.params.push(param);
     }
 
-    /// Adds the adapters of a block's projections: of those that are one matrix first every `A`, then every `B`. An `A` reads what its
-    /// projection reads, and a `B` adds to what it makes, so one of them is cut as the projection is.
+    /// Adds the adapters of a block's projections: of those that are one matrix first every `A`, then every `B`, then the magnitudes.
+    /// An `A` reads what its projection reads, and a `B` adds to what it makes, so one of them is cut as the projection is. A magnitude
+    /// is of a row of `B`.
     fn add_adapters(&mut self, adapter: &Adapter, projections: &[Vec<Adapted>]) {
         for fused in projections {
             let targets = || fused.iter().filter(|of| adapter.targets.contains(&of.projection));
@@ -230,6 +231,10 @@ impl Builder {
             for Adapted { name, shape, cut, .. } in targets() {
                 let cut = if matches!(cut, Cut::Columns) { Cut::Summed } else { *cut };
                 self.add(&format!("{name}.lora_B.weight"), &[shape[0], adapter.rank], cut);
+            }
+            for Adapted { name, shape, cut, .. } in targets().filter(|_| adapter.dora) {
+                let cut = if matches!(cut, Cut::Columns) { Cut::Summed } else { *cut };
+                self.add(&format!("{name}{}", Adapter::MAGNITUDE), &[shape[0]], cut);
             }
         }
     }

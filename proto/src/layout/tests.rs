@@ -191,7 +191,15 @@ fn only_sequence_parallelism_makes_norm_gradients_partial() {
 
 fn adapters(quantize: Quantize) -> Trained {
     let targets = vec![Projection::Q, Projection::Down];
-    Trained::Adapter(Adapter { rank: 3, alpha: 6.0, rslora: false, targets, modules_to_save: vec![], quantize })
+    Trained::Adapter(Adapter {
+        rank: 3,
+        alpha: 6.0,
+        rslora: false,
+        dora: false,
+        targets,
+        modules_to_save: vec![],
+        quantize,
+    })
 }
 
 /// LAY-4: of a block the seven matrices, and nothing else changes its place in the whole unit.

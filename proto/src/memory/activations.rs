@@ -18,6 +18,9 @@ pub fn logits_at_a_time(device: Device) -> usize {
 /// Elements of a weight gradient in bf16 that a CPU holds at a time, before they are added in fp32: 2 MiB stay in its caches.
 pub const GRADIENT_AT_A_TIME: usize = 1 << 20;
 
+/// Elements of a weight that an adapter with magnitudes is added to at a time, in fp32.
+pub const DECOMPOSED_AT_A_TIME: usize = 1 << 20;
+
 /// Activations of a block for one micro-batch, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct BlockBytes {
@@ -29,6 +32,8 @@ pub(super) struct BlockBytes {
     pub all: u64,
     /// The bytes that the backward pass needs beside all of a block's.
     pub gradients: u64,
+    /// The bytes that a block's adapters take for themselves. The heap has no other use for them: they are of other sizes.
+    pub adapters: u64,
     /// The bytes of what gradients of weights that are made later need beside all of a block's.
     pub put_off: u64,
 }
@@ -71,13 +76,23 @@ impl BlockBytes {
             None => 0,
             Some(_) => (2 * ffn).max(query + 2 * key_value) * config.hidden_size as u64 * element,
         };
-        // What adapters read of each of their inputs is made when it is used.
+        // What adapters read of each of their inputs is made when it is used, and the gradient of that.
         let inputs =
             [config.hidden_size as u64, query, config.hidden_size as u64, ffn].map(|width| tokens * width * element);
         let is_dropped = plan.model.adapter_dropout > 0.0;
-        let dropped = if is_dropped { inputs.into_iter().max().unwrap_or(0) } else { 0 };
-        let gradients = 4 * stream + in_feed_forward.max(in_attention) + product + scaled + unpacked + dropped;
-        Self { stream, saved, all, gradients, put_off: if is_dropped { inputs.into_iter().sum() } else { 0 } }
+        let dropped = if is_dropped { 2 * inputs.into_iter().max().unwrap_or(0) } else { 0 };
+        // Of what a projection makes, its gradient as weight and adapter take it, and what they made, once more; or, for the norms
+        // of rows, some of the weight with its adapter.
+        let outputs = [query + 2 * key_value, config.hidden_size as u64, 2 * ffn, config.hidden_size as u64];
+        let outputs = outputs.map(|width| tokens * width * element);
+        let has_magnitudes = plan.model.trained.adapter().is_some_and(|adapter| adapter.dora);
+        let weight = 4 * DECOMPOSED_AT_A_TIME.min(config.hidden_size * ffn as usize) as u64;
+        let of_outputs = outputs.into_iter().max().unwrap_or(0);
+        let decomposed = if has_magnitudes { (3 * of_outputs).max(3 * weight) } else { 0 };
+        let gradients = 4 * stream + in_feed_forward.max(in_attention) + product + scaled + unpacked;
+        let sum = |is_kept: bool, of: [u64; 4]| if is_kept { of.into_iter().sum() } else { 0 };
+        let put_off: u64 = sum(is_dropped, inputs) + sum(has_magnitudes, outputs);
+        Self { stream, saved, all, gradients, adapters: dropped + decomposed, put_off }
     }
 
     /// The bytes that a block keeps from the forward to the backward pass.

@@ -15,7 +15,8 @@ const TIED_GRADIENTS_AT_A_TIME: usize = 1 << 18;
 pub struct Exchange {
     /// Activations of a micro-batch, all tokens, in the compute type: tensor-parallel ranks sum and gather in it.
     pub tokens: usize,
-    /// Two fp64 values for each token of a micro-batch: what tensor-parallel ranks know of a row of logits.
+    /// Two fp64 values for each token of a micro-batch: what tensor-parallel ranks know of a row of logits. Where adapters have
+    /// magnitudes at least one for each row of the largest projection that is cut by input.
     pub rows: usize,
     /// Activations of a micro-batch as a pipeline message, in the compute type.
     pub message: usize,
@@ -37,7 +38,8 @@ impl Exchange {
         let mut sizes = Self::default();
         if plan.mesh.tp > 1 {
             sizes.tokens = tokens * hidden;
-            sizes.rows = 2 * tokens;
+            let has_magnitudes = plan.model.trained.adapter().is_some_and(|adapter| adapter.dora);
+            sizes.rows = (2 * tokens).max(if has_magnitudes { hidden } else { 0 });
         }
         if plan.mesh.pp > 1 {
             sizes.message = if plan.sequence_parallel { tokens / plan.mesh.tp } else { tokens } * hidden;

@@ -7,7 +7,7 @@ mod fit;
 mod peak;
 mod slots;
 
-pub use activations::{GRADIENT_AT_A_TIME, logits_at_a_time};
+pub use activations::{DECOMPOSED_AT_A_TIME, GRADIENT_AT_A_TIME, logits_at_a_time};
 pub use exchange::Exchange;
 pub use fit::{
     Need, Room, Shortage, Side, check, communicators_of_messages, cuda_bytes, device_need, helpful_keys, needs,

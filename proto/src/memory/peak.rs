@@ -98,7 +98,8 @@ impl PeakBytes {
         // It is freed in another order than it was allocated in: the heap has room for it twice, and once more where gradients of
         // other micro-batches lie between.
         let room_for_recomputed = recomputed * if plan.goes_unit_by_unit() { 2 } else { 1 };
-        let workspace = of_block.max(if has_head { head_bytes(plan) } else { 0 });
+        let of_adapters = if has_blocks { block.adapters } else { 0 };
+        let workspace = of_block.max(if has_head { head_bytes(plan) } else { 0 }) + of_adapters;
         // Logits keep theirs, so neither that nor what lies between two units can take it.
         let is_room_kept = has_head && (recomputed > 0 || plan.goes_unit_by_unit());
         let room_for_logits = if is_room_kept { kept_logits_bytes(plan) } else { 0 };

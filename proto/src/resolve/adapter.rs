@@ -8,7 +8,8 @@ use crate::model_config::ModelConfig;
 use crate::quantized::BLOCK;
 
 /// The keys of `[lora]` that say what an adapter is: `from` says the same.
-const OF_ADAPTER: [&str; 5] = ["lora.rank", "lora.alpha", "lora.targets", "lora.rslora", "lora.modules_to_save"];
+const OF_ADAPTER: [&str; 6] =
+    ["lora.rank", "lora.alpha", "lora.targets", "lora.rslora", "lora.dora", "lora.modules_to_save"];
 
 /// Makes the job's adapter the one of `lora.from`. Keys that say otherwise are problems.
 pub fn begin_with(config: &mut TrainConfig, adapter: &Adapter, description: &Path) -> Result<(), ConfigErrors> {
@@ -20,6 +21,7 @@ pub fn begin_with(config: &mut TrainConfig, adapter: &Adapter, description: &Pat
         "lora.alpha" => matches!(asked.alpha, AutoOr::Given(alpha) if alpha != adapter.alpha),
         "lora.targets" => wants.targets != adapter.targets,
         "lora.rslora" => wants.rslora != adapter.rslora,
+        "lora.dora" => wants.dora != adapter.dora,
         _ => wants.modules_to_save != adapter.modules_to_save,
     };
     let rule = format!("differs from {}, which lora.from begins with", description.display());
@@ -83,6 +85,7 @@ mod tests {
             rank: 8,
             alpha: 32.0,
             rslora: true,
+            dora: false,
             targets: vec![Projection::Q, Projection::V],
             modules_to_save: vec![SavedModule::LmHead],
             quantize: Quantize::None,

@@ -141,12 +141,15 @@ fn ranks_that_do_not_multiply_out_are_refused() {
 #[test]
 fn what_is_not_supported_yet_is_refused_all_at_once() {
     check_refused(
-        "[comm]\nbackend = \"tcp\"\n[lora]\nrank = 8\ndora = true\n",
+        "[comm]\nbackend = \"tcp\"\n[lora]\nrank = 8\ndora = true\nquantize = \"nf4\"\n",
         2,
-        &["comm.backend: not supported yet: use \"auto\"", "lora.dora: not supported yet: use false"],
+        &[
+            "comm.backend: not supported yet: use \"auto\"",
+            "lora.dora: not supported yet: beside lora.quantize: use false, or lora.quantize = \"none\"",
+        ],
     );
     let samples = "[validation]\nprompts = [\"x\"]\n[parallel]\ntensor = 2\n";
-    for extra in ["[comm]\ncompression = \"int8\"\n", "[lora]\nrank = 8\ndropout = 0.1\n", samples] {
+    for extra in ["[comm]\ncompression = \"int8\"\n", samples] {
         let problems = draft(extra, 2).unwrap_err();
         assert!(problems.len() == 1 && problems[0].contains("not supported yet"), "{extra}: {problems:?}");
     }

@@ -2,7 +2,7 @@
 //! is honoured, refused here, or (where its default has no effect yet) noted.
 
 use super::Machine;
-use crate::config::{AutoOr, Backend, Compression, Offload, Problem, SamplerKind, TrainConfig};
+use crate::config::{AutoOr, Backend, Compression, Offload, Problem, Quantize, SamplerKind, TrainConfig};
 
 pub(super) const NOT_YET: &str = "not supported yet";
 
@@ -18,7 +18,8 @@ pub(super) fn refused(config: &TrainConfig, machine: &Machine) -> Vec<Problem> {
     let backend_is_tcp = config.comm.backend == AutoOr::Given(Backend::Tcp);
     refuse(runs && backend_is_tcp, "comm.backend", "use \"auto\"");
     refuse(config.comm.compression != Compression::None, "comm.compression", "use \"none\"");
-    refuse(config.lora.dora, "lora.dora", "use false");
+    let both = config.lora.dora && config.lora.quantize != Quantize::None;
+    refuse(both, "lora.dora", "beside lora.quantize: use false, or lora.quantize = \"none\"");
     let kind = config.data.sampler_kind();
     let is_asked = config.data.packing && config.origins.is_set("data.packing");
     let packs_classes = is_asked && kind != SamplerKind::Shuffle;

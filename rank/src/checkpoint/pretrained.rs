@@ -16,7 +16,7 @@ use super::error::{Result, damaged, reading};
 use super::weights::{kind_of, tensor_error};
 use crate::data::MappedFile;
 use crate::device::host;
-use crate::engine::row_chunks::{row_chunks, take};
+use crate::engine::row_chunks::{norms, row_chunks, take};
 
 /// What a value is shown to says of it.
 type Verdict = std::result::Result<(), NotFinite>;
@@ -69,17 +69,28 @@ impl Pretrained {
 
     /// Fills `to`, this rank's part of a parameter as files have it. NaN in it is an error naming file and tensor.
     pub fn fill(&self, param: &ParamLayout, to: &Tensor) -> Result<()> {
-        let (name, mut num_nan) = (self.name_of(param), 0);
-        let Place { shape, .. } = &self.tensors[&name];
-        let path = self.by_rows(&name, rows_in_file(param), |rows, values| {
+        self.fill_by_rows(&self.name_of(param), rows_in_file(param), |rows, values| take(param, to, rows, values))
+    }
+
+    /// Fills `to`, this rank's part of the magnitudes of a weight's rows, with their lengths.
+    pub fn fill_norms(&self, weight: &str, magnitudes: &ParamLayout, to: &Tensor) -> Result<()> {
+        let put = |rows: Range<usize>, values: &Tensor| take(magnitudes, to, rows, &norms(values));
+        self.fill_by_rows(&format!("{}{weight}", self.prefix), rows_in_file(magnitudes), put)
+    }
+
+    /// Shows `put` some rows of a tensor, in chunks. NaN in them is an error naming file and tensor.
+    fn fill_by_rows(&self, name: &str, rows: Range<usize>, put: impl Fn(Range<usize>, &Tensor)) -> Result<()> {
+        let mut num_nan = 0;
+        let Place { shape, .. } = &self.tensors[name];
+        let path = self.by_rows(name, rows, |rows, values| {
             num_nan += values.isnan().sum(Kind::Int64).int64_value(&[]);
-            take(param, to, rows, &values);
+            put(rows, &values);
             Ok(())
         })?;
         // An infinite one shows in the steps that meet it, which are skipped; a NaN would be taken for divergence.
         if num_nan > 0 {
             let rule = format!("NaN in {num_nan} of its {} values", shape.iter().product::<usize>());
-            return Err(tensor_error(path, &name, rule));
+            return Err(tensor_error(path, name, rule));
         }
         Ok(())
     }

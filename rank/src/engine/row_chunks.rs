@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use proto::layout::ParamLayout;
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 /// Elements at a time: enough that starting costs nothing, little beside a model.
 const AT_A_TIME: usize = 1 << 20;
@@ -39,6 +39,11 @@ pub fn take(param: &ParamLayout, to: &Tensor, rows: Range<usize>, values: &Tenso
     if !own.is_empty() {
         part(to, 0, param.rows.start, &own).copy_(&part(values, 0, rows.start, &own));
     }
+}
+
+/// The length of each row, in fp32. `rows`: `[n, columns]`.
+pub fn norms(rows: &Tensor) -> Tensor {
+    rows.to_kind(Kind::Float).square().sum_dim_intlist([1i64].as_slice(), false, Kind::Float).sqrt()
 }
 
 #[cfg(test)]

@@ -33,6 +33,8 @@ pub struct AdapterPart {
     pub rows: Range<i64>,
     /// `[rows, r]`
     pub b: Tensor,
+    /// The lengths of the rows, where they are trained: `[rows]`. See [`super::magnitude`].
+    pub magnitude: Option<Tensor>,
 }
 
 impl AdapterWeights {
@@ -44,14 +46,14 @@ impl AdapterWeights {
     /// Adds to `y` what the adapters make of what is read. `input`: `[T, in]`, `y`: `[T, out]`.
     pub(super) fn add_to(&self, y: &Tensor, input: Input) {
         let down = self.down(&input.for_adapter());
-        for (idx, AdapterPart { rows, b }) in self.parts.iter().enumerate() {
+        for (idx, AdapterPart { rows, b, .. }) in self.parts.iter().enumerate() {
             let _ = columns(y, rows).addmm_(&self.of_part(&down, idx), &b.tr());
         }
     }
 
     /// The gradient of what `A` made: `s dy B`. `dy`: `[T, out]`. Returns `[T, n r]`.
     pub(super) fn down_grad(&self, dy: &Tensor) -> Tensor {
-        let parts = self.parts.iter().map(|AdapterPart { rows, b }| columns(dy, rows).mm(b));
+        let parts = self.parts.iter().map(|AdapterPart { rows, b, .. }| columns(dy, rows).mm(b));
         Tensor::cat(&parts.collect::<Vec<_>>(), 1).g_mul_scalar_(self.scale)
     }
 
@@ -72,14 +74,13 @@ impl AdapterWeights {
 }
 
 impl GradPass<'_, AdapterWeights> {
-    /// `dB += s dy^T x A^T`, `dA += down_grad^T x`, with what is left of `x`. `dy`: `[T, out]`, `input`: `[T, in]`.
-    pub(super) fn add_weight_grads(&self, dy: &Tensor, input: Input, down_grad: &Tensor) {
-        let x = input.for_adapter();
-        let down = self.weights.down(&x);
+    /// `dB += s dy^T x A^T`, `dA += down_grad^T x`. `dy`: `[T, out]`, `x`: what was read, `[T, in]`.
+    pub(super) fn add_weight_grads(&self, dy: &Tensor, x: &Tensor, down_grad: &Tensor) {
+        let down = self.weights.down(x);
         for (idx, (grad, part)) in self.grads.parts.iter().zip(&self.weights.parts).enumerate() {
             self.sink.add_product(&grad.b, &columns(dy, &part.rows), &self.weights.of_part(&down, idx));
         }
-        self.sink.add_product(&self.grads.a, down_grad, &x);
+        self.sink.add_product(&self.grads.a, down_grad, x);
     }
 }
 

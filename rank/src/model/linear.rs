@@ -8,12 +8,13 @@
 //! In fp8 what a product takes is rounded to e4m3 with a scale for each row of both sides, on the way there; it is added up in fp32.
 //! Weight gradients stay products of bf16: row-wise products give bf16, and those are added to over micro-batches.
 
-use comm::CommError;
+use comm::{CommError, ReduceOp};
 use proto::plan::Matmul;
 use tch::{Kind, Tensor};
 
 use super::adapter::AdapterWeights;
-use super::dropout::Input;
+use super::dropout::{Input, add_masked_grad};
+use super::magnitude::Factors;
 use super::norm::{Norm, Normed};
 use super::quantized::QuantizedWeight;
 use super::tensor_parallel::{Exchanged, TensorParallel};
@@ -36,9 +37,26 @@ pub struct LinearWeights {
 }
 
 impl LinearWeights {
-    /// `x W^T + b`, and what the adapter adds. `input`: `[T, in]`. Returns `[T, out]`.
-    fn apply(&self, input: Input) -> Tensor {
+    /// `x W^T`. `x`: `[T, in]`. Returns `[T, out]`.
+    pub(super) fn product(&self, x: &Tensor) -> Tensor {
+        let weight = self.matrix(x.kind());
+        match self.matmul {
+            Matmul::Bf16 => x.mm(&weight.tr()),
+            Matmul::Fp8 => scaled(x, &weight, &empty_product(x, &weight)),
+        }
+    }
+
+    /// `x W^T + b`, and what the adapter makes of it. `input`: `[T, in]`. Returns `[T, out]`.
+    fn apply(&self, input: Input, factors: Option<&Factors>) -> Tensor {
         let x = input.x;
+        if factors.is_some() {
+            let mut y = self.product(x);
+            self.adapt(&y, input, factors);
+            if let Some(bias) = &self.bias {
+                let _ = y.g_add_(bias);
+            }
+            return y;
+        }
         let weight = self.matrix(x.kind());
         let y = match (&self.bias, self.matmul) {
             (None, Matmul::Bf16) => x.mm(&weight.tr()),
@@ -52,7 +70,7 @@ impl LinearWeights {
             }
         };
         drop(weight);
-        self.add_adapted(&y, input);
+        self.adapt(&y, input, factors);
         y
     }
 
@@ -61,64 +79,89 @@ impl LinearWeights {
         self.quantized.as_ref().map_or_else(|| self.weight.shallow_clone(), |quantized| quantized.matrix(kind))
     }
 
-    /// `x W^T`, and what the adapter adds, into `partial`. `input`: `[T, in]`, `partial`: `[T, out]`.
-    fn apply_into(&self, input: Input, partial: &Tensor) -> Tensor {
+    /// `x W^T`, and what the adapter makes of it, into `partial`. `input`: `[T, in]`, `partial`: `[T, out]`.
+    fn apply_into(&self, input: Input, factors: Option<&Factors>, partial: &Tensor) -> Tensor {
         let x = input.x;
         let y = match self.matmul {
             Matmul::Bf16 => x.mm_out(partial, &self.matrix(x.kind()).tr()),
             Matmul::Fp8 => scaled(x, &self.matrix(x.kind()), partial),
         };
-        self.add_adapted(&y, input);
+        self.adapt(&y, input, factors);
         y
     }
 
-    fn add_adapted(&self, y: &Tensor, input: Input) {
-        if let Some(adapter) = &self.adapter {
-            adapter.add_to(y, input);
+    /// `y`: `W x`, and the bias where nothing multiplies rows.
+    fn adapt(&self, y: &Tensor, input: Input, factors: Option<&Factors>) {
+        match (&self.adapter, factors) {
+            (None, _) => {}
+            (Some(adapter), None) => adapter.add_to(y, input),
+            (Some(adapter), Some(factors)) => self.decompose(adapter, y, input, factors),
         }
     }
 
-    /// The gradient of what the adapter's first product made: `[T, n r]`.
-    fn down_grad(&self, dy: &Tensor) -> Option<Tensor> {
-        self.adapter.as_ref().map(|adapter| adapter.down_grad(dy))
+    /// `dy W`. `dy`: `[T, out]`. Returns `[T, in]`.
+    fn back_product(&self, dy: &Tensor) -> Tensor {
+        let weight = self.matrix(dy.kind());
+        match self.matmul {
+            Matmul::Bf16 => dy.mm(&weight),
+            Matmul::Fp8 => scaled(dy, &weight.tr(), &empty_product(dy, &weight.tr())),
+        }
     }
 
     /// `dy W`, and the adapter's share. `dy`: `[T, out]`. Returns `[T, in]`.
-    fn input_grad(&self, dy: &Tensor, adapted: AdaptedGrad) -> Tensor {
-        let weight = self.matrix(dy.kind());
-        let dx = match self.matmul {
-            Matmul::Bf16 => dy.mm(&weight),
-            Matmul::Fp8 => scaled(dy, &weight.tr(), &empty_product(dy, &weight.tr())),
-        };
-        drop(weight);
-        self.add_adapted_grad(&dx, adapted);
+    fn input_grad(&self, dy: &Tensor, adapted: &AdaptedGrad) -> Tensor {
+        let dx = self.back_product(adapted.of_weight(dy));
+        self.add_adapted_grad(&dx, dy, adapted);
         dx
     }
 
     /// `dy W`, and the adapter's share, into `partial`. `dy`: `[T, out]`, `partial`: `[T, in]`.
-    fn input_grad_into(&self, dy: &Tensor, adapted: AdaptedGrad, partial: &Tensor) -> Tensor {
+    fn input_grad_into(&self, dy: &Tensor, adapted: &AdaptedGrad, partial: &Tensor) -> Tensor {
+        let of_weight = adapted.of_weight(dy);
         let dx = match self.matmul {
-            Matmul::Bf16 => dy.mm_out(partial, &self.matrix(dy.kind())),
-            Matmul::Fp8 => scaled(dy, &self.matrix(dy.kind()).tr(), partial),
+            Matmul::Bf16 => of_weight.mm_out(partial, &self.matrix(dy.kind())),
+            Matmul::Fp8 => scaled(of_weight, &self.matrix(dy.kind()).tr(), partial),
         };
-        self.add_adapted_grad(&dx, adapted);
+        self.add_adapted_grad(&dx, dy, adapted);
         dx
     }
 
-    fn add_adapted_grad(&self, dx: &Tensor, AdaptedGrad { down_grad, mask }: AdaptedGrad) {
-        if let (Some(adapter), Some(down_grad)) = (&self.adapter, down_grad) {
-            adapter.add_input_grad(dx, down_grad, mask);
+    fn add_adapted_grad(&self, dx: &Tensor, dy: &Tensor, adapted: &AdaptedGrad) {
+        let (Some(adapter), Some(down_grad)) = (&self.adapter, &adapted.down_grad) else { return };
+        match (&adapted.factors, adapted.mask) {
+            (Some(factors), Some(mask)) => {
+                let mut grad = self.back_product(&dy.copy().g_mul_(&factors.less_one()));
+                let _ = grad.addmm_(down_grad, &adapter.a);
+                add_masked_grad(dx, &grad, mask);
+            }
+            (_, mask) => adapter.add_input_grad(dx, down_grad, mask),
         }
     }
 }
 
-/// What the gradient of a projection's input takes of its adapter, if it has one.
-#[derive(Clone, Copy)]
+/// The gradient of a projection's output as its adapter takes it, if it has one.
 struct AdaptedGrad<'a> {
-    /// The gradient of what the adapter's first product made: `[T, n r]`
-    down_grad: Option<&'a Tensor>,
     /// Of the forward pass.
     mask: Option<Mask<'a>>,
+    factors: Option<Factors>,
+    /// `c dy`, where there are factors: `[T, out]`
+    scaled: Option<Tensor>,
+    /// The gradient of what the adapter's first product made: `[T, n r]`
+    down_grad: Option<Tensor>,
+}
+
+impl<'a> AdaptedGrad<'a> {
+    /// `dy`: `[T, out]`.
+    fn new(weights: &LinearWeights, dy: &Tensor, mask: Option<Mask<'a>>, factors: Option<Factors>) -> Self {
+        let scaled = factors.as_ref().map(|factors| factors.scaled(dy));
+        let down_grad = weights.adapter.as_ref().map(|adapter| adapter.down_grad(scaled.as_ref().unwrap_or(dy)));
+        Self { mask, factors, scaled, down_grad }
+    }
+
+    /// The gradient of what the weight made of all of the input.
+    fn of_weight<'t>(&'t self, dy: &'t Tensor) -> &'t Tensor {
+        self.scaled.as_ref().filter(|_| self.mask.is_none()).unwrap_or(dy)
+    }
 }
 
 /// `a b^T` in e4m3, into `out`. `a`: `[M, K]`, `b`: `[N, K]`, dense or the transpose of what is.
@@ -134,10 +177,13 @@ fn empty_product(a: &Tensor, b: &Tensor) -> Tensor {
 
 impl<'a> GradPass<'a, LinearWeights> {
     /// `dW += dy^T x`, or the gradients of what is trained beside it. `dy`: `[T, out]`, `input`: `[T, in]`.
-    fn add_weight_grad(&self, dy: &Tensor, input: Input, down_grad: Option<&Tensor>) {
+    fn add_weight_grad(&self, dy: &Tensor, input: Input, adapted: &AdaptedGrad) {
         self.sink.add_product(&self.grads.weight, dy, input.x);
-        if let (Some(adapter), Some(down_grad)) = (self.adapter(), down_grad) {
-            adapter.add_weight_grads(dy, input, down_grad);
+        let (Some(adapter), Some(down_grad)) = (self.adapter(), &adapted.down_grad) else { return };
+        let read = input.for_adapter();
+        adapter.add_weight_grads(adapted.scaled.as_ref().unwrap_or(dy), &read, down_grad);
+        if let Some(factors) = &adapted.factors {
+            self.add_magnitude_grads(adapter, dy, &read, factors);
         }
     }
 
@@ -171,8 +217,9 @@ pub(super) fn column_forward(
     Input { x, mask }: Input,
     tokens: i64,
 ) -> Result<Tensor, CommError> {
+    let factors = weights.factors(whole_rows)?;
     let all = tp.gather(x, tokens)?;
-    Ok(weights.apply(Input { x: &all, mask }))
+    Ok(weights.apply(Input { x: &all, mask }, factors.as_ref()))
 }
 
 /// `input`: of the forward pass, `[S, in]`; `dy`: `[T, out/tp]`. Returns `dx`: `[S, in]`.
@@ -183,14 +230,19 @@ pub(super) fn column_backward<'a>(
     dy: &Tensor,
 ) -> Result<Exchanged<'a>, CommError> {
     let tokens = dy.size()[0];
-    let down_grad = pass.weights.down_grad(dy);
+    let adapted = AdaptedGrad::new(pass.weights, dy, mask, pass.weights.factors(whole_rows)?);
     if pass.is_trained() {
         let all = pass.lasting(tp.gather(x, tokens)?);
-        pass.add_weight_grad(dy, Input { x: &all, mask }, down_grad.as_ref());
+        pass.add_weight_grad(dy, Input { x: &all, mask }, &adapted);
     }
     pass.add_bias_grad(dy);
     let partial = tp.partial(tokens, dy, x.size()[1]);
-    tp.reduce(pass.weights.input_grad_into(dy, AdaptedGrad { down_grad: down_grad.as_ref(), mask }, &partial))
+    tp.reduce(pass.weights.input_grad_into(dy, &adapted, &partial))
+}
+
+/// The squares of rows that are whole on this rank.
+fn whole_rows(squares: &Tensor) -> Result<Tensor, CommError> {
+    Ok(squares.shallow_clone())
 }
 
 /// A projection cut by input. `input`: `[T, in/tp]`. Returns `residual + x W^T + b`: this rank's stream, `[S, out]`.
@@ -200,8 +252,9 @@ pub(super) fn row_forward(
     input: Input,
     residual: &Tensor,
 ) -> Result<Tensor, CommError> {
+    let factors = weights.factors(|squares| tp.all_reduce(squares, ReduceOp::Sum))?;
     let partial = tp.partial(input.x.size()[0], input.x, residual.size()[1]);
-    let mut y = tp.reduce_onto(weights.apply_into(input, &partial), residual)?;
+    let mut y = tp.reduce_onto(weights.apply_into(input, factors.as_ref(), &partial), residual)?;
     if let Some(bias) = &weights.bias {
         let _ = y.g_add_(bias);
     }
@@ -218,7 +271,8 @@ pub(super) fn row_forward_normed(
 ) -> Result<(Tensor, Normed), CommError> {
     let is_whole = matches!(tp, TensorParallel::Off);
     if is_whole && weights.bias.is_none() {
-        let mut y = weights.apply(input);
+        let factors = weights.factors(whole_rows)?;
+        let mut y = weights.apply(input, factors.as_ref());
         let normed = norm.of_sum(&mut y, residual);
         return Ok((y, normed));
     }
@@ -233,8 +287,7 @@ pub(super) struct RowBackward<'a> {
     pass: GradPass<'a, LinearWeights>,
     /// `[T, out]`
     dy: Exchanged<'a>,
-    down_grad: Option<Tensor>,
-    mask: Option<Mask<'a>>,
+    adapted: AdaptedGrad<'a>,
 }
 
 impl<'a> RowBackward<'a> {
@@ -247,18 +300,18 @@ impl<'a> RowBackward<'a> {
         mask: Option<Mask<'a>>,
     ) -> Result<Self, CommError> {
         pass.add_bias_grad(dy);
+        let factors = pass.weights.factors(|squares| tp.all_reduce(squares, ReduceOp::Sum))?;
         let dy = pass.lasting(tp.gather(dy, tokens)?);
-        Ok(Self { down_grad: pass.weights.down_grad(&dy), dy, pass, mask })
+        Ok(Self { adapted: AdaptedGrad::new(pass.weights, &dy, mask, factors), dy, pass })
     }
 
     /// `[T, in/tp]`
     pub fn input_grad(&self) -> Tensor {
-        let adapted = AdaptedGrad { down_grad: self.down_grad.as_ref(), mask: self.mask };
-        self.pass.weights.input_grad(&self.dy, adapted)
+        self.pass.weights.input_grad(&self.dy, &self.adapted)
     }
 
     /// `x`: `[T, in/tp]` of the forward pass.
     pub fn add_weight_grad(self, x: &Tensor) {
-        self.pass.add_weight_grad(&self.dy, Input { x, mask: self.mask }, self.down_grad.as_ref());
+        self.pass.add_weight_grad(&self.dy, Input { x, mask: self.adapted.mask }, &self.adapted);
     }
 }

@@ -23,6 +23,7 @@ mod head;
 mod labels;
 mod linear;
 mod logits;
+mod magnitude;
 mod norm;
 mod quantized;
 mod rope;

@@ -182,7 +182,8 @@ impl<V: Fn(&ParamLayout, &[usize]) -> Tensor> UnitView<'_, V> {
             let rows = start..start + rows as i64;
             start = rows.end;
             if let Some(b) = self.find(&format!("{name}.lora_B.weight")) {
-                parts.push(AdapterPart { rows, b: self.joined(&[b]) });
+                let magnitude = self.optional(&format!("{name}.lora_magnitude_vector"));
+                parts.push(AdapterPart { rows, b: self.joined(&[b]), magnitude });
             }
         }
         (!parts.is_empty()).then(|| AdapterWeights { a: self.joined(a), parts, scale: self.projections.adapter_scale })

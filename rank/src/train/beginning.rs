@@ -59,26 +59,42 @@ fn fill_first_weights(beginning: &Beginning, plan: &Plan, memory: &mut Memory) -
     };
     let begun = plan.model.adapter.as_ref().zip(trained.adapter()).filter(|_| *beginning == Beginning::Start);
     let adapter = begun.map(|(folder, adapter)| Pretrained::adapter(folder, config, adapter)).transpose()?;
+    let by = init::Draw { seed: plan.seed, std: config.initializer_range };
     for unit in 0..memory.num_units() {
         memory.fill_packed(unit, |param, take| match &model {
             Some(model) => model.show(param, take),
             None => {
-                init::draw_by_rows(param, plan.seed, config.initializer_range, |_, rows| {
+                init::draw_by_rows(param, by, |_, rows| {
                     take(host::slice(rows)).expect("numbers that are drawn are finite");
                 });
                 Ok(())
             }
         })?;
-        memory.fill(unit, |param, to| match (&adapter, &model) {
-            (Some(adapter), _) if trained.includes(&param.name) => adapter.fill(param, &to),
-            (_, Some(model)) if !Adapter::has(&param.name) => model.fill(param, &to),
-            _ => {
-                init::draw(param, to, plan.seed, config.initializer_range);
-                Ok(())
+        let layout = memory.layout(unit).clone();
+        memory.fill(unit, |param, to| {
+            // `B` is zero: the magnitudes are the weight's own.
+            let decomposed = param.name.strip_suffix(Adapter::MAGNITUDE);
+            match (&adapter, &model, decomposed) {
+                (Some(adapter), ..) if trained.includes(&param.name) => adapter.fill(param, &to),
+                (_, Some(model), Some(module)) => model.fill_norms(&weight_of(module), param, &to),
+                (_, Some(model), None) if !Adapter::has(&param.name) => model.fill(param, &to),
+                (_, None, Some(module)) => {
+                    let weight = layout.param(&weight_of(module));
+                    init::draw_norms(weight, param, &to, by);
+                    Ok(())
+                }
+                _ => {
+                    init::draw(param, to, by);
+                    Ok(())
+                }
             }
         })?;
     }
     Ok(())
+}
+
+fn weight_of(module: &str) -> String {
+    format!("{module}.weight")
 }
 
 /// Each rank checks what it has kept itself; all go on if all can.

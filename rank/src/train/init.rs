@@ -9,23 +9,37 @@ use std::ops::Range;
 use tch::{Kind, Tensor};
 
 use crate::device::HOST;
-use crate::engine::row_chunks::{row_chunks, take};
+use crate::engine::row_chunks::{norms, row_chunks, take};
 use proto::layout::ParamLayout;
 
-/// Draws this rank's part of a parameter, as files have it. `std`: config.json's `initializer_range`.
-pub(super) fn draw(param: &ParamLayout, mut to: Tensor, seed: u64, std: f64) {
+/// What all parameters are drawn by.
+#[derive(Clone, Copy)]
+pub(super) struct Draw {
+    /// The job's seed.
+    pub seed: u64,
+    /// config.json's `initializer_range`.
+    pub std: f64,
+}
+
+/// Draws this rank's part of a parameter, as files have it.
+pub(super) fn draw(param: &ParamLayout, mut to: Tensor, by: Draw) {
     if param.name.ends_with("norm.weight") {
         let _ = to.fill_(1.0);
     } else if param.name.ends_with(".bias") || param.name.ends_with(".lora_B.weight") {
         let _ = to.zero_();
     } else {
-        draw_by_rows(param, seed, std, |rows, drawn| take(param, &to, rows, drawn));
+        draw_by_rows(param, by, |rows, drawn| take(param, &to, rows, drawn));
     }
 }
 
-/// Draws a matrix and shows it to `take`, some rows at a time: all of it and in fp32, whatever the part and the parameter's type: all
+/// The lengths of a weight's rows, as [`draw`] draws it, of which `to` is this rank's part. `magnitudes`: the parameter that has them.
+pub(super) fn draw_norms(weight: &ParamLayout, magnitudes: &ParamLayout, to: &Tensor, by: Draw) {
+    draw_by_rows(weight, by, |rows, drawn| take(magnitudes, to, rows, &norms(drawn)));
+}
+
+/// Draws a matrix and shows it to `show`, some rows at a time: all of it and in fp32, whatever the part and the parameter's type: all
 /// start from the same numbers.
-pub(super) fn draw_by_rows(param: &ParamLayout, seed: u64, std: f64, mut take: impl FnMut(Range<usize>, &Tensor)) {
+pub(super) fn draw_by_rows(param: &ParamLayout, Draw { seed, std }: Draw, mut show: impl FnMut(Range<usize>, &Tensor)) {
     tch::manual_seed(generator_seed(seed, &param.name));
     let [rows, columns] = param.disk_shape()[..] else { unreachable!("{} is a matrix", param.name) };
     let bound = (columns as f64).powf(-0.5);
@@ -35,7 +49,7 @@ pub(super) fn draw_by_rows(param: &ParamLayout, seed: u64, std: f64, mut take: i
             true => drawn.uniform_(-bound, bound),
             false => drawn.normal_(0.0, std),
         };
-        take(rows, &drawn);
+        show(rows, &drawn);
     }
 }
 

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Makes a PEFT adapter with random weights for a model's folder.
 
-Owns: what an adapter is that PEFT has written. `B` is random too, so the adapter changes what the model computes.
+Owns: what an adapter is that PEFT has written. `B` is random too, so the adapter changes what the model computes, and magnitudes are
+not the lengths of rows.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ def main() -> None:
     parser.add_argument("--alpha", type=float, default=8)
     parser.add_argument("--targets", nargs="+", default=["all-linear"])
     parser.add_argument("--rslora", action="store_true")
+    parser.add_argument("--dora", action="store_true")
     parser.add_argument("--modules-to-save", nargs="+")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -37,11 +39,16 @@ def main() -> None:
         lora_alpha=args.alpha,
         target_modules="all-linear" if args.targets == ["all-linear"] else args.targets,
         use_rslora=args.rslora,
+        use_dora=args.dora,
         modules_to_save=args.modules_to_save,
         init_lora_weights=False,
     )
     model = LlamaForCausalLM.from_pretrained(args.model, dtype=torch.float32)
-    get_peft_model(model, config).save_pretrained(args.out)
+    adapted = get_peft_model(model, config)
+    for name, param in adapted.named_parameters():
+        if "lora_magnitude_vector" in name:
+            param.data *= 1 + 0.4 * (torch.rand_like(param) - 0.5)
+    adapted.save_pretrained(args.out)
 
 
 if __name__ == "__main__":

@@ -40,14 +40,6 @@ pub(super) struct Lora {
     lines: Vec<(&'static str, String, String)>,
 }
 
-/// Values of `[lora]` that are understood and not done yet.
-fn is_done(key: &str, literal: &str) -> bool {
-    match key {
-        "lora.dora" => literal == "false",
-        _ => true,
-    }
-}
-
 impl Lora {
     pub fn set(&mut self, key: &'static str, value: impl ToString, from: &str) {
         self.lines.push((key, value.to_string(), from.to_owned()));
@@ -69,9 +61,6 @@ impl Lora {
                 (None, Some(_)) => sheet.remarks.without_effect(&from, "no adapter is asked for"),
                 (None, None) => {}
                 (Some(_), None) => sheet.imply(key, &literal, &from),
-                (Some(_), Some(value)) if !is_done(key, &literal) => {
-                    sheet.remarks.refused(&from, &value, "not supported yet");
-                }
                 (Some(_), Some(value)) => {
                     sheet.record(&from, &value, Verdict::Honoured(vec![Setting { key, value: literal }]));
                 }

@@ -152,9 +152,10 @@ impl Changes {
     /// The adapter of a weight, if it has one.
     fn change_of(&self, name: &str) -> Result<Option<Change>, MergeError> {
         let Some(module) = name.strip_suffix(".weight") else { return Ok(None) };
-        let get = |part: &str| self.tensors.get(&tensor_name(&format!("{module}.{part}.weight")));
-        let Some((a, b)) = get("lora_A").zip(get("lora_B")) else { return Ok(None) };
-        Ok(Some(Change { a: self.values(a)?, b: self.values(b)?, rank: self.rank, scale: self.scale }))
+        let get = |part: &str| self.tensors.get(&tensor_name(&format!("{module}{part}")));
+        let Some((a, b)) = get(".lora_A.weight").zip(get(".lora_B.weight")) else { return Ok(None) };
+        let magnitudes = get(Adapter::MAGNITUDE).map(|magnitudes| self.values(magnitudes)).transpose()?;
+        Ok(Some(Change { a: self.values(a)?, b: self.values(b)?, magnitudes, rank: self.rank, scale: self.scale }))
     }
 
     fn values(&self, tensor: &TensorHeader) -> Result<Vec<f32>, MergeError> {

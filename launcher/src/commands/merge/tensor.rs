@@ -1,4 +1,4 @@
-//! The arithmetic of a merge: `W + s B A` in fp32, whatever types the files have. Pure.
+//! The arithmetic of a merge: `W + s B A` in fp32, whatever types the files have, and rows of given lengths of that. Pure.
 
 use std::thread;
 
@@ -30,6 +30,8 @@ pub struct Change {
     pub a: Vec<f32>,
     /// `[rows, rank]`
     pub b: Vec<f32>,
+    /// The lengths that the rows of the sum get, if they get any: `[rows]`
+    pub magnitudes: Option<Vec<f32>>,
     /// Above 0.
     pub rank: usize,
     /// What the product is multiplied by.
@@ -59,6 +61,12 @@ impl Change {
             sum.iter_mut().zip(a).for_each(|(sum, a)| *sum += b * a);
         }
         values.iter_mut().zip(sum).for_each(|(value, sum)| *value += self.scale * sum);
+        if let Some(magnitudes) = &self.magnitudes {
+            let norm = values.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>().sqrt();
+            // A row without a length has no direction either.
+            let factor = if norm > 0.0 { (f64::from(magnitudes[row]) / norm) as f32 } else { 0.0 };
+            values.iter_mut().for_each(|value| *value *= factor);
+        }
     }
 }
 
@@ -80,7 +88,7 @@ mod tests {
                 weight[index] + 0.5 * sum
             })
             .collect();
-        let change = Change { a, b, rank, scale: 0.5 };
+        let mut change = Change { a, b, magnitudes: None, rank, scale: 0.5 };
         for threads in [1, 2, 9] {
             let mut whole = weight.clone();
             change.add_to(&mut whole, 0, threads);
@@ -88,6 +96,19 @@ mod tests {
             let mut last = weight[3 * columns..].to_vec();
             change.add_to(&mut last, 3, threads);
             assert_eq!(last, expected[3 * columns..]);
+        }
+        let magnitudes: Vec<f32> = (0..rows).map(|row| row as f32 + 1.0).collect();
+        change.magnitudes = Some(magnitudes.clone());
+        let mut last = weight[3 * columns..].to_vec();
+        change.add_to(&mut last, 3, 2);
+        for ((got, expected), magnitude) in
+            last.chunks(columns).zip(expected.chunks(columns).skip(3)).zip(&magnitudes[3..])
+        {
+            let length = |row: &[f32]| row.iter().map(|value| value * value).sum::<f32>().sqrt();
+            assert!((length(got) / magnitude - 1.0).abs() < 1e-6);
+            for (got, one) in got.iter().zip(expected) {
+                assert!((got / magnitude - one / length(expected)).abs() < 1e-6, "the direction stays");
+            }
         }
     }
 

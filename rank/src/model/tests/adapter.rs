@@ -1,4 +1,5 @@
-//! Adapters against autograd through `W x + s B A x`, with the same elements of `x` left out.
+//! Adapters against autograd through `W x + s B A x`, with the same elements of `x` left out, and through rows of lengths that are
+//! trained.
 
 use proto::config::{Projection, Quantize};
 use proto::layout::{UnitLayout, model_layout_with};
@@ -9,7 +10,19 @@ use crate::kernels::{Mask, MaskOf, dropout};
 
 /// The layer whose masks blocks have.
 const LAYER: usize = 5;
-const NO_DROPOUT: f64 = 0.0;
+
+/// How adapters are trained.
+#[derive(Debug, Clone, Copy)]
+struct How {
+    checkpointing: ActivationCheckpointing,
+    dropout: f64,
+    dora: bool,
+}
+
+const PLAIN: How = How { checkpointing: ActivationCheckpointing::None, dropout: 0.0, dora: false };
+/// Every way to compute.
+const ALL: [How; 4] =
+    [PLAIN, How { dropout: 0.3, ..PLAIN }, How { dora: true, ..PLAIN }, How { dropout: 0.3, dora: true, ..PLAIN }];
 
 /// A flat buffer's parameters, as they are stored.
 fn view<'a>(flat: &'a Tensor) -> impl Fn(usize, &[usize]) -> Tensor + 'a {
@@ -41,12 +54,19 @@ fn mask_of(keys: &Tensor, name: &str, rate: f64, columns: i64) -> Tensor {
     dropout(&ones, Mask { keys, of: MaskOf { salt, first_column: 0, rate } })
 }
 
-fn check_adapted(case: &Case, targets: Vec<Projection>, checkpointing: ActivationCheckpointing, rate: f64) {
+fn check_adapted(case: &Case, targets: Vec<Projection>, how: How) {
     tch::manual_seed(7);
     let kind = Kind::Double;
-    let what = format!("{} {targets:?} {checkpointing:?} {rate}", case.name);
-    let adapter =
-        Adapter { rank: 3, alpha: 4.5, rslora: false, targets, modules_to_save: vec![], quantize: Quantize::None };
+    let (what, rate) = (format!("{} {targets:?} {how:?}", case.name), how.dropout);
+    let adapter = Adapter {
+        rank: 3,
+        alpha: 4.5,
+        rslora: false,
+        dora: how.dora,
+        targets,
+        modules_to_save: vec![],
+        quantize: Quantize::None,
+    };
     let scale = adapter.scale();
     let projections = Projections { adapter_scale: scale, ..Projections::PLAIN };
     let layout = &model_layout_with(&case.config, TensorSplit::WHOLE, &Trained::Adapter(adapter))[1];
@@ -59,12 +79,16 @@ fn check_adapted(case: &Case, targets: Vec<Projection>, checkpointing: Activatio
     let leaves = leaves(layout, &flat);
     let get = |name: String| leaves.iter().find(|(of, _)| of.ends_with(&name)).map(|(_, leaf)| leaf);
     let project = |is_training: bool, x: &Tensor, name: &str| {
-        let y = x.linear(get(format!("{name}.weight")).unwrap(), get(format!("{name}.bias")));
+        let weight = get(format!("{name}.weight")).unwrap();
+        let y = x.linear(weight, get(format!("{name}.bias")));
         let pair = get(format!("{name}.lora_A.weight")).zip(get(format!("{name}.lora_B.weight")));
-        pair.map_or(y.shallow_clone(), |(a, b)| {
-            let mask = mask_of(&keys, name, if is_training { rate } else { 0.0 }, x.size()[1]);
-            y + (x * mask).matmul(&a.tr()).matmul(&b.tr()) * scale
-        })
+        let Some((a, b)) = pair else { return y };
+        let x = x * mask_of(&keys, name, if is_training { rate } else { 0.0 }, x.size()[1]);
+        let added = x.matmul(&a.tr()).matmul(&b.tr()) * scale;
+        let Some(magnitude) = get(format!("{name}{}", Adapter::MAGNITUDE)) else { return y + added };
+        let whole = (weight + b.matmul(a) * scale).detach();
+        let factor = magnitude / whole.square().sum_dim_intlist([1i64].as_slice(), false, kind).sqrt();
+        y + (&factor - 1.0) * x.matmul(&weight.tr()) + factor * added
     };
     let expected = oracle_block_of(&leaves, &x, case, |x, name| project(true, x, name));
     (&expected * &dy).sum(kind).backward();
@@ -75,10 +99,10 @@ fn check_adapted(case: &Case, targets: Vec<Projection>, checkpointing: Activatio
     let grads = UnitViews::gradients(layout, view(&flat_grads));
     let rope = RopeTable::new(&case.config);
     let dropout = (rate > 0.0).then(|| Rc::new(Dropout { keys: keys.shallow_clone(), rate }));
+    let layer = Layer { idx: LAYER, checkpointing: how.checkpointing };
     let block = Block::new(spec(case, &rope), &samples, kind).with_dropout(dropout);
     for sink in [WeightGrads::Now, WeightGrads::later()] {
         let _ = flat_grads.shallow_clone().zero_();
-        let layer = Layer { idx: LAYER, checkpointing };
         let (y, saved) = block.forward(&OFF, weights.block(), x.detach(), layer).unwrap();
         let without = block.evaluate(&OFF, weights.block(), x.detach()).unwrap();
         assert_eq!(without.equal(&y), rate == 0.0, "{what}: saving nothing changes no bit, and leaves out nothing");
@@ -99,24 +123,24 @@ fn check_adapted(case: &Case, targets: Vec<Projection>, checkpointing: Activatio
 
 #[test]
 fn adapters_of_any_projections_train_like_autograd() {
-    let none = ActivationCheckpointing::None;
     let all: Vec<Projection> = Projection::all().collect();
-    for case in cases() {
-        check_adapted(&case, all.clone(), none, NO_DROPOUT);
-        check_adapted(&case, all.clone(), none, 0.3);
+    for how in ALL {
+        for case in cases() {
+            check_adapted(&case, all.clone(), how);
+        }
+        for projection in &all {
+            check_adapted(&cases()[2], vec![*projection], how);
+        }
+        check_adapted(&cases()[5], vec![Projection::Q, Projection::V, Projection::Up], how);
     }
-    for projection in &all {
-        check_adapted(&cases()[2], vec![*projection], none, NO_DROPOUT);
-        check_adapted(&cases()[2], vec![*projection], none, 0.3);
-    }
-    check_adapted(&cases()[5], vec![Projection::Q, Projection::V, Projection::Up], none, NO_DROPOUT);
 }
 
 #[test]
 fn adapters_change_nothing_of_what_is_computed_again() {
     use ActivationCheckpointing::{Ffn, Full, Pointwise};
     for checkpointing in [Pointwise, Ffn, Full] {
-        check_adapted(&cases()[2], Projection::all().collect(), checkpointing, NO_DROPOUT);
-        check_adapted(&cases()[2], Projection::all().collect(), checkpointing, 0.3);
+        for how in ALL {
+            check_adapted(&cases()[2], Projection::all().collect(), How { checkpointing, ..how });
+        }
     }
 }

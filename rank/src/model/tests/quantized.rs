@@ -22,7 +22,8 @@ fn of_layout(flat: &Tensor, param: &ParamLayout) -> Tensor {
 
 fn layout(case: &Case, quantize: Quantize) -> UnitLayout {
     let targets = vec![Projection::Q, Projection::V, Projection::O, Projection::Up, Projection::Down];
-    let adapter = Adapter { rank: 3, alpha: 4.5, rslora: false, targets, modules_to_save: vec![], quantize };
+    let adapter =
+        Adapter { rank: 3, alpha: 4.5, rslora: false, dora: false, targets, modules_to_save: vec![], quantize };
     model_layout_with(&case.config, TensorSplit::WHOLE, &Trained::Adapter(adapter)).swap_remove(1)
 }
 
