@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
 use tempfile::TempDir;
 use tests::fixtures::{VOCAB, tiny_model, token_rows, write_model};
 use tests::job::{Finished, Job};
@@ -194,13 +195,24 @@ fn weights_that_are_no_numbers_are_named_and_not_taken_for_divergence() {
     let scratch = Scratch::new();
     let model = scratch.pretrained();
     let path = model.join("model.safetensors");
-    let mut bytes = fs::read(&path).unwrap();
+    let sound = fs::read(&path).unwrap();
+    let mut bytes = sound.clone();
     let last = bytes.len() - 4;
     bytes[last..].copy_from_slice(&f32::NAN.to_le_bytes());
     fs::write(&path, bytes).unwrap();
     let finished = scratch.job(&model, &scratch.rows(), "").finish();
     check_refused(&finished, 2, &["model.safetensors: tensor ", "NaN in 1 of its "]);
     assert!(!finished.stderr.contains("diverged"), "{}", finished.stderr);
+
+    // An infinite one has no place in few bits.
+    let (name, mut bytes) = ("model.layers.0.mlp.up_proj.weight", sound);
+    let header_bytes = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let header: Value = serde_json::from_slice(&bytes[8..8 + header_bytes]).unwrap();
+    let start = 8 + header_bytes + header[name]["data_offsets"][0].as_u64().unwrap() as usize;
+    bytes[start + 4..start + 8].copy_from_slice(&f32::INFINITY.to_le_bytes());
+    fs::write(&path, bytes).unwrap();
+    let finished = scratch.job(&model, &scratch.rows(), "[lora]\nrank = 2\nquantize = \"nf4\"\n").finish();
+    check_refused(&finished, 2, &[&format!("tensor {name}: inf at row 0, column 1: only finite"), "lora.quantize"]);
 }
 
 #[test]

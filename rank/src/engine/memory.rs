@@ -389,9 +389,9 @@ impl Memory {
         self.params.get(unit).holding(unit).flat().view(param.offset, &param.shape)
     }
 
-    /// Sets a unit's first weights, but those in few bits: `fill` gets a view in fp32 of its part of each parameter that this rank needs anything
-    /// of, in the orientation of files and without padding. Masters take the values as they are, parameters of another
-    /// type take them rounded.
+    /// Sets a unit's first weights, but those in few bits: `fill` gets a view in fp32 of its part of each parameter that this
+    /// rank needs anything of, in the orientation of files and without padding. Masters take the values as they are,
+    /// parameters of another type take them rounded.
     pub fn fill<E>(
         &mut self,
         unit: usize,

@@ -73,18 +73,18 @@ fn a_base_in_few_bits_trains_like_peft() {
     let ground = Ground::new(&["blocks", "gqa"]);
     for (idx, Expected { steps, eval_loss }) in expected(&ground).iter().enumerate() {
         let case = CASES[idx];
-        // All of the first; of the others some that cut no block.
-        let layouts = layouts().into_iter().enumerate().filter(|(number, layout)| match idx {
+        // All of the first; of the second two that cut no block.
+        let layouts = layouts().into_iter().enumerate().filter(|(number, _)| match idx {
             0 => true,
-            1 => layout.tensor == 1 && number % 2 == 0,
-            _ => *number < 3,
+            1 => [0, 2].contains(number),
+            _ => [0, 1].contains(number),
         });
         for (number, layout) in layouts {
             let run = job(&ground, case, layout, &format!("{idx}-{number}")).succeed();
             check(&format!("{case:?} {layout}"), &run, steps, *eval_loss, LOSS_TOLERANCE, NORM_TOLERANCE);
         }
         let dtypes = [("fp32", LOSS_TOLERANCE, NORM_TOLERANCE), ("bf16", BF16_LOSS_TOLERANCE, BF16_NORM_TOLERANCE)];
-        for (dtype, tolerance, norm_tolerance) in dtypes.into_iter().skip(idx % 2) {
+        for (dtype, tolerance, norm_tolerance) in dtypes.into_iter().skip(idx % 2).take(2 - idx / 2) {
             let job = job(&ground, case, Layout { dtype, ..PLAIN }, &format!("{idx}-gpu-{dtype}"));
             let what = format!("{case:?} on an emulated GPU, {dtype}");
             check(&what, &job.on_gpus(&json!([{}])).succeed(), steps, *eval_loss, tolerance, norm_tolerance);
@@ -107,6 +107,4 @@ fn a_base_in_few_bits_goes_on_and_changes_no_bit() {
     let resumed = job("stopped").env("DSLAUNCH_SHAKE", "5").succeed();
     assert_eq!(resumed.steps(), whole.steps());
     assert!(resumed.final_weights() == whole.final_weights(), "final adapters differ in bits");
-    let other = Job::succeed(&job("other").set("lora.quantize=\"int8\""));
-    assert!(other.steps() != whole.steps());
 }
