@@ -195,7 +195,7 @@ impl Setup {
         let train = if self.config.data.streaming {
             TrainingData::Streamed(self.stream(start, signals, console).await?)
         } else {
-            TrainingData::Whole(self.prepare(Split::Train, signals, console).await?)
+            TrainingData::Whole(Box::new(self.prepare(Split::Train, signals, console).await?))
         };
         let validation = match &self.config.data.validation[..] {
             [] => None,
