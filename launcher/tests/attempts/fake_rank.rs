@@ -84,7 +84,14 @@ impl Rank {
 
     async fn finish(&mut self, step: u64, stopped_early: bool) {
         let (peak_memory_bytes, baseline_memory_bytes) = (1 << 20, 1 << 19);
-        let finished = Finished { step, peak_memory_bytes, baseline_memory_bytes, stopped_early, gpu_peak_bytes: 0 };
+        let finished = Finished {
+            step,
+            peak_memory_bytes,
+            baseline_memory_bytes,
+            stopped_early,
+            gpu_peak_bytes: 0,
+            lacks_data: false,
+        };
         let request = ReportRequest { caller: self.caller(), event: Some(Event::Finished(finished)), number: 0 };
         self.client.report(request).await.unwrap();
     }
