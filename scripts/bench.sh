@@ -27,4 +27,5 @@ if [ "${1:-}" = --beside ]; then
     [ -e runs/quickstart-data ] || .venv/bin/python examples/quickstart/make_corpus.py --out runs/quickstart-data
     exec .venv/bin/python scripts/bench_beside.py "$@"
 fi
+[ "$name" != prepare ] || exec .venv/bin/python scripts/peers/data/prepare_beside_tokenizers.py "$@"
 exec .venv/bin/python "scripts/peers/bench_$name.py" "$@"

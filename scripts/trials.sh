@@ -9,7 +9,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 if [ "${1:-}" = stream ]; then
     scripts/setup.sh --dev
-    exec .venv/bin/python scripts/peers/stream_trial.py "${2:-20000}" "${3:-4000}" ${4:+"$4"}
+    exec .venv/bin/python scripts/peers/data/stream_trial.py "${2:-20000}" "${3:-4000}" ${4:+"$4"}
 fi
 name=${1:-}
 name=${name%%:*}

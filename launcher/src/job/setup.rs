@@ -192,7 +192,7 @@ impl Setup {
         let train = if self.config.data.streaming {
             TrainingData::Streamed(self.stream(start, signals, console).await?)
         } else {
-            TrainingData::Whole(self.prepare(&Split::Train, signals, console).await?)
+            TrainingData::Whole(Box::new(self.prepare(&Split::Train, signals, console).await?))
         };
         let validation = self.prepare_validation(signals, console).await?;
         let of_train = if self.config.data.source.is_empty() { "data.train" } else { "data.source" };

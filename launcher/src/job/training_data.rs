@@ -26,7 +26,7 @@ const STOP_LIMIT: Duration = Duration::from_secs(1);
 /// The training data of a job.
 pub enum TrainingData {
     /// All of it is prepared.
-    Whole(Prepared),
+    Whole(Box<Prepared>),
     /// It is prepared while ranks train.
     Streamed(Stream),
 }
@@ -51,7 +51,7 @@ impl TrainingData {
     /// What the plan knows of it. Of streamed rows that is how long they may be.
     pub fn planned(self, seq_len: u64) -> (PreparedData, Option<Stream>) {
         match self {
-            Self::Whole(prepared) => (planned(prepared), None),
+            Self::Whole(prepared) => (planned(*prepared), None),
             Self::Streamed(stream) => {
                 let path = stream.folder().to_owned();
                 (PreparedData { path, rows: 0, tokens: 0, longest_row: seq_len, classes: vec![] }, Some(stream))

@@ -19,7 +19,7 @@ import time
 from text_source import write_model, write_source
 from tokenizers import Tokenizer
 
-REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
+REPOSITORY = pathlib.Path(__file__).resolve().parents[3]
 SEQ_LEN = 512
 TARGET = 0.9
 

@@ -4,7 +4,7 @@ Makes a source of SIZE_MB megabytes of text from a seed, a tokenizer of 2000 tok
 STEPS steps on it with data.streaming. Prints the time to the first step, the speed of the preparation, and the peaks of the
 launcher's memory, of the ranks' and of the run directory's prepared data. Fails where a bound is passed. Usage, from the repository:
 
-    .venv/bin/python scripts/peers/stream_trial.py SIZE_MB STEPS [SEED] [--window ROWS] [--folder DIR]
+    .venv/bin/python scripts/peers/data/stream_trial.py SIZE_MB STEPS [SEED] [--window ROWS] [--folder DIR]
 """
 
 import argparse
@@ -18,7 +18,7 @@ import time
 
 from text_source import write_model, write_source
 
-REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
+REPOSITORY = pathlib.Path(__file__).resolve().parents[3]
 SEQ_LEN = 256
 AHEAD = 4
 BATCH = 16
