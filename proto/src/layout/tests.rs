@@ -1,6 +1,7 @@
 use super::*;
+use crate::config::Projection;
 use crate::model_config::ModelConfig;
-use crate::plan::Trained;
+use crate::plan::{Adapter, Trained};
 
 fn config(extra: &str) -> ModelConfig {
     let text = format!(
@@ -186,4 +187,28 @@ fn only_sequence_parallelism_makes_norm_gradients_partial() {
         assert_eq!(units[1].param("down_proj.bias").sums_replicas, sequence);
         assert!(!units[1].param("q_proj.weight").sums_replicas);
     }
+}
+
+#[test]
+fn adapters_are_cut_as_what_they_read_and_magnitudes_as_what_they_scale() {
+    let adapter = Adapter {
+        rank: 3,
+        alpha: 6.0,
+        rslora: false,
+        dora: true,
+        targets: Projection::all().collect(),
+        modules_to_save: vec![],
+    };
+    let units = model_layout_with(&odd(), split(4, 1), &Trained::Adapter(adapter));
+    let part = |suffix: &str| {
+        let param = units[1].param(suffix);
+        assert!(param.is_trained, "{suffix}");
+        (param.shape.clone(), param.rows.clone(), param.sums_replicas)
+    };
+    assert_eq!(part("gate_proj.lora_A.weight"), (vec![3, 48], 0..3, true));
+    assert_eq!(part("gate_proj.lora_B.weight"), (vec![20, 3], 20..40, false));
+    assert_eq!(part("gate_proj.lora_magnitude_vector"), (vec![20], 20..40, false));
+    assert_eq!(part("k_proj.lora_magnitude_vector"), (vec![4], 0..4, true));
+    assert_eq!(part("down_proj.lora_A.weight"), (vec![20, 3], 20..40, false));
+    assert_eq!(part("down_proj.lora_magnitude_vector"), (vec![48], 0..48, true));
 }
