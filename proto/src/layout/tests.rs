@@ -251,3 +251,28 @@ fn a_block_of_few_bits_is_not_cut() {
     assert_eq!(torn(&odd(), 2, Quantize::Int8), gate, "77 rows are padded");
     assert_eq!(torn(&odd(), 2, Quantize::None), None);
 }
+
+#[test]
+fn adapters_are_cut_as_what_they_read_and_magnitudes_as_what_they_scale() {
+    let adapter = Adapter {
+        rank: 3,
+        alpha: 6.0,
+        rslora: false,
+        dora: true,
+        targets: Projection::all().collect(),
+        modules_to_save: vec![],
+        quantize: Quantize::None,
+    };
+    let units = model_layout_with(&odd(), split(4, 1), &Trained::Adapter(adapter));
+    let part = |suffix: &str| {
+        let param = units[1].param(suffix);
+        assert!(param.is_trained, "{suffix}");
+        (param.shape.clone(), param.rows.clone(), param.sums_replicas)
+    };
+    assert_eq!(part("gate_proj.lora_A.weight"), (vec![3, 48], 0..3, true));
+    assert_eq!(part("gate_proj.lora_B.weight"), (vec![20, 3], 20..40, false));
+    assert_eq!(part("gate_proj.lora_magnitude_vector"), (vec![20], 20..40, false));
+    assert_eq!(part("k_proj.lora_magnitude_vector"), (vec![4], 0..4, true));
+    assert_eq!(part("down_proj.lora_A.weight"), (vec![20, 3], 20..40, false));
+    assert_eq!(part("down_proj.lora_magnitude_vector"), (vec![48], 0..48, true));
+}

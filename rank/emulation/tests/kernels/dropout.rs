@@ -31,7 +31,7 @@ fn what_is_left_has_the_bits_of_the_cpu() {
         add_dropout(&mut expected, &x, mask);
         assert!(same_bits(&left, &dropout(&x, mask)), "{what}");
         assert!(same_bits(&sum, &expected), "{what}: added");
-        let zeros = (&left).eq(0.0).sum(Kind::Int64).int64_value(&[]);
+        let zeros = left.eq(0.0).sum(Kind::Int64).int64_value(&[]);
         assert!(width < 44 || (1..ROWS * width).contains(&zeros), "{what}: some are left out");
     }
 }
