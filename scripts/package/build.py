@@ -22,6 +22,8 @@ from notices import third_party_notices
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PROGRAMS = ["dslaunch", "dslaunch-rank"]
+# What the archive has of docs/ and examples/.
+PAGES = {".md", ".png", ".svg", ".toml", ".json"}
 TORCH = "torch==2.11.*"
 PYTHON = ">=3.10,<3.15"  # whose folders rank/build.rs names
 SUMMARY = "Fine-tunes LLaMA-family models on the GPUs of one machine: a launcher and its ranks, in Rust on libtorch"
@@ -112,7 +114,8 @@ def archive(out: Path, programs: dict[str, bytes], licenses: dict[str, bytes]) -
     stem = f"dslaunch-{version()}"
     files = {f"bin/{name}": (code, 0o755) for name, code in programs.items()}
     files |= {name: (text, 0o644) for name, text in licenses.items()}
-    texts = ["README.md", "CHANGELOG.md", *(str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / "docs").glob("*.md"))]
+    pages = [path for folder in ("docs", "examples") for path in (REPOSITORY / folder).rglob("*") if path.suffix in PAGES]
+    texts = ["README.md", "CHANGELOG.md", *(str(path.relative_to(REPOSITORY)) for path in pages)]
     files |= {name: ((REPOSITORY / name).read_bytes(), 0o644) for name in texts}
     files["share/bash-completion/completions/dslaunch"] = (told_by("completions", "bash"), 0o644)
     files["share/zsh/site-functions/_dslaunch"] = (told_by("completions", "zsh"), 0o644)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import re
 import subprocess
 from pathlib import Path
@@ -15,8 +16,8 @@ RULE = "=" * 100
 def crates(repository: Path) -> list[dict]:
     """What launcher and rank are linked with, by name. Neither build tools nor crates of the workspace."""
     command = [os.environ.get("CARGO", "cargo"), "metadata", "--format-version=1", "--locked"]
-    command += ["--filter-platform", "x86_64-unknown-linux-gnu"]
-    told = json.loads(subprocess.run(command, cwd=repository, check=True, capture_output=True).stdout)
+    command += ["--filter-platform", f"{platform.machine()}-unknown-linux-gnu"]
+    told = json.loads(subprocess.run(command, cwd=repository, check=True, stdout=subprocess.PIPE).stdout)
     packages = {package["id"]: package for package in told["packages"]}
     nodes = {node["id"]: node for node in told["resolve"]["nodes"]}
     open_ids = [idx for idx, package in packages.items() if package["source"] is None and package["name"] in ("launcher", "rank")]

@@ -137,7 +137,7 @@ fn folders(args: &EvaluateArgs) -> Result<(PathBuf, Option<PathBuf>), LaunchErro
     Ok((base, Some(path)))
 }
 
-/// The job's keys of train.toml. Later ones win, so a user's `--set` does.
+/// The job's keys of train.toml. Later ones win, so a user's `--set` does, but for where the job writes.
 fn keys(
     args: &EvaluateArgs,
     names: &[String],
@@ -150,7 +150,6 @@ fn keys(
     let files = |data: &[String]| format!("[{}]", data.iter().map(|name| quoted(name)).collect::<Vec<_>>().join(", "));
     let mut keys = vec![
         format!("job.name={}", quoted("evaluate")),
-        format!("job.output_dir={}", path(output_dir)),
         format!("model.path={}", path(model)),
         // Required, and never read: there are no steps.
         format!("data.train={}", files(&args.data)),
@@ -185,6 +184,8 @@ fn keys(
     keys.extend(given.into_iter().filter_map(|(key, value)| Some(format!("{key}={}", quoted(value.as_ref()?)))));
     keys.extend(args.batch.map(|batch| format!("train.micro_batch_size={batch}")));
     keys.extend(args.sets.iter().cloned());
+    // Nothing of another job is touched, whatever a user sets.
+    keys.push(format!("job.output_dir={}", path(output_dir)));
     keys
 }
 

@@ -52,7 +52,7 @@ impl CacheEntry {
     pub fn new(job: &DataJob, files: &Files, template: &FoundTemplate) -> io::Result<Self> {
         // Rows are as private as what they were made of.
         create_private_folder(&job.cache_dir)?;
-        let prefix = prefix(job);
+        let prefix = job.split.prefix();
         let key = key(job, files, template).to_hex();
         let name = |packing: bool| format!("{prefix}{}{}.rows", &key[..16], if packing { PACKED } else { "" });
         let (name, packed_otherwise) = (name(job.packing), name(!job.packing));
@@ -99,17 +99,12 @@ impl CacheEntry {
 /// The folder of the windows of `window` rows that the sources of `job` are streamed by; creates it, and removes what else is
 /// prepared of the split.
 pub fn stream_folder(job: &DataJob, files: &Files, template: &FoundTemplate, window: u64) -> io::Result<PathBuf> {
-    let (prefix, key) = (prefix(job), key(job, files, template).to_hex());
+    let (prefix, key) = (job.split.prefix(), key(job, files, template).to_hex());
     let name = format!("{prefix}{}{}-{window}{STREAM}", &key[..16], if job.packing { PACKED } else { "" });
     let folder = job.cache_dir.join(&name);
     create_private_folder(&folder)?;
     remove(&job.cache_dir, &prefix, |other| other != name)?;
     Ok(folder)
-}
-
-/// What the names of all that is prepared of a split begin with.
-fn prefix(job: &DataJob) -> String {
-    format!("{}-", job.split.name())
 }
 
 fn remove(folder: &Path, prefix: &str, which: impl Fn(&str) -> bool) -> io::Result<()> {

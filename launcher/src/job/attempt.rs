@@ -25,6 +25,7 @@ use crate::files::create_private_folder;
 use crate::gpus::watch::Watch;
 use crate::job::samples::SampleTexts;
 use crate::job::supply::Supply;
+use crate::job::threads::env_of_threads;
 use crate::output::Output;
 use crate::output::events::Moment;
 use crate::output::{report, units};
@@ -50,16 +51,6 @@ const RENDEZVOUS_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// A driver that does not answer after a failure is not waited for longer than this.
 const LAST_LOOK_LIMIT: Duration = Duration::from_millis(1500);
-
-/// How often a waiting thread of libtorch's OpenMP (GNU's) looks before it sleeps: long enough for what comes next within a step, some
-/// 30 us. Without it, it looks for milliseconds.
-const SPINS: &str = "3000";
-
-/// The variable that says so.
-const SPIN_COUNT: &str = "GOMP_SPINCOUNT";
-
-/// The variables by which a user says how threads wait.
-const WAIT_POLICY: [&str; 2] = [SPIN_COUNT, "OMP_WAIT_POLICY"];
 
 /// The time that passes between two looks at most, as far as it counts for ranks that stand still.
 const LONGEST_LOOK: Duration = Duration::from_secs(1);
@@ -166,16 +157,6 @@ pub async fn run(
     }
     let kernel_kills = out_of_memory::kernel_kills().saturating_sub(kernel_kills);
     Ok(AttemptEnd { outcome, stopped_after, lacks_data, lines, kernel_kills })
-}
-
-/// What libtorch is to know of a rank's threads beside their number.
-pub fn env_of_threads(threads: usize) -> Vec<(&'static str, Option<OsString>)> {
-    let mut env = vec![("MKL_NUM_THREADS", Some(threads.to_string().into()))];
-    if WAIT_POLICY.iter().all(|name| variable(name).is_none()) {
-        // Threads that wait for each other sleep soon: those of another job on the same cores would else hardly ever run.
-        env.push((SPIN_COUNT, Some(SPINS.into())));
-    }
-    env
 }
 
 /// The ranks and steps of an attempt that begins at `from`.

@@ -130,6 +130,8 @@ fn settings(config: &TrainConfig) -> BTreeMap<String, Value> {
     settings.remove("validation.prompts");
     settings.remove("validation.sample_tokens");
     settings.remove("model.trained");
+    // How far ahead rows are prepared changes none of them.
+    settings.remove("data.windows_ahead");
     // Which checkpoints stay changes no result.
     settings.remove("validation.keep_best");
     // What adapters are is the model's own.

@@ -16,6 +16,7 @@ pub mod resume;
 pub mod samples;
 pub mod setup;
 pub mod supply;
+pub mod threads;
 pub mod training_data;
 
 use std::path::Path;
@@ -139,10 +140,10 @@ impl Launch<'_> {
         let mut beginning = wish.checkpoint(setup, output.console())?;
         let Planned { mut plan, stream } = setup.plan(start_of(beginning.as_ref()), signals, output.console()).await?;
         let stream = stream.map(Arc::new);
-        if let Some(text) = owned.finished(&plan, beginning.as_ref()) {
+        if let Some((steps, text)) = owned.finished(&plan, beginning.as_ref()) {
             // Whatever of its files the end of the job has missed is made now.
             output.describe(&facts(setup, &plan));
-            output.done(plan.steps);
+            output.done(steps);
             output.console().say(&text);
             return Ok(0);
         }

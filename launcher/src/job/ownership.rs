@@ -82,7 +82,7 @@ impl Ownership {
     }
 
     /// What to tell instead of training a job that is finished; `from` is where it would go on.
-    pub fn finished(&self, plan: &Plan, from: Option<&Checkpoint>) -> Option<String> {
+    pub fn finished(&self, plan: &Plan, from: Option<&Checkpoint>) -> Option<(u64, String)> {
         let steps = self.finished_steps.filter(|&steps| steps >= plan.steps || stopped_early(plan, from, steps))?;
         let longer = match self.length {
             _ if steps < plan.steps => {
@@ -111,7 +111,7 @@ impl Ownership {
         if !self.changed.is_empty() {
             text += &format!("\n  not applied      {}", listed(&self.changed));
         }
-        Some(text)
+        Some((steps, text))
     }
 
     /// From now on the run directory is this job's. What is of another has been moved away.

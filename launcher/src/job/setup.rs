@@ -18,17 +18,16 @@ use proto::resolve::{Draft, Machine, World, begin_with, default_world_size};
 use proto::run_dir::RunDir;
 use proto::weights_folder::{WeightFilesError, check_weights};
 
-use crate::data::{Classes, DataJob, EndTokens, Split, Stream, StreamSettings};
+use crate::data::{Classes, DataJob, DataProgress, EndTokens, Split, Stream, StreamSettings};
 use crate::error::LaunchError;
 use crate::gpus::{Gpu, Gpus, Visible};
 use crate::job::args::JobArgs;
 use crate::job::prepare::{note_repeated, planned_sets};
-use crate::job::training_data::{TrainingData, wait_for_rows};
+use crate::job::training_data::{TrainingData, wait_for, wait_for_rows};
 use crate::job::{model_folder, samples};
 use crate::machine::{cores, memory};
 use crate::output::console::Console;
 use crate::process::signals::Signals;
-use crate::process::threads;
 
 /// A job that has been read and checked, but for its data.
 #[derive(Debug)]
@@ -251,8 +250,8 @@ impl Setup {
             threads_beside,
         };
         let job = DataJob { classes: Classes::None, ..self.data_job(&Split::Train) };
-        let open = threads::run("data", move || Stream::open(job, settings, start.rows)).await;
-        let stream = open.map_err(LaunchError::io("start a thread that looks for the data"))??;
+        let open = move |_: &DataProgress| Stream::open(job, settings, start.rows);
+        let stream = wait_for("looking for train data", open, signals, console).await??;
         wait_for_rows(&stream, start.rows, signals, console).await?;
         Ok(stream)
     }

@@ -16,6 +16,12 @@ const SHORTEST_TOLD: Duration = Duration::from_secs(2);
 /// A wait that goes on is told this often.
 const TOLD_EVERY: Duration = Duration::from_secs(10);
 
+/// Ranks ask again and again: a wait is over once none has asked for so long.
+const BETWEEN_ASKS: Duration = Duration::from_secs(2);
+
+/// A look counts for no more than this: whoever was stopped in between has not waited.
+const LONGEST_LOOK: Duration = Duration::from_secs(1);
+
 /// The data of an attempt.
 #[derive(Debug)]
 pub struct Supply {
@@ -30,9 +36,13 @@ pub struct Supply {
 struct Wait {
     since: Instant,
     told: Option<Instant>,
-    /// The stream's pulse, and when it last beat.
+    /// When a rank was last seen waiting.
+    asked: Instant,
+    /// The stream's pulse, and for how long it has not beaten.
     pulse: u64,
-    beat: Instant,
+    still: Duration,
+    /// The latest look.
+    looked: Instant,
 }
 
 impl Supply {
@@ -54,8 +64,10 @@ impl Supply {
         }
         let now = Instant::now();
         if !self.stream.is_waited_for() {
-            if let Some(Wait { since, told: Some(_), .. }) = self.wait.take() {
-                output.console().warn(&format!("the rows came after {}", units::duration(now - since)));
+            if let Some(wait) = self.wait.take_if(|wait| now - wait.asked >= BETWEEN_ASKS)
+                && wait.told.is_some()
+            {
+                output.console().warn(&format!("the rows came after {}", units::duration(wait.asked - wait.since)));
             }
             return;
         }
@@ -64,12 +76,16 @@ impl Supply {
             return;
         }
         let pulse = self.stream.pulse();
-        let wait = self.wait.get_or_insert(Wait { since: now, told: None, pulse, beat: now });
+        let still = Duration::ZERO;
+        let new = Wait { since: now, told: None, asked: now, pulse, still, looked: now };
+        let wait = self.wait.get_or_insert(new);
+        wait.still += (now - wait.looked).min(LONGEST_LOOK);
+        (wait.asked, wait.looked) = (now, now);
         if wait.pulse != pulse {
-            (wait.pulse, wait.beat) = (pulse, now);
+            (wait.pulse, wait.still) = (pulse, Duration::ZERO);
             output.progress();
         }
-        if now - wait.beat >= self.patience {
+        if wait.still >= self.patience {
             let error = DataError::Stalled { sources: self.stream.names(), seconds: self.patience.as_secs() };
             self.stream.give_up(Some(error));
             return;

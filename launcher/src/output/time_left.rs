@@ -59,6 +59,8 @@ pub struct TimeLeft {
     /// Beyond a step's own time.
     validations: Mean,
     checkpoints: Mean,
+    /// Steps with the pause before them, as long as every step has one.
+    with_pauses: Mean,
 }
 
 impl TimeLeft {
@@ -86,7 +88,10 @@ impl TimeLeft {
             self.steps.push_back(seconds);
             return;
         }
-        let Some(step_seconds) = self.step_seconds() else { return };
+        let Some(step_seconds) = self.step_seconds() else {
+            self.with_pauses.add(seconds);
+            return;
+        };
         let extra = (seconds - step_seconds).max(0.0);
         match pause {
             Pause { validates: true, saves: false } => self.validations.add(extra),
@@ -109,11 +114,13 @@ impl TimeLeft {
     }
 
     fn left(&self, plan: &Plan, step: u64) -> Option<Duration> {
-        let step_seconds = self.step_seconds()?;
+        let steps = plan.steps.saturating_sub(step) as f64;
+        let Some(step_seconds) = self.step_seconds() else {
+            return Duration::try_from_secs_f64(self.with_pauses.get()? * steps).ok();
+        };
         let validation = self.validations.get().unwrap_or(step_seconds * steps_as_long(plan));
         let checkpoint = self.checkpoints.get().unwrap_or(0.0);
         let (validations, checkpoints) = pauses_from(plan, step);
-        let steps = plan.steps.saturating_sub(step) as f64;
         let seconds = steps * step_seconds + validations as f64 * validation + checkpoints as f64 * checkpoint;
         Duration::try_from_secs_f64(seconds).ok()
     }
@@ -228,7 +235,9 @@ mod tests {
     fn from_step_20_on_it_is_within_five_percent() {
         // The first step takes ten times as long; a validation takes three steps, a quarter more than is foretold before the first
         // one, a checkpoint one and a half.
-        for (steps, validates_every, saves_every) in [(300, 50, 100), (1000, 0, 500), (120, 7, 7), (4000, 1000, 1000)] {
+        for (steps, validates_every, saves_every) in
+            [(300, 50, 100), (1000, 0, 500), (120, 7, 7), (4000, 1000, 1000), (200, 1, 400)]
+        {
             let plan = plan(steps, validates_every, saves_every);
             let step_seconds = |step| if step == 1 { 10.0 } else { jitter(step, 0.15) };
             for (step, error) in errors(&plan, step_seconds, 3.0, 1.5).into_iter().skip(19) {

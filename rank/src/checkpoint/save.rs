@@ -231,6 +231,10 @@ impl Saver {
     pub fn amend(&self, progress: Progress) -> Result<()> {
         let path = self.run_dir.checkpoint(progress.step);
         let Ok(mut manifest) = Manifest::read(&path) else { return Ok(()) };
+        if !manifest.is_sealed() {
+            // Of an older version, which a seal would make unreadable.
+            return Ok(());
+        }
         manifest.progress.validations = progress.validations;
         manifest.validation_data = self.plan.data.validation_data();
         write_replacing(&path.join(Manifest::FILE), manifest.to_text().as_bytes())

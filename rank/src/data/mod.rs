@@ -153,16 +153,19 @@ impl TrainData {
     /// streamed. `steps` count from 0.
     pub fn longest_to_come(&self, steps: Range<u64>) -> Option<Range<u64>> {
         let Rows::Whole { .. } = self.rows else { return None };
+        if steps.is_empty() {
+            return None;
+        }
         let size = self.batch.micro_batch_size;
         let first_row = self.first_row(steps.start);
         let end = self.first_row(steps.end).min(first_row + LOOKED_AT_MAX);
         let mut longest = (0, first_row..first_row);
+        let mut rows = self.rows.at(first_row..end);
         for first in (first_row..end).step_by(size as usize) {
-            let positions = first..first + size;
-            let tokens: u64 =
-                self.rows.at(positions.clone()).map(|PlacedRow { file, row }| file.row(row).num_tokens() as u64).sum();
+            let of_batch = rows.by_ref().take(size as usize);
+            let tokens: u64 = of_batch.map(|PlacedRow { file, row }| file.row(row).num_tokens() as u64).sum();
             if tokens > longest.0 {
-                longest = (tokens, positions);
+                longest = (tokens, first..first + size);
             }
             if tokens == self.longest_row * size {
                 break;

@@ -105,13 +105,13 @@ mod tests {
     #[test]
     fn a_tied_head_takes_the_embedding_or_its_copy() {
         let layouts = layouts(r#", "tie_word_embeddings": true"#);
-        let whole = Stage::new(&layouts, [0..5].into_iter());
+        let whole = Stage::new(&layouts, std::iter::once(0..5));
         assert_eq!((whole.tied, whole.shares_embedding()), (Some(0), true));
         let last: Vec<UnitLayout> =
             layouts[4..].iter().cloned().chain([UnitLayout { is_tied_copy: true, ..layouts[0].clone() }]).collect();
-        let last = Stage::new(&last, [4..5].into_iter());
+        let last = Stage::new(&last, std::iter::once(4..5));
         assert_eq!((last.tied, last.shares_embedding()), (Some(1), false));
-        let first = Stage::new(&layouts[..2], [0..2].into_iter());
+        let first = Stage::new(&layouts[..2], std::iter::once(0..2));
         assert_eq!((first.tied, first.shares_embedding()), (None, false));
     }
 }

@@ -42,7 +42,7 @@ pub struct Part {
     tokens: Buffer,
     /// How often `tokens` has been given to something new.
     uses: Cell<u64>,
-    /// Two fp64 values per token.
+    /// Two fp64 values per token, or, for adapters with magnitudes, one for each row of a matrix.
     rows: Buffer,
     hidden_size: i64,
 }
@@ -151,7 +151,7 @@ impl TensorParallel {
         }
     }
 
-    /// The sum or maximum of each value over the ranks. `values`: fp64, at most two per token of a micro-batch.
+    /// The sum or maximum of each value over the ranks. `values`: fp64, at most two per token of a micro-batch, or one for each row of a matrix.
     /// Collective over tp. The result is the caller's.
     pub fn all_reduce(&self, values: &Tensor, op: ReduceOp) -> Result<Tensor, CommError> {
         let Self::On(part) = self else { return Ok(values.shallow_clone()) };

@@ -22,6 +22,7 @@ use proto::plan::{Device, Init, Plan};
 use proto::progress::Phase;
 use proto::run_dir::RunDir;
 use proto::weights_folder::pretrained_dtype;
+use tch::{Kind, Tensor};
 
 pub use error::TrainError;
 use metrics::Metrics;
@@ -34,6 +35,7 @@ use crate::data::{TrainData, ValidationData};
 use crate::device::Moment;
 use crate::device::cuda::gpu;
 use crate::engine::Engine;
+use crate::kernels::DeviceSum;
 use crate::process;
 use crate::ranks::Ranks;
 use crate::snapshot::Snapshots;
@@ -64,6 +66,8 @@ pub struct Trainer {
     best_on_disk: f64,
     /// The step of a checkpoint that no finite step has followed yet: until then none before it is removed.
     unproven_checkpoint: Option<u64>,
+    /// The step of the newest checkpoint that this attempt has begun.
+    saved_step: Option<u64>,
     is_first: bool,
     /// No attempt of this launch was before this one.
     is_first_attempt: bool,
@@ -104,6 +108,7 @@ impl Trainer {
             bad_steps: 0,
             best_on_disk: f64::INFINITY,
             unproven_checkpoint: None,
+            saved_step: None,
             is_first: env.rank == 0,
             is_first_attempt: env.attempt == 0,
             pace: SnapshotPace::new(plan.snapshots, progress.step),
@@ -203,10 +208,12 @@ impl Trainer {
         let Some(longest) = self.train.longest_to_come(step..self.plan.steps) else { return Ok(()) };
         control.heartbeat(step, "try the longest micro-batch");
         let micro_batch = |_| self.train.micro_batch_at(longest.clone()).on(self.ranks.device);
-        let passes = self.engine.forward_backward(micro_batch, f64::NAN)?;
+        self.engine.forward_backward(micro_batch, f64::NAN)?;
         self.train.check_at(longest)?;
         self.engine.reduce_gradients()?;
-        let sums = self.engine.step_sums(passes.loss)?;
+        // Where none of its tokens has a label, gradients are zero and not NaN.
+        let loss = Tensor::full([] as [i64; 0], f64::NAN, (Kind::Double, self.ranks.device.of_tensors()));
+        let sums = self.engine.step_sums(DeviceSum::from(loss))?;
         self.engine.optimizer_step(step + 1, 0.0, &sums)?;
         self.ranks.line.enter(Phase::Wait);
         let sums = sums.ask();
@@ -231,7 +238,7 @@ impl Trainer {
     fn stop_without_data(&mut self, metrics: &mut Metrics, control: &Control) -> Result<(), TrainError> {
         self.conclude_unread(metrics, control)?;
         let step = self.progress.step;
-        let is_saved = self.plan.saves_after(step) || step < self.first_step && !self.from_snapshot;
+        let is_saved = self.saved_step == Some(step) || step < self.first_step && !self.from_snapshot;
         if !is_saved && self.bad_steps == 0 {
             self.save_checkpoint(control)?;
         }
@@ -380,6 +387,7 @@ impl Trainer {
     }
 
     fn save_checkpoint(&mut self, control: &Control) -> Result<(), TrainError> {
+        self.saved_step = Some(self.progress.step);
         control.heartbeat(self.progress.step, "checkpoint");
         self.ranks.line.enter(Phase::Checkpoint);
         self.publish(control)?;
@@ -419,13 +427,15 @@ impl Trainer {
     }
 
     /// Whether the newest checkpoint that this launch should have made is not there, nor one made up for it: a failure came
-    /// before it was on the disk, and the snapshot is newer. Every rank sees the same, for none can make one alone.
+    /// before it was on the disk, and the snapshot is newer. The last step's, where training stops early, is one too. Every rank sees
+    /// the same, for none can make one alone.
     fn lacks_checkpoint(&self) -> bool {
         let step = self.progress.step;
         let due = step - step % self.plan.checkpoint.every_steps;
         let run_dir = RunDir::new(self.plan.output_dir.clone());
         let is_there = |step: u64| run_dir.checkpoint(step).join(Manifest::FILE).exists();
-        due > self.plan.start.step && !(due..=step).any(is_there)
+        let lacks_last = self.has_stopped_improving() && !is_there(step);
+        lacks_last || due > self.plan.start.step && !(due..=step).any(is_there)
     }
 
     /// Makes a pending checkpoint visible. Every rank calls it after the same step.

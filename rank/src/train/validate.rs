@@ -54,7 +54,7 @@ impl Trainer {
                 without_improvement,
                 best_step,
                 best_loss,
-                stops: self.has_stopped_improving(),
+                stops: step < self.plan.steps && self.has_stopped_improving(),
             }));
         }
         self.write_samples(step, control)

@@ -9,7 +9,8 @@ use proto::generate::Sampling;
 ///
 /// Prompts come from --prompt, from a file (--prompts), or line by line from standard input where that is no terminal. What is written
 /// goes to standard output as it comes, and the speed to standard error at the end. Ctrl-C ends a text, twice ends dslaunch.
-/// Exit codes: 0 done; 2 bad usage, or a folder that is no model; 3 the machine cannot do it; 130 stopped by Ctrl-C.
+/// Exit codes: 0 done; 1 the rank failed; 2 bad usage, or a folder that is no model; 3 the machine cannot do it; 130 stopped by Ctrl-C,
+/// 143 by SIGTERM.
 #[derive(Debug, Clone, PartialEq, Args)]
 pub struct GenerateArgs {
     /// The model: a Hugging Face folder, a checkpoint or final/ of a run, or an adapter's folder

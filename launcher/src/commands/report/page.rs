@@ -262,7 +262,7 @@ pub(crate) mod tests {
     use std::path::PathBuf;
 
     use super::*;
-    use crate::commands::report::read::Curve;
+    use crate::commands::report::read::{Curve, SampleFact};
     use crate::commands::report::timeline::{Outcome, Told};
     use crate::output::sinks::catalogue::{GPU_MEMORY, GRAD_NORM};
 
@@ -291,7 +291,9 @@ pub(crate) mod tests {
                 ..Timeline::default()
             },
             checkpoints: vec![],
-            samples: vec![],
+            samples: [(10, "old"), (20, "new"), (20, "<b>bold</b>")]
+                .map(|(step, text)| SampleFact { step, prompt: "Once".into(), text: text.into() })
+                .into(),
             notes: vec!["a note & more".into()],
         }
     }
@@ -304,6 +306,8 @@ pub(crate) mod tests {
             "a note &amp; more",
             "no &quot;budget&quot;",
             "&lt;rank 0&gt; has failed",
+            "<td>new</td></tr>\n<tr><th scope=\"row\">step 20</th><td>Once</td><td>&lt;b&gt;bold&lt;/b&gt;",
+            "<summary>before</summary>",
             "GPU memory in use",
             "1m15s",
             "train.steps",

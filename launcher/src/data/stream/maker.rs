@@ -8,7 +8,7 @@ use std::error::Error;
 use std::io;
 use std::sync::Arc;
 
-use proto::dataset::{self, DatasetError, Sample};
+use proto::dataset::{self, DatasetError, LongCounts, Sample};
 use proto::run_dir::window_file;
 
 use super::index::{Begin, Differs, Made};
@@ -41,8 +41,8 @@ struct Filling<'a> {
     rows: Option<Rows>,
     /// The row of the latest sample, and how many samples of that row came before it.
     latest: Option<(Place, u64)>,
-    /// Samples that were too long to be kept.
-    dropped: u64,
+    /// Samples that were too long.
+    long: LongCounts,
     /// Another window than the next is wanted.
     has_left: bool,
 }
@@ -89,7 +89,7 @@ impl Maker {
             begin,
             rows: None,
             latest: None,
-            dropped: 0,
+            long: LongCounts::default(),
             has_left: false,
         };
         let threads = || self.shared.threads();
@@ -117,7 +117,7 @@ impl Maker {
 
 impl Filling<'_> {
     fn take(&mut self, parsed: Parsed) -> Result<(), DataError> {
-        self.dropped += parsed.fitted.long.dropped;
+        self.long += parsed.fitted.long;
         for sample in parsed.fitted.samples {
             let place = Place { file: sample.origin.source, row: sample.origin.line };
             let samples = match self.latest {
@@ -167,7 +167,10 @@ impl Filling<'_> {
         if let Err(Differs) = made {
             return Err(self.changed(self.begin.place.file));
         }
-        let Some(next) = next else { return Ok(()) };
+        let Some(next) = next else {
+            self.note_long_samples();
+            return Ok(());
+        };
         let number = self.number + 1;
         loop {
             self.shared.clear(self.on_disk).map_err(|source| in_folder(self.shared, source))?;
@@ -186,11 +189,22 @@ impl Filling<'_> {
         Ok(())
     }
 
+    /// At the end of the sources: what was lost of them, as far as they were read in one go.
+    fn note_long_samples(&self) {
+        let LongCounts { truncated, dropped, .. } = self.long;
+        if truncated + dropped > 0 {
+            let longer = format!("longer than data.seq_len = {}", self.job.seq_len);
+            let text =
+                format!("note: {truncated} samples of the train data were truncated and {dropped} dropped ({longer})");
+            self.shared.note(text);
+        }
+    }
+
     /// The sources have no sample for the window.
     fn nothing(&self) -> DataError {
         match self.number {
-            0 if self.dropped > 0 => {
-                let (dropped, seq_len) = (self.dropped, self.job.seq_len);
+            0 if self.long.dropped > 0 => {
+                let (dropped, seq_len) = (self.long.dropped, self.job.seq_len);
                 DataError::AllTooLong { sources: self.files.names(), dropped, seq_len }
             }
             0 => DataError::NoLabels { sources: self.files.names(), rows: 0 },
