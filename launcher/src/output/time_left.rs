@@ -116,7 +116,9 @@ impl TimeLeft {
     fn left(&self, plan: &Plan, step: u64) -> Option<Duration> {
         let steps = plan.steps.saturating_sub(step) as f64;
         let Some(step_seconds) = self.step_seconds() else {
-            return Duration::try_from_secs_f64(self.with_pauses.get()? * steps).ok();
+            // The pause after this step is still to come: the part of an interval that is no step.
+            let pause = 1.0 - 1.0 / (1.0 + steps_as_long(plan));
+            return Duration::try_from_secs_f64(self.with_pauses.get()? * (steps + pause)).ok();
         };
         let validation = self.validations.get().unwrap_or(step_seconds * steps_as_long(plan));
         let checkpoint = self.checkpoints.get().unwrap_or(0.0);
