@@ -24,3 +24,6 @@ if [ -e runs/smollm2-lora/final ]; then rm -rf runs/smollm2-lora; fi
 ranks=()
 [ -e /proc/driver/nvidia/version ] || ranks=(--nproc 2)
 target/release/dslaunch "${ranks[@]}" "$@" examples/smollm2-lora/train.toml
+
+# What it says now of a function that it has not seen.
+target/release/dslaunch generate runs/smollm2-lora/best --chat --prompt $'What does this do?\n\n# shutil.disk_usage\ndef disk_usage(path):'
