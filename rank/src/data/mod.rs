@@ -149,7 +149,7 @@ impl TrainData {
     }
 
     /// Where the longest micro-batch of any rank in `steps` is, if it has more tokens than all of the first of these: its positions
-    /// in the endless sequence of epochs. Looks at the first [`LOOKED_AT_MAX`] rows only, and at none of those that are
+    /// in the endless sequence of epochs. Looks at the first four million rows only, and at none of those that are
     /// streamed. `steps` count from 0.
     pub fn longest_to_come(&self, steps: Range<u64>) -> Option<Range<u64>> {
         let Rows::Whole { .. } = self.rows else { return None };

@@ -33,7 +33,7 @@ pub struct AdapterPart {
     pub rows: Range<i64>,
     /// `[rows, r]`
     pub b: Tensor,
-    /// The lengths of the rows, where they are trained: `[rows]`. See [`super::magnitude`].
+    /// The lengths of the rows, where they are trained: `[rows]`. See `magnitude.rs`.
     pub magnitude: Option<Tensor>,
 }
 
