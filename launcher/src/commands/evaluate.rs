@@ -79,11 +79,6 @@ pub struct EvaluateArgs {
 enum EvaluateError {
     #[error("{}: there is no such folder", path.display())]
     Folder { path: PathBuf },
-    #[error(
-        "{}: the model that it was trained beside {where_it_is}: say which one it is with --base MODEL_DIR",
-        path.display()
-    )]
-    Base { path: PathBuf, where_it_is: String },
     #[error("--base is for adapters, and {} has no {}", path.display(), adapter_folder::CONFIG)]
     Adapter { path: PathBuf },
 }
@@ -127,13 +122,7 @@ fn folders(args: &EvaluateArgs) -> Result<(PathBuf, Option<PathBuf>), LaunchErro
             None => Ok((path, None)),
         };
     }
-    let base = match (&args.base, AdapterFile::load(&path)?.base) {
-        (Some(base), _) => Ok(base.clone()),
-        (None, Some(base)) if Path::new(&base).is_dir() => Ok(base.into()),
-        (None, Some(base)) => Err(format!("is not at {base}")),
-        (None, None) => Err("is not named (base_model_name_or_path)".to_owned()),
-    };
-    let base = base.map_err(|where_it_is| EvaluateError::Base { path: path.clone(), where_it_is })?;
+    let base = AdapterFile::load(&path)?.base_folder(&path, args.base.as_deref())?;
     Ok((base, Some(path)))
 }
 
