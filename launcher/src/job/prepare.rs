@@ -117,7 +117,7 @@ impl Setup {
             train_on: data.train_on,
             long_samples: data.long_samples,
             seq_len: data.seq_len as usize,
-            packing: if *split == Split::Train { data.packs() } else { data.packing },
+            packing: if *split == Split::Train { data.packs_rows() } else { data.packing },
             vocab_size: self.model.vocab_size,
             end_tokens: self.end_tokens.clone(),
             tokenizer: Some(self.model_file("tokenizer.json")),

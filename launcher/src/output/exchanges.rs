@@ -22,7 +22,7 @@ pub fn advice(plan: &Plan, share: f64) -> Option<String> {
         ));
     }
     if mesh.pp > 1 {
-        let micro_batches = plan.batch.num_micro_batches;
+        let micro_batches = plan.mean_micro_batches();
         looks.push(format!(
             "{micro_batches} micro-batches for {} stages (more of them fill the pipeline: train.global_batch_size)",
             mesh.pp

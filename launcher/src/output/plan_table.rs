@@ -116,7 +116,8 @@ fn pipeline(plan: &Plan) -> String {
     let stage = |stage| plan.pipeline.chunks_of(stage, plan.mesh.pp).map(chunk).collect::<Vec<_>>().join(" and ");
     let stages: Vec<String> = (0..plan.mesh.pp).map(stage).collect();
     let passes = PassCosts { forward: 1.0, backward_input: 1.0, backward_weight: 1.0 };
-    let bubble = bubble_fraction(&plan.stage_actions(), plan.pipeline_shape(), passes);
+    let micro_batches = plan.mean_micro_batches() as usize;
+    let bubble = bubble_fraction(&plan.stage_actions(micro_batches), plan.pipeline_shape(micro_batches), passes);
     format!("{}, stages {}; they wait {:.0} % of the time", plan.pipeline.schedule, stages.join(" | "), 100.0 * bubble)
 }
 
@@ -177,6 +178,15 @@ fn classes(plan: &Plan) -> Vec<String> {
 
 fn batch(plan: &Plan) -> String {
     let batch = plan.batch;
+    if let Some(most) = batch.packed_tokens {
+        return format!(
+            "{}, packed into some {} micro-batches of at most {} * data {}",
+            plural(batch.global_batch_size, "sample"),
+            plan.mean_micro_batches(),
+            plural(most, "token"),
+            plan.mesh.dp,
+        );
+    }
     format!(
         "{} = micro batch {} * accumulation {} * data {}",
         plural(batch.global_batch_size, "row"),

@@ -148,9 +148,14 @@ impl Data {
         }
     }
 
-    /// Whether rows hold several samples: not where classes have shares, for a row would have samples of several classes.
-    pub fn packs(&self) -> bool {
+    /// Whether a training row holds several samples: not where classes have shares, which count samples.
+    pub fn packs_rows(&self) -> bool {
         self.packing && self.sampler_kind() == SamplerKind::Shuffle
+    }
+
+    /// Whether the samples of each step are packed, where a row is one sample.
+    pub fn packs_batches(&self) -> bool {
+        self.packing && !self.packs_rows()
     }
 
     /// The key whose value is the class of a row, if that counts.

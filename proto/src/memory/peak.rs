@@ -182,10 +182,10 @@ fn activations(plan: &Plan, coord: Coord, block: &BlockBytes) -> InFlight {
         // the stream's gradient has taken that's place.
         let reads_again = plan.model.config.tie_word_embeddings && plan.model.trained.includes(EMBEDDING);
         let of_each = of_micro_batch + if reads_again { block.stream } else { 0 };
-        return InFlight { peak: plan.batch.num_micro_batches * of_each, one_micro_batch: of_each };
+        return InFlight { peak: plan.max_micro_batches() * of_each, one_micro_batch: of_each };
     }
     let (mut alive, mut peak) = (0, 0);
-    for action in &plan.stage_actions()[coord.pp] {
+    for action in &plan.stage_actions(plan.max_micro_batches() as usize)[coord.pp] {
         let (blocks, saved, has_head) = chunks[action.pass().0];
         let saved = saved + if has_head { block.stream } else { 0 };
         match action {

@@ -4,6 +4,7 @@
 //! downstream has a default left to fill in.
 
 mod backend;
+mod micro_batches;
 mod snapshots;
 
 use std::ops::Range;
@@ -97,23 +98,38 @@ impl Plan {
 
     /// Most tokens that one forward pass takes.
     pub fn max_micro_batch_tokens(&self) -> usize {
-        (self.batch.micro_batch_size * self.data.longest_row) as usize
+        let of_rows = self.batch.micro_batch_size * self.data.longest_row;
+        let of_step = self.batch.global_batch_size * self.data.longest_row;
+        self.batch.packed_tokens.map_or(of_rows, |most| most.min(of_step)) as usize
     }
 
-    /// Sizes of the pipeline.
-    pub fn pipeline_shape(&self) -> PipelineShape {
-        PipelineShape {
-            num_stages: self.mesh.pp,
-            chunks_per_stage: self.pipeline.chunks.len() / self.mesh.pp,
-            num_micro_batches: self.batch.num_micro_batches as usize,
-        }
+    /// Most forward passes that a data-parallel rank has in a step.
+    pub fn max_micro_batches(&self) -> u64 {
+        self.batch.num_micro_batches_max(self.mesh.pp as u64, self.data.longest_row)
     }
 
-    /// Returns the actions of each stage in a step, in order. Without neighbours there are no gaps that a schedule
-    /// could fill.
-    pub fn stage_actions(&self) -> Vec<Vec<Action>> {
+    /// Forward passes of a data-parallel rank in a step whose rows have as many tokens as all rows on average.
+    pub fn mean_micro_batches(&self) -> u64 {
+        let (batch, rows) = (self.batch, self.data.train_rows.max(1));
+        let pack = |most: u64| {
+            let tokens = u128::from(self.data.train_tokens) * u128::from(batch.global_batch_size) / u128::from(rows);
+            let needed = tokens.div_ceil(u128::from(most) * self.mesh.dp as u128) as u64;
+            needed.max(1).next_multiple_of(self.mesh.pp as u64).min(batch.num_micro_batches)
+        };
+        batch.packed_tokens.map_or(batch.num_micro_batches, pack)
+    }
+
+    /// Sizes of the pipeline in a step of so many micro-batches.
+    pub fn pipeline_shape(&self, num_micro_batches: usize) -> PipelineShape {
+        let chunks_per_stage = self.pipeline.chunks.len() / self.mesh.pp;
+        PipelineShape { num_stages: self.mesh.pp, chunks_per_stage, num_micro_batches }
+    }
+
+    /// Returns the actions of each stage in a step of so many micro-batches, in order. Without neighbours there are no gaps that a
+    /// schedule could fill.
+    pub fn stage_actions(&self, num_micro_batches: usize) -> Vec<Vec<Action>> {
         let kind = if self.mesh.pp == 1 { PipelineSchedule::OneFOneB } else { self.pipeline.schedule };
-        schedule(kind, self.pipeline_shape())
+        schedule(kind, self.pipeline_shape(num_micro_batches))
     }
 
     /// Whether a step goes unit by unit: each unit runs all micro-batches before the next one, so that its parameters come and its
@@ -285,10 +301,13 @@ pub struct StreamPlan {
 pub struct BatchPlan {
     /// Rows per forward pass on one data-parallel rank.
     pub micro_batch_size: u64,
-    /// Forward passes per step on one data-parallel rank (gradient accumulation).
+    /// Forward passes per step on one data-parallel rank (gradient accumulation); where samples are packed, the most.
     pub num_micro_batches: u64,
     /// Rows per step over all ranks.
     pub global_batch_size: u64,
+    /// Where a row is one sample and a step's samples are packed into few micro-batches: most tokens of one. Earlier plans do not say.
+    #[serde(default)]
+    pub packed_tokens: Option<u64>,
 }
 
 /// AdamW with decoupled weight decay, as torch's.

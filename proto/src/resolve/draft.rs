@@ -464,16 +464,19 @@ fn small_state_problems(config: &TrainConfig, ground: Option<Ground>) -> Vec<Pro
 fn batch(config: &TrainConfig, mesh: Mesh, problems: &mut Vec<Problem>) -> Option<BatchPlan> {
     let micro_batch_size = config.train.micro_batch_size;
     let rows_per_micro_step = micro_batch_size * mesh.dp as u64;
+    let packed_tokens = config.data.packs_batches().then(|| micro_batch_size * config.data.seq_len);
     match config.train.batch {
         Batch::Accumulation(num_micro_batches) => Some(BatchPlan {
             micro_batch_size,
             num_micro_batches,
             global_batch_size: rows_per_micro_step * num_micro_batches,
+            packed_tokens,
         }),
         Batch::Global(global_batch_size) if global_batch_size.is_multiple_of(rows_per_micro_step) => Some(BatchPlan {
             micro_batch_size,
             num_micro_batches: global_batch_size / rows_per_micro_step,
             global_batch_size,
+            packed_tokens,
         }),
         Batch::Global(global_batch_size) => {
             let rule = format!(

@@ -408,13 +408,25 @@ fn ranks_share_the_cores_unless_somebody_says_otherwise() {
 }
 
 #[test]
-fn classes_want_rows_of_one_sample() {
+fn samples_of_classes_are_packed_within_batches() {
     let sampler = "[data.sampler]\nkind = \"class_balanced\"\nclass_key = \"topic\"\n";
-    let on_cpu = |sets: &[&str]| draft_for(Machine::This { gpus: Ok(0) }, sampler, sets, 1);
-    let rule = "not supported yet: rows of several samples with data.sampler.kind = \"class_balanced\": set data.packing = false";
-    assert_eq!(on_cpu(&["data.packing=true"]).unwrap_err(), [format!("data.packing: {rule}")]);
-    // The default is for rows of any samples.
-    for sets in [&[][..], &["data.packing=false"]] {
-        assert_eq!(on_cpu(sets).unwrap().without_data().unwrap().data.classes, []);
-    }
+    let plan = |toml: &str, packing: &str| {
+        let sets = [&format!("data.packing={packing}"), "data.seq_len=64", "train.global_batch_size=40"];
+        draft_for(Machine::This { gpus: Ok(0) }, toml, &sets, 1).unwrap().without_data().unwrap()
+    };
+    let packed = plan(sampler, "true");
+    assert_eq!((packed.batch.packed_tokens, packed.batch.num_micro_batches), (Some(64), 40));
+    assert_eq!(plan(sampler, "false").batch.packed_tokens, None);
+    // Rows have several samples each.
+    assert_eq!(plan("", "true").batch.packed_tokens, None);
+    // All samples together are as long as one may be.
+    let mut short = packed.clone();
+    (short.data.longest_row, short.data.train_tokens) = (8, 7 * short.data.train_rows);
+    assert_eq!((short.max_micro_batch_tokens(), short.max_micro_batches(), short.mean_micro_batches()), (64, 11, 5));
+    short.data.longest_row = 1;
+    assert_eq!((short.max_micro_batch_tokens(), short.max_micro_batches()), (40, 2));
+    assert_eq!(
+        (packed.max_micro_batch_tokens(), packed.max_micro_batches(), packed.mean_micro_batches()),
+        (64, 40, 40)
+    );
 }

@@ -2,7 +2,7 @@
 //! is honoured, refused here, or (where its default has no effect yet) noted.
 
 use super::Machine;
-use crate::config::{AutoOr, Backend, Compression, Offload, Problem, Quantize, SamplerKind, TrainConfig};
+use crate::config::{AutoOr, Backend, Compression, Offload, Problem, Quantize, TrainConfig};
 
 pub(super) const NOT_YET: &str = "not supported yet";
 
@@ -20,11 +20,6 @@ pub(super) fn refused(config: &TrainConfig, machine: &Machine) -> Vec<Problem> {
     refuse(config.comm.compression != Compression::None, "comm.compression", "use \"none\"");
     let both = config.lora.dora && config.lora.quantize != Quantize::None;
     refuse(both, "lora.dora", "beside lora.quantize: use false, or lora.quantize = \"none\"");
-    let kind = config.data.sampler_kind();
-    let is_asked = config.data.packing && config.origins.is_set("data.packing");
-    let packs_classes = is_asked && kind != SamplerKind::Shuffle;
-    let packing = format!("rows of several samples with data.sampler.kind = \"{kind}\": set data.packing = false");
-    refuse(packs_classes, "data.packing", &packing);
     let is_cut = config.parallel.tensor > 1 || config.parallel.pipeline > 1;
     let cut = "with parallel.tensor or parallel.pipeline above 1: use []";
     refuse(is_cut && !config.validation.prompts.0.is_empty(), "validation.prompts", cut);

@@ -39,10 +39,10 @@ pub(super) fn notes(config: &TrainConfig, mesh: Mesh) -> Vec<String> {
         note(true, &key, &why);
     }
     note(mesh.pp == 1, "parallel.pipeline_schedule", "there is one pipeline stage (parallel.pipeline)");
-    if config.data.packing && !config.data.packs() {
+    if config.data.packs_batches() {
         let kind = config.data.sampler_kind();
         notes.push(format!(
-            "with data.sampler.kind = \"{kind}\" a row is one sample: train.global_batch_size counts samples, not packed rows"
+            "with data.sampler.kind = \"{kind}\" train.global_batch_size counts samples, which are packed within each batch"
         ));
     }
     notes

@@ -17,8 +17,6 @@ mod shares;
 mod tests;
 mod turns;
 
-use std::ops::Range;
-
 use serde::{Deserialize, Serialize};
 
 use lattice::{Batch, Lattice};
@@ -101,8 +99,8 @@ impl Sampler {
         self.row_in(position, &mut None)
     }
 
-    /// The rows at `positions`, for less than one by one.
-    pub fn rows(&self, positions: Range<u64>) -> impl Iterator<Item = u64> + '_ {
+    /// The rows at `positions`, for less than one by one where these are of one batch after the other.
+    pub fn rows<'a>(&'a self, positions: impl Iterator<Item = u64> + 'a) -> impl Iterator<Item = u64> + 'a {
         let mut batch = None;
         positions.map(move |position| self.row_in(position, &mut batch))
     }

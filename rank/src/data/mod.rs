@@ -4,6 +4,7 @@
 mod mapped;
 mod streamed;
 
+use std::borrow::Borrow;
 use std::ops::Range;
 use std::path::Path;
 use std::rc::Rc;
@@ -34,8 +35,10 @@ pub struct TrainData {
     dp_rank: u64,
     /// The start of the run: its first step, and the rows that were taken before it.
     start: Progress,
-    /// Tokens of the longest row.
-    longest_row: u64,
+    /// Stages of the pipeline.
+    num_stages: u64,
+    /// Most tokens that a micro-batch can have.
+    max_tokens: u64,
     /// The share of their input that adapters leave out.
     dropout: f64,
     /// Of what is left out.
@@ -55,6 +58,16 @@ struct PlacedRow<'a> {
     file: &'a Dataset<MappedFile>,
     row: usize,
 }
+
+impl PlacedRow<'_> {
+    fn num_tokens(self) -> u64 {
+        self.file.row(self.row).num_tokens() as u64
+    }
+}
+
+/// The rows of a micro-batch, by their positions in the endless sequence of epochs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Positions(Vec<u64>);
 
 /// The rows of a validation set.
 pub struct ValidationData {
@@ -76,8 +89,9 @@ impl TrainData {
             Rows::Whole { rows: Box::new(rows), sampler }
         };
         let (dp_size, dp_rank) = (plan.mesh.dp as u64, dp_rank as u64);
-        let (longest_row, dropout, seed) = (plan.data.longest_row, plan.model.adapter_dropout, plan.seed);
-        Ok(Self { rows, batch: plan.batch, dp_size, dp_rank, start, longest_row, dropout, seed })
+        let (num_stages, max_tokens) = (plan.mesh.pp as u64, plan.max_micro_batch_tokens() as u64);
+        let (dropout, seed) = (plan.model.adapter_dropout, plan.seed);
+        Ok(Self { rows, batch: plan.batch, dp_size, dp_rank, start, num_stages, max_tokens, dropout, seed })
     }
 
     /// Has the rows of a step at hand, for which `supply` may have to wait; false: there are none, and never will be. Rows of the step
@@ -100,7 +114,12 @@ impl TrainData {
 
     /// All tokens of a step, over all ranks. `step` counts from 0.
     pub fn num_tokens(&self, step: u64) -> u64 {
-        self.step_rows(step).map(|PlacedRow { file, row }| file.row(row).num_tokens() as u64).sum()
+        self.tokens_of_rows(step).iter().sum()
+    }
+
+    /// The tokens of each row of a step.
+    fn tokens_of_rows(&self, step: u64) -> Vec<u64> {
+        self.step_rows(step).map(PlacedRow::num_tokens).collect()
     }
 
     /// Lists the origins of a step's samples, over all ranks, as `file:line`. `step` counts from 0.
@@ -111,79 +130,68 @@ impl TrainData {
         origins.map(|(origin, sources)| format!("{}:{}", sources[origin.source as usize], origin.line))
     }
 
-    /// Checks that this rank's rows of a step are what was written, now. `step` counts from 0.
-    pub fn check(&self, step: u64) -> Result<(), DatasetError> {
-        (0..self.batch.num_micro_batches).try_for_each(|idx| {
-            self.micro_batch_rows(step, idx).try_for_each(|PlacedRow { file, row }| file.check(row))
-        })
+    /// This rank's micro-batches of a step, in turn. `step` counts from 0.
+    ///
+    /// Unless samples are packed, row `j` of micro-batch `a` has the position `((step * A + a) * D + r) * M + j` of the endless sequence
+    /// of epochs, with A micro-batches, D data-parallel ranks and M rows per micro-batch.
+    pub fn micro_batches(&self, step: u64) -> Vec<Positions> {
+        let of_all_ranks = self.batch.micro_batches(self.num_stages, || self.tokens_of_rows(step));
+        let of_rank = of_all_ranks.into_iter().skip(self.dp_rank as usize).step_by(self.dp_size as usize);
+        of_rank.map(|places| self.positions(step, places)).collect()
     }
 
-    /// This rank's rows of micro-batch `micro_batch_idx` of a step. `step` counts from 0.
-    ///
-    /// Row `j` has the position `((step * A + a) * D + r) * M + j` of the endless sequence of epochs, with A micro-batches, D
-    /// data-parallel ranks and M rows per micro-batch.
-    pub fn micro_batch(&self, step: u64, micro_batch_idx: u64) -> MicroBatch {
-        self.micro_batch_at(self.positions(step, micro_batch_idx))
+    /// The positions of rows by their places in a step.
+    fn positions(&self, step: u64, places: Vec<u64>) -> Positions {
+        let first = self.first_row(step);
+        Positions(places.into_iter().map(|place| first + place).collect())
     }
 
     /// The dropout of a micro-batch: a token's key is of the run's seed, its row's position in the endless sequence of
     /// epochs, and its place in the row.
-    fn dropout_at(&self, positions: Range<u64>) -> Dropout {
-        let rows = positions.clone().zip(self.rows.at(positions));
+    fn dropout(&self, Positions(positions): &Positions) -> Dropout {
+        let rows = positions.iter().zip(self.rows.at(positions));
         let keys = rows.flat_map(|(position, PlacedRow { file, row })| {
-            let of_row = seed_of(self.seed, position);
+            let of_row = seed_of(self.seed, *position);
             (0..file.row(row).num_tokens() as u64).map(move |token| seed_of(of_row, token) as i64)
         });
         Dropout { keys: Tensor::from_slice(&keys.collect::<Vec<_>>()), rate: self.dropout }
     }
 
-    fn micro_batch_rows(&self, step: u64, micro_batch_idx: u64) -> impl Iterator<Item = PlacedRow<'_>> {
-        self.rows.at(self.positions(step, micro_batch_idx))
-    }
-
-    /// Positions of a micro-batch's rows in the endless sequence of epochs.
-    fn positions(&self, step: u64, micro_batch_idx: u64) -> Range<u64> {
-        let rows = self.batch.micro_batch_size;
-        let first = self.first_row(step) + (micro_batch_idx * self.dp_size + self.dp_rank) * rows;
-        first..first + rows
-    }
-
-    /// Where the longest micro-batch of any rank in `steps` is, if it has more tokens than all of the first of these: its positions
-    /// in the endless sequence of epochs. Looks at the first four million rows only, and at none of those that are
-    /// streamed. `steps` count from 0.
-    pub fn longest_to_come(&self, steps: Range<u64>) -> Option<Range<u64>> {
+    /// The longest micro-batch of any rank in `steps`, if it has more tokens than all of the first of these. Looks at the steps of the
+    /// first four million rows only, and at none whose rows are streamed. `steps` count from 0.
+    pub fn longest_to_come(&self, steps: Range<u64>) -> Option<Positions> {
         let Rows::Whole { .. } = self.rows else { return None };
-        if steps.is_empty() {
-            return None;
-        }
-        let size = self.batch.micro_batch_size;
-        let first_row = self.first_row(steps.start);
-        let end = self.first_row(steps.end).min(first_row + LOOKED_AT_MAX);
-        let mut longest = (0, first_row..first_row);
-        let mut rows = self.rows.at(first_row..end);
-        for first in (first_row..end).step_by(size as usize) {
-            let of_batch = rows.by_ref().take(size as usize);
-            let tokens: u64 = of_batch.map(|PlacedRow { file, row }| file.row(row).num_tokens() as u64).sum();
-            if tokens > longest.0 {
-                longest = (tokens, first..first + size);
+        let looked_at = steps.clone().take((LOOKED_AT_MAX / self.batch.global_batch_size).max(1) as usize);
+        let mut longest = (0, None);
+        for step in looked_at {
+            let of_rows = self.tokens_of_rows(step);
+            for places in self.batch.micro_batches(self.num_stages, || of_rows.clone()) {
+                let tokens: u64 = places.iter().map(|place| of_rows[*place as usize]).sum();
+                if tokens > longest.0 {
+                    longest = (tokens, (step > steps.start).then(|| self.positions(step, places)));
+                }
             }
-            if tokens == self.longest_row * size {
+            if longest.0 == self.max_tokens {
                 break;
             }
         }
-        Some(longest.1).filter(|positions| positions.start >= first_row + self.batch.global_batch_size)
+        longest.1
     }
 
-    /// The micro-batch of these positions, whosever it is.
-    pub fn micro_batch_at(&self, positions: Range<u64>) -> MicroBatch {
-        let batch = micro_batch(self.rows.at(positions.clone()));
-        let dropout = (self.dropout > 0.0).then(|| Rc::new(self.dropout_at(positions)));
+    /// A micro-batch, whosever it is.
+    pub fn micro_batch(&self, positions: &Positions) -> MicroBatch {
+        let batch = micro_batch(self.rows_of(positions));
+        let dropout = (self.dropout > 0.0).then(|| Rc::new(self.dropout(positions)));
         MicroBatch { dropout, ..batch }
     }
 
-    /// Checks that the rows of these positions are what was written, now.
-    pub fn check_at(&self, positions: Range<u64>) -> Result<(), DatasetError> {
-        self.rows.at(positions).try_for_each(|PlacedRow { file, row }| file.check(row))
+    /// Checks that the rows of a micro-batch are what was written, now.
+    pub fn check(&self, positions: &Positions) -> Result<(), DatasetError> {
+        self.rows_of(positions).try_for_each(|PlacedRow { file, row }| file.check(row))
+    }
+
+    fn rows_of<'a>(&'a self, positions: &'a Positions) -> impl Iterator<Item = PlacedRow<'a>> {
+        self.rows.at(&positions.0)
     }
 
     fn step_rows(&self, step: u64) -> impl Iterator<Item = PlacedRow<'_>> {
@@ -199,7 +207,11 @@ impl TrainData {
 }
 
 impl Rows {
-    fn at(&self, positions: Range<u64>) -> Box<dyn Iterator<Item = PlacedRow<'_>> + '_> {
+    fn at<'a, P: Borrow<u64>>(
+        &'a self,
+        positions: impl IntoIterator<Item = P> + 'a,
+    ) -> Box<dyn Iterator<Item = PlacedRow<'a>> + 'a> {
+        let positions = positions.into_iter().map(|position| *position.borrow());
         match self {
             Self::Whole { rows, sampler } => {
                 Box::new(sampler.rows(positions).map(|row| PlacedRow { file: rows, row: row as usize }))
@@ -287,7 +299,7 @@ mod tests {
     use super::*;
 
     /// Rows of these lengths in the order of the file, `size` in a micro-batch, two micro-batches a step of one rank.
-    fn data(lens: &[usize], size: u64) -> TrainData {
+    fn data(lens: &[usize], size: u64, packed_tokens: Option<u64>) -> TrainData {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("rows");
         let mut writer = DatasetWriter::create(&path, vec!["a".into()]).unwrap();
@@ -296,12 +308,12 @@ mod tests {
             writer.push_row(&[Sample { tokens: vec![1; *len], labels: None, origin, class: 0 }]).unwrap();
         }
         writer.finish().unwrap();
-        let batch = BatchPlan { micro_batch_size: size, num_micro_batches: 2, global_batch_size: 2 * size };
-        let global_batch_size = batch.global_batch_size;
+        let global_batch_size = 2 * size;
+        let batch = BatchPlan { micro_batch_size: size, num_micro_batches: 2, global_batch_size, packed_tokens };
         let settings = SamplerSettings { sampling: Sampling::Uniform, classes: &[], seed: None, global_batch_size };
         let rows = open(&path).unwrap();
         let sampler = Sampler::new(settings, lens.len() as u64, rows.classes_of_samples());
-        let longest_row = *lens.iter().max().unwrap() as u64;
+        let max_tokens = packed_tokens.unwrap_or(*lens.iter().max().unwrap() as u64 * size);
         let rows = Rows::Whole { rows: Box::new(rows), sampler };
         TrainData {
             rows,
@@ -309,7 +321,8 @@ mod tests {
             dp_size: 1,
             dp_rank: 0,
             start: Progress::default(),
-            longest_row,
+            num_stages: 1,
+            max_tokens,
             dropout: 0.0,
             seed: 1,
         }
@@ -317,8 +330,9 @@ mod tests {
 
     #[test]
     fn the_longest_micro_batch_is_found_unless_the_next_step_has_one_as_long() {
-        let check = |lens: &[usize], size, steps, expected| {
-            assert_eq!(data(lens, size).longest_to_come(steps), expected, "{lens:?} {size}");
+        let check = |lens: &[usize], size, steps, expected: Option<Range<u64>>| {
+            let expected = expected.map(|positions| Positions(positions.collect()));
+            assert_eq!(data(lens, size, None).longest_to_come(steps), expected, "{lens:?} {size}");
         };
         check(&[5, 5, 5, 5], 1, 0..2, None);
         check(&[9, 5, 5, 9], 1, 0..2, None);
@@ -330,5 +344,19 @@ mod tests {
         check(&[9, 2, 2, 2, 7, 7, 2, 2], 2, 1..9, None);
         check(&[2, 2, 2, 2, 2, 9], 2, 0..9, Some(4..6));
         check(&[2, 3], 2, 0..0, None);
+    }
+
+    #[test]
+    fn a_step_of_packed_samples_has_as_many_micro_batches_as_its_tokens_need() {
+        // Steps of four samples, in rows of at most 6 tokens.
+        let packed = data(&[3, 3, 3, 3, 1, 2, 1, 1, 4, 1, 2, 4], 2, Some(6));
+        let batches = |step| packed.micro_batches(step).into_iter().map(|batch| batch.0).collect::<Vec<_>>();
+        assert_eq!(batches(0), [[0, 2], [1, 3]]);
+        assert_eq!(batches(1), [[4, 5, 6, 7]]);
+        assert_eq!(batches(2), [[8, 10], [9, 11]]);
+        let tokens = |batch| packed.micro_batch(batch).tokens.size1().unwrap();
+        assert_eq!(packed.micro_batches(2).iter().map(tokens).collect::<Vec<_>>(), [6, 5]);
+        assert_eq!(packed.longest_to_come(0..3), None);
+        assert_eq!(packed.longest_to_come(1..3), Some(Positions(vec![8, 10])));
     }
 }

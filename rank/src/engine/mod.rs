@@ -97,8 +97,10 @@ pub struct PassesOutcome {
 pub struct Engine {
     memory: Memory,
     stage: Stage,
-    /// The actions of this stage in a step.
-    actions: Rc<[Action]>,
+    /// The number of the stage in the pipeline.
+    stage_idx: usize,
+    /// The actions of this stage in a step of so many micro-batches.
+    actions: HashMap<usize, Rc<[Action]>>,
     messages: Messages,
     tp: TensorParallel,
     rope: RopeTable,
@@ -121,7 +123,8 @@ impl Engine {
         let chunks = plan.pipeline.chunks_of(coord.pp, plan.mesh.pp);
         Ok(Self {
             stage: Stage::new(&rank_layout(&plan, coord), chunks),
-            actions: plan.stage_actions().swap_remove(coord.pp).into(),
+            stage_idx: coord.pp,
+            actions: HashMap::new(),
             messages: Messages::new(&plan, ranks)?,
             rope: RopeTable::new(config).on(ranks.device.of_tensors()),
             embedding: Embedding::new(config.vocab_size, &tp),
@@ -149,18 +152,19 @@ impl Engine {
 
     /// All forward and backward passes of a step: adds the gradients of every micro-batch to the gradient buffers.
     ///
-    /// `micro_batch`: this rank's rows of each micro-batch, asked for once by every chunk. `scale`: gradient of the step's
+    /// `micro_batch`: this rank's rows of each of the `count` micro-batches, asked for once by every chunk. `scale`: gradient of the step's
     /// loss with respect to one token's cross-entropy, `1 / label tokens of the step`. Every rank of the job calls it.
     pub fn forward_backward(
         &mut self,
-        micro_batch: impl FnMut(u64) -> MicroBatch,
+        count: usize,
+        micro_batch: impl FnMut(usize) -> MicroBatch,
         scale: f64,
     ) -> Result<PassesOutcome, CommError> {
         let _guard = tch::no_grad_guard();
         let started = Instant::now();
         let loss = match self.plan.goes_unit_by_unit() {
-            true => self.pass_by_unit((0..self.plan.batch.num_micro_batches).map(micro_batch), scale)?,
-            false => self.pass_by_schedule(micro_batch, scale)?,
+            true => self.pass_by_unit((0..count).map(micro_batch), scale)?,
+            false => self.pass_by_schedule(count, micro_batch, scale)?,
         };
         Ok(PassesOutcome {
             // Every rank of a layer has the same loss.
@@ -173,16 +177,17 @@ impl Engine {
     /// The passes of a step in the order of the stage's schedule. Returns the sum of the cross-entropies.
     fn pass_by_schedule(
         &mut self,
-        mut micro_batch: impl FnMut(u64) -> MicroBatch,
+        count: usize,
+        mut micro_batch: impl FnMut(usize) -> MicroBatch,
         scale: f64,
     ) -> Result<DeviceSum, CommError> {
         let (mut in_flight, mut deferred) = (HashMap::new(), HashMap::new());
         let mut loss = DeviceSum::default();
-        let last = self.plan.batch.num_micro_batches as usize - 1;
-        for &action in Rc::clone(&self.actions).iter() {
+        let last = count - 1;
+        for &action in self.actions(count).iter() {
             match action {
                 Action::Forward { chunk, micro_batch: idx } => {
-                    in_flight.insert((chunk, idx), self.forward_chunk(chunk, micro_batch(idx as u64))?);
+                    in_flight.insert((chunk, idx), self.forward_chunk(chunk, micro_batch(idx))?);
                 }
                 Action::Backward { chunk, micro_batch } => {
                     let pass = in_flight.remove(&(chunk, micro_batch)).expect("forward comes first");
@@ -203,6 +208,11 @@ impl Engine {
             }
         }
         Ok(loss)
+    }
+
+    fn actions(&mut self, num_micro_batches: usize) -> Rc<[Action]> {
+        let make = || self.plan.stage_actions(num_micro_batches).swap_remove(self.stage_idx).into();
+        Rc::clone(self.actions.entry(num_micro_batches).or_insert_with(make))
     }
 
     /// The sum of a micro-batch's cross-entropies, without gradients; over all ranks, each token counts once. Without a

@@ -207,9 +207,10 @@ impl Trainer {
         let step = self.progress.step;
         let Some(longest) = self.train.longest_to_come(step..self.plan.steps) else { return Ok(()) };
         control.heartbeat(step, "try the longest micro-batch");
-        let micro_batch = |_| self.train.micro_batch_at(longest.clone()).on(self.ranks.device);
-        self.engine.forward_backward(micro_batch, f64::NAN)?;
-        self.train.check_at(longest)?;
+        let count = self.train.micro_batches(step).len();
+        let micro_batch = |_| self.train.micro_batch(&longest).on(self.ranks.device);
+        self.engine.forward_backward(count, micro_batch, f64::NAN)?;
+        self.train.check(&longest)?;
         self.engine.reduce_gradients()?;
         // Where none of its tokens has a label, gradients are zero and not NaN.
         let loss = Tensor::full([] as [i64; 0], f64::NAN, (Kind::Double, self.ranks.device.of_tensors()));
@@ -315,10 +316,11 @@ impl Trainer {
         self.ranks.groups.stalls.begin_step(step - self.first_step + 1);
         let num_labels = self.train.num_labels(step - 1);
         let scale = 1.0 / num_labels.max(1) as f64;
-        let micro_batch = |idx| self.train.micro_batch(step - 1, idx).on(self.ranks.device);
-        let passes = self.engine.forward_backward(micro_batch, scale)?;
+        let batches = self.train.micro_batches(step - 1);
+        let micro_batch = |idx: usize| self.train.micro_batch(&batches[idx]).on(self.ranks.device);
+        let passes = self.engine.forward_backward(batches.len(), micro_batch, scale)?;
         // Afterwards: damage that came while the rows were read is found too, and nothing of this step is applied.
-        self.train.check(step - 1)?;
+        batches.iter().try_for_each(|batch| self.train.check(batch))?;
         let all = &self.ranks.groups.all;
         let busy_seconds = passes.seconds - passes.waited_seconds;
         let flag = |flag: bool| f64::from(u8::from(flag));

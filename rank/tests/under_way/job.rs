@@ -215,9 +215,10 @@ fn run(plan: Rc<Plan>, ranks: &Ranks) -> Outcome {
     for step in 0..STEPS {
         ranks.line.begin_step(step + 1);
         let first_row = step * ROWS_PER_STEP;
-        let row = |idx: u64| first_row + idx * dp.size() as u64 + dp.rank() as u64;
+        let row = |idx: usize| first_row + (idx * dp.size() + dp.rank()) as u64;
+        let count = ROWS_PER_STEP as usize / dp.size();
         let scale = 1.0 / (ROWS_PER_STEP as usize * (TOKENS - 1)) as f64;
-        let passes = engine.forward_backward(|idx| micro_batch(row(idx)), scale).expect("nobody fails");
+        let passes = engine.forward_backward(count, |idx| micro_batch(row(idx)), scale).expect("nobody fails");
         engine.reduce_gradients().expect("nobody fails");
         let sums = engine.step_sums(passes.loss).expect("nobody fails");
         engine.optimizer_step(step + 1, plan.schedule.at(step), &sums).expect("nobody fails");
