@@ -44,7 +44,7 @@ use proto::config::{AutoOr, DataFormat, DataSource, LongSamples, TrainOn};
 use proto::dataset::{DatasetError, DatasetSummary, Samples};
 
 use cache::Lookup;
-pub use check::{Bin, Checked, Duplicate, Findings, Found, Lengths, LongRow, check};
+pub use check::{Bin, Checked, ClassFound, Duplicate, Findings, Found, Lengths, LongRow, check};
 use containers::ChunkReader;
 pub use end_token::EndTokens;
 pub use error::{DataError, Problem, Problems, Rule};

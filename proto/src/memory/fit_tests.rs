@@ -1,6 +1,7 @@
 use super::*;
 use crate::config::TrainConfig;
 use crate::model_config::ModelConfig;
+use crate::plan::SamplesPlan;
 use crate::resolve::{Draft, Machine, World};
 
 const GIB: u64 = 1 << 30;
@@ -129,6 +130,24 @@ fn a_7b_model_trains_in_28_gb_of_a_gpu_and_128_gib_of_its_host() {
     close(peak.parameters, element * (2 * block + 2 * ends));
     close(peak.gradients, 4 * (2 * block + 2 * ends));
     assert_eq!(peak.optimizer, 0);
+}
+
+#[test]
+fn what_is_written_at_a_validation_has_room_where_activations_were() {
+    let mut plan =
+        on_gpus("[train]\nactivation_checkpointing = \"full\"\n[lora]\nrank = 16\nquantize = \"nf4\"\n", 1, 24);
+    let trains = need(&plan, Side::Gpu).peak;
+    let mut peak = |prompt: usize, new_tokens_max| {
+        let tokens = vec![vec![7; prompt / 2], vec![7; prompt]];
+        let prompts = vec![String::new(); 2];
+        plan.samples = Some(SamplesPlan { prompts, tokens, new_tokens_max, end_tokens: vec![] });
+        need(&plan, Side::Gpu).peak
+    };
+    assert_eq!(peak(20, 256), trains);
+    // 30 blocks with 2 * 4096 numbers of 2 bytes a token, and half a block more.
+    let written = peak(1000, 16_000);
+    assert_eq!(written.activations + written.workspace, 17_000 * 2 * 4096 * 2 * 61 / 2);
+    assert_eq!((written.parameters, written.optimizer), (trains.parameters, trains.optimizer));
 }
 
 #[test]

@@ -99,7 +99,8 @@ impl PeakBytes {
         // other micro-batches lie between.
         let room_for_recomputed = recomputed * if plan.goes_unit_by_unit() { 2 } else { 1 };
         let of_adapters = if has_blocks { block.adapters } else { 0 };
-        let workspace = of_block.max(if has_head { head_bytes(plan) } else { 0 }) + of_adapters;
+        let of_pass = of_block.max(if has_head { head_bytes(plan) } else { 0 }) + of_adapters;
+        let workspace = of_pass.max(sample_bytes(plan).saturating_sub(activations));
         // Logits keep theirs, so neither that nor what lies between two units can take it.
         let is_room_kept = has_head && (recomputed > 0 || plan.goes_unit_by_unit());
         let room_for_logits = if is_room_kept { kept_logits_bytes(plan) } else { 0 };
@@ -135,6 +136,16 @@ impl PeakBytes {
             + self.peers
             + self.runtime
     }
+}
+
+/// Keys and values of what the model writes at a validation, a text at a time, when no activations are kept. They grow a block at a time,
+/// which then has both the smaller and the larger ones.
+fn sample_bytes(plan: &Plan) -> u64 {
+    let Some(samples) = &plan.samples else { return 0 };
+    let config = &plan.model.config;
+    let longest = samples.tokens.iter().map(Vec::len).max().unwrap_or(0) as u64 + samples.new_tokens_max;
+    let of_block = 2 * longest * (config.key_value_size() * element_bytes(plan.model.compute_dtype)) as u64;
+    of_block * config.num_hidden_layers as u64 + of_block / 2
 }
 
 /// What libtorch takes of the host's memory for one rank.

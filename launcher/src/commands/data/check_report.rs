@@ -4,7 +4,13 @@ use std::fmt::Write;
 
 use serde::Serialize;
 
-use crate::data::{Bin, DataError, Duplicate, Findings, Found, Lengths, LongRow, Split};
+use crate::data::{Bin, ClassFound, DataError, Duplicate, Findings, Found, Lengths, LongRow, Split};
+
+/// Classes that have a line of their own; more are counted.
+const CLASSES_SHOWN: usize = 12;
+
+/// Characters of a class's name; more are cut.
+const NAME_CHARS: usize = 14;
 
 /// Columns of a terminal.
 const COLUMNS: usize = 80;
@@ -81,8 +87,9 @@ fn of_split(split: &Split, findings: &Findings) -> String {
     line("rows", format!("{file_rows} of {files} {}", if *files == 1 { "file" } else { "files" }));
     line("samples", format!("{samples} in {packed_rows} rows of {seq_len} tokens, {per_row:.1} in each"));
     line("tokens", format!("{tokens}, {trained_tokens} of them trained ({:.1} %)", 100.0 * share));
-    line("fill", format!("{:.1} % of the rows' tokens, the rest is padding", 100.0 * fill));
+    line("fill", format!("{:.1} % of the tokens that rows can have", 100.0 * fill));
     text += &of_lengths(&findings.lengths);
+    text += &of_classes(&findings.classes);
     text += &of_faults(findings);
     text.push('\n');
     text
@@ -94,6 +101,34 @@ fn of_lengths(lengths: &Lengths) -> String {
     let percentiles: Vec<_> = percentiles.iter().map(|(percent, tokens)| format!("{percent} %: {tokens}")).collect();
     let _ = writeln!(text, "             {}", percentiles.join("  "));
     text += &bars(histogram);
+    text
+}
+
+/// A line for each of the largest classes: its shares of the samples, and of the tokens that are trained.
+fn of_classes(classes: &[ClassFound]) -> String {
+    let all = |count: fn(&ClassFound) -> u64| classes.iter().map(count).sum::<u64>().max(1) as f64;
+    let (samples, trained) = (all(|class| class.samples), all(|class| class.trained_tokens));
+    let cut = |name: &str| match name.char_indices().nth(NAME_CHARS) {
+        Some((end, _)) => format!("{:?}", name[..end].to_owned() + "…"),
+        None => format!("{name:?}"),
+    };
+    let shown = &classes[..classes.len().min(CLASSES_SHOWN)];
+    let width = shown.iter().map(|class| cut(&class.name).chars().count()).max().unwrap_or(0);
+    let mut text = String::new();
+    for (idx, class) in shown.iter().enumerate() {
+        let [of_samples, of_trained] =
+            [class.samples as f64 / samples, class.trained_tokens as f64 / trained].map(|share| 100.0 * share);
+        let (head, name, count) = (if idx == 0 { "classes" } else { "" }, cut(&class.name), number(class.samples));
+        let noun = if class.samples == 1 { "sample" } else { "samples" };
+        let _ = writeln!(
+            text,
+            "  {head:<10} {name:<width$}  {count} {noun} ({of_samples:.1} %), trained tokens {of_trained:.1} %"
+        );
+    }
+    if let more @ 1.. = classes.len() - shown.len() {
+        let rest = classes[CLASSES_SHOWN..].iter().map(|class| class.samples).sum();
+        let _ = writeln!(text, "  {:<10} and {} more with {} samples", "", number(more as u64), number(rest));
+    }
     text
 }
 
@@ -189,6 +224,7 @@ mod tests {
             seq_len: 4096,
             fill: 0.971,
             lengths: Lengths::of(vec![3, 70, 71, 4096]),
+            classes: vec![],
             truncated: Found::default(),
             dropped: Found::default(),
             split: found(2, &["a.jsonl:7"]),
@@ -208,7 +244,7 @@ train data
   rows       1,204 of 2 files
   samples    1,206 in 603 rows of 4096 tokens, 2.0 in each
   tokens     843,112, 421,556 of them trained (50.0 %)
-  fill       97.1 % of the rows' tokens, the rest is padding
+  fill       97.1 % of the tokens that rows can have
   lengths    3 to 4,096 tokens, 1060.0 on average
              1 %: 3  5 %: 3  25 %: 3  50 %: 70  75 %: 71  95 %: 4096  99 %: 4096
 ";
@@ -221,6 +257,25 @@ train data
         let end = "  2 rows: longer than data.seq_len = 4096: split, nothing is lost\n    a.jsonl:7\n    and 1 more\n\n\
                    every row is trained once and whole\n";
         assert!(text.ends_with(end), "{text}");
+    }
+
+    #[test]
+    fn classes_have_their_shares_of_samples_and_of_what_is_trained() {
+        let class = |name: &str, samples, trained_tokens| ClassFound {
+            name: name.into(),
+            samples,
+            tokens: 2 * trained_tokens,
+            trained_tokens,
+        };
+        let classes = [class("law", 3000, 10), class("maths and all that belongs to it", 999, 20), class("a", 1, 10)];
+        let expected = "  classes    \"law\"              3,000 samples (75.0 %), trained tokens 25.0 %
+             \"maths and all …\"  999 samples (25.0 %), trained tokens 50.0 %
+             \"a\"                1 sample (0.0 %), trained tokens 25.0 %
+";
+        assert_eq!(of_classes(&classes), expected);
+        let many: Vec<_> = (0..15).map(|idx| class(&idx.to_string(), 100, 1)).collect();
+        assert!(of_classes(&many).ends_with("             and 3 more with 300 samples\n"), "{}", of_classes(&many));
+        assert_eq!(of_classes(&[]), "");
     }
 
     #[test]

@@ -6,7 +6,9 @@
 mod duplicates;
 mod lengths;
 
-use proto::dataset::{IGNORED, Origin, Samples};
+use std::cmp::Reverse;
+
+use proto::dataset::{ClassCount, IGNORED, Origin, Samples};
 use serde::Serialize;
 
 use self::duplicates::{Key, RowHasher};
@@ -52,6 +54,8 @@ pub struct Findings {
     pub fill: f64,
     /// The tokens of a sample.
     pub lengths: Lengths,
+    /// The classes, the largest first; none where nothing tells classes.
+    pub classes: Vec<ClassFound>,
     /// Rows that are longer than `seq_len`, of which the end is lost.
     pub truncated: Found<LongRow>,
     /// Those of which nothing is left.
@@ -77,6 +81,19 @@ pub struct Found<T> {
     pub count: u64,
     /// The first ones, in the order of the files.
     pub first: Vec<T>,
+}
+
+/// The samples of a class.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ClassFound {
+    /// The value of the class key, or the source as train.toml names it.
+    pub name: String,
+    /// How many there are.
+    pub samples: u64,
+    /// Their tokens.
+    pub tokens: u64,
+    /// Those of them that are trained.
+    pub trained_tokens: u64,
 }
 
 /// A row that is too long.
@@ -106,6 +123,20 @@ struct Row {
     trained: u64,
 }
 
+impl ClassFound {
+    /// The classes of `prepared`, whose tokens are still to be counted.
+    fn all(prepared: &Prepared) -> Vec<Self> {
+        let classes = prepared.summary.classes.iter();
+        let uncounted = |class: &ClassCount| Self {
+            name: class.name.clone(),
+            samples: class.samples,
+            tokens: 0,
+            trained_tokens: 0,
+        };
+        classes.map(uncounted).collect()
+    }
+}
+
 impl<T> Default for Found<T> {
     fn default() -> Self {
         Self { count: 0, first: vec![] }
@@ -131,6 +162,7 @@ pub fn check(job: &DataJob, prepared: Prepared, limit: usize, progress: &DataPro
     let lost = lost(job, &prepared, progress)?;
     let mut lengths = Vec::with_capacity(prepared.summary.samples as usize);
     let (mut rows, mut keys, mut hasher): (Vec<Row>, _, _) = (vec![], vec![], RowHasher::default());
+    let mut classes = ClassFound::all(&prepared);
     for (number, sample) in Samples::open(&prepared.path, job.threads)?.enumerate() {
         if number % SAMPLES_PER_LOOK == 0 && progress.is_stopped() {
             return Err(DataError::Stopped);
@@ -140,6 +172,10 @@ pub fn check(job: &DataJob, prepared: Prepared, limit: usize, progress: &DataPro
         let trained = labels.iter().filter(|label| **label != IGNORED).count() as u64;
         let tokens = sample.tokens.len() as u64;
         lengths.push(tokens);
+        if let Some(class) = classes.get_mut(sample.class as usize) {
+            class.tokens += tokens;
+            class.trained_tokens += trained;
+        }
         match rows.last_mut().filter(|row| row.origin == sample.origin) {
             Some(row) => {
                 *row = Row {
@@ -160,20 +196,22 @@ pub fn check(job: &DataJob, prepared: Prepared, limit: usize, progress: &DataPro
         hasher.add(&sample);
     }
     keys.push(hasher.take());
-    let findings = findings(job, &prepared, limit, Looked { lengths, rows: &rows, keys: &keys, lost: &lost });
+    classes.sort_by_key(|class| Reverse(class.samples));
+    let findings = findings(job, &prepared, limit, Looked { lengths, classes, rows: &rows, keys: &keys, lost: &lost });
     Ok(Checked { findings, prepared, rows, keys, limit })
 }
 
 /// What was read of a split.
 struct Looked<'a> {
     lengths: Vec<u64>,
+    classes: Vec<ClassFound>,
     rows: &'a [Row],
     keys: &'a [Key],
     lost: &'a [Lost],
 }
 
 fn findings(job: &DataJob, prepared: &Prepared, limit: usize, looked: Looked) -> Findings {
-    let Looked { lengths, rows, keys, lost } = looked;
+    let Looked { lengths, classes, rows, keys, lost } = looked;
     let summary = &prepared.summary;
     let of_lost = |is_dropped: bool| {
         let lost = lost.iter().filter(|row| row.is_dropped == is_dropped);
@@ -193,6 +231,7 @@ fn findings(job: &DataJob, prepared: &Prepared, limit: usize, looked: Looked) ->
         seq_len: job.seq_len,
         fill: prepared.fill,
         lengths: Lengths::of(lengths),
+        classes,
         truncated: of_lost(false),
         dropped: of_lost(true),
         // Pieces in which nothing is trained are not there: a row may have one left.

@@ -36,6 +36,17 @@ fn sound_data_is_measured_and_has_no_faults() {
 }
 
 #[test]
+fn the_samples_and_tokens_of_each_class_are_counted() {
+    let row = |topic: &str, tokens: &[i32]| format!(r#"{{"input_ids": {tokens:?}, "topic": "{topic}"}}"#);
+    let mut setup = Setup::new(&[&row("law", &[1, 2]), &row("maths", &[3, 4, 5]), &row("maths", &[6, 7])]);
+    assert_eq!(looked(&setup, 10).findings.classes, []);
+    setup.job.classes = Classes::Key("topic".into());
+    let classes = looked(&setup, 10).findings.classes;
+    let counts = classes.iter().map(|class| (class.name.as_str(), class.samples, class.tokens, class.trained_tokens));
+    assert_eq!(counts.collect::<Vec<_>>(), [("maths", 2, 5, 3), ("law", 1, 2, 1)]);
+}
+
+#[test]
 fn rows_that_lose_something_are_named_also_where_they_were_prepared_before() {
     let masked = format!(r#"{{"input_ids": {:?}, "labels": {:?}}}"#, [7; 20], [[-100; 10], [7; 10]].concat());
     let mut setup = Setup::new(&[&ids(&[1, 2]), &ids(&[3; 9]), &masked, &ids(&[4; 20])]);
