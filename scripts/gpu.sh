@@ -8,6 +8,7 @@
 #   scripts/gpu.sh offload    22 of its layers, all but what computes in the host's 128 GiB, beside the same in the GPU's memory
 #   scripts/gpu.sh small      optimizer states in bf16 and no masters beside fp32
 #   scripts/gpu.sh fp8        products in fp8 beside bf16
+#   scripts/gpu.sh lora       adapters on the 7B beside PEFT's, and on a base in nf4: tokens/s, memory. Needs peft
 #   scripts/gpu.sh generate   dslaunch generate: greedy tokens, and the 7B's tokens/s at batch 1, beside transformers'
 #   scripts/gpu.sh profile    where the time of one of its steps goes, by phase and kind of unit
 #   scripts/gpu.sh peer-7b    the same by transformers, and the bound that this card has; liger-kernel is used where it is installed
@@ -61,11 +62,12 @@ case "${1:-}" in
     kernels) on_gpu gpu-pack/kernels-on-gpu ;;
     smoke) on_gpu python3 scripts/peers/gpu_smoke.py ;;
     ranks) on_gpu python3 scripts/peers/gpu_ranks.py ;;
+    lora) on_gpu python3 scripts/peers/lora/gpu.py ;;
     generate) on_gpu python3 scripts/peers/generate/gpu.py ;;
     profile) on_gpu python3 scripts/peers/gpu_bench.py profile ;;
     offload | small | fp8) on_gpu python3 scripts/peers/gpu_bench.py "$1" ;;
     bench-7b) on_gpu python3 scripts/peers/gpu_bench.py "${2:-dslaunch}" ;;
     peer-7b) on_gpu python3 scripts/peers/gpu_bench.py peer ;;
     all) all ;;
-    *) echo "usage: scripts/gpu.sh pack|kernels|smoke|ranks|bench-7b|offload|small|fp8|generate|profile|peer-7b|all" >&2; exit 2 ;;
+    *) echo "usage: scripts/gpu.sh pack|kernels|smoke|ranks|bench-7b|offload|small|fp8|lora|generate|profile|peer-7b|all" >&2; exit 2 ;;
 esac
