@@ -141,12 +141,9 @@ fn ranks_that_do_not_multiply_out_are_refused() {
 #[test]
 fn what_is_not_supported_yet_is_refused_all_at_once() {
     check_refused(
-        "[comm]\nbackend = \"tcp\"\n[lora]\nrank = 8\ndora = true\nquantize = \"nf4\"\n",
+        "[comm]\nbackend = \"tcp\"\ncompression = \"int8\"\n",
         2,
-        &[
-            "comm.backend: not supported yet: use \"auto\"",
-            "lora.dora: not supported yet: beside lora.quantize: use false, or lora.quantize = \"none\"",
-        ],
+        &["comm.backend: not supported yet: use \"auto\"", "comm.compression: not supported yet: use \"none\""],
     );
     let samples = "[validation]\nprompts = [\"x\"]\n[parallel]\ntensor = 2\n";
     for extra in ["[comm]\ncompression = \"int8\"\n", samples] {

@@ -2,7 +2,7 @@
 //! is honoured, refused here, or (where its default has no effect yet) noted.
 
 use super::Machine;
-use crate::config::{AutoOr, Backend, Compression, Offload, Problem, Quantize, TrainConfig};
+use crate::config::{AutoOr, Backend, Compression, Offload, Problem, TrainConfig};
 
 pub(super) const NOT_YET: &str = "not supported yet";
 
@@ -18,8 +18,6 @@ pub(super) fn refused(config: &TrainConfig, machine: &Machine) -> Vec<Problem> {
     let backend_is_tcp = config.comm.backend == AutoOr::Given(Backend::Tcp);
     refuse(runs && backend_is_tcp, "comm.backend", "use \"auto\"");
     refuse(config.comm.compression != Compression::None, "comm.compression", "use \"none\"");
-    let both = config.lora.dora && config.lora.quantize != Quantize::None;
-    refuse(both, "lora.dora", "beside lora.quantize: use false, or lora.quantize = \"none\"");
     let is_cut = config.parallel.tensor > 1 || config.parallel.pipeline > 1;
     let cut = "with parallel.tensor or parallel.pipeline above 1: use []";
     refuse(is_cut && !config.validation.prompts.0.is_empty(), "validation.prompts", cut);

@@ -75,7 +75,7 @@ impl LinearWeights {
     }
 
     /// The weight, `[out, in]`: out of few bits, to type `kind`, if it is kept so.
-    fn matrix(&self, kind: Kind) -> Tensor {
+    pub(super) fn matrix(&self, kind: Kind) -> Tensor {
         self.quantized.as_ref().map_or_else(|| self.weight.shallow_clone(), |quantized| quantized.matrix(kind))
     }
 

@@ -35,11 +35,12 @@ impl LinearWeights {
         summed: impl Fn(&Tensor) -> Result<Tensor, CommError>,
     ) -> Result<Option<Factors>, CommError> {
         let Some(adapter) = self.adapter.as_ref().filter(|adapter| adapter.has_magnitudes()) else { return Ok(None) };
-        let wide = wide_kind(self.weight.kind());
-        let rows = Tensor::ones([self.weight.size()[0]], (wide, self.weight.device()));
+        let weight = self.matrix(adapter.a.kind());
+        let wide = wide_kind(weight.kind());
+        let rows = Tensor::ones([weight.size()[0]], (wide, weight.device()));
         let mut norms = Vec::with_capacity(adapter.parts.len());
         for (idx, part) in adapter.parts.iter().enumerate() {
-            let squares = adapter.row_squares(idx, &part.of_rows(&self.weight));
+            let squares = adapter.row_squares(idx, &part.of_rows(&weight));
             let norm = summed(&squares)?.sqrt().clamp_min(LEAST_NORM).to_kind(wide);
             let magnitude = part.magnitude.as_ref().expect("all parts have one, or none");
             part.of_rows(&rows).copy_(&(magnitude.to_kind(wide) / &norm));

@@ -2,14 +2,18 @@
 
 use comm::ReduceOp;
 use proto::env::Beginning;
+use proto::layout::ParamLayout;
 use proto::manifest::Progress;
 use proto::plan::{Adapter, Init, ModelPlan, Plan, Trained};
+use proto::quantized::{NotFinite, PackedMatrix, Quantizer};
+use tch::Tensor;
 
 use super::error::TrainError;
 use super::init;
 use crate::checkpoint::{self, Pretrained};
 use crate::device::host;
 use crate::engine::Memory;
+use crate::engine::row_chunks::{norms, row_chunks, take};
 use crate::process;
 use crate::snapshot::{SnapshotError, Snapshots};
 
@@ -60,26 +64,30 @@ fn fill_first_weights(beginning: &Beginning, plan: &Plan, memory: &mut Memory) -
     let begun = plan.model.adapter.as_ref().zip(trained.adapter()).filter(|_| *beginning == Beginning::Start);
     let adapter = begun.map(|(folder, adapter)| Pretrained::adapter(folder, config, adapter)).transpose()?;
     let by = init::Draw { seed: plan.seed, std: config.initializer_range };
+    let show = |param: &ParamLayout, take: &mut dyn FnMut(&[f32]) -> Result<(), NotFinite>| match &model {
+        Some(model) => model.show(param, take),
+        None => {
+            init::draw_by_rows(param, by, |_, rows| {
+                take(host::slice(rows)).expect("numbers that are drawn are finite");
+            });
+            Ok(())
+        }
+    };
     for unit in 0..memory.num_units() {
-        memory.fill_packed(unit, |param, take| match &model {
-            Some(model) => model.show(param, take),
-            None => {
-                init::draw_by_rows(param, by, |_, rows| {
-                    take(host::slice(rows)).expect("numbers that are drawn are finite");
-                });
-                Ok(())
-            }
-        })?;
+        memory.fill_packed(unit, show)?;
         let layout = memory.layout(unit).clone();
         memory.fill(unit, |param, to| {
             // `B` is zero: the magnitudes are the weight's own.
-            let decomposed = param.name.strip_suffix(Adapter::MAGNITUDE);
+            let decomposed = param.name.strip_suffix(Adapter::MAGNITUDE).map(|module| layout.param(&weight_of(module)));
             match (&adapter, &model, decomposed) {
                 (Some(adapter), ..) if trained.includes(&param.name) => adapter.fill(param, &to),
-                (_, Some(model), Some(module)) => model.fill_norms(&weight_of(module), param, &to),
+                (_, _, Some(ParamLayout { packed: Some(matrix), .. })) => {
+                    let weight = decomposed.expect("the pattern has it");
+                    few_bits_norms(matrix, param, &to, |take| show(weight, take))
+                }
+                (_, Some(model), Some(weight)) => model.fill_norms(&weight.name, param, &to),
                 (_, Some(model), None) if !Adapter::has(&param.name) => model.fill(param, &to),
-                (_, None, Some(module)) => {
-                    let weight = layout.param(&weight_of(module));
+                (_, None, Some(weight)) => {
                     init::draw_norms(weight, param, &to, by);
                     Ok(())
                 }
@@ -89,6 +97,29 @@ fn fill_first_weights(beginning: &Beginning, plan: &Plan, memory: &mut Memory) -
                 }
             }
         })?;
+    }
+    Ok(())
+}
+
+/// Fills `to`, this rank's part of the magnitudes of a weight's rows, with their lengths as they are in few bits. `show` shows all of the
+/// weight's rows, in order.
+fn few_bits_norms<E>(
+    matrix: &PackedMatrix,
+    magnitudes: &ParamLayout,
+    to: &Tensor,
+    show: impl FnOnce(&mut dyn FnMut(&[f32]) -> Result<(), NotFinite>) -> Result<(), E>,
+) -> Result<(), E> {
+    let [num_rows, columns] = matrix.whole;
+    let whole = PackedMatrix { rows: 0..num_rows, columns: 0..columns, start: 0, ..matrix.clone() };
+    let mut bytes = vec![0; whole.bytes()];
+    let mut quantizer = Quantizer::new(&whole, &mut bytes);
+    show(&mut |rows| quantizer.take(rows))?;
+    quantizer.finish();
+    for rows in row_chunks(0..num_rows, columns) {
+        let mut values = vec![0.0f32; rows.len() * columns];
+        whole.dequantize(&bytes, rows.clone(), &mut values);
+        let values = Tensor::from_slice(&values).view([rows.len() as i64, columns as i64]);
+        take(magnitudes, to, rows, &norms(&values));
     }
     Ok(())
 }
