@@ -22,7 +22,7 @@ const TOLERANCE_MIB: f64 = 2.0;
 const MIB: f64 = (1 << 20) as f64;
 
 /// Ranks, and sections of train.toml that differ from those of the first.
-const LAYOUTS: [(usize, &str); 22] = [
+const LAYOUTS: [(usize, &str); 29] = [
     (1, ""),
     (1, "train.activation_checkpointing=pointwise"),
     (1, "train.activation_checkpointing=ffn"),
@@ -45,6 +45,13 @@ const LAYOUTS: [(usize, &str); 22] = [
     (2, "parallel.pipeline=2"),
     (2, "parallel.pipeline=2 parallel.pipeline_schedule=interleaved train.activation_checkpointing=full"),
     (4, "parallel.pipeline=2 parallel.tensor=2"),
+    (1, "lora.rank=16"),
+    (1, "lora.rank=16 lora.dropout=0.1"),
+    (1, "lora.rank=16 lora.dora=true"),
+    (1, "lora.rank=16 lora.quantize=nf4"),
+    (1, "lora.rank=16 lora.quantize=int8 lora.dora=true train.activation_checkpointing=full"),
+    (2, "lora.rank=16 lora.quantize=nf4 zero.stage=3 model.dtype=bf16"),
+    (2, "lora.rank=16 lora.dropout=0.1 parallel.tensor=2"),
 ];
 
 /// Models that are tiny or all vocabulary: sizes as `write_model` takes them, tokens of a row, rows of a micro-batch.
