@@ -19,7 +19,7 @@ use super::format::{LineFormat, Parser};
 use super::object::Columns;
 use super::rows::Rows;
 use super::tokenize::Encoder;
-use super::{Classes, DataJob, DataProgress, Files};
+use super::{Classes, DataJob, DataProgress, Files, Portion};
 
 /// Chunks in memory for each thread: enough to even out lines that take longer than others.
 const CHUNKS_PER_THREAD: usize = 8;
@@ -36,6 +36,9 @@ pub fn build(
     let names: Vec<_> = files.all.iter().map(|source| source.name.clone()).collect();
     let mut intake = Intake { job, files, rows: Rows::create(job, path, names)?, classes: ClassNames::default() };
     parse(job, files, template, progress, &Reach::All, |parsed| intake.take(parsed))?;
+    if job.portion != Portion::All && intake.rows.count() == 0 {
+        return Err(DataError::EmptyPortion { sources: files.names(), portion: job.portion });
+    }
     intake.finish()
 }
 
@@ -284,7 +287,7 @@ impl Work<'_> {
         };
         let DataJob { seq_len, vocab_size, train_on, long_samples, .. } = *self.job;
         let parser = Parser { fit: Fit { seq_len, long_samples }, vocab_size, encoder, chat, train_on, columns };
-        for (line, text) in chunk.lines() {
+        for (line, text) in chunk.lines().filter(|(_, text)| self.job.portion.has(text)) {
             let origin = Origin { source: chunk.source, line };
             let class = match &self.job.classes {
                 Classes::None => Ok(0),

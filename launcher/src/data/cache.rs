@@ -13,7 +13,7 @@ use proto::dataset::{self, DatasetError, DatasetSummary, FORMAT_VERSION};
 use proto::regular_file;
 
 use super::chat::FoundTemplate;
-use super::{Classes, DataJob, Files};
+use super::{Classes, DataJob, Files, Portion};
 use crate::files::create_private_folder;
 
 /// Raised whenever the same sources would give other rows: a change of packing, splitting or masking.
@@ -178,6 +178,9 @@ fn key(job: &DataJob, files: &Files, template: &FoundTemplate) -> blake3::Hash {
     // One that is not there or not readable is reported by whoever needs it; rows of token ids do not.
     let tokenizer = job.tokenizer.as_ref().and_then(|path| regular_file::read(path).ok());
     part("tokenizer", tokenizer.as_deref().unwrap_or_default());
+    if job.portion != Portion::All {
+        part("portion", format!("{:?}", job.portion).as_bytes());
+    }
     match &job.classes {
         Classes::None => {}
         Classes::Sources => part("classes", b"sources"),

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use proto::config::DataFormat;
 use proto::dataset::DatasetError;
 
+use super::Portion;
 use super::containers::Unit;
 use crate::error::LaunchError;
 
@@ -27,6 +28,14 @@ pub enum DataError {
         sources: String,
         /// Rows in all.
         rows: u64,
+    },
+    /// One side of what is held out has no rows.
+    #[error("{sources}: {}", .portion.emptiness())]
+    EmptyPortion {
+        /// The source files.
+        sources: String,
+        /// The side.
+        portion: Portion,
     },
     /// All samples were too long.
     #[error(
@@ -69,9 +78,11 @@ impl From<DataError> for LaunchError {
         let exit_code = match error {
             // That a file cannot be read now says nothing of the file.
             DataError::Problems(ref problems) if problems.shown.iter().any(|problem| problem.rule.is_of_system()) => 3,
-            DataError::Problems(_) | DataError::NoLabels { .. } | DataError::AllTooLong { .. } | DataError::Stopped => {
-                2
-            }
+            DataError::Problems(_)
+            | DataError::NoLabels { .. }
+            | DataError::EmptyPortion { .. }
+            | DataError::AllTooLong { .. }
+            | DataError::Stopped => 2,
             DataError::Folder { .. } | DataError::Write(_) | DataError::Stalled { .. } => 3,
         };
         Self::refused(error, exit_code)

@@ -10,7 +10,7 @@ use tokenizers::pre_tokenizers::whitespace::WhitespaceSplit;
 use tokenizers::processors::template::TemplateProcessing;
 use tokenizers::{AddedToken, PaddingParams, PaddingStrategy, Tokenizer, TruncationParams};
 
-use super::{Classes, DataJob, EndTokens, Split};
+use super::{Classes, DataJob, EndTokens, Portion, Split};
 
 /// `</s>` in all of them.
 pub const EOS: u32 = 2;
@@ -33,6 +33,7 @@ pub fn job(tokenizer: Option<&Path>) -> DataJob {
         classes: Classes::None,
         seq_len: 8,
         packing: false,
+        portion: Portion::All,
         vocab_size: 100,
         end_tokens: end_tokens(),
         chat_template: "auto".into(),

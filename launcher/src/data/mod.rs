@@ -3,7 +3,7 @@
 //!
 //! Files of rows in (`sources`, `containers`), one file of packed rows out ([`proto::dataset`]), which ranks map into memory. In
 //! between, lines are checked and become samples (`format`, `object`, `class`, `chat`, `tokenize`, `fit`), and samples share rows
-//! (`rows`, `pack`). `show` prints samples, and `check` finds what is lost, doubled or not trained.
+//! (`rows`, `pack`). `portion` holds rows out for validation. `show` prints samples, and `check` finds what is lost, doubled or not trained.
 //! `build` is the pipeline; its result is kept under a name that says what it was made from (`cache`), so that only its rows
 //! are made again if nothing but packing has changed (`repack`). `stream` makes windows of rows while ranks train, instead of one file
 //! before.
@@ -25,6 +25,7 @@ mod format;
 mod model_files;
 mod object;
 mod pack;
+mod portion;
 mod progress;
 mod prompt;
 mod repack;
@@ -48,6 +49,7 @@ pub use check::{Bin, Checked, ClassFound, Duplicate, Findings, Found, Lengths, L
 use containers::ChunkReader;
 pub use end_token::EndTokens;
 pub use error::{DataError, Problem, Problems, Rule};
+pub use portion::Portion;
 pub use progress::DataProgress;
 pub use prompt::{Message, PromptError, Prompter, Speaker, continuation, end_tokens};
 pub use show::{Part, ShownSample, samples};
@@ -62,6 +64,8 @@ pub struct DataJob {
     pub split: Split,
     /// The sources, in order: their files, formats and names of keys. A file that is named twice is read twice.
     pub from: Vec<DataSource>,
+    /// Which of their rows.
+    pub portion: Portion,
     /// What tells the class of a sample.
     pub classes: Classes,
     /// Longest row, in tokens.

@@ -6,7 +6,9 @@ use proto::config::{ConfigErrors, DataSource};
 use proto::manifest::Progress;
 use proto::resolve::PreparedData;
 
-use crate::data::{self, Checked, Classes, DataError, DataJob, DataProgress, Origin, Prepared, ShownSample, Split};
+use crate::data::{
+    self, Checked, Classes, DataError, DataJob, DataProgress, Origin, Portion, Prepared, ShownSample, Split,
+};
 use crate::error::LaunchError;
 use crate::job::setup::Setup;
 use crate::job::training_data::{note_on_long_samples, planned, wait_for, wait_for_rows};
@@ -17,7 +19,9 @@ impl Setup {
     /// The validation sets.
     pub fn validation_splits(&self) -> Vec<Split> {
         let named = self.config.validation.source.iter().map(|set| Split::Set(set.name.clone()));
-        let unnamed = (!self.config.data.validation.is_empty()).then_some(Split::Validation);
+        let data = &self.config.data;
+        let has_unnamed = !data.validation.is_empty() || data.validation_share > 0.0;
+        let unnamed = has_unnamed.then_some(Split::Validation);
         unnamed.into_iter().chain(named).collect()
     }
 
@@ -91,8 +95,17 @@ impl Setup {
         let set = |name: &str| self.config.validation_sets().into_iter().find(|set| set.name == name);
         match split {
             Split::Train => self.config.data.sources(),
+            Split::Validation if self.config.data.validation_share > 0.0 => self.config.data.sources(),
             Split::Validation => self.config.validation_sets().iter().map(|set| set.source()).collect(),
             Split::Set(name) => set(name).iter().map(|set| set.source()).collect(),
+        }
+    }
+
+    fn portion_of(&self, split: &Split) -> Portion {
+        match (split, self.config.data.validation_share) {
+            (_, 0.0) | (Split::Set(_), _) => Portion::All,
+            (Split::Train, share) => Portion::Rest(share),
+            (Split::Validation, share) => Portion::HeldOut(share),
         }
     }
 
@@ -111,6 +124,7 @@ impl Setup {
         DataJob {
             split: split.clone(),
             from: self.sources_of(split),
+            portion: self.portion_of(split),
             classes: self.classes_of(split),
             chat_template: data.chat_template.clone(),
             model_folder: self.current_dir.join(&self.config.model.path),

@@ -198,7 +198,8 @@ impl Setup {
         note_repeated(of_train, train.repeated(), console);
         for (split, prepared) in &validation {
             note_repeated(split.key(), prepared.repeated(), console);
-            for name in prepared.also_in(train.sources()) {
+            let is_held_out = *split == Split::Validation && self.config.data.validation_share > 0.0;
+            for name in prepared.also_in(train.sources()).into_iter().filter(|_| !is_held_out) {
                 let what = "is training data too, so its loss says nothing of other texts";
                 console.warn(&format!("note: {}: {name} {what}", split.key()));
             }

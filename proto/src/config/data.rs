@@ -42,6 +42,8 @@ pub struct Data {
     pub source: Vec<DataSource>,
     /// Validation files: paths and globs. Default: none.
     pub validation: Vec<String>,
+    /// The share of the training rows that is not trained and validates instead. Default: 0.0.
+    pub validation_share: f64,
     /// The format of a line. Default: auto, told from the first line.
     pub format: AutoOr<DataFormat>,
     /// The chat template of conversations: "auto" is the model's own; or a built-in name, or a file. Default: auto.
@@ -99,6 +101,7 @@ impl Data {
         let example = r#"train = ["data/train.jsonl"]"#;
         let train = keys.required_unless("source", "train", Items::AtLeastOne, example);
         let validation = keys.within("validation", vec![], Items::Any);
+        let validation_share = keys.within("validation_share", 0.0, at_least(0.0).at_most(0.5));
         let format = keys.or("format", AutoOr::Auto);
         let chat_template = keys.or("chat_template", "auto".into());
         let train_on = keys.or("train_on", TrainOn::Assistant);
@@ -115,6 +118,7 @@ impl Data {
             train,
             source,
             validation,
+            validation_share,
             format,
             chat_template,
             train_on,

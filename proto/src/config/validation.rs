@@ -69,12 +69,15 @@ impl Validation {
         Validation { source, every_steps, early_stopping_patience, min_delta, keep_best, prompts, sample_tokens }
     }
 
-    /// All sets: `data.validation` is one.
+    /// All sets: `data.validation` is one, or what `data.validation_share` holds out.
     pub(super) fn sets(&self, data: &Data) -> Vec<ValidationSource> {
-        if data.validation.is_empty() {
+        let is_held_out = data.validation_share > 0.0;
+        if data.validation.is_empty() && !is_held_out {
             return self.source.clone();
         }
-        let (path, format) = (data.validation.clone(), data.format);
+        let of_train = || data.sources().into_iter().flat_map(|source| source.path).collect();
+        let path = if is_held_out { of_train() } else { data.validation.clone() };
+        let format = data.format;
         vec![ValidationSource { name: UNNAMED.to_owned(), path, format, columns: BTreeMap::new() }]
     }
 }

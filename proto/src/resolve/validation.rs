@@ -6,9 +6,14 @@ use crate::config::{Problem, TrainConfig};
 pub(super) fn problems(config: &TrainConfig) -> Vec<Problem> {
     let sources = &config.validation.source;
     let mut problems = vec![];
-    if !config.data.validation.is_empty() && !sources.is_empty() {
+    let data = &config.data;
+    if !data.validation.is_empty() && !sources.is_empty() {
         let rule = "give only one of data.validation and [[validation.source]]";
         problems.push(config.origins.problem("data.validation", rule));
+    }
+    if data.validation_share > 0.0 && !(data.validation.is_empty() && sources.is_empty()) {
+        let rule = "give only one of data.validation_share, data.validation and [[validation.source]]";
+        problems.push(config.origins.problem("data.validation_share", rule));
     }
     for (idx, source) in sources.iter().enumerate() {
         if sources[..idx].iter().any(|other| other.name == source.name) {

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
-use tests::fixtures::{tiny_model, token_rows_of};
+use tests::fixtures::{VOCAB, tiny_model, token_rows_of};
 use tests::job::{Finished, Job};
 use tests::run::RunDir;
 
@@ -162,4 +162,27 @@ fn what_interrupts_it_changes_nothing_and_a_job_that_has_stopped_is_finished() {
     assert!(job.run_dir().final_weights() == weights);
     let longer = job.set(&format!("validation.early_stopping_patience={}", PATIENCE + 1)).finish();
     assert!(longer.stdout.contains(&format!("stopped early at step {} of", last + 1)), "{}", longer.stdout);
+}
+
+#[test]
+fn a_share_of_the_training_rows_validates_on_every_layout() {
+    let folder = TempDir::new().expect("a scratch folder");
+    let model = tiny_model(&folder.path().join("model"));
+    let rows = token_rows_of(&folder.path().join("rows.jsonl"), 64, 32, VOCAB as usize);
+    let toml = format!(
+        "[model]\npath = {model:?}\ninit = \"random\"\n[data]\ntrain = {rows:?}\nvalidation_share = 0.3\nseq_len = 40\npacking = false\n\
+         [train]\nepochs = 1\nglobal_batch_size = 4\n[optimizer]\nlearning_rate = 1e-3\n[log]\nevery_steps = 1\n"
+    );
+    let run = |nproc: usize| Job::new(&folder.path().join(nproc.to_string()), &toml).nproc(nproc).succeed();
+    let runs = [1, 2].map(run);
+    let [(one, plan), (two, _)] = runs.map(|run| {
+        let plan: Value = json(&run.path("plan.json"));
+        (run.eval_losses(), plan)
+    });
+    let trained = plan["data"]["train_rows"].as_u64().expect("a number");
+    let held_out = plan["data"]["validation_sets"][0]["tokens"].as_u64().expect("a number") / 32;
+    assert_eq!(trained + held_out, 64, "every row is on one side");
+    assert!((8..32).contains(&held_out), "{held_out} of 64");
+    assert_eq!((one.len(), two.len()), (1, 1));
+    assert!((one[0].1 - two[0].1).abs() < 1e-5 * one[0].1, "{one:?} {two:?}");
 }

@@ -319,8 +319,10 @@ pub(super) fn split_off(key: &Key, _: &Source, _: &mut Sheet) -> Verdict {
     if number(key.value) == Some(0.0) {
         return no_effect("nothing is split off");
     }
-    let why = "no rows are split off: all of them are trained; put some into a file of their own and name it in data.validation";
-    refused(why)
+    match number(key.value) {
+        Some(share) if share > 0.0 && share <= 0.5 => honoured("data.validation_share", share),
+        _ => refused("a share of the rows is split off, up to a half, and no number of them: data.validation_share"),
+    }
 }
 
 /// A checkpoint of the other tool's.

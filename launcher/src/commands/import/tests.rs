@@ -161,12 +161,12 @@ learning_rat: 3
     let said = imported.remarks.lines_at(Detail::Grouped, "a.yml", &lines);
     let has = |start: &str| assert!(said.iter().any(|line| line.starts_with(start)), "no {start}: {said:#?}");
     has("a.yml:9: datasets[0].split = \"train[:10%]\": refused: ");
-    has("a.yml:10: val_set_size = 0.05: refused: ");
     has("a.yml:13: learning_rat: unknown key; did you mean learning_rate?");
     has("a.yml:12: warmup_ratio = 0.1: a number of steps is needed: ");
     has("a.yml:1: base_model = \"owner/Model-7B\": model.path = \"models/Model-7B\", once it is fetched: hf download");
     for line in [
         "\nrank = 32",
+        "validation_share = 0.05",
         "quantize = \"nf4\"",
         "targets = \"all-linear\"",
         "# warmup_steps = 0",

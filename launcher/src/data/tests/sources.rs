@@ -179,3 +179,33 @@ fn what_tells_classes_and_how_sources_are_split_makes_other_data() {
         assert!(matches!(prepared(&setup).origin, Origin::Kept), "change {i}");
     }
 }
+
+#[test]
+fn rows_are_trained_or_held_out() {
+    let lines: Vec<String> = (0..200).map(|i| format!(r#"{{"input_ids": [{}, {}]}}"#, i % 7, i % 5)).collect();
+    let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
+    let mut setup = Setup::new(&lines);
+    let mut rows = |portion| {
+        setup.job.portion = portion;
+        let prepared = prepare(&setup.job, &DataProgress::default()).unwrap();
+        let samples = Samples::open(&prepared.path, 1).unwrap().map(|sample| sample.unwrap());
+        samples.map(|sample| (sample.origin.line, sample.tokens)).collect::<Vec<_>>()
+    };
+    let [all, rest, held_out] = [Portion::All, Portion::Rest(0.3), Portion::HeldOut(0.3)].map(&mut rows);
+    assert!((30..90).contains(&held_out.len()), "{} of 200", held_out.len());
+    assert!(
+        rest.iter().all(|(_, tokens)| held_out.iter().all(|(_, other)| other != tokens)),
+        "equal rows stay together"
+    );
+    let mut both = [rest, held_out].concat();
+    both.sort_unstable();
+    assert_eq!(both, all);
+    setup.job.portion = Portion::HeldOut(1e-9);
+    let error = prepare(&setup.job, &DataProgress::default()).unwrap_err().to_string();
+    assert!(
+        error.ends_with(
+            "data.validation_share = 0.000000001 holds out none of the rows: raise it, or name files in data.validation"
+        ),
+        "{error}"
+    );
+}

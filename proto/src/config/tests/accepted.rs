@@ -54,6 +54,7 @@ fn every_default_is_the_documented_one() {
         streaming: false,
         shuffle_window: 2048,
         windows_ahead: 4,
+        validation_share: 0.0,
         sampler: DataSampler { kind: AutoOr::Auto, class_key: None, weights: [].into(), temperature: 1.0 },
     };
     assert_eq!(config.data, data);

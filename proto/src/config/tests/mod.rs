@@ -40,6 +40,7 @@ quantize = "none"                  # "none" | "int8" | "nf4": the frozen weights
 [data]
 train = ["data/train.jsonl"]       # required: one path or a list, globs allowed
 validation = []
+validation_share = 0.0             # share of the training rows that validates instead
 format = "auto"                    # "text" | "prompt_completion" | "alpaca" | "sharegpt" | "messages" | "tokens"
 chat_template = "auto"             # the model's own; or a built-in name: "deepseek", "chatml", ...; or a file
 train_on = "assistant"             # "assistant" | "last" | "all": the turns that are trained
