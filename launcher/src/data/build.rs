@@ -36,7 +36,7 @@ pub fn build(
     let names: Vec<_> = files.all.iter().map(|source| source.name.clone()).collect();
     let mut intake = Intake { job, files, rows: Rows::create(job, path, names)?, classes: ClassNames::default() };
     parse(job, files, template, progress, &Reach::All, |parsed| intake.take(parsed))?;
-    if job.portion != Portion::All && intake.rows.count() == 0 {
+    if job.portion != Portion::All && intake.rows.is_empty() {
         return Err(DataError::EmptyPortion { sources: files.names(), portion: job.portion });
     }
     intake.finish()

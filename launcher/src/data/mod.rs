@@ -72,6 +72,8 @@ pub struct DataJob {
     pub seq_len: usize,
     /// Whether samples share rows.
     pub packing: bool,
+    /// Whether those that have a row each are packed within each batch, which is none of its business here.
+    pub packs_batches: bool,
     /// Token ids are smaller than this.
     pub vocab_size: usize,
     /// The tokens that may end a sample.

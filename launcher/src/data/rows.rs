@@ -33,6 +33,11 @@ impl Rows {
         self.writer.summary().rows + self.packer.as_ref().map_or(0, |packer| packer.num_open() as u64)
     }
 
+    /// Whether there was no sample, not even one that was too long.
+    pub fn is_empty(&self) -> bool {
+        self.samples == 0 && self.writer.summary().long.dropped == 0
+    }
+
     /// Whether the sample begins another row than those that are there.
     pub fn begins_row(&self, sample: &Sample) -> bool {
         self.packer.as_ref().is_none_or(|packer| packer.begins_row(sample.tokens.len()))

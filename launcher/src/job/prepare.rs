@@ -132,6 +132,7 @@ impl Setup {
             long_samples: data.long_samples,
             seq_len: data.seq_len as usize,
             packing: if *split == Split::Train { data.packs_rows() } else { data.packing },
+            packs_batches: *split == Split::Train && data.packs_batches(),
             vocab_size: self.model.vocab_size,
             end_tokens: self.end_tokens.clone(),
             tokenizer: Some(self.model_file("tokenizer.json")),

@@ -197,9 +197,12 @@ impl Setup {
         let of_train = if self.config.data.source.is_empty() { "data.train" } else { "data.source" };
         note_repeated(of_train, train.repeated(), console);
         for (split, prepared) in &validation {
+            // What is held out is of the training files.
+            if *split == Split::Validation && self.config.data.validation_share > 0.0 {
+                continue;
+            }
             note_repeated(split.key(), prepared.repeated(), console);
-            let is_held_out = *split == Split::Validation && self.config.data.validation_share > 0.0;
-            for name in prepared.also_in(train.sources()).into_iter().filter(|_| !is_held_out) {
+            for name in prepared.also_in(train.sources()) {
                 let what = "is training data too, so its loss says nothing of other texts";
                 console.warn(&format!("note: {}: {name} {what}", split.key()));
             }

@@ -158,7 +158,7 @@ fn classes(plan: &Plan) -> Vec<String> {
     classes.sort_by_key(|class| (std::cmp::Reverse(class.positions), std::cmp::Reverse(class.samples)));
     let all: u64 = classes.iter().map(|class| class.positions).sum();
     let line = |class: &&ClassShare| {
-        let ClassShare { name, samples, positions } = class;
+        let ClassShare { name, samples, positions, .. } = class;
         let cut = if name.chars().count() > NAME_CHARS { "…" } else { "" };
         let name: String = name.chars().take(NAME_CHARS).collect();
         let share = 100.0 * *positions as f64 / all as f64;
@@ -403,7 +403,7 @@ pub(crate) mod tests {
 
     #[test]
     fn the_table_has_a_line_for_each_class() {
-        let share = |name: &str, samples, positions| ClassShare { name: name.into(), samples, positions };
+        let share = |name: &str, samples, positions| ClassShare { name: name.into(), samples, tokens: 0, positions };
         let mut plan = plan("", 1);
         plan.data.classes = vec![share("law", 300, 80), share("maths", 20, 240)];
         plan.data.sampling = Sampling::Shares;

@@ -88,6 +88,9 @@ pub struct ClassCount {
     pub name: String,
     /// Its samples.
     pub samples: u64,
+    /// Their tokens. Earlier files do not say.
+    #[serde(default)]
+    pub tokens: u64,
 }
 
 /// What became of samples that were longer than a row.

@@ -93,7 +93,9 @@ fn what_was_written_is_read_and_targets_are_labels_shifted_within_a_sample() {
         longest_row: 5,
         max_token: 900,
         sources: vec!["a.jsonl".into(), "b.jsonl".into()],
-        classes: [("maths", 3), ("law", 1)].map(|(name, samples)| ClassCount { name: name.into(), samples }).into(),
+        classes: [("maths", 3, 8), ("law", 1, 2)]
+            .map(|(name, samples, tokens)| ClassCount { name: name.into(), samples, tokens })
+            .into(),
     };
     assert_eq!(summary, expected);
 }
@@ -121,7 +123,7 @@ fn classes_are_read_and_one_class_takes_no_room() {
         assert_eq!(open(bytes.clone()).unwrap().classes_of_samples().collect::<Vec<_>>(), [0, 0, 0]);
         bytes.len()
     });
-    let of_name = r#","classes":[{"name":"all","samples":3}]"#.len();
+    let of_name = r#","classes":[{"name":"all","samples":3,"tokens":6}]"#.len();
     assert_eq!(lengths[0] + of_name, lengths[1]);
 }
 

@@ -24,8 +24,8 @@ pub struct DatasetWriter {
     row_labels: Vec<u32>,
     /// Empty until a sample of another class than the first comes.
     sample_class: Vec<u16>,
-    /// Samples of each class so far.
-    class_samples: Vec<u64>,
+    /// Samples, and their tokens, of each class so far.
+    of_classes: Vec<(u64, u64)>,
     /// The pairs of one row, reused.
     pairs: Vec<u8>,
 }
@@ -49,7 +49,7 @@ impl DatasetWriter {
             sample_origin: Vec::new(),
             row_labels: Vec::new(),
             sample_class: Vec::new(),
-            class_samples: vec![0],
+            of_classes: vec![(0, 0)],
             pairs: Vec::new(),
         })
     }
@@ -81,7 +81,7 @@ impl DatasetWriter {
         let mut labels = 0;
         for sample in samples {
             labels += self.push_sample(sample);
-            self.push_class(sample.class);
+            self.push_class(sample.class, sample.tokens.len() as u64);
             self.sample_origin.push(pack_origin(sample.origin));
         }
         let row_tokens = self.pairs.len() as u64 / 8;
@@ -96,11 +96,12 @@ impl DatasetWriter {
     }
 
     /// Called before the sample's origin is pushed: those count the samples before it.
-    fn push_class(&mut self, class: u32) {
+    fn push_class(&mut self, class: u32, tokens: u64) {
         let index = class as usize;
         assert!(index < CLASSES_MAX, "class {class}");
-        self.class_samples.resize(self.class_samples.len().max(index + 1), 0);
-        self.class_samples[index] += 1;
+        self.of_classes.resize(self.of_classes.len().max(index + 1), (0, 0));
+        self.of_classes[index].0 += 1;
+        self.of_classes[index].1 += tokens;
         if class > 0 || !self.sample_class.is_empty() {
             self.sample_class.resize(self.sample_origin.len(), 0);
             self.sample_class.push(class as u16);
@@ -130,11 +131,11 @@ impl DatasetWriter {
 
     /// Names the classes of all samples; otherwise the file has no classes. Panics where a sample has another class.
     pub fn name_classes(&mut self, names: Vec<String>) {
-        assert!(names.len() >= self.class_samples.len(), "{names:?}: {:?}", self.class_samples);
-        self.class_samples.resize(names.len(), 0);
+        assert!(names.len() >= self.of_classes.len(), "{names:?}: {:?}", self.of_classes);
+        self.of_classes.resize(names.len(), (0, 0));
         self.sample_class.resize(self.sample_origin.len(), 0);
-        let count = |(name, samples): (String, &u64)| ClassCount { name, samples: *samples };
-        self.summary.classes = names.into_iter().zip(&self.class_samples).map(count).collect();
+        let count = |(name, &(samples, tokens)): (String, &(u64, u64))| ClassCount { name, samples, tokens };
+        self.summary.classes = names.into_iter().zip(&self.of_classes).map(count).collect();
     }
 
     /// Writes the index, syncs, and gives the file its name.

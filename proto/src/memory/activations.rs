@@ -121,8 +121,13 @@ fn attention_bytes(plan: &Plan) -> u64 {
         }
         // Partial sums in fp32: one for each multiprocessor of an H100.
         Device::Cuda if plan.deterministic => 132 * (tokens + 128) * config.head_dim as u64 * 4,
-        // Rows of 128 more for each sample, in fp32.
-        Device::Cuda => 128 * 64 * config.query_size() as u64 / plan.mesh.tp as u64 * 4,
+        // Rows of 128 more for each sample, in fp32: of 64, or of twice as many as a micro-batch of packed ones has on average.
+        Device::Cuda => {
+            let packed =
+                plan.batch.packed_tokens.map_or(0, |_| (2.0 * tokens as f64 / plan.data.mean_row_tokens()) as u64);
+            let samples = packed.min(plan.batch.global_batch_size).max(64);
+            128 * samples * config.query_size() as u64 / plan.mesh.tp as u64 * 4
+        }
     }
 }
 

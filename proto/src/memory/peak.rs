@@ -151,8 +151,10 @@ fn sample_bytes(plan: &Plan) -> u64 {
     let Some(samples) = &plan.samples else { return 0 };
     let config = &plan.model.config;
     let longest = samples.tokens.iter().map(Vec::len).max().unwrap_or(0) as u64 + samples.new_tokens_max;
-    let of_block = 2 * longest * (config.key_value_size() * element_bytes(plan.model.compute_dtype)) as u64;
-    of_block * config.num_hidden_layers as u64 + of_block / 2
+    let split = TensorSplit { size: plan.mesh.tp, ..TensorSplit::WHOLE };
+    let width = config.key_value_size() * split.key_value_replicas(config.num_key_value_heads) / plan.mesh.tp;
+    let of_block = 2 * longest * (width * element_bytes(plan.model.compute_dtype)) as u64;
+    of_block * config.num_hidden_layers.div_ceil(plan.mesh.pp) as u64 + of_block / 2
 }
 
 /// What libtorch takes of the host's memory for one rank.
@@ -245,7 +247,7 @@ fn lanes(plan: &Plan, coord: Coord) -> u64 {
 }
 
 fn under_way(plan: &Plan) -> u64 {
-    (MESSAGES_UNDER_WAY as u64).min(plan.batch.num_micro_batches)
+    (MESSAGES_UNDER_WAY as u64).min(plan.max_micro_batches())
 }
 
 /// Pages of peers' arenas that this rank reads or writes while it trains.

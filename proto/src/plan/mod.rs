@@ -105,15 +105,15 @@ impl Plan {
 
     /// Most forward passes that a data-parallel rank has in a step.
     pub fn max_micro_batches(&self) -> u64 {
-        self.batch.num_micro_batches_max(self.mesh.pp as u64, self.data.longest_row)
+        self.batch.num_micro_batches_max(self.mesh.pp as u64, self.data.longest_trained_row())
     }
 
-    /// Forward passes of a data-parallel rank in a step whose rows have as many tokens as all rows on average.
+    /// Forward passes of a data-parallel rank in a step whose rows have as many tokens as those of an epoch on average.
     pub fn mean_micro_batches(&self) -> u64 {
-        let (batch, rows) = (self.batch, self.data.train_rows.max(1));
+        let batch = self.batch;
         let pack = |most: u64| {
-            let tokens = u128::from(self.data.train_tokens) * u128::from(batch.global_batch_size) / u128::from(rows);
-            let needed = tokens.div_ceil(u128::from(most) * self.mesh.dp as u128) as u64;
+            let tokens = self.data.mean_row_tokens() * batch.global_batch_size as f64;
+            let needed = (tokens / (most * self.mesh.dp as u64) as f64).ceil() as u64;
             needed.max(1).next_multiple_of(self.mesh.pp as u64).min(batch.num_micro_batches)
         };
         batch.packed_tokens.map_or(batch.num_micro_batches, pack)
@@ -258,6 +258,9 @@ pub struct DataPlan {
     pub seq_len: usize,
     /// Longest row there is, in tokens; where rows are streamed, longest there may be.
     pub longest_row: u64,
+    /// The same of the training rows. Earlier plans do not say.
+    #[serde(default)]
+    pub longest_train_row: Option<u64>,
     /// A new order of rows in every epoch; otherwise rows come as they are in the files.
     pub shuffle: bool,
     /// How classes share the samples of an epoch. Earlier plans do not say.
@@ -281,6 +284,23 @@ pub struct ValidationSet {
 }
 
 impl DataPlan {
+    /// Longest training row, in tokens.
+    pub fn longest_trained_row(&self) -> u64 {
+        self.longest_train_row.unwrap_or(self.longest_row)
+    }
+
+    /// Tokens of the rows of an epoch, divided by how many there are: those of a class that comes often count more.
+    pub fn mean_row_tokens(&self) -> f64 {
+        let of_file = self.train_tokens as f64 / self.train_rows.max(1) as f64;
+        let is_known = self.sampling != Sampling::Uniform && self.classes.iter().all(|class| class.tokens > 0);
+        let positions: u64 = self.classes.iter().map(|class| class.positions).sum();
+        if !is_known || positions == 0 {
+            return of_file;
+        }
+        let of_class = |class: &ClassShare| class.positions as f64 * class.tokens as f64 / class.samples as f64;
+        self.classes.iter().map(of_class).sum::<f64>() / positions as f64
+    }
+
     /// Names of the prepared validation data, each of which holds a hash of its contents.
     pub fn validation_data(&self) -> Vec<String> {
         let name = |set: &ValidationSet| set.rows.file_name().unwrap_or_default().to_string_lossy().into_owned();

@@ -365,6 +365,7 @@ impl Draft {
             train_rows: train.rows,
             train_tokens: train.tokens,
             longest_row: train.longest_row.max(longest_scored.unwrap_or(0)),
+            longest_train_row: Some(train.longest_row),
             train: train.path.clone(),
             stream: self.config.data.streaming.then_some(StreamPlan { window: self.config.data.shuffle_window }),
             validation_sets: sets.collect(),

@@ -145,11 +145,6 @@ fn what_is_not_supported_yet_is_refused_all_at_once() {
         2,
         &["comm.backend: not supported yet: use \"auto\"", "comm.compression: not supported yet: use \"none\""],
     );
-    let samples = "[validation]\nprompts = [\"x\"]\n[parallel]\ntensor = 2\n";
-    for extra in ["[comm]\ncompression = \"int8\"\n", samples] {
-        let problems = draft(extra, 2).unwrap_err();
-        assert!(problems.len() == 1 && problems[0].contains("not supported yet"), "{extra}: {problems:?}");
-    }
 }
 
 #[test]
@@ -418,12 +413,18 @@ fn samples_of_classes_are_packed_within_batches() {
     assert_eq!(plan("", "true").batch.packed_tokens, None);
     // All samples together are as long as one may be.
     let mut short = packed.clone();
-    (short.data.longest_row, short.data.train_tokens) = (8, 7 * short.data.train_rows);
+    (short.data.longest_train_row, short.data.train_tokens) = (Some(8), 7 * short.data.train_rows);
     assert_eq!((short.max_micro_batch_tokens(), short.max_micro_batches(), short.mean_micro_batches()), (64, 11, 5));
-    short.data.longest_row = 1;
+    // Rows that are scored may be longer.
+    (short.data.longest_row, short.data.longest_train_row) = (1, Some(1));
     assert_eq!((short.max_micro_batch_tokens(), short.max_micro_batches()), (40, 2));
     assert_eq!(
         (packed.max_micro_batch_tokens(), packed.max_micro_batches(), packed.mean_micro_batches()),
         (64, 40, 40)
     );
+    // Few samples of a class that is drawn as often as another count as much.
+    let class = |samples, tokens| ClassShare { name: String::new(), samples, tokens, positions: 50 };
+    (short.data.sampling, short.data.classes) = (Sampling::Balanced, vec![class(90, 90), class(10, 310)]);
+    (short.data.train_rows, short.data.train_tokens) = (100, 400);
+    assert_eq!((short.data.mean_row_tokens(), short.mean_micro_batches()), (16.0, 10));
 }

@@ -88,6 +88,7 @@ pub(super) fn shares(
             let share = |class: &ClassCount| ClassShare {
                 name: class.name.clone(),
                 samples: class.samples,
+                tokens: class.tokens,
                 positions: class.samples,
             };
             return Ok((Sampling::Uniform, classes.iter().map(share).collect()));
@@ -125,6 +126,7 @@ pub(super) fn shares(
     let share = |(class, positions): (&ClassCount, u64)| ClassShare {
         name: class.name.clone(),
         samples: class.samples,
+        tokens: class.tokens,
         positions,
     };
     Ok((sampling, classes.iter().zip(positions).map(share).collect()))

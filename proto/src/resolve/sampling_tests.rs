@@ -13,7 +13,7 @@ fn texts(problems: &[Problem]) -> Vec<String> {
 }
 
 fn classes(counts: &[(&str, u64)]) -> Vec<ClassCount> {
-    counts.iter().map(|(name, samples)| ClassCount { name: (*name).into(), samples: *samples }).collect()
+    counts.iter().map(|(name, samples)| ClassCount { name: (*name).into(), samples: *samples, tokens: 0 }).collect()
 }
 
 /// The positions of each class of an epoch, or what is wrong.

@@ -30,8 +30,8 @@ pub(super) fn problems(config: &TrainConfig, batch: Option<BatchPlan>) -> Vec<Pr
     let is_at_epochs = !config.validation_sets().is_empty() && config.validation.every_steps == 0;
     let rule = "0 is the end of each epoch, and data.streaming knows no epochs".to_owned();
     refuse(is_at_epochs, "validation.every_steps", rule, "set the steps between two validations");
-    let rule =
-        "what is held out is known only once all rows were read, and data.streaming does not wait for that".to_owned();
+    let rule = "all that is held out is there only once all rows were read, and data.streaming does not wait for that"
+        .to_owned();
     refuse(config.data.validation_share > 0.0, "data.validation_share", rule, "name files in data.validation");
     let window = config.data.shuffle_window;
     if let Some(BatchPlan { global_batch_size, .. }) = batch {

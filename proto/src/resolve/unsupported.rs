@@ -18,9 +18,6 @@ pub(super) fn refused(config: &TrainConfig, machine: &Machine) -> Vec<Problem> {
     let backend_is_tcp = config.comm.backend == AutoOr::Given(Backend::Tcp);
     refuse(runs && backend_is_tcp, "comm.backend", "use \"auto\"");
     refuse(config.comm.compression != Compression::None, "comm.compression", "use \"none\"");
-    let is_cut = config.parallel.tensor > 1 || config.parallel.pipeline > 1;
-    let cut = "with parallel.tensor or parallel.pipeline above 1: use []";
-    refuse(is_cut && !config.validation.prompts.0.is_empty(), "validation.prompts", cut);
     problems
 }
 

@@ -46,6 +46,9 @@ pub struct ClassShare {
     pub name: String,
     /// Its samples.
     pub samples: u64,
+    /// Their tokens. Earlier plans do not say.
+    #[serde(default)]
+    pub tokens: u64,
     /// Its positions in an epoch: in every epoch with [`Sampling::Shares`], to within one with [`Sampling::Balanced`].
     pub positions: u64,
 }

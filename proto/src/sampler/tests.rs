@@ -5,6 +5,7 @@ fn classes(samples: &[u64], positions: &[u64]) -> Vec<ClassShare> {
     let share = |(name, (samples, positions)): (usize, (&u64, &u64))| ClassShare {
         name: name.to_string(),
         samples: *samples,
+        tokens: 0,
         positions: *positions,
     };
     samples.iter().zip(positions).enumerate().map(share).collect()

@@ -39,6 +39,8 @@ pub struct TrainData {
     num_stages: u64,
     /// Most tokens that a micro-batch can have.
     max_tokens: u64,
+    /// Whether the activations of all of a step's micro-batches are kept at a time.
+    keeps_all: bool,
     /// The share of their input that adapters leave out.
     dropout: f64,
     /// Of what is left out.
@@ -69,6 +71,15 @@ impl PlacedRow<'_> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Positions(Vec<u64>);
 
+/// A step that needs as much memory as others.
+#[derive(Debug, PartialEq, Eq)]
+pub struct HeavyStep {
+    /// Each of its micro-batches.
+    pub longest: Positions,
+    /// How many of them a rank has.
+    pub micro_batches: usize,
+}
+
 /// The rows of a validation set.
 pub struct ValidationData {
     name: String,
@@ -91,7 +102,8 @@ impl TrainData {
         let (dp_size, dp_rank) = (plan.mesh.dp as u64, dp_rank as u64);
         let (num_stages, max_tokens) = (plan.mesh.pp as u64, plan.max_micro_batch_tokens() as u64);
         let (dropout, seed) = (plan.model.adapter_dropout, plan.seed);
-        Ok(Self { rows, batch: plan.batch, dp_size, dp_rank, start, num_stages, max_tokens, dropout, seed })
+        let keeps_all = plan.goes_unit_by_unit();
+        Ok(Self { rows, batch: plan.batch, dp_size, dp_rank, start, num_stages, max_tokens, keeps_all, dropout, seed })
     }
 
     /// Has the rows of a step at hand, for which `supply` may have to wait; false: there are none, and never will be. Rows of the step
@@ -157,25 +169,32 @@ impl TrainData {
         Dropout { keys: Tensor::from_slice(&keys.collect::<Vec<_>>()), rate: self.dropout }
     }
 
-    /// The longest micro-batch of any rank in `steps`, if it has more tokens than all of the first of these. Looks at the steps of the
-    /// first four million rows only, and at none whose rows are streamed. `steps` count from 0.
-    pub fn longest_to_come(&self, steps: Range<u64>) -> Option<Positions> {
+    /// A step that needs as much memory as any in `steps`, if the first of these needs less. Looks at the steps of the first four million
+    /// rows only, and at none whose rows are streamed. `steps` count from 0.
+    pub fn heaviest_to_come(&self, steps: Range<u64>) -> Option<HeavyStep> {
         let Rows::Whole { .. } = self.rows else { return None };
         let looked_at = steps.clone().take((LOOKED_AT_MAX / self.batch.global_batch_size).max(1) as usize);
-        let mut longest = (0, None);
+        let (mut longest, mut of_first, mut most) = ((0, None), (0, 0), 0);
         for step in looked_at {
             let of_rows = self.tokens_of_rows(step);
-            for places in self.batch.micro_batches(self.num_stages, || of_rows.clone()) {
+            let batches = self.batch.micro_batches(self.num_stages, || of_rows.clone());
+            let count = batches.len() / self.dp_size as usize;
+            most = most.max(count);
+            for places in batches {
                 let tokens: u64 = places.iter().map(|place| of_rows[*place as usize]).sum();
                 if tokens > longest.0 {
-                    longest = (tokens, (step > steps.start).then(|| self.positions(step, places)));
+                    longest = (tokens, Some(self.positions(step, places)));
                 }
             }
-            if longest.0 == self.max_tokens {
+            if step == steps.start {
+                of_first = (longest.0, count);
+            }
+            if longest.0 == self.max_tokens && self.batch.packed_tokens.is_none() {
                 break;
             }
         }
-        longest.1
+        let is_heavier = longest.0 > of_first.0 || self.keeps_all && most > of_first.1;
+        longest.1.filter(|_| is_heavier).map(|longest| HeavyStep { longest, micro_batches: most })
     }
 
     /// A micro-batch, whosever it is.
@@ -323,6 +342,7 @@ mod tests {
             start: Progress::default(),
             num_stages: 1,
             max_tokens,
+            keeps_all: false,
             dropout: 0.0,
             seed: 1,
         }
@@ -332,7 +352,8 @@ mod tests {
     fn the_longest_micro_batch_is_found_unless_the_next_step_has_one_as_long() {
         let check = |lens: &[usize], size, steps, expected: Option<Range<u64>>| {
             let expected = expected.map(|positions| Positions(positions.collect()));
-            assert_eq!(data(lens, size, None).longest_to_come(steps), expected, "{lens:?} {size}");
+            let found = data(lens, size, None).heaviest_to_come(steps);
+            assert_eq!(found, expected.map(|longest| HeavyStep { longest, micro_batches: 2 }), "{lens:?} {size}");
         };
         check(&[5, 5, 5, 5], 1, 0..2, None);
         check(&[9, 5, 5, 9], 1, 0..2, None);
@@ -356,7 +377,16 @@ mod tests {
         assert_eq!(batches(2), [[8, 10], [9, 11]]);
         let tokens = |batch| packed.micro_batch(batch).tokens.size1().unwrap();
         assert_eq!(packed.micro_batches(2).iter().map(tokens).collect::<Vec<_>>(), [6, 5]);
-        assert_eq!(packed.longest_to_come(0..3), None);
-        assert_eq!(packed.longest_to_come(1..3), Some(Positions(vec![8, 10])));
+        assert_eq!(packed.heaviest_to_come(0..3), None);
+        let heaviest = |data: &TrainData| data.heaviest_to_come(1..3);
+        let expected = Some(HeavyStep { longest: Positions(vec![8, 10]), micro_batches: 2 });
+        assert_eq!(heaviest(&packed), expected);
+        // No micro-batch is longer than the first step's only one, but a later step has two.
+        let later = |keeps_all| {
+            let data = data(&[3, 1, 1, 1, 3, 3, 3, 3], 2, Some(6));
+            TrainData { keeps_all, ..data }.heaviest_to_come(0..2)
+        };
+        let all = HeavyStep { longest: Positions(vec![0, 1, 2, 3]), micro_batches: 2 };
+        assert_eq!((later(false), later(true)), (None, Some(all)));
     }
 }

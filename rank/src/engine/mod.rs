@@ -15,6 +15,7 @@
 mod adamw;
 mod by_unit;
 mod contents;
+mod extend;
 mod leaving;
 mod memory;
 mod messages;

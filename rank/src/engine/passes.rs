@@ -8,11 +8,10 @@ use tch::Tensor;
 
 use super::memory::Turn;
 use super::{Engine, MicroBatch};
-use crate::device::{Device, compute_kind};
-use crate::kernels::{DeviceSum, KeyValueCache, Samples};
+use crate::kernels::{DeviceSum, Samples};
 use crate::model::{
     Block, BlockSaved, BlockSpec, BlockWeights, GradPass, HeadPass, HeadWeights, Labels, Layer, PendingGrad,
-    WeightGrads, attention_shape,
+    WeightGrads,
 };
 
 /// A micro-batch between its forward and its backward pass of a chunk.
@@ -49,7 +48,7 @@ impl WeightPass {
 impl Engine {
     /// Embedding and blocks of a chunk. Returns what the backward pass takes.
     pub(super) fn forward_chunk(&mut self, chunk: usize, batch: MicroBatch) -> Result<InFlight, CommError> {
-        let x = self.chunk_input(chunk, &batch)?;
+        let x = self.chunk_input(chunk, &batch.tokens)?;
         let block = self.block(&batch, &x);
         let mut saved = Vec::with_capacity(self.stage.chunks[chunk].blocks.len());
         let y = self.through_blocks(chunk, x, |engine, unit, x| {
@@ -65,7 +64,7 @@ impl Engine {
     /// As [`Engine::forward_chunk`], without a backward pass: nothing is saved. Returns what the chunk's blocks made, where
     /// the head takes it: `[S, D]`.
     pub(super) fn evaluate_chunk(&mut self, chunk: usize, batch: &MicroBatch) -> Result<Option<Tensor>, CommError> {
-        let x = self.chunk_input(chunk, batch)?;
+        let x = self.chunk_input(chunk, &batch.tokens)?;
         let block = self.block(batch, &x);
         let y = self.through_blocks(chunk, x, |engine, unit, x| {
             block.evaluate(&engine.tp, engine.memory.param_views(unit).block(), x)
@@ -73,59 +72,21 @@ impl Engine {
         self.chunk_output(chunk, y)
     }
 
-    /// The stream after all blocks for new tokens of sequences whose earlier keys and values `caches` hold, one of each block for each
-    /// of `samples`: `[T, D]`. Appends the new tokens' own. Where no layer and no pass is cut over ranks; collective over dp: every dp
-    /// rank calls it with the same tokens.
-    pub fn extend(
-        &mut self,
-        tokens: &Tensor,
-        samples: &Rc<Samples>,
-        caches: &mut [&mut [KeyValueCache]],
-    ) -> Result<Tensor, CommError> {
-        let chunk = self.stage.chunks[0].clone();
-        let unit = chunk.embedding.expect("the only stage has the embedding");
-        self.progress.enter_unit(Phase::Forward, unit);
-        self.memory.gather_ahead(unit..chunk.units().end)?;
-        let x = self.embedding.forward(&self.tp, self.memory.param_views(unit).embedding(), tokens)?;
-        let block = self.block_of(samples, &x);
-        let first = chunk.blocks.start;
-        self.through_blocks(0, x, |engine, unit, x| {
-            let mut caches: Vec<_> = caches.iter_mut().map(|caches| &mut caches[unit - first]).collect();
-            block.extend(&engine.tp, engine.memory.param_views(unit).block(), x, &mut caches)
-        })
-    }
-
-    /// The logits of rows of the stream after all blocks, `[rows, D]`: `[rows, V]` fp32. As [`Engine::extend`].
-    pub fn next_logits(&mut self, x: &Tensor) -> Result<Tensor, CommError> {
-        let head = self.stage.chunks[0].head.expect("the only stage has the head");
-        self.progress.enter_unit(Phase::Forward, head);
-        self.gather_head(head)?;
-        Ok(self.head.next_logits(&self.head_weights(head), x))
-    }
-
-    /// Empty caches of all blocks of this rank, for sequences of up to `capacity` tokens.
-    pub fn caches(&self, capacity: i64) -> Vec<KeyValueCache> {
-        let kind = compute_kind(self.plan.model.compute_dtype);
-        let shape = attention_shape(&self.plan.model.config, self.tp.split());
-        let blocks = self.stage.chunks.iter().map(|chunk| chunk.blocks.len()).sum();
-        let options = (kind, Device::of_thread().of_tensors());
-        (0..blocks).map(|_| KeyValueCache::new(&shape, capacity, options)).collect()
-    }
-
     /// What the first block of a chunk takes: `[S, D]`, from the embedding or the stage before.
-    fn chunk_input(&mut self, chunk: usize, batch: &MicroBatch) -> Result<Tensor, CommError> {
+    /// `tokens`: `[T]` int64.
+    pub(super) fn chunk_input(&mut self, chunk: usize, tokens: &Tensor) -> Result<Tensor, CommError> {
         let chunk = &self.stage.chunks[chunk];
         let Some(unit) = chunk.embedding else {
             self.progress.enter(Phase::Forward);
-            return self.messages.recv_forward(self.tp.stream_rows(batch.samples.num_tokens()));
+            return self.messages.recv_forward(self.tp.stream_rows(tokens.size()[0]));
         };
         self.progress.enter_unit(Phase::Forward, unit);
         self.memory.gather_ahead(unit..chunk.units().end)?;
-        self.embedding.forward(&self.tp, self.memory.param_views(unit).embedding(), &batch.tokens)
+        self.embedding.forward(&self.tp, self.memory.param_views(unit).embedding(), tokens)
     }
 
     /// Takes `x` through a chunk's blocks by `pass`, which gets each block's unit.
-    fn through_blocks(
+    pub(super) fn through_blocks(
         &mut self,
         chunk: usize,
         mut x: Tensor,
@@ -142,7 +103,7 @@ impl Engine {
     }
 
     /// Sends what a chunk's blocks made to the next stage, or gives it back for the head.
-    fn chunk_output(&mut self, chunk: usize, y: Tensor) -> Result<Option<Tensor>, CommError> {
+    pub(super) fn chunk_output(&mut self, chunk: usize, y: Tensor) -> Result<Option<Tensor>, CommError> {
         if self.stage.chunks[chunk].head.is_some() {
             return Ok(Some(y));
         }
@@ -155,7 +116,7 @@ impl Engine {
         self.block_of(&batch.samples, x).with_dropout(batch.dropout.clone())
     }
 
-    fn block_of(&self, samples: &Rc<Samples>, x: &Tensor) -> Block {
+    pub(super) fn block_of(&self, samples: &Rc<Samples>, x: &Tensor) -> Block {
         let spec = BlockSpec { config: &self.plan.model.config, rope: &self.rope, tp: &self.tp };
         Block::new(spec, samples, x.kind())
     }

@@ -12,7 +12,7 @@ use crate::ranks::Ranks;
 
 /// Adds up what each rank has of a step's sums.
 pub(super) struct OverRanks {
-    all: Group,
+    pub(super) all: Group,
     /// `[2]` fp64, through which GPUs exchange. `None`: there is one rank, or the host adds up.
     exchanged: Option<Buffer>,
 }

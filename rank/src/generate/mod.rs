@@ -21,6 +21,6 @@ mod write;
 
 pub use decoder::Decoder;
 pub use sampling::Sampling;
-pub use sequence::{LanguageModel, NewBatch, NewTokens, Sequence};
+pub use sequence::{LanguageModel, NewBatch, NewTokens, READ_AT_A_TIME, Sequence};
 pub use weights::{ModelFolders, Weights};
 pub use write::{Audience, Reason, Wish, WriteError, Written, write};

@@ -11,10 +11,19 @@ use crate::kernels::{KeyValueCache, Samples};
 /// Tokens that a sequence's caches have room for at least, once they have any.
 const LEAST_CAPACITY: usize = 64;
 
+/// Tokens of a prompt that are read at a time: enough to keep a device busy, and few enough that scores of a long prompt fit into
+/// memory and that whoever waits hears something.
+pub const READ_AT_A_TIME: usize = 512;
+
 /// Something that has a model's weights and computes logits.
 pub trait LanguageModel {
-    /// Empty caches of all blocks, for sequences of so many tokens.
+    /// Empty caches of all blocks that are here, for sequences of so many tokens.
     fn caches(&self, capacity: usize) -> Vec<KeyValueCache>;
+
+    /// Most tokens of a prompt that are read at a time.
+    fn tokens_at_a_time(&self) -> usize {
+        READ_AT_A_TIME
+    }
 
     /// Reads new tokens of some sequences, and appends their keys and values to the caches. Returns the logits after the last token of
     /// each: `[sequences, V]` fp32. Does not wait for the device.

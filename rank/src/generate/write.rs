@@ -10,10 +10,6 @@ use super::sampling::Sampling;
 use super::sequence::{LanguageModel, Sequence};
 use crate::device::{Readback, host};
 
-/// Tokens of a prompt that are read at a time: enough to keep a device busy, and few enough that scores of a long prompt fit into
-/// memory and that whoever waits hears something.
-const READ_AT_A_TIME: usize = 512;
-
 /// What is to be written.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Wish {
@@ -108,7 +104,7 @@ pub fn write<M: LanguageModel>(
         prompt_read: wish.prompt.len() - kept,
     };
     let mut logits = None;
-    for tokens in wish.prompt[kept..].chunks(READ_AT_A_TIME) {
+    for tokens in wish.prompt[kept..].chunks(model.tokens_at_a_time()) {
         if !audience.wants_more() {
             written.prompt_read = sequence.len() - kept;
             return Ok(written);

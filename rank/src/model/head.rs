@@ -69,6 +69,11 @@ impl Head {
         }
     }
 
+    /// The first token that this rank has logits of.
+    pub fn first_id(&self) -> i64 {
+        self.ids.start
+    }
+
     /// The logits of each row of the stream, or this rank's part of them: `[rows, V/tp]` fp32. `x`: `[rows, D]`, on every rank of the
     /// layer the same.
     pub fn next_logits(&self, weights: &HeadWeights, x: &Tensor) -> Tensor {

@@ -31,7 +31,7 @@ use step::{StepOutcome, StepUnderWay};
 
 use crate::checkpoint::{CheckpointError, Published, Saver};
 use crate::control::Control;
-use crate::data::{TrainData, ValidationData};
+use crate::data::{HeavyStep, TrainData, ValidationData};
 use crate::device::Moment;
 use crate::device::cuda::gpu;
 use crate::engine::Engine;
@@ -201,15 +201,15 @@ impl Trainer {
         self.finish(End::Done, control)
     }
 
-    /// Tries the longest micro-batch that is to come, unless the next step has one as long: a job that has too little memory for
+    /// Tries a step with the longest micro-batch that is to come, unless the next step needs as much memory: a job that has too little for
     /// it ends now, not hours later. It is a step whose gradients are no numbers, so that nothing is updated.
     fn try_longest(&mut self, control: &Control) -> Result<(), TrainError> {
         let step = self.progress.step;
-        let Some(longest) = self.train.longest_to_come(step..self.plan.steps) else { return Ok(()) };
+        let heaviest = self.train.heaviest_to_come(step..self.plan.steps);
+        let Some(HeavyStep { longest, micro_batches }) = heaviest else { return Ok(()) };
         control.heartbeat(step, "try the longest micro-batch");
-        let count = self.train.micro_batches(step).len();
         let micro_batch = |_| self.train.micro_batch(&longest).on(self.ranks.device);
-        self.engine.forward_backward(count, micro_batch, f64::NAN)?;
+        self.engine.forward_backward(micro_batches, micro_batch, f64::NAN)?;
         self.train.check(&longest)?;
         self.engine.reduce_gradients()?;
         // Where none of its tokens has a label, gradients are zero and not NaN.

@@ -9,7 +9,9 @@ use super::{TrainError, Trainer};
 use crate::control::Control;
 use crate::device::Device;
 use crate::engine::Engine;
-use crate::generate::{Audience, LanguageModel, NewBatch, NewTokens, Sequence, Wish, WriteError, write};
+use crate::generate::{
+    Audience, LanguageModel, NewBatch, NewTokens, READ_AT_A_TIME, Sequence, Wish, WriteError, write,
+};
 use crate::kernels::KeyValueCache;
 
 impl Trainer {
@@ -66,10 +68,14 @@ impl Audience for Written {
     }
 }
 
-/// The model that is trained, where no layer and no pass is cut over ranks. Collective over dp.
+/// The model that is trained. Every rank of the job reads the same tokens at the same time.
 impl LanguageModel for Engine {
     fn caches(&self, capacity: usize) -> Vec<KeyValueCache> {
         Engine::caches(self, capacity as i64)
+    }
+
+    fn tokens_at_a_time(&self) -> usize {
+        self.most_new_tokens().map_or(READ_AT_A_TIME, |most| most.min(READ_AT_A_TIME))
     }
 
     fn extend(&mut self, sequences: &mut [NewTokens]) -> Result<Tensor, CommError> {
@@ -77,7 +83,6 @@ impl LanguageModel for Engine {
         let batch = NewBatch::of(sequences, Device::of_thread().of_tensors());
         let mut caches: Vec<&mut [KeyValueCache]> =
             sequences.iter_mut().map(|sequence| &mut *sequence.caches).collect();
-        let x = Engine::extend(self, &batch.tokens, &batch.samples, &mut caches)?;
-        self.next_logits(&batch.last_rows(&x))
+        Engine::extend(self, &batch.tokens, &batch.samples, &mut caches, |rows| batch.last_rows(rows))
     }
 }

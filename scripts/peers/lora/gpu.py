@@ -27,7 +27,7 @@ WARM_UP, MEASURED = 2, 3
 
 def memory_bytes(found: dict[str, Any]) -> int:
     """What the driver says that all programs have of the card, after the last step."""
-    return found["gpus"][0]["memory_used"]
+    return found["gpus"][0]["memory_used"] if found["gpus"] else 0
 
 
 def peer() -> dict[str, Any]:
@@ -65,12 +65,19 @@ def main() -> int:
     SHM.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     # dslaunch first: PEFT's memory is free only when this process ends.
-    whole = bench_dslaunch("adapters", sets=[*ADAPTER, 'train.activation_checkpointing="none"'], limit=100)
+    whole = bench_dslaunch("adapters", sets=[*ADAPTER, 'train.activation_checkpointing="none"'], limit=80)
     few_bits = [*ADAPTER, 'lora.quantize="nf4"', 'train.activation_checkpointing="full"']
-    quantized = bench_dslaunch("adapters on nf4", sets=few_bits, limit=140)
-    results: dict[str, Any] = {"bf16": whole, "nf4": quantized, "peft": peer()}
+    quantized = bench_dslaunch("adapters on nf4", sets=few_bits, limit=90)
+    results: dict[str, Any] = {"bf16": whole, "nf4": quantized}
+    # What is there is written, whatever becomes of the peer.
+    write("lora", {"card": card(), "results": results})
+    try:
+        results["peft"] = peer()
+    except Exception as error:  # noqa: BLE001
+        print(f"FAIL  PEFT: {error!r}", flush=True)
+        results["peft"] = {"failed": repr(error)}
     failures = [name for name, result in results.items() if "failed" in result]
-    if "failed" not in whole:
+    if not {"bf16", "peft"} & set(failures):
         ratio = whole["tokens_per_second"] / results["peft"]["tokens_per_second"]
         print(f"  {ratio:.2f} times PEFT's speed, with {memory_bytes(whole) / 1e9:.1f} GB; at least {LEAST_RATIO} is expected", flush=True)
         results["ratio"] = ratio
@@ -78,7 +85,7 @@ def main() -> int:
     if "failed" not in quantized:
         used = memory_bytes(quantized)
         print(f"  on nf4 {used / 1e9:.1f} GB; less than {MOST_BYTES / 1e9:.0f} is expected", flush=True)
-        failures += ["memory"] if used >= MOST_BYTES else []
+        failures += [] if 0 < used < MOST_BYTES else ["memory"]
     write("lora", {"card": card(), "results": results})
     return 1 if failures else 0
 

@@ -242,9 +242,16 @@ fn samples_of_a_validation_are_what_the_checkpoint_writes() {
          [validation]\nevery_steps = 2\nprompts = {prompts:?}\nsample_tokens = 12\n"
     );
     let mut of_layouts = vec![];
-    for (name, stage) in [("one", 0), ("two", 3)] {
-        let job = Job::new(&folder.path().join(name), &toml).nproc(1 + usize::from(stage == 3));
-        let run = job.set(&format!("zero.stage={stage}")).succeed();
+    let layouts = [
+        ("one", 1, ""),
+        ("zero 3", 2, "zero.stage=3"),
+        ("tensor 2", 2, "parallel.tensor=2"),
+        ("pipeline 2", 2, "parallel.pipeline=2 parallel.pipeline_schedule=interleaved"),
+        ("both, data 2", 8, "parallel.tensor=2 parallel.pipeline=2 zero.stage=1"),
+    ];
+    for (name, nproc, sets) in layouts {
+        let job = Job::new(&folder.path().join(name), &toml).nproc(nproc);
+        let run = sets.split_whitespace().fold(job, Job::set).succeed();
         let samples = fs::read_to_string(run.path("samples.jsonl")).unwrap();
         let samples: Vec<Value> = samples.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         let steps: Vec<u64> = samples.iter().map(|sample| sample["step"].as_u64().unwrap()).collect();
@@ -265,7 +272,9 @@ fn samples_of_a_validation_are_what_the_checkpoint_writes() {
         assert!(report.contains("samples of the latest validation") && report.contains(prompts[1]), "{name}");
         of_layouts.push(samples);
     }
-    assert_eq!(of_layouts[0][0]["prompt"], of_layouts[1][0]["prompt"]);
+    for samples in &of_layouts {
+        assert_eq!(samples[0]["prompt"], of_layouts[0][0]["prompt"]);
+    }
 }
 
 /// The page of a run.

@@ -85,9 +85,17 @@ fn of_split(split: &Split, findings: &Findings) -> String {
         let _ = writeln!(text, "  {name:<10} {value}");
     };
     line("rows", format!("{file_rows} of {files} {}", if *files == 1 { "file" } else { "files" }));
-    line("samples", format!("{samples} in {packed_rows} rows of {seq_len} tokens, {per_row:.1} in each"));
+    line(
+        "samples",
+        match findings.packs_batches {
+            true => format!("{samples}, packed within each batch"),
+            false => format!("{samples} in {packed_rows} rows of {seq_len} tokens, {per_row:.1} in each"),
+        },
+    );
     line("tokens", format!("{tokens}, {trained_tokens} of them trained ({:.1} %)", 100.0 * share));
-    line("fill", format!("{:.1} % of the tokens that rows can have", 100.0 * fill));
+    if !findings.packs_batches {
+        line("fill", format!("{:.1} % of the tokens that rows can have", 100.0 * fill));
+    }
     text += &of_lengths(&findings.lengths);
     text += &of_classes(&findings.classes);
     text += &of_faults(findings);
@@ -221,6 +229,7 @@ mod tests {
             tokens: 843_112,
             trained_tokens: 421_556,
             packed_rows: 603,
+            packs_batches: false,
             seq_len: 4096,
             fill: 0.971,
             lengths: Lengths::of(vec![3, 70, 71, 4096]),

@@ -302,7 +302,7 @@ pub(super) fn per_epoch(key: &Key, _: &Source, _: &mut Sheet) -> Verdict {
 
 pub(super) fn eval_strategy(key: &Key, _: &Source, _: &mut Sheet) -> Verdict {
     match plain(key.value).as_str() {
-        "no" | "false" => no_effect("without data.validation nothing is validated"),
+        "no" | "false" => no_effect("without data.validation and data.validation_share nothing is validated"),
         "epoch" => honoured("validation.every_steps", 0),
         "steps" => no_effect("validation.every_steps says it"),
         _ => refused("must be \"steps\", \"epoch\" or \"no\""),

@@ -28,7 +28,6 @@ pub(super) fn path(key: &Key, source: &Source, sheet: &mut Sheet) -> Verdict {
 const QUANTIZE: &str = "lora.quantize";
 
 /// The key of adapters whose rows have lengths of their own.
-const DORA: &str = "lora.dora";
 
 /// The rule on the kind of four bits, in whatever tool.
 pub(super) const FOUR_BITS: Rule<Judge> = Rule::Only(&["nf4"], "4 bits are those of nf4");
@@ -51,13 +50,9 @@ impl Lora {
     /// Writes the section, and says of each of its keys what became of it. `switch` is the key that asks for an adapter, if
     /// one does.
     pub fn write(self, switch: Option<&str>, source: &Source, sheet: &mut Sheet) {
-        let has_few_bits = self.lines.iter().any(|(key, ..)| *key == QUANTIZE);
         for (key, literal, from) in self.lines {
             let value = source.get(&from).cloned();
             match (switch, value) {
-                (Some(_), Some(value)) if key == DORA && literal == "true" && has_few_bits => {
-                    sheet.remarks.refused(&from, &value, "not beside weights in few bits yet");
-                }
                 (None, Some(value)) if key == QUANTIZE => {
                     sheet.remarks.refused(
                         &from,

@@ -363,6 +363,7 @@ fn a_base_in_few_bits_is_a_key_of_its_adapter() {
     let axolotl = |keys: &str| format!("base_model: m\nlora_r: 8\ndatasets:\n  - path: d\n    type: alpaca\n{keys}\n");
     check("a.yml", &axolotl("adapter: lora\nload_in_8bit: true\nload_in_4bit: false"), Ok("int8"));
     check("a.yml", &axolotl("adapter: qlora\nload_in_4bit: true"), Ok("nf4"));
+    check("a.yml", &axolotl("adapter: qlora\nload_in_4bit: true\npeft_use_dora: true"), Ok("nf4"));
     check("a.yml", &axolotl("load_in_4bit: true"), Err("load_in_4bit = true"));
     check("a.yml", &axolotl("adapter: lora\nload_in_4bit: maybe"), Err("must be true or false"));
     let factory =

@@ -48,6 +48,8 @@ pub struct Findings {
     pub trained_tokens: u64,
     /// What samples share, up to `seq_len` tokens in each.
     pub packed_rows: u64,
+    /// Whether samples that have a row each are packed within each batch.
+    pub packs_batches: bool,
     /// The tokens that fit into one.
     pub seq_len: usize,
     /// The share of them that is tokens, from 0 to 1.
@@ -228,6 +230,7 @@ fn findings(job: &DataJob, prepared: &Prepared, limit: usize, looked: Looked) ->
         tokens: summary.tokens,
         trained_tokens: summary.label_tokens,
         packed_rows: summary.rows,
+        packs_batches: job.packs_batches,
         seq_len: job.seq_len,
         fill: prepared.fill,
         lengths: Lengths::of(lengths),
