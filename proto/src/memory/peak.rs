@@ -90,7 +90,8 @@ impl PeakBytes {
         let InFlight { peak: activations, one_micro_batch } = activations(plan, coord, &block);
         let stage_units = rank_layout(plan, coord);
         let has_head = stage_units.iter().any(|unit| unit.kind == UnitKind::Head);
-        let has_blocks = stage_units.iter().any(|unit| unit.kind == UnitKind::Block);
+        let num_blocks = stage_units.iter().filter(|unit| unit.kind == UnitKind::Block).count();
+        let has_blocks = num_blocks > 0;
         // What is computed again is there for one block at a time, beside what the others keep.
         let recomputed = |level| block.all - block.saved(level);
         let Checkpointing { less, more, .. } = plan.activation_checkpointing;
@@ -110,7 +111,7 @@ impl PeakBytes {
         };
         let of_head = if has_head { head_bytes(plan) } else { 0 };
         let of_pass = (of_block + of_adapters + kept_room).max(of_head + of_adapters);
-        let workspace = of_pass.max(sample_bytes(plan).saturating_sub(activations));
+        let workspace = of_pass.max(sample_bytes(plan, num_blocks).saturating_sub(activations));
         let waste = match plan.model.compute_dtype {
             Dtype::Fp32 => HEAP_WASTE_FP32,
             Dtype::Bf16 => HEAP_WASTE_BF16,
@@ -147,14 +148,14 @@ impl PeakBytes {
 
 /// Keys and values of what the model writes at a validation, a text at a time, when no activations are kept. They grow a block at a time,
 /// which then has both the smaller and the larger ones.
-fn sample_bytes(plan: &Plan) -> u64 {
+fn sample_bytes(plan: &Plan, num_blocks: usize) -> u64 {
     let Some(samples) = &plan.samples else { return 0 };
     let config = &plan.model.config;
     let longest = samples.tokens.iter().map(Vec::len).max().unwrap_or(0) as u64 + samples.new_tokens_max;
     let split = TensorSplit { size: plan.mesh.tp, ..TensorSplit::WHOLE };
     let width = config.key_value_size() * split.key_value_replicas(config.num_key_value_heads) / plan.mesh.tp;
     let of_block = 2 * longest * (width * element_bytes(plan.model.compute_dtype)) as u64;
-    of_block * config.num_hidden_layers.div_ceil(plan.mesh.pp) as u64 + of_block / 2
+    if num_blocks == 0 { 0 } else { of_block * num_blocks as u64 + of_block / 2 }
 }
 
 /// What libtorch takes of the host's memory for one rank.

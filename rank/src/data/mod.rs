@@ -39,8 +39,9 @@ pub struct TrainData {
     num_stages: u64,
     /// Most tokens that a micro-batch can have.
     max_tokens: u64,
-    /// Whether the activations of all of a step's micro-batches are kept at a time.
-    keeps_all: bool,
+    /// Whether more of a step's micro-batches means that activations of more are kept at a time: all of them, or in an interleaved
+    /// pipeline more than stages.
+    keeps_more: bool,
     /// The share of their input that adapters leave out.
     dropout: f64,
     /// Of what is left out.
@@ -100,10 +101,12 @@ impl TrainData {
             Rows::Whole { rows: Box::new(rows), sampler }
         };
         let (dp_size, dp_rank) = (plan.mesh.dp as u64, dp_rank as u64);
-        let (num_stages, max_tokens) = (plan.mesh.pp as u64, plan.max_micro_batch_tokens() as u64);
+        let num_stages = plan.mesh.pp as u64;
+        let longest = plan.batch.micro_batch_size * plan.data.longest_trained_row();
+        let max_tokens = plan.batch.packed_tokens.unwrap_or(longest);
         let (dropout, seed) = (plan.model.adapter_dropout, plan.seed);
-        let keeps_all = plan.goes_unit_by_unit();
-        Ok(Self { rows, batch: plan.batch, dp_size, dp_rank, start, num_stages, max_tokens, keeps_all, dropout, seed })
+        let keeps_more = plan.goes_unit_by_unit() || plan.pipeline.chunks.len() > plan.mesh.pp;
+        Ok(Self { rows, batch: plan.batch, dp_size, dp_rank, start, num_stages, max_tokens, keeps_more, dropout, seed })
     }
 
     /// Has the rows of a step at hand, for which `supply` may have to wait; false: there are none, and never will be. Rows of the step
@@ -193,7 +196,7 @@ impl TrainData {
                 break;
             }
         }
-        let is_heavier = longest.0 > of_first.0 || self.keeps_all && most > of_first.1;
+        let is_heavier = longest.0 > of_first.0 || self.keeps_more && most > of_first.1;
         longest.1.filter(|_| is_heavier).map(|longest| HeavyStep { longest, micro_batches: most })
     }
 
@@ -342,7 +345,7 @@ mod tests {
             start: Progress::default(),
             num_stages: 1,
             max_tokens,
-            keeps_all: false,
+            keeps_more: false,
             dropout: 0.0,
             seed: 1,
         }
@@ -382,9 +385,9 @@ mod tests {
         let expected = Some(HeavyStep { longest: Positions(vec![8, 10]), micro_batches: 2 });
         assert_eq!(heaviest(&packed), expected);
         // No micro-batch is longer than the first step's only one, but a later step has two.
-        let later = |keeps_all| {
+        let later = |keeps_more| {
             let data = data(&[3, 1, 1, 1, 3, 3, 3, 3], 2, Some(6));
-            TrainData { keeps_all, ..data }.heaviest_to_come(0..2)
+            TrainData { keeps_more, ..data }.heaviest_to_come(0..2)
         };
         let all = HeavyStep { longest: Positions(vec![0, 1, 2, 3]), micro_batches: 2 };
         assert_eq!((later(false), later(true)), (None, Some(all)));

@@ -162,6 +162,8 @@ impl Engine {
         scale: f64,
     ) -> Result<PassesOutcome, CommError> {
         let _guard = tch::no_grad_guard();
+        // Waits of a validation before are none of this step.
+        self.messages.take_waited();
         let started = Instant::now();
         let loss = match self.plan.goes_unit_by_unit() {
             true => self.pass_by_unit((0..count).map(micro_batch), scale)?,

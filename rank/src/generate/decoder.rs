@@ -130,7 +130,12 @@ mod tests {
         let (mut caches, all) = ([vec![], vec![], vec![]], [&tokens[3..9], &tokens[..], &tokens[50..51]]);
         caches.iter_mut().for_each(|caches| *caches = decoder.caches(100));
         let news = caches.iter_mut().zip(all);
-        let mut news: Vec<NewTokens> = news.map(|(caches, tokens)| NewTokens { tokens, caches }).collect();
+        let mut news: Vec<NewTokens> = news
+            .map(|(caches, tokens)| {
+                let before = caches[0].len() as usize;
+                NewTokens { tokens, before, caches }
+            })
+            .collect();
         let logits = decoder.extend(&mut news).unwrap();
         assert_eq!(logits.size(), [3, 30]);
         assert_close(&whole, &logits.narrow(0, 1, 1));

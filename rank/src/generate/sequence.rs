@@ -26,7 +26,8 @@ pub trait LanguageModel {
     }
 
     /// Reads new tokens of some sequences, and appends their keys and values to the caches. Returns the logits after the last token of
-    /// each: `[sequences, V]` fp32. Does not wait for the device.
+    /// each: `[sequences, V]` fp32, or, where ranks have to agree on the most likely token, 1 at that and 0 elsewhere. Waits for the
+    /// device only there.
     fn extend(&mut self, sequences: &mut [NewTokens]) -> Result<Tensor, CommError>;
 }
 
@@ -35,7 +36,9 @@ pub trait LanguageModel {
 pub struct NewTokens<'a> {
     /// At least one.
     pub tokens: &'a [u32],
-    /// Of all blocks, with room for them.
+    /// How many the sequence has before them.
+    pub before: usize,
+    /// Of the blocks that are here, with room for them.
     pub caches: &'a mut [KeyValueCache],
 }
 
@@ -53,7 +56,7 @@ impl NewBatch {
     /// Of these sequences, for a model on `device`.
     pub fn of(sequences: &[NewTokens], device: Device) -> Self {
         let lens: Vec<i64> = sequences.iter().map(|sequence| sequence.tokens.len() as i64).collect();
-        let before: Vec<i64> = sequences.iter().map(|sequence| sequence.caches[0].len()).collect();
+        let before: Vec<i64> = sequences.iter().map(|sequence| sequence.before as i64).collect();
         let tokens = sequences.iter().flat_map(|sequence| sequence.tokens).copied().map(i64::from);
         let tokens = upload(Tensor::from_slice(&tokens.collect::<Vec<_>>()), device);
         Self { tokens, samples: Rc::new(Samples::continuing(&lens, &before)), lens }
@@ -103,7 +106,8 @@ impl Sequence {
     /// Reads on. Returns the logits after the last of `tokens`: `[1, V]` fp32. The caches grow to hold at most `most` tokens.
     pub fn read<M: LanguageModel>(&mut self, model: &mut M, tokens: &[u32], most: usize) -> Result<Tensor, CommError> {
         self.make_room(model, self.len() + tokens.len(), most);
-        let logits = model.extend(&mut [NewTokens { tokens, caches: &mut self.caches }])?;
+        let before = self.tokens.len();
+        let logits = model.extend(&mut [NewTokens { tokens, before, caches: &mut self.caches }])?;
         self.tokens.extend_from_slice(tokens);
         Ok(logits)
     }

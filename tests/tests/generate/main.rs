@@ -247,6 +247,7 @@ fn samples_of_a_validation_are_what_the_checkpoint_writes() {
         ("zero 3", 2, "zero.stage=3"),
         ("tensor 2", 2, "parallel.tensor=2"),
         ("pipeline 2", 2, "parallel.pipeline=2 parallel.pipeline_schedule=interleaved"),
+        ("a stage for each unit", 4, "parallel.pipeline=4"),
         ("both, data 2", 8, "parallel.tensor=2 parallel.pipeline=2 zero.stage=1"),
     ];
     for (name, nproc, sets) in layouts {

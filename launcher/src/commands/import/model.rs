@@ -27,8 +27,6 @@ pub(super) fn path(key: &Key, source: &Source, sheet: &mut Sheet) -> Verdict {
 /// The key that keeps frozen weights in few bits.
 const QUANTIZE: &str = "lora.quantize";
 
-/// The key of adapters whose rows have lengths of their own.
-
 /// The rule on the kind of four bits, in whatever tool.
 pub(super) const FOUR_BITS: Rule<Judge> = Rule::Only(&["nf4"], "4 bits are those of nf4");
 
