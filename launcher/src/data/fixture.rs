@@ -33,7 +33,6 @@ pub fn job(tokenizer: Option<&Path>) -> DataJob {
         classes: Classes::None,
         seq_len: 8,
         packing: false,
-        packs_batches: false,
         portion: Portion::All,
         vocab_size: 100,
         end_tokens: end_tokens(),

@@ -45,7 +45,7 @@ use proto::config::{AutoOr, DataFormat, DataSource, LongSamples, TrainOn};
 use proto::dataset::{DatasetError, DatasetSummary, Samples};
 
 use cache::Lookup;
-pub use check::{Bin, Checked, ClassFound, Duplicate, Findings, Found, Lengths, LongRow, check};
+pub use check::{Bin, Checked, ClassFound, Duplicate, Findings, Found, Lengths, LongRow, Look, check};
 use containers::ChunkReader;
 pub use end_token::EndTokens;
 pub use error::{DataError, Problem, Problems, Rule};
@@ -72,8 +72,6 @@ pub struct DataJob {
     pub seq_len: usize,
     /// Whether samples share rows.
     pub packing: bool,
-    /// Whether those that have a row each are packed within each batch, which is none of its business here.
-    pub packs_batches: bool,
     /// Token ids are smaller than this.
     pub vocab_size: usize,
     /// The tokens that may end a sample.

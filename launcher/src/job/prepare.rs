@@ -7,7 +7,7 @@ use proto::manifest::Progress;
 use proto::resolve::PreparedData;
 
 use crate::data::{
-    self, Checked, Classes, DataError, DataJob, DataProgress, Origin, Portion, Prepared, ShownSample, Split,
+    self, Checked, Classes, DataError, DataJob, DataProgress, Look, Origin, Portion, Prepared, ShownSample, Split,
 };
 use crate::error::LaunchError;
 use crate::job::setup::Setup;
@@ -20,7 +20,7 @@ impl Setup {
     pub fn validation_splits(&self) -> Vec<Split> {
         let named = self.config.validation.source.iter().map(|set| Split::Set(set.name.clone()));
         let data = &self.config.data;
-        let has_unnamed = !data.validation.is_empty() || data.validation_share > 0.0;
+        let has_unnamed = !data.validation.is_empty() || data.holds_out();
         let unnamed = has_unnamed.then_some(Split::Validation);
         unnamed.into_iter().chain(named).collect()
     }
@@ -63,7 +63,8 @@ impl Setup {
         };
         let job = self.data_job(split);
         let what = format!("checking {} data", split.name());
-        let look = move |progress: &DataProgress| data::check(&job, prepared, limit, progress);
+        let told = Look { limit, packs_batches: *split == Split::Train && self.config.data.packs_batches() };
+        let look = move |progress: &DataProgress| data::check(&job, prepared, told, progress);
         wait_for(&what, look, signals, console).await
     }
 
@@ -95,7 +96,7 @@ impl Setup {
         let set = |name: &str| self.config.validation_sets().into_iter().find(|set| set.name == name);
         match split {
             Split::Train => self.config.data.sources(),
-            Split::Validation if self.config.data.validation_share > 0.0 => self.config.data.sources(),
+            Split::Validation if self.config.data.holds_out() => self.config.data.sources(),
             Split::Validation => self.config.validation_sets().iter().map(|set| set.source()).collect(),
             Split::Set(name) => set(name).iter().map(|set| set.source()).collect(),
         }
@@ -132,7 +133,6 @@ impl Setup {
             long_samples: data.long_samples,
             seq_len: data.seq_len as usize,
             packing: if *split == Split::Train { data.packs_rows() } else { data.packing },
-            packs_batches: *split == Split::Train && data.packs_batches(),
             vocab_size: self.model.vocab_size,
             end_tokens: self.end_tokens.clone(),
             tokenizer: Some(self.model_file("tokenizer.json")),

@@ -198,7 +198,7 @@ impl Setup {
         note_repeated(of_train, train.repeated(), console);
         for (split, prepared) in &validation {
             // What is held out is of the training files.
-            if *split == Split::Validation && self.config.data.validation_share > 0.0 {
+            if *split == Split::Validation && self.config.data.holds_out() {
                 continue;
             }
             note_repeated(split.key(), prepared.repeated(), console);

@@ -152,6 +152,11 @@ impl Data {
         }
     }
 
+    /// Whether some of the training rows are not trained and validate instead.
+    pub fn holds_out(&self) -> bool {
+        self.validation_share > 0.0
+    }
+
     /// Whether a training row holds several samples: not where classes have shares, which count samples.
     pub fn packs_rows(&self) -> bool {
         self.packing && self.sampler_kind() == SamplerKind::Shuffle

@@ -71,12 +71,11 @@ impl Validation {
 
     /// All sets: `data.validation` is one, or what `data.validation_share` holds out.
     pub(super) fn sets(&self, data: &Data) -> Vec<ValidationSource> {
-        let is_held_out = data.validation_share > 0.0;
-        if data.validation.is_empty() && !is_held_out {
+        if data.validation.is_empty() && !data.holds_out() {
             return self.source.clone();
         }
         let of_train = || data.sources().into_iter().flat_map(|source| source.path).collect();
-        let path = if is_held_out { of_train() } else { data.validation.clone() };
+        let path = if data.holds_out() { of_train() } else { data.validation.clone() };
         let format = data.format;
         vec![ValidationSource { name: UNNAMED.to_owned(), path, format, columns: BTreeMap::new() }]
     }

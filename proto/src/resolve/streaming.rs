@@ -32,7 +32,7 @@ pub(super) fn problems(config: &TrainConfig, batch: Option<BatchPlan>) -> Vec<Pr
     refuse(is_at_epochs, "validation.every_steps", rule, "set the steps between two validations");
     let rule = "all that is held out is there only once all rows were read, and data.streaming does not wait for that"
         .to_owned();
-    refuse(config.data.validation_share > 0.0, "data.validation_share", rule, "name files in data.validation");
+    refuse(config.data.holds_out(), "data.validation_share", rule, "name files in data.validation");
     let window = config.data.shuffle_window;
     if let Some(BatchPlan { global_batch_size, .. }) = batch {
         let rule = format!("{window} rows are fewer than the {global_batch_size} of a step");

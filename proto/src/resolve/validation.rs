@@ -11,7 +11,7 @@ pub(super) fn problems(config: &TrainConfig) -> Vec<Problem> {
         let rule = "give only one of data.validation and [[validation.source]]";
         problems.push(config.origins.problem("data.validation", rule));
     }
-    if data.validation_share > 0.0 && !(data.validation.is_empty() && sources.is_empty()) {
+    if data.holds_out() && !(data.validation.is_empty() && sources.is_empty()) {
         let rule = "give only one of data.validation_share, data.validation and [[validation.source]]";
         problems.push(config.origins.problem("data.validation_share", rule));
     }

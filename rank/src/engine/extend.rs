@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use comm::{CommError, ReduceOp};
+use comm::CommError;
 use proto::progress::Phase;
 use tch::{Kind, Tensor};
 
@@ -83,7 +83,6 @@ impl Engine {
     /// For each sequence 1 at the token that is most likely, the first of several, and 0 elsewhere: `[sequences, V]`; NaN at a token
     /// where logits are no numbers. `own`: this rank's part of the logits, if it has one. Collective over all ranks.
     fn most_likely(&self, own: Option<&Tensor>, sequences: usize) -> Result<Tensor, CommError> {
-        let all = &self.over_ranks.all;
         let told = Tensor::zeros(
             [sequences as i64, self.plan.model.config.vocab_size as i64],
             (Kind::Float, Device::of_thread().of_tensors()),
@@ -96,12 +95,12 @@ impl Engine {
             let is_number = largest.is_none_or(|(logit, _)| !logit.is_nan());
             let logit = largest.map_or(f64::NEG_INFINITY, |(logit, _)| if is_number { logit } else { f64::INFINITY });
             let mut over_ranks = [logit, f64::from(u8::from(!is_number))];
-            all.all_reduce_scalars(&mut over_ranks, ReduceOp::Max)?;
+            self.over_ranks.most(&mut over_ranks)?;
             let [most, is_no_number] = over_ranks;
             // Of equals the first: the largest of what is negative.
             let first = largest.filter(|_| logit == most).map_or(f64::NEG_INFINITY, |(_, id)| -(id as f64));
             let mut first = [first];
-            all.all_reduce_scalars(&mut first, ReduceOp::Max)?;
+            self.over_ranks.most(&mut first)?;
             let value = if is_no_number > 0.0 { f64::NAN } else { 1.0 };
             let _ = told.get(row).get(-first[0] as i64).fill_(value);
         }

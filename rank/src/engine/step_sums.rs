@@ -12,7 +12,7 @@ use crate::ranks::Ranks;
 
 /// Adds up what each rank has of a step's sums.
 pub(super) struct OverRanks {
-    pub(super) all: Group,
+    all: Group,
     /// `[2]` fp64, through which GPUs exchange. `None`: there is one rank, or the host adds up.
     exchanged: Option<Buffer>,
 }
@@ -32,6 +32,11 @@ impl OverRanks {
         let numel = Exchange::of(plan, ranks.groups.coord).sums;
         let exchanged = (numel > 0).then(|| ranks.allocate(Kind::Double, numel)).transpose()?;
         Ok(Self { all: ranks.groups.all.clone(), exchanged })
+    }
+
+    /// Replaces numbers of the host by their largest over all ranks. Collective over all ranks.
+    pub fn most(&self, values: &mut [f64]) -> Result<(), CommError> {
+        self.all.all_reduce_scalars(values, ReduceOp::Max)
     }
 
     /// The sums of each rank's parts. Collective over all ranks. GPUs add them up where they are; ranks on CPUs sum numbers of

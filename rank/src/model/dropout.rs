@@ -75,7 +75,12 @@ pub(super) struct Input<'a> {
     pub mask: Option<Mask<'a>>,
 }
 
-impl Input<'_> {
+impl<'a> Input<'a> {
+    /// `x`, and the mask of it, if something is left out.
+    pub fn of<'d: 'a>(x: &'a Tensor, reads: Reads, dropout: Option<LayerDropout<'d>>) -> Self {
+        Self { x, mask: dropout.map(|dropout| dropout.mask(reads)) }
+    }
+
     /// What the adapter reads.
     pub fn for_adapter(&self) -> Tensor {
         self.mask.map_or_else(|| self.x.shallow_clone(), |mask| dropout(self.x, mask))

@@ -81,8 +81,7 @@ fn fill_first_weights(beginning: &Beginning, plan: &Plan, memory: &mut Memory) -
             let decomposed = param.name.strip_suffix(Adapter::MAGNITUDE).map(|module| layout.param(&weight_of(module)));
             match (&adapter, &model, decomposed) {
                 (Some(adapter), ..) if trained.includes(&param.name) => adapter.fill(param, &to),
-                (_, _, Some(ParamLayout { packed: Some(matrix), .. })) => {
-                    let weight = decomposed.expect("the pattern has it");
+                (_, _, Some(weight @ ParamLayout { packed: Some(matrix), .. })) => {
                     few_bits_norms(matrix, param, &to, |take| show(weight, take))
                 }
                 (_, Some(model), Some(weight)) => model.fill_norms(&weight.name, param, &to),

@@ -158,9 +158,17 @@ impl<T> Found<T> {
     }
 }
 
-/// Looks at `prepared`, which was made of `job`. Of whatever there may be a lot of, the first `limit` are named. Blocks like
-/// [`super::prepare`].
-pub fn check(job: &DataJob, prepared: Prepared, limit: usize, progress: &DataProgress) -> Result<Checked, DataError> {
+/// What is told of a split.
+#[derive(Debug, Clone, Copy)]
+pub struct Look {
+    /// Of whatever there may be a lot of, so many are named.
+    pub limit: usize,
+    /// See [`Findings::packs_batches`].
+    pub packs_batches: bool,
+}
+
+/// Looks at `prepared`, which was made of `job`. Blocks like [`super::prepare`].
+pub fn check(job: &DataJob, prepared: Prepared, look: Look, progress: &DataProgress) -> Result<Checked, DataError> {
     let lost = lost(job, &prepared, progress)?;
     let mut lengths = Vec::with_capacity(prepared.summary.samples as usize);
     let (mut rows, mut keys, mut hasher): (Vec<Row>, _, _) = (vec![], vec![], RowHasher::default());
@@ -199,8 +207,8 @@ pub fn check(job: &DataJob, prepared: Prepared, limit: usize, progress: &DataPro
     }
     keys.push(hasher.take());
     classes.sort_by_key(|class| Reverse(class.samples));
-    let findings = findings(job, &prepared, limit, Looked { lengths, classes, rows: &rows, keys: &keys, lost: &lost });
-    Ok(Checked { findings, prepared, rows, keys, limit })
+    let findings = findings(job, &prepared, look, Looked { lengths, classes, rows: &rows, keys: &keys, lost: &lost });
+    Ok(Checked { findings, prepared, rows, keys, limit: look.limit })
 }
 
 /// What was read of a split.
@@ -212,7 +220,8 @@ struct Looked<'a> {
     lost: &'a [Lost],
 }
 
-fn findings(job: &DataJob, prepared: &Prepared, limit: usize, looked: Looked) -> Findings {
+fn findings(job: &DataJob, prepared: &Prepared, look: Look, looked: Looked) -> Findings {
+    let limit = look.limit;
     let Looked { lengths, classes, rows, keys, lost } = looked;
     let summary = &prepared.summary;
     let of_lost = |is_dropped: bool| {
@@ -230,7 +239,7 @@ fn findings(job: &DataJob, prepared: &Prepared, limit: usize, looked: Looked) ->
         tokens: summary.tokens,
         trained_tokens: summary.label_tokens,
         packed_rows: summary.rows,
-        packs_batches: job.packs_batches,
+        packs_batches: look.packs_batches,
         seq_len: job.seq_len,
         fill: prepared.fill,
         lengths: Lengths::of(lengths),

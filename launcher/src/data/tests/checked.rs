@@ -4,7 +4,7 @@ use super::*;
 
 fn looked(setup: &Setup, limit: usize) -> Checked {
     let prepared = prepare(&setup.job, &DataProgress::default()).unwrap();
-    check(&setup.job, prepared, limit, &DataProgress::default()).unwrap()
+    check(&setup.job, prepared, Look { limit, packs_batches: false }, &DataProgress::default()).unwrap()
 }
 
 /// Places without the folder.

@@ -28,7 +28,6 @@ impl Setup {
         let job = DataJob {
             split: Split::Train,
             from: vec![fixture::source(vec![folder.path().join("data.jsonl").display().to_string()])],
-            packs_batches: false,
             portion: Portion::All,
             classes: Classes::None,
             seq_len: 8,

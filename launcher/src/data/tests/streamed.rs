@@ -143,7 +143,8 @@ fn a_window_has_the_same_bits_whenever_and_however_it_is_made() {
         let mut bytes = fs::read(&path).unwrap();
         bytes[100] ^= 1;
         fs::write(&path, bytes).unwrap();
-        let stream = open(&setup, 8, 1);
+        // Where it is wanted from the beginning: elsewhere it would be removed before anybody looks at it.
+        let stream = Stream::open(setup.job.clone(), settings(8, 1), 17 * 8).unwrap();
         window(&stream, 17 * 8);
         assert!(fs::read(&path).unwrap() == windows[&17]);
         let notes = stream.take_notes();

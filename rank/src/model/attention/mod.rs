@@ -15,7 +15,7 @@ use super::rope::Rotation;
 use super::tensor_parallel::TensorParallel;
 use super::weight_grads::GradPass;
 use crate::kernels::{
-    AttendGrad, AttendSaved, AttentionShape, KeyValueCache, Mask, Samples, attend, attend_backward, attend_cached,
+    AttendGrad, AttendSaved, AttentionShape, KeyValueCache, Samples, attend, attend_backward, attend_cached,
 };
 
 /// Weights of the attention half of a block. The same type holds the gradients, as fp32 views.
@@ -87,7 +87,8 @@ impl<'a> Attention<'a> {
     ) -> Result<(Tensor, Normed, AttentionSaved), CommError> {
         let projected = self.project(weights, x)?;
         let (heads, core) = attend(&self.shape, &projected.qkv, self.samples);
-        let (y, normed) = row_forward_normed(self.tp, &weights.output, self.input(Reads::Heads, &heads), x, next)?;
+        let (y, normed) =
+            row_forward_normed(self.tp, &weights.output, Input::of(&heads, Reads::Heads, self.dropout), x, next)?;
         Ok((y, normed, AttentionSaved { projected, heads, core }))
     }
 
@@ -96,7 +97,7 @@ impl<'a> Attention<'a> {
         let qkv = self.project(weights, x)?.qkv;
         let (heads, _) = attend(&self.shape, &qkv, self.samples);
         drop(qkv);
-        row_forward_normed(self.tp, &weights.output, self.input(Reads::Heads, &heads), x, next)
+        row_forward_normed(self.tp, &weights.output, Input::of(&heads, Reads::Heads, self.dropout), x, next)
     }
 
     /// As [`Attention::evaluate`], for new tokens that also attend to what `caches` hold. Appends them.
@@ -109,7 +110,7 @@ impl<'a> Attention<'a> {
     ) -> Result<(Tensor, Normed), CommError> {
         let qkv = self.project(weights, x)?.qkv;
         let heads = attend_cached(&self.shape, &qkv, self.samples, caches);
-        row_forward_normed(self.tp, &weights.output, self.input(Reads::Heads, &heads), x, next)
+        row_forward_normed(self.tp, &weights.output, Input::of(&heads, Reads::Heads, self.dropout), x, next)
     }
 
     /// `x`: `[S, D]` of the forward pass; `dy`: `[S, D]`, the gradient of the stream after the attention. Returns that of
@@ -122,7 +123,7 @@ impl<'a> Attention<'a> {
         dy: &Tensor,
     ) -> Result<Tensor, CommError> {
         let AttentionSaved { projected: Projected { normed, qkv }, heads, core } = saved;
-        let mask = self.mask(Reads::Heads);
+        let mask = self.dropout.map(|dropout| dropout.mask(Reads::Heads));
         let output = RowBackward::begin(self.tp, pass.of(|weights| &weights.output), dy, heads.size()[0], mask)?;
         let dheads = output.input_grad();
         output.add_weight_grad(heads);
@@ -131,7 +132,7 @@ impl<'a> Attention<'a> {
         let dqkv = attend_backward(&self.shape, core);
         let dqkv = dqkv.view([self.samples.num_tokens(), self.shape.num_qkv_heads() * self.shape.head_dim]);
         let y = normed.y_again(self.norm(pass.weights), x);
-        let input = self.input(Reads::Stream, &y);
+        let input = Input::of(&y, Reads::Stream, self.dropout);
         let dnormed = column_backward(self.tp, pass.of(|weights| &weights.qkv), input, &dqkv)?;
         let grads = NormGrads { x, dy: &dnormed, residual: Some(dy) };
         Ok(norm_backward(pass.of(|weights| &weights.norm), normed, grads))
@@ -141,21 +142,10 @@ impl<'a> Attention<'a> {
         Norm { weight: &weights.norm, eps: self.norm_eps }
     }
 
-    fn mask(&self, reads: Reads) -> Option<Mask<'a>> {
-        self.dropout.map(|dropout| dropout.mask(reads))
-    }
-
-    fn input<'x>(&self, reads: Reads, x: &'x Tensor) -> Input<'x>
-    where
-        'a: 'x,
-    {
-        Input { x, mask: self.mask(reads) }
-    }
-
     fn project(&self, weights: &AttentionWeights, x: &Tensor) -> Result<Projected, CommError> {
         let tokens = self.samples.num_tokens();
         let normed = self.norm(weights).of(x);
-        let qkv = column_forward(self.tp, &weights.qkv, self.input(Reads::Stream, normed.y()), tokens)?;
+        let qkv = column_forward(self.tp, &weights.qkv, Input::of(normed.y(), Reads::Stream, self.dropout), tokens)?;
         let mut qkv = qkv.view([tokens, self.shape.num_qkv_heads(), self.shape.head_dim]);
         self.rotation.apply(&mut qkv, self.shape.num_rotated_heads());
         Ok(Projected { normed, qkv })

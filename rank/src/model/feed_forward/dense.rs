@@ -5,7 +5,7 @@ use tch::Tensor;
 
 use super::FeedForward;
 use crate::kernels::{swiglu, swiglu_backward, swiglu_backward_again};
-use crate::model::dropout::Reads;
+use crate::model::dropout::{Input, Reads};
 use crate::model::linear::{LinearWeights, RowBackward, column_backward, column_forward, row_forward};
 use crate::model::tensor_parallel::Exchanged;
 use crate::model::weight_grads::GradPass;
@@ -48,14 +48,14 @@ impl DenseSaved {
 impl DenseWeights {
     /// `x`: the normed stream, `[S, D]`. Computes all but the down projection.
     pub(super) fn up(&self, of: FeedForward, x: &Tensor) -> Result<DenseSaved, CommError> {
-        let gate_up = column_forward(of.tp, &self.gate_up, of.input(Reads::Middle, x), of.tokens)?;
+        let gate_up = column_forward(of.tp, &self.gate_up, Input::of(x, Reads::Middle, of.dropout), of.tokens)?;
         let activation = swiglu(&gate_up);
         Ok(DenseSaved { gate_up, activation: Some(activation) })
     }
 
     /// Returns `residual` plus the down projection of `activation`: `[S, D]`.
     pub(super) fn down(&self, of: FeedForward, activation: &Tensor, residual: &Tensor) -> Result<Tensor, CommError> {
-        row_forward(of.tp, &self.down, of.input(Reads::Activation, activation), residual)
+        row_forward(of.tp, &self.down, Input::of(activation, Reads::Activation, of.dropout), residual)
     }
 }
 
@@ -71,7 +71,13 @@ impl GradPass<'_, DenseWeights> {
     ) -> Result<Exchanged<'a>, CommError> {
         let DenseSaved { mut gate_up, activation } = saved;
         let pass = self.of(|weights| &weights.down);
-        let down = RowBackward::begin(of.tp, pass, dy, gate_up.size()[0], of.mask(Reads::Activation))?;
+        let down = RowBackward::begin(
+            of.tp,
+            pass,
+            dy,
+            gate_up.size()[0],
+            of.dropout.map(|dropout| dropout.mask(Reads::Activation)),
+        )?;
         let dactivation = down.input_grad();
         let activation = match activation {
             Some(activation) => {
@@ -83,6 +89,11 @@ impl GradPass<'_, DenseWeights> {
         drop(dactivation);
         down.add_weight_grad(&activation);
         drop(activation);
-        column_backward(of.tp, self.of(|weights| &weights.gate_up), of.input(Reads::Middle, &x()), &gate_up)
+        column_backward(
+            of.tp,
+            self.of(|weights| &weights.gate_up),
+            Input::of(&x(), Reads::Middle, of.dropout),
+            &gate_up,
+        )
     }
 }

@@ -8,11 +8,10 @@ mod dense;
 use comm::CommError;
 use tch::Tensor;
 
-use super::dropout::{Input, LayerDropout, Reads};
+use super::dropout::LayerDropout;
 use super::norm::{Norm, NormGrads, Normed, norm_backward};
 use super::tensor_parallel::TensorParallel;
 use super::weight_grads::GradPass;
-use crate::kernels::Mask;
 use dense::DenseSaved;
 pub use dense::DenseWeights;
 
@@ -66,17 +65,6 @@ pub(super) struct FeedForward<'a> {
 }
 
 impl<'a> FeedForward<'a> {
-    fn mask(&self, reads: Reads) -> Option<Mask<'a>> {
-        self.dropout.map(|dropout| dropout.mask(reads))
-    }
-
-    fn input<'x>(&self, reads: Reads, x: &'x Tensor) -> Input<'x>
-    where
-        'a: 'x,
-    {
-        Input { x, mask: self.mask(reads) }
-    }
-
     /// The norm of the stream before it.
     pub fn norm<'w>(&self, weights: &'w FeedForwardWeights) -> Norm<'w> {
         Norm { weight: &weights.norm, eps: self.norm_eps }
