@@ -88,6 +88,15 @@ impl Job {
         self.folder.join("gpus.json")
     }
 
+    /// The same job in a folder beside its own, whose name goes on with `suffix`.
+    pub fn sibling(&self, suffix: &str) -> Self {
+        let mut folder = self.folder.clone().into_os_string();
+        folder.push(suffix);
+        let folder = PathBuf::from(folder);
+        fs::create_dir_all(&folder).expect("a scratch folder");
+        Self { folder, ..self.clone() }
+    }
+
     /// Number of ranks; 1 if not said.
     pub fn nproc(mut self, nproc: usize) -> Self {
         self.nproc = nproc;

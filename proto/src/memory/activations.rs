@@ -61,9 +61,11 @@ impl BlockBytes {
         let pointwise = 2 * stream + tokens * ffn * element;
         let saved = [all, all - pointwise, 2 * stream + attention, stream];
         // Gradients of the stream on both sides of a half; then either those of the feed-forward's activation, or in the
-        // attention those of q, k and v, once a head each and once as they lie in the projection, and repeated k and v.
+        // attention those of its heads and of q, k and v, once a head each and once as they lie in the projection, and k and v
+        // where they are repeated for their query heads.
         let in_feed_forward = tokens * ffn * element;
-        let in_attention = tokens * (6 * query + query + 2 * key_value) * element;
+        let repeated = if key_value == query { 0 } else { 2 * query };
+        let in_attention = tokens * (4 * query + repeated + query + 2 * key_value) * element;
         let product = product_bytes(plan, 2 * ffn as usize, config.hidden_size);
         let in_attention = in_attention + attention_bytes(plan);
         // Both sides of the largest product, in 8 bits.
@@ -71,10 +73,12 @@ impl BlockBytes {
             Matmul::Bf16 => 0,
             Matmul::Fp8 => 2 * ffn * (tokens + config.hidden_size as u64),
         };
-        // The largest matrix that a product takes out of few bits.
+        // Matrices that a product takes out of few bits, one at a time.
+        let matrices =
+            [query + 2 * key_value, query, 2 * ffn, ffn].map(|rows| rows * config.hidden_size as u64 * element);
         let unpacked = match plan.model.trained.adapter().and_then(|adapter| Format::of(adapter.quantize)) {
             None => 0,
-            Some(_) => (2 * ffn).max(query + 2 * key_value) * config.hidden_size as u64 * element,
+            Some(_) => in_turn(plan.device, matrices),
         };
         // What adapters read of each of their inputs is made when it is used, and the gradient of that.
         let inputs =
@@ -88,7 +92,7 @@ impl BlockBytes {
         let has_magnitudes = plan.model.trained.adapter().is_some_and(|adapter| adapter.dora);
         let weight = 4 * DECOMPOSED_AT_A_TIME.min(config.hidden_size * ffn as usize) as u64;
         let of_outputs = outputs.into_iter().max().unwrap_or(0);
-        let decomposed = if has_magnitudes { (3 * of_outputs).max(3 * weight) } else { 0 };
+        let decomposed = if has_magnitudes { 3 * in_turn(plan.device, [of_outputs, weight]) } else { 0 };
         let gradients = 4 * stream + in_feed_forward.max(in_attention) + product + scaled + unpacked;
         let sum = |is_kept: bool, of: [u64; 4]| if is_kept { of.into_iter().sum() } else { 0 };
         let put_off: u64 = sum(is_dropped, inputs) + sum(has_magnitudes, outputs);
@@ -104,6 +108,15 @@ impl BlockBytes {
             Ffn => self.saved[2],
             Full => self.saved[3],
         }
+    }
+}
+
+/// The bytes of tensors of several sizes that are there in turn. glibc's heap comes to have a place for each; a GPU's allocator
+/// cuts a large one up.
+fn in_turn<const N: usize>(device: Device, sizes: [u64; N]) -> u64 {
+    match device {
+        Device::Cpu => sizes.into_iter().sum(),
+        Device::Cuda => sizes.into_iter().max().unwrap_or(0),
     }
 }
 
