@@ -23,7 +23,7 @@ from notices import third_party_notices
 REPOSITORY = Path(__file__).resolve().parents[2]
 PROGRAMS = ["dslaunch", "dslaunch-rank"]
 # What the archive has of docs/ and examples/.
-PAGES = {".md", ".png", ".svg", ".toml", ".json"}
+PAGES = {".md", ".png", ".svg", ".toml", ".json", ".py"}
 TORCH = "torch==2.11.*"
 PYTHON = ">=3.10,<3.15"  # whose folders rank/build.rs names
 SUMMARY = "Fine-tunes LLaMA-family models on the GPUs of one machine: a launcher and its ranks, in Rust on libtorch"

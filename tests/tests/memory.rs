@@ -232,7 +232,7 @@ fn the_examples_need_what_their_page_says() {
     let folder = root.join("examples/deepseek-llm-7b");
     let page = std::fs::read_to_string(folder.join("README.md")).expect("the page");
     let rows = page.lines().filter_map(|line| line.strip_prefix("| `")).collect::<Vec<_>>();
-    assert_eq!(rows.len(), 8, "{rows:?}");
+    assert_eq!(rows.len(), 9, "{rows:?}");
     for row in rows {
         let cells: Vec<&str> = row.split('|').map(|cell| cell.trim().trim_matches('`')).collect();
         let [file, nproc, _, gpu, passes, host, _] = cells[..] else { panic!("{row}") };

@@ -64,9 +64,15 @@ impl Fit {
             }
             // No token is lost; the first one of a piece is not predicted from the piece before.
             LongSamples::Split => {
-                fitted.long.split += 1;
                 let pieces = (0..len).step_by(seq_len).map(|start| piece(&sample, start, len.min(start + seq_len)));
-                fitted.samples.extend(pieces.filter(is_trained));
+                let pieces: Vec<Sample> = pieces.filter(is_trained).collect();
+                if pieces.is_empty() {
+                    fitted.long.dropped += 1;
+                    fitted.lost.push(Lost { origin: sample.origin, num_tokens: len, is_dropped: true });
+                } else {
+                    fitted.long.split += 1;
+                    fitted.samples.extend(pieces);
+                }
             }
         }
         Ok(())

@@ -59,14 +59,51 @@ fn parts(sample: &Sample, tokenizer: Option<&Tokenizer>) -> Vec<Part> {
             _ => parts.push(Part { is_trained, text: String::new(), ids: vec![*id] }),
         }
     }
+    // A token's text depends on those before it (a space in front): a part's is what it adds to the text before it.
+    let (mut end, mut before) = (0, Some(String::new()));
     for part in &mut parts {
-        part.text = text(&part.ids, tokenizer);
+        end += part.ids.len();
+        let with_it = text(&sample.tokens[..end], tokenizer);
+        let added =
+            with_it.as_deref().zip(before.as_deref()).and_then(|(with_it, before)| with_it.strip_prefix(before));
+        let added = added.map(str::to_owned).or_else(|| text(&part.ids, tokenizer));
+        part.text = added.unwrap_or_else(|| format!("{:?}", part.ids));
+        before = with_it;
     }
     parts
 }
 
-fn text(ids: &[i32], tokenizer: Option<&Tokenizer>) -> String {
+fn text(ids: &[i32], tokenizer: Option<&Tokenizer>) -> Option<String> {
     let numbers: Vec<u32> = ids.iter().map(|id| id.cast_unsigned()).collect();
-    let decoded = tokenizer.and_then(|tokenizer| tokenizer.decode(&numbers, false).ok());
-    decoded.unwrap_or_else(|| format!("{ids:?}"))
+    tokenizer?.decode(&numbers, false).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use proto::dataset::Origin;
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_space_at_the_seam_is_shown_where_it_is() {
+        // As LLaMA's tokenizers decode: a space is in front of words, and the text's first goes.
+        let tokenizer = json!({
+            "version": "1.0", "truncation": null, "padding": null, "normalizer": null, "pre_tokenizer": null,
+            "post_processor": null, "added_tokens": [],
+            "decoder": {"type": "Sequence", "decoders": [
+                {"type": "Replace", "pattern": {"String": "\u{2581}"}, "content": " "},
+                {"type": "Fuse"}, {"type": "Strip", "content": " ", "start": 1, "stop": 0}
+            ]},
+            "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+                "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false,
+                "vocab": {"\u{2581}Say": 0, "\u{2581}hi": 1, "!": 2}, "merges": []},
+        });
+        let tokenizer: Tokenizer = tokenizer.to_string().parse().unwrap();
+        let labels = Some(vec![IGNORED, 1, 2, IGNORED]);
+        let sample = Sample { tokens: vec![0, 1, 2, 1], labels, origin: Origin { source: 0, line: 1 }, class: 0 };
+        let texts = |tokenizer| parts(&sample, tokenizer).into_iter().map(|part| part.text).collect::<Vec<_>>();
+        assert_eq!(texts(Some(&tokenizer)), ["Say", " hi!", " hi"]);
+        assert_eq!(texts(None), ["[0]", "[1, 2]", "[1]"]);
+    }
 }

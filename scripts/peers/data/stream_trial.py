@@ -22,7 +22,7 @@ REPOSITORY = pathlib.Path(__file__).resolve().parents[3]
 SEQ_LEN = 256
 AHEAD = 4
 BATCH = 16
-LAUNCHER_MB_MAX = 700
+LAUNCHER_MB_MAX = 100
 # A prepared token has 8 bytes; indices and hashes are a few percent.
 ROW_MB_MAX = 1.1 * SEQ_LEN * 8 / 1e6
 

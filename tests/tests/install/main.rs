@@ -70,6 +70,16 @@ fn trains(bin: &Path, folder: &Path, name: &str, library_path: Option<&Path>) {
     assert!(folder.join(name).join("final/model.safetensors").exists());
 }
 
+/// Makes the quickstart's data and trains the first steps of its job, both from the folder that the archive has.
+fn trains_the_quickstart(bin: &Path, folder: &Path, quickstart: &Path) {
+    let data = ["--out", "runs/quickstart-data"];
+    succeed(command(bin.join("python"), bin, folder).arg(quickstart.join("make_corpus.py")).args(data));
+    let job = ["--nproc", "2", "--set", "train.steps=5"];
+    let said = succeed(command(bin.join("dslaunch"), bin, folder).args(job).arg(quickstart.join("train.toml")));
+    assert!(said.contains("done, 5 steps"), "{said}");
+    assert!(folder.join("runs/quickstart/final/model.safetensors").exists());
+}
+
 #[test]
 fn a_wheel_trains_in_a_new_environment() {
     let scratch = tempfile::tempdir().expect("a scratch folder");
@@ -88,12 +98,12 @@ fn a_wheel_trains_in_a_new_environment() {
     assert_eq!(version.trim(), format!("dslaunch {}", env!("CARGO_PKG_VERSION")));
     let doctor = succeed(command(bin.join("dslaunch"), &bin, folder).arg("doctor"));
     assert!(doctor.contains(place.to_str().expect("UTF-8")), "libtorch is another's: {doctor}");
-    trains(&bin, folder, "by-wheel", None);
+    succeed(Command::new("tar").arg("-xzf").arg(&archive).arg("-C").arg(folder));
+    let unpacked = folder.join(format!("dslaunch-{}", env!("CARGO_PKG_VERSION")));
+    trains_the_quickstart(&bin, folder, &unpacked.join("examples/quickstart"));
     succeed(command(bin.join("python"), &bin, folder).args(["-m", "pip", "uninstall", "--quiet", "--yes", "dslaunch"]));
     assert!(!bin.join("dslaunch").exists() && !bin.join("dslaunch-rank").exists());
 
-    succeed(Command::new("tar").arg("-xzf").arg(&archive).arg("-C").arg(folder));
-    let unpacked = folder.join(format!("dslaunch-{}", env!("CARGO_PKG_VERSION")));
     let libtorch = repository().join(".venv/libtorch");
     trains(&unpacked.join("bin"), folder, "by-variable", Some(&libtorch.join("lib")));
     symlink(libtorch, unpacked.join("libtorch")).expect("a link");

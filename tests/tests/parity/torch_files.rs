@@ -46,6 +46,36 @@ fn what_pytorch_has_pickled_trains_like_safetensors() {
     }
 }
 
+/// One file, or several with an index: transformers reads the merged folder, and finds the logits of one from safetensors.
+#[test]
+fn an_adapter_is_merged_into_what_pytorch_has_pickled() {
+    let scratch = tempfile::tempdir().expect("a scratch folder");
+    let folder = scratch.path();
+    let [rows, model] = ["rows.jsonl", "model"].map(|name| folder.join(name));
+    tests::python("make_tokens.py", &[text(&rows), "--rows", "8", "--vocab", "200", "--seq-len", "32"]);
+    tests::python("make_model.py", &[text(&model), "--variant", "gqa"]);
+    let job = job(folder, &model, "run", Layout::ONE).set("lora.rank=4").set("optimizer.learning_rate=0.05");
+    let adapter = job.succeed().path("final");
+    let merge = |base: &Path, to: &Path| {
+        let merged = job.dslaunch(&["merge", text(&adapter), "--base", text(base), "-o", text(to)]);
+        assert!(merged.status.success(), "{}", String::from_utf8_lossy(&merged.stderr));
+    };
+    let expected = folder.join("merged");
+    merge(&model, &expected);
+    let difference = |one: &Path, other: &Path| {
+        let said = tests::python("lora/same_logits.py", &[text(one), text(other)]);
+        let said: serde_json::Value = serde_json::from_str(&said).expect("a JSON object");
+        said["difference"].as_f64().expect("a number")
+    };
+    assert!(difference(&model, &expected) > 0.0, "the adapter has learnt nothing");
+    for (name, arguments) in [("whole", &[][..]), ("parts", &["--parts", "3"])] {
+        let [pickled, merged] = ["", "-merged"].map(|end| folder.join(format!("{name}{end}")));
+        tests::python("models/to_torch_files.py", &[&[text(&model), text(&pickled)], arguments].concat());
+        merge(&pickled, &merged);
+        assert_eq!(difference(&merged, &expected), 0.0, "{name}");
+    }
+}
+
 #[test]
 fn a_file_of_pytorchs_that_is_no_model_is_refused_by_name() {
     let scratch = tempfile::tempdir().expect("a scratch folder");

@@ -5,12 +5,13 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use tests::fixtures::{tiny_model, token_rows};
-use tests::job::{Job, Running, send};
+use tests::job::{Finished, Job, Running, send};
 use tests::python;
 use tests::run::RunDir;
 
@@ -168,6 +169,52 @@ fn a_launcher_that_is_killed_leaves_whole_rows_and_the_next_one_goes_on() {
     let run = job.succeed();
     let (rows, read) = (expected(&run), read_back(&run));
     assert_tensorboard_is(&read, &rows);
+}
+
+/// A program of that name stands for wandb's own: what it is asked, and what becomes of its answer.
+#[test]
+fn a_run_is_sent_when_wandb_is_there_and_has_a_key() {
+    let folder = tempfile::tempdir().unwrap();
+    let programs = folder.path().join("bin");
+    let [asked, wandb] = [folder.path().join("asked"), programs.join("wandb")];
+    let path = format!("{}:{}", programs.display(), proto::env::variable("PATH").unwrap().display());
+    let job = |name: &str| job(folder.path(), name).set("train.steps=3").env("PATH", &path).env("WANDB_API_KEY", "key");
+    let put = |script: &str| {
+        fs::create_dir_all(&programs).unwrap();
+        fs::write(&wandb, format!("#!/bin/sh\necho \"$@\" >> {}\n{script}\n", asked.display())).unwrap();
+        fs::set_permissions(&wandb, fs::Permissions::from_mode(0o755)).unwrap();
+    };
+    let told = |finished: &Finished| {
+        assert!(finished.status.success(), "{}{}", finished.stdout, finished.stderr);
+        let said = format!("{}{}", finished.stdout, finished.stderr);
+        let line = said.lines().find(|line| line.contains("wandb: ")).unwrap_or_else(|| panic!("{said}"));
+        line.to_owned()
+    };
+    let offline_run = |job: &Job| {
+        let runs = fs::read_dir(job.run_dir().path("wandb")).unwrap().map(|entry| entry.unwrap().path());
+        runs.filter(|path| path.is_dir()).find(|path| path.to_str().unwrap().contains("offline-run")).unwrap()
+    };
+
+    put("echo \"wandb: Syncing: https://wandb.ai/me/llama/runs/abc ... done\"");
+    let sent = job("sent");
+    assert!(told(&sent.finish()).ends_with("wandb: the run is sent: https://wandb.ai/me/llama/runs/abc"));
+    let run = offline_run(&sent);
+    assert_eq!(fs::read_to_string(&asked).unwrap(), format!("sync {}\n", run.display()));
+
+    put("echo \"no network\" >&2; exit 1");
+    let failed = job("failed");
+    let line = told(&failed.finish());
+    let run = offline_run(&failed);
+    assert!(line.contains("the run is not sent, wandb exited with code 1"), "{line}");
+    assert!(line.ends_with(&format!("to try again: wandb sync {}", run.display())), "{line}");
+    assert_eq!(fs::read_to_string(run.join("sync.log")).unwrap(), "no network\n");
+
+    // Without a key nobody is asked.
+    let asked_before = fs::read_to_string(&asked).unwrap();
+    let kept = job("kept").env("WANDB_API_KEY", "");
+    let line = told(&kept.finish());
+    assert!(line.ends_with(&format!("to send it: wandb sync {}", offline_run(&kept).display())), "{line}");
+    assert_eq!(fs::read_to_string(&asked).unwrap(), asked_before);
 }
 
 #[test]

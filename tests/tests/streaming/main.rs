@@ -117,3 +117,10 @@ fn a_row_that_is_wrong_ends_the_run_and_what_was_trained_is_saved() {
 fn join(ids: &[i32]) -> String {
     ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
+
+/// A share of `scripts/trials.sh stream`: memory and disk are what the windows need, whatever the source's size.
+#[test]
+fn a_source_that_is_much_larger_than_its_windows_needs_no_more_than_they() {
+    let said = tests::python("data/stream_trial.py", &["200", "200", "1", "--window", "512"]);
+    assert!(said.contains("200 steps, ") && said.contains("peak of prepared data on disk: "), "{said}");
+}

@@ -60,6 +60,7 @@ pub fn run(args: &GenerateArgs, terminal: &Terminal) -> Result<u8, LaunchError> 
             worker,
             totals: Totals::default(),
             asked: 0,
+            has_told_of_length: false,
         };
         generation.run(asking, &mut signals).await
     })
@@ -87,6 +88,8 @@ struct Generation<'a> {
     totals: Totals,
     /// Prompts so far.
     asked: u64,
+    /// Whether it has said that texts are longer than the model was made for.
+    has_told_of_length: bool,
 }
 
 impl Generation<'_> {
@@ -137,7 +140,8 @@ impl Generation<'_> {
 
     async fn answer(&mut self, prompt: Vec<u32>, signals: &mut Signals) -> Result<Answer, LaunchError> {
         let most = self.source.config.max_position_embeddings;
-        if prompt.len() + self.args.new_tokens_max() > most && self.asked == 0 {
+        if prompt.len() + self.args.new_tokens_max() > most && !self.has_told_of_length {
+            self.has_told_of_length = true;
             let rule =
                 format!("the model was made for {most} tokens (max_position_embeddings), and may write badly beyond");
             self.console.warn(&format!("note: {rule}"));

@@ -3,8 +3,8 @@
 use super::axolotl_datasets::{chat_template, datasets};
 use super::datasets::Part;
 use super::judges::{
-    METRICS, bf16, checkpointing, epochs, fp8, fp16, fsdp, imply_betas, min_ratio, model_class, number, only_one,
-    optimizer, per_epoch, schedule, sinks, split_off,
+    METRICS, bf16, checkpointing, epochs, fp8, fp16, fsdp, imply_betas, max_steps_of, min_ratio, model_class, number,
+    only_one, optimizer, per_epoch, schedule, sinks, split_off,
 };
 use super::model::{self, Lora, lora_bits, lora_number, lora_switch, lora_targets};
 use super::sheet::{Sheet, Source};
@@ -158,8 +158,8 @@ pub(super) const ROWS: &[Row] = &[
     row("eval_table_size", Off("validation is the loss of data.validation")),
     row("eval_max_new_tokens", NoEffect("validation is the loss of data.validation")),
     row("eval_causal_lm_metrics", Off("validation is the loss of data.validation")),
-    row("generate_samples", Off("validation is the loss of data.validation")),
-    row("generat*", NoEffect("no samples are generated")),
+    row("generate_samples", Off("validation.prompts names the texts that the model goes on with at each validation")),
+    row("generat*", NoEffect("validation.prompts names the texts that the model goes on with at each validation")),
     judged("use_wandb", |key, _, sheet| switch(key, "wandb", sheet)),
     judged("use_tensorboard", |key, _, sheet| switch(key, "tensorboard", sheet)),
     judged("wandb_project", |_, _, sheet| sinks(&["wandb"], sheet)),
@@ -179,7 +179,7 @@ pub(super) const ROWS: &[Row] = &[
     row("profiler_*", NoEffect("step times are in metrics.jsonl")),
     row("tensor_parallel_size", Map("parallel.tensor", Type::Count)),
     judged("dp_shard_size", shard_size),
-    row("dp_replicate_size", Map("parallel.data", Type::Count)),
+    row("dp_replicate_size", NoEffect(hf::DATA_RANKS)),
     judged("context_parallel_size", only_one),
     judged("sequence_parallel_degree", only_one),
     judged("expert_parallel_size", only_one),
@@ -282,7 +282,10 @@ pub(super) fn map(source: &Source, sheet: &mut Sheet) -> Result<(), Unsupported>
     const WHOSE: &str = "axolotl's default";
     sheet.imply("data.seq_len", "512", WHOSE);
     sheet.imply("data.packing", "false", WHOSE);
-    sheet.imply("data.long_samples", "\"drop\"", WHOSE);
+    // Of running text it makes rows, and no text is lost.
+    let is_text = sheet.snippet.value("data.format") == Some("\"text\"");
+    sheet.imply("data.long_samples", if is_text { "\"split\"" } else { "\"drop\"" }, WHOSE);
+    warm_up(source, sheet, WHOSE);
     sheet.imply("train.gradient_accumulation_steps", "1", WHOSE);
     imply_betas(sheet, "transformers' default");
     Ok(())
@@ -322,6 +325,26 @@ fn lora(source: &Source, sheet: &mut Sheet) {
         sheet.record("adapter", value, no_effect("it is off"));
     }
     lora.write(is_asked_for.then_some("adapter"), source, sheet);
+}
+
+/// axolotl's default: a part of the steps, up to a most of them, and not one alone.
+fn warm_up(source: &Source, sheet: &mut Sheet, whose: &str) {
+    const PART: f64 = 0.03;
+    const STEPS_MAX: u64 = 100;
+    if ["warmup_steps", "warmup_ratio"].iter().any(|key| source.get(key).is_some()) {
+        return;
+    }
+    match max_steps_of(source) {
+        Some(steps) => match ((PART * steps as f64) as u64).min(STEPS_MAX) {
+            0 => {}
+            steps => sheet.imply("schedule.warmup_steps", &steps.max(2).to_string(), whose),
+        },
+        None => {
+            let what = format!("{whose}: {PART} times the steps that `dslaunch plan` prints, at most {STEPS_MAX}");
+            sheet.leave_to_user("schedule.warmup_steps", "0", &what);
+            sheet.remarks.absent("warmup_steps", &format!("schedule.warmup_steps is to be filled in: {what}"));
+        }
+    }
 }
 
 fn long_samples(key: &Key, _: &Source, _: &mut Sheet) -> Verdict {

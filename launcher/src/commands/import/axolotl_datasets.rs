@@ -66,7 +66,11 @@ fn dataset(at: &str, item: &Node, is_text: bool, source: &Source, sheet: &mut Sh
                 sheet.remarks.without_effect(&name_at, "the key of a text is \"text\"")
             }
             "field" | "text_column" => {
-                refuse(&name_at, value, "the key of a text is \"text\": rename it in the data", sheet)
+                let why = format!(
+                    "make it a [[data.source]] with columns = {{ text = {:?} }}, in place of data.train",
+                    value.as_str().unwrap_or_default()
+                );
+                refuse(&name_at, value, &why, sheet)
             }
             "field_messages" if ["messages", "conversations"].contains(&plain(value).as_str()) => {
                 in_place(&name_at, "data.format says it", sheet);
@@ -78,7 +82,8 @@ fn dataset(at: &str, item: &Node, is_text: bool, source: &Source, sheet: &mut Sh
                     false => refuse(
                         &name_at,
                         value,
-                        "keys and roles are those of data.format: rename them in the data",
+                        "keys of rows are data.format's, or those that the columns of a [[data.source]] name; those of turns and roles are \
+                         data.format's: rename them in the data",
                         sheet,
                     ),
                 }
@@ -139,6 +144,11 @@ fn data_format(key: &str, value: &Node, messages: Option<&str>, sheet: &mut Shee
         _ => None,
     };
     match format {
+        Some("alpaca") => {
+            let what = "data.format = \"alpaca\"; in rows with an input it follows the instruction, as in LLaMA-Factory: axolotl writes \
+                        another opening sentence there, and ### Input: before it";
+            sheet.remarks.noted(key, value, what);
+        }
         Some(format) => in_place(key, &format!("data.format = \"{format}\""), sheet),
         None => {
             refuse(key, value, "types are alpaca, chat_template and completion: make messages of other rows", sheet)

@@ -25,6 +25,9 @@ const EVAL: &str = "validation is the loss of data.validation, the same for any 
 const RESUMES: &str = "checkpoints hold all state, and a job goes on where it was";
 const NO_COLUMNS: &str = "a sample's columns are data.format's";
 
+pub(super) const DATA_RANKS: &str =
+    "what is left of --nproc by the other kinds of parallelism splits the batch: parallel.data = \"auto\"";
+
 /// TrainingArguments.
 pub(super) const ROWS: &[Row] = &[
     judged("output_dir", output_dir),
@@ -187,7 +190,7 @@ pub(super) const SFT_ROWS: &[Row] = &[
         Refused("data is files: write them into data.train; `hf download --repo-type dataset` fetches them"),
     ),
     row("dataset_config", Off("data is files: write them into data.train")),
-    row("shuffle_dataset", Map("data.shuffle", Type::Flag)),
+    row("shuffle_dataset", NoEffect("each epoch has an order of its own anyway: data.shuffle")),
     row("chat_template_path", Refused("write the template's file into data.chat_template")),
     row("eos_token", Refused("the tokenizer's files say what ends a sample: write it there")),
     row("pad_token", NoEffect("padding needs no token: it is never attended to, nor trained")),
@@ -222,8 +225,14 @@ pub(super) const SFT_ROWS: &[Row] = &[
 pub(super) fn map(source: &Source, sheet: &mut Sheet) {
     judge_all(source, &[ROWS, SFT_ROWS], sheet);
     lora(source, sheet);
-    imply(source, sheet, "transformers' default");
     let is_sft = source.config.keys().iter().any(|(name, _)| SFT_ROWS.iter().any(|row| row.key == name));
+    if is_sft {
+        sheet.imply("optimizer.learning_rate", "2e-5", "TRL's default");
+        if !source.is_on("fp16") {
+            sheet.imply("model.dtype", "\"bf16\"", "TRL's default");
+        }
+    }
+    imply(source, sheet, "transformers' default");
     sheet.imply("data.packing", "false", "not packed unless it is said");
     if is_sft {
         sheet.imply("data.seq_len", "1024", "TRL's default");
@@ -250,8 +259,15 @@ fn lora(source: &Source, sheet: &mut Sheet) {
     if let Some(value) = source.get("use_peft").filter(|_| !source.is_on("use_peft")) {
         sheet.record("use_peft", value, flag(value, |_| no_effect("it is off")));
     }
-    if source.get("lora_r").is_none() {
-        lora.set("lora.rank", 16, "TRL's default");
+    for (key, ours, default) in [
+        ("lora_r", "lora.rank", "16"),
+        ("lora_alpha", "lora.alpha", "32"),
+        ("lora_dropout", "lora.dropout", "0.05"),
+        ("lora_target_modules", "lora.targets", "[\"q_proj\", \"v_proj\"]"),
+    ] {
+        if source.get(key).is_none() {
+            lora.set(ours, default, "TRL's default");
+        }
     }
     lora.write(source.is_on("use_peft").then_some("use_peft"), source, sheet);
 }
@@ -304,7 +320,7 @@ fn parallelism(key: &Key, _: &Source, sheet: &mut Sheet) -> Verdict {
         let verdict = match (name.as_str(), size) {
             (_, Some(0 | 1)) => no_effect("it is off"),
             ("tp_size", Some(size)) => honoured("parallel.tensor", size),
-            ("dp_replicate_size", Some(size)) => honoured("parallel.data", size),
+            ("dp_replicate_size", Some(_)) => no_effect(DATA_RANKS),
             ("dp_shard_size", Some(_)) => Verdict::Noted(
                 vec![Setting::new("zero.stage", 3)],
                 "ZeRO's stage 3 shards over all data-parallel ranks".to_owned(),

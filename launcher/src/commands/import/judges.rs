@@ -39,7 +39,8 @@ pub(super) fn max_steps(key: &Key, source: &Source, _: &mut Sheet) -> Verdict {
     }
 }
 
-fn max_steps_of(source: &Source) -> Option<u64> {
+/// The steps that the configuration gives, if it gives any.
+pub(super) fn max_steps_of(source: &Source) -> Option<u64> {
     source.get("max_steps").and_then(Node::as_count).filter(|steps| *steps > 0)
 }
 
@@ -248,7 +249,9 @@ pub(super) fn save_strategy(key: &Key, _: &Source, _: &mut Sheet) -> Verdict {
         "epoch" => {
             noted("checkpoints come by steps, and at the end: set checkpoint.every_steps to the steps of one epoch")
         }
-        "best" => noted("checkpoints come by steps; the newest are kept, not the best"),
+        "best" => {
+            noted("checkpoints come by steps; of those the best is kept too: checkpoint.keep_best = 1, the default")
+        }
         _ => refused("must be \"steps\", \"epoch\", \"best\" or \"no\""),
     }
 }

@@ -115,7 +115,7 @@ pub(super) const ROWS: &[Row] = &[
     row("ref_model*", NoEffect(PREFERENCES)),
     row("reward_model*", NoEffect(PREFERENCES)),
     row("early_stopping_steps", Map("validation.early_stopping_patience", Type::Count)),
-    row("plot_loss", Instead("metrics.jsonl in the run directory has the loss of each step")),
+    row("plot_loss", Instead("`dslaunch report --svg` draws the loss")),
     row("include_effective_tokens_per_second", NoEffect("metrics.jsonl has tokens per second")),
     row("use_swanlab", Instead(METRICS)),
     row("swanlab_*", NoEffect("it is about a tracking service")),
@@ -139,7 +139,10 @@ pub(super) const ROWS: &[Row] = &[
     row("eval_on_each_dataset", Off("name each set in a [[validation.source]]: each has a loss of its own")),
     row("max_samples", Refused("all rows of a file are taken: cut the files")),
     row("mix_strategy", Only(&["concat"], "give the files shares: each a [[data.source]] with its weight")),
-    row("interleave_probs", Off("give the files shares: each a [[data.source]] with its weight")),
+    row(
+        "interleave_probs",
+        Off("give the files shares: each a [[data.source]] with its weight, in place of data.train"),
+    ),
     row("streaming", Map("data.streaming", Type::Flag)),
     row("buffer_size", NoEffect("data.shuffle_window says how far streamed rows are mixed; others are over all files")),
     row("data_shared_file_system", NoEffect(PREPARED)),
@@ -353,7 +356,9 @@ fn format_of(name: &str, key: &str, entry: &Node, sheet: &mut Sheet) -> Option<&
         _ => None,
     };
     if format.is_none() {
-        let why = format!("columns of {name:?} are none of data.format's: rename them in the data");
+        let why = format!(
+            "columns of {name:?} are none of data.format's: make it a [[data.source]], whose columns name them, in place of data.train"
+        );
         sheet.record(&format!("{key}.{name}"), entry, Verdict::Refused(why));
     }
     format

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use proto::config::{AutoOr, Batch, DataFormat, Dtype, Length, LongSamples, ScheduleKind, TrainOn, ZeroStage};
+use proto::config::{
+    AutoOr, Batch, DataFormat, Dtype, Length, LongSamples, Projection, ScheduleKind, TrainOn, ZeroStage,
+};
 
 use super::*;
 
@@ -235,6 +237,39 @@ fn a_data_set_that_is_not_read_as_it_is_is_named() {
     let failures = imported.remarks.failures();
     assert!(failures.len() == 1 && failures[0].starts_with("dataset.renamed = {..}: refused: columns"), "{failures:?}");
     assert_eq!(config(&imported).data.train, ["conf/data/r.json", "data/nowhere.json"]);
+}
+
+/// Other tools' defaults, where the file does not say a key.
+#[test]
+fn defaults_that_are_not_ours_are_written_down() {
+    let axolotl = |kind: &str, keys: &str| {
+        let text = format!("base_model: m\ndatasets:\n  - path: d.jsonl\n    type: {kind}\n{keys}\n");
+        let imported = imported("a.yml", &text);
+        let config = config(&imported);
+        (config.data.long_samples, config.schedule.warmup_steps, imported.text.contains("# warmup_steps = 0"))
+    };
+    let [drop, split] = [LongSamples::Drop, LongSamples::Split].map(AutoOr::Given);
+    assert_eq!(axolotl("chat_template", "num_epochs: 1"), (drop, 0, true));
+    assert_eq!(axolotl("completion", "num_epochs: 1\nwarmup_steps: 7"), (split, 7, false));
+    for (steps, warmup_steps) in [(20, 0), (50, 2), (1000, 30), (10_000, 100)] {
+        assert_eq!(axolotl("completion", &format!("max_steps: {steps}")), (split, warmup_steps, false), "{steps}");
+    }
+
+    let trl = |keys: &str| {
+        config(&imported(
+            "t.json",
+            &format!(r#"{{"model_name_or_path": "m", "per_device_train_batch_size": 1, {keys}}}"#),
+        ))
+    };
+    let peft = trl(r#""use_peft": true"#);
+    let adapter = peft.lora.adapter();
+    assert_eq!((adapter.rank, adapter.alpha, peft.lora.dropout), (16, 32.0, 0.05));
+    assert_eq!(adapter.targets, [Projection::Q, Projection::V]);
+    assert_eq!((peft.optimizer.learning_rate, peft.model.dtype), (2e-5, AutoOr::Given(Dtype::Bf16)));
+    let said = trl(r#""bf16": false, "learning_rate": 1e-3"#);
+    assert_eq!((said.optimizer.learning_rate, said.model.dtype), (1e-3, AutoOr::Given(Dtype::Fp32)));
+    let plain = config(&imported("t.json", r#"{"per_device_train_batch_size": 4, "output_dir": "out"}"#));
+    assert_eq!((plain.optimizer.learning_rate, plain.model.dtype), (5e-5, AutoOr::Given(Dtype::Fp32)));
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 mod model;
 mod tensor;
+mod torch_files;
 
 use std::path::{Path, PathBuf};
 use std::{fs, io};
@@ -18,7 +19,8 @@ use crate::output::terminal::Terminal;
 
 /// Make a model of an adapter: add what it has learnt to the weights of the model that it was trained beside
 ///
-/// The new folder is a model like the base model: the same files, tensors and types. Exit codes: 0 done; 2 a folder is not what it
+/// The new folder is a model like the base model: the same tensors and types, in the same files; those that torch.save wrote
+/// (pytorch_model*.bin) become safetensors. Exit codes: 0 done; 2 a folder is not what it
 /// has to be; 3 the system refused.
 #[derive(Debug, Clone, PartialEq, Eq, Args)]
 pub struct MergeArgs {
@@ -36,8 +38,8 @@ pub struct MergeArgs {
 /// The adapter cannot be merged.
 #[derive(Debug, thiserror::Error)]
 enum MergeError {
-    #[error("{}: only models in safetensors files are merged: save_pretrained writes them", path.display())]
-    NotSafetensors { path: PathBuf },
+    #[error("{}: {rule}", path.display())]
+    Damaged { path: PathBuf, rule: String },
     #[error("{}: is there already, and nothing is written over", path.display())]
     Exists { path: PathBuf },
     #[error(transparent)]

@@ -12,8 +12,8 @@ use proto::adapter_folder::{self, tensor_name};
 use proto::config::Adapter;
 use proto::weights_folder::{COMPANIONS, INDEX, TensorHeader, file_headers, weight_files};
 
-use super::MergeError;
 use super::tensor::{self, Change};
+use super::{MergeError, torch_files};
 
 /// Bytes of a tensor at a time.
 const AT_A_TIME: usize = 1 << 24;
@@ -29,12 +29,11 @@ pub fn write(
     let changes = Changes::read(adapter_dir, adapter)?;
     let unfinished = Unfinished::create(to)?;
     let mut changed = 0;
-    for source in weight_files(base)? {
-        if source.extension().is_some_and(|extension| extension == "bin") {
-            return Err(MergeError::NotSafetensors { path: source });
-        }
-        let name = source.file_name().expect("a file has a name");
-        changed += changes.copy(&source, &unfinished.path.join(name), threads)?;
+    let files = weight_files(base)?;
+    for source in &files {
+        let name = source.file_name().expect("a file has a name").to_string_lossy();
+        let to = unfinished.path.join(torch_files::safetensors_name(&name).as_deref().unwrap_or(&name));
+        changed += changes.copy(source, &to, threads)?;
     }
     for name in COMPANIONS.iter().chain([&INDEX]) {
         let (from, to) = (base.join(name), unfinished.path.join(name));
@@ -42,6 +41,9 @@ pub fn write(
             fs::copy(&from, &to).map_err(MergeError::io("copy", &from))?;
             sync(&to)?;
         }
+    }
+    if files.iter().any(|file| torch_files::is_one(file)) {
+        torch_files::write_index(base, &unfinished.path)?;
     }
     unfinished.publish(to)?;
     Ok(changed)
@@ -79,7 +81,7 @@ impl Drop for Unfinished {
     }
 }
 
-fn sync(path: &Path) -> Result<(), MergeError> {
+pub(super) fn sync(path: &Path) -> Result<(), MergeError> {
     File::open(path).and_then(|file| file.sync_all()).map_err(MergeError::io("sync", path))
 }
 
@@ -102,11 +104,17 @@ impl Changes {
         let mut out = BufWriter::new(File::create(to).map_err(MergeError::io("create", to))?);
         let mut tensors = file_headers(from)?;
         tensors.sort_by_key(|(_, tensor)| tensor.begin);
+        let is_torch_file = torch_files::is_one(from);
         let (mut position, mut changed) = (0, 0);
         let mut put = |bytes: &[u8]| out.write_all(bytes).map_err(MergeError::io("write", to));
+        if is_torch_file {
+            put(&torch_files::safetensors_header(&tensors))?;
+        }
         for (name, tensor) in &tensors {
-            // The header, or what another program has left between two tensors.
-            put(&read(&source, from, position, tensor.begin.saturating_sub(position))?)?;
+            if !is_torch_file {
+                // The header, or what another program has left between two tensors.
+                put(&read(&source, from, position, tensor.begin.saturating_sub(position))?)?;
+            }
             changed += usize::from(self.put_tensor((&source, name, tensor), threads, &mut put)?);
             position = tensor.end;
         }

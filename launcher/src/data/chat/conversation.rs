@@ -134,9 +134,10 @@ fn openai(line: &[u8], columns: &Columns) -> Result<(Vec<Value>, Option<Value>),
             return Err(bad("needs \"role\", a text").into());
         }
         let content = value("content");
-        let calls = !value("tool_calls").is_undefined();
-        if !matches!(content.kind(), ValueKind::String | ValueKind::Seq) && !calls {
-            return Err(bad("needs \"content\", a text").into());
+        let calls = value("tool_calls");
+        let has_calls = calls.kind() == ValueKind::Seq && calls.is_true();
+        if !matches!(content.kind(), ValueKind::String | ValueKind::Seq) && !has_calls {
+            return Err(bad("needs \"content\", a text, or \"tool_calls\"").into());
         }
     }
     Ok((messages.clone(), object.keys.tools))

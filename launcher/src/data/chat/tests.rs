@@ -155,6 +155,11 @@ fn a_row_that_is_no_conversation_is_told_by_its_turn() {
     );
     check(Messages, r#"{"messages": [{"content": "a"}]}"#, r#"messages[0] needs "role", a text"#);
     check(Messages, r#"{"messages": [{"role": "user"}]}"#, r#"messages[0] needs "content", a text"#);
+    check(
+        Messages,
+        r#"{"messages": [{"role": "assistant", "content": null, "tool_calls": null}]}"#,
+        r#"messages[0] needs "content", a text, or "tool_calls""#,
+    );
     check(Messages, r#"{"mesages": []}"#, r#"is "mesages" meant?"#);
     check(
         Sharegpt,

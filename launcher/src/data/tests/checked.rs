@@ -70,6 +70,11 @@ fn rows_that_lose_something_are_named_also_where_they_were_prepared_before() {
     check(&setup, &[], &[second, third, fourth], &[]);
     setup.job.long_samples = AutoOr::Given(LongSamples::Split);
     check(&setup, &[], &[], &["data.jsonl:2", "data.jsonl:3", "data.jsonl:4"]);
+    // Of a long row in which nothing is trained no piece is left.
+    let untrained = format!(r#"{{"input_ids": {:?}, "labels": {:?}}}"#, [7; 20], [-100; 20]);
+    let mut all_masked = Setup::new(&[&ids(&[1, 2]), &ids(&[3; 9]), &untrained, &ids(&[4; 20])]);
+    all_masked.job.long_samples = AutoOr::Given(LongSamples::Split);
+    check(&all_masked, &[], &[third], &["data.jsonl:2", "data.jsonl:4"]);
     setup.job.long_samples = AutoOr::Given(LongSamples::Drop);
     let findings = looked(&setup, 1).findings;
     assert_eq!((findings.dropped.count, findings.dropped.first.len()), (3, 1));
