@@ -3,8 +3,9 @@
 usage: chat_templates.py BUILTIN_DIR OUT_DIR
 
 The real ones are those that the packages trl and axolotl ship. For each template there will be OUT_DIR/NAME/model (a tiny
-model's folder, whose tokenizer has a token for each byte: ids are equal if and only if texts are), rows.jsonl, expected.jsonl
-(for each row its ids, and its labels where they follow from the template alone) and refused.jsonl (what the template refuses).
+model's folder, whose tokenizer has a token for each byte: ids are equal if and only if texts are), messages.jsonl,
+messages-expected.jsonl (for each row its ids, and its labels where they follow from the template alone) and refused.jsonl (what
+the template refuses). Those of the conversations that ShareGPT's and Alpaca's rows can say are in sharegpt.jsonl and alpaca.jsonl.
 """
 
 import json
@@ -115,6 +116,29 @@ def generated_parts(tokenizer, row, text):
     return parts
 
 
+def as_sharegpt(row):
+    """The same conversation as a row of ShareGPT's, if it can be one."""
+    speakers = {"user": "human", "assistant": "gpt", "system": "system"}
+    if "tools" in row or any(message["role"] not in speakers for message in row["messages"]):
+        return None
+    return {"conversations": [{"from": speakers[m["role"]], "value": m["content"]} for m in row["messages"]]}
+
+
+def as_alpaca(row):
+    """The same conversation as a row of Alpaca's with LLaMA-Factory's keys, if it can be one."""
+    messages = row["messages"]
+    system, turns = (messages[:1], messages[1:]) if messages[0]["role"] == "system" else ([], messages)
+    roles = [message["role"] for message in turns]
+    if "tools" in row or roles != ["user", "assistant"] * (len(roles) // 2):
+        return None
+    texts = [message["content"] for message in turns]
+    *history, last = zip(texts[::2], texts[1::2])
+    # The input is the rest of an instruction, from its second line on.
+    instruction, _, rest = last[0].partition("\n")
+    return {"instruction": instruction if rest else last[0], "input": rest, "output": last[1], "history": [list(pair) for pair in history],
+            "system": "".join(message["content"] for message in system)}
+
+
 def write(folder, name, rows):
     (folder / name).write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
@@ -153,8 +177,11 @@ def case(out, name, source, raw):
         # A template for pictures, which texts have no place in.
         shutil.rmtree(out / name)
         return
-    for file, lines in [("rows.jsonl", rows), ("expected.jsonl", expected), ("refused.jsonl", refused)]:
-        write(out / name, file, lines)
+    write(out / name, "refused.jsonl", refused)
+    for kind, convert in [("messages", lambda row: row), ("sharegpt", as_sharegpt), ("alpaca", as_alpaca)]:
+        converted = [(convert(row), answer) for row, answer in zip(rows, expected) if convert(row)]
+        write(out / name, f"{kind}.jsonl", [row for row, _ in converted])
+        write(out / name, f"{kind}-expected.jsonl", [answer for _, answer in converted])
 
 
 def main():

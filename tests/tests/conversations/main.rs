@@ -1,5 +1,7 @@
 //! Conversations are what transformers makes of them: for every chat template that trl and axolotl ship, and for our own, the
-//! same text to the byte, and the assistant's turns as the template shows them.
+//! same text to the byte, and the assistant's turns as the template shows them; in rows of OpenAI's, of ShareGPT's and of Alpaca's.
+
+#![allow(clippy::print_stdout, reason = "tests tell how they go")]
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -36,45 +38,56 @@ fn chat_templates_give_what_transformers_gives() {
     let mut cases: Vec<PathBuf> = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
     cases.sort();
     assert!(cases.len() > 100, "{cases:?}");
-    let (mut faults, mut unclear) = (vec![], BTreeSet::new());
+    let (mut faults, mut unclear, mut compared) = (vec![], BTreeSet::new(), 0);
     for case in &cases {
         let name = case.file_name().unwrap().to_string_lossy().into_owned();
-        let expected = expected(case);
-        let (mut code, mut told) = plan(case, "rows.jsonl", "assistant");
-        if code == Some(2) && told.contains(NOT_SHOWN) {
-            unclear.insert(name.clone());
-            (code, told) = plan(case, "rows.jsonl", "all");
-        }
-        if code != Some(0) {
-            faults.push(format!("{name}: {told}"));
-            continue;
-        }
-        let found = prepared(&case.join("run"));
-        assert_eq!(found.len(), expected.len(), "{name}");
-        for (idx, (found, expected)) in found.iter().zip(&expected).enumerate() {
-            let is_marked = !unclear.contains(&name) && expected.1.is_some();
-            // Where only the text is known, an end of sequence may follow it.
-            let is_text = if is_marked { found.0 == expected.0 } else { found.0.starts_with(&expected.0) };
-            if !is_text || (is_marked && found.1 != expected.1) {
-                faults.push(format!("{name}: row {idx}: {found:?} is not {expected:?}"));
+        for format in ["messages", "sharegpt", "alpaca"] {
+            let expected = expected(&case.join(format!("{format}-expected.jsonl")));
+            if expected.is_empty() {
+                // Rows of this format are not for this template.
+                assert_ne!(format, "messages", "{name}");
+                continue;
+            }
+            let rows = format!("{format}.jsonl");
+            let (mut code, mut told) = plan(case, format, &rows, "assistant");
+            let is_unclear = code == Some(2) && told.contains(NOT_SHOWN);
+            if is_unclear {
+                unclear.insert(name.clone());
+                (code, told) = plan(case, format, &rows, "all");
+            }
+            if code != Some(0) {
+                faults.push(format!("{name}, {format}: {told}"));
+                continue;
+            }
+            let found = prepared(&case.join(format));
+            assert_eq!(found.len(), expected.len(), "{name}, {format}");
+            compared += found.len();
+            for (idx, (found, expected)) in found.iter().zip(&expected).enumerate() {
+                let is_marked = !is_unclear && expected.1.is_some();
+                // Where only the text is known, an end of sequence may follow it.
+                let is_text = if is_marked { found.0 == expected.0 } else { found.0.starts_with(&expected.0) };
+                if !is_text || (is_marked && found.1 != expected.1) {
+                    faults.push(format!("{name}, {format}: row {idx}: {found:?} is not {expected:?}"));
+                }
             }
         }
         let refused = fs::read_to_string(case.join("refused.jsonl")).unwrap().lines().count();
         if refused > 0 {
-            let (code, told) = plan(case, "refused.jsonl", "assistant");
+            let (code, told) = plan(case, "messages", "refused.jsonl", "assistant");
             if code != Some(2) || told.matches("the chat template refuses this conversation: ").count() != refused {
                 faults.push(format!("{name}: transformers refuses {refused} rows: {told}"));
             }
         }
     }
+    println!("{compared} rows of {} templates", cases.len());
     assert!(faults.is_empty(), "{}", faults.join("\n"));
     assert_eq!(unclear, UNCLEAR.map(str::to_owned).into());
 }
 
-/// Prepares rows without starting a rank, in the folder `run`. The exit code, and what was told.
-fn plan(case: &Path, rows: &str, train_on: &str) -> (Option<i32>, String) {
+/// Prepares rows without starting a rank, in a folder with the format's name. The exit code, and what was told.
+fn plan(case: &Path, format: &str, rows: &str, train_on: &str) -> (Option<i32>, String) {
     let toml = format!(
-        "[job]\noutput_dir = \"run\"\n[model]\npath = {:?}\ninit = \"random\"\n[data]\ntrain = {:?}\nformat = \"messages\"\ntrain_on = {train_on:?}\n\
+        "[job]\noutput_dir = {format:?}\n[model]\npath = {:?}\ninit = \"random\"\n[data]\ntrain = {:?}\nformat = {format:?}\ntrain_on = {train_on:?}\n\
          packing = false\nshuffle = false\nseq_len = 100000\n[train]\nsteps = 1\n",
         case.join("model"),
         case.join(rows)
@@ -84,9 +97,9 @@ fn plan(case: &Path, rows: &str, train_on: &str) -> (Option<i32>, String) {
     (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
 }
 
-fn expected(case: &Path) -> Vec<Row> {
+fn expected(path: &Path) -> Vec<Row> {
     let numbers = |value: &Value| value.as_array().map(|ids| ids.iter().map(|id| id.as_i64().unwrap()).collect());
-    let text = fs::read_to_string(case.join("expected.jsonl")).unwrap();
+    let text = fs::read_to_string(path).unwrap();
     let rows = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
     // The target of a token is the label of the next one.
     let targets = |labels: Vec<i64>| labels[1..].iter().copied().chain([i64::from(IGNORED)]).collect();
