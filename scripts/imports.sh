@@ -1,10 +1,26 @@
 #!/usr/bin/env bash
 # Imports the example configurations of axolotl and LLaMA-Factory, which pip fetches, and counts what became of them.
-#   scripts/imports.sh [FOLDER]      FOLDER keeps the archives; without it they are fetched anew each time
+#   scripts/imports.sh [FOLDER]        FOLDER keeps the archives; without it they are fetched anew each time
+#   scripts/imports.sh --fetch FOLDER  fetches the archives only
 # Every example of text fine-tuning of a LLaMA model must be imported or be refused for a reason, and `dslaunch plan` must accept the
 # train.toml, or say which key is in its way; all others are tried too, and must at least not end otherwise.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+python=python3
+[ ! -x .venv/bin/python ] || python=.venv/bin/python
+fetch() {
+    mkdir -p "$1"
+    for release in axolotl==0.19.0 llamafactory==0.9.5; do
+        [ ! -e "$1/${release/==/-}.tar.gz" ] || continue
+        echo "fetching $release"
+        "$python" -m pip download --quiet --disable-pip-version-check --no-deps --no-binary :all: --dest "$1" "$release"
+    done
+}
+if [ "${1:-}" = --fetch ]; then
+    fetch "$2"
+    exit
+fi
 
 dslaunch=${DSLAUNCH:-target/release/dslaunch}
 [ -x "$dslaunch" ] || { cargo build --release --locked -p launcher --bin dslaunch; }
@@ -14,13 +30,8 @@ model=$(realpath examples/deepseek-llm-7b/model)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 folder=${1:-$work/archives}
-mkdir -p "$folder"
-for release in axolotl==0.19.0 llamafactory==0.9.5; do
-    archive=$folder/${release/==/-}.tar.gz
-    if [ ! -e "$archive" ]; then
-        echo "fetching $release"
-        python3 -m pip download --quiet --no-deps --no-binary :all: --dest "$folder" "$release"
-    fi
+fetch "$folder"
+for archive in "$folder"/*.tar.gz; do
     tar -xzf "$archive" -C "$work"
 done
 

@@ -94,6 +94,7 @@ install_dev() {
     # Only for the chat templates that they ship.
     has trl "$TRL" || pip install --no-deps "trl==$TRL"
     has axolotl "$AXOLOTL" || pip install --no-deps "axolotl==$AXOLOTL"
+    scripts/imports.sh --fetch .venv/imports
 }
 
 # Nothing fatal: the tests under Slurm are skipped where it is not there. RUNLEVEL=1: no service is started.

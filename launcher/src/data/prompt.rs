@@ -11,7 +11,7 @@ use tokenizers::Tokenizer;
 use super::chat::{self, ChatTemplate};
 use super::error::Rule;
 use super::model_files;
-use super::tokenize::Opened;
+use super::tokenize::{Opened, SpecialTokens, text_after};
 use crate::error::LaunchError;
 
 /// A model's tokenizer and, if it is asked for, its chat template.
@@ -161,11 +161,7 @@ impl From<PromptError> for LaunchError {
 
 /// The text of `tokens`, which go on after `prompt`. Special tokens have none; nor has what the tokenizer cannot decode.
 pub fn continuation(tokenizer: &Tokenizer, prompt: &[u32], tokens: &[u32]) -> String {
-    let decode = |tokens: &[u32]| tokenizer.decode(tokens, true).unwrap_or_default();
-    let (before, all) = (decode(prompt), decode(&[prompt, tokens].concat()));
-    let same = before.chars().zip(all.chars()).take_while(|(one, other)| one == other);
-    let same: usize = same.map(|(letter, _)| letter.len_utf8()).sum();
-    all[same..].to_owned()
+    text_after(tokenizer, prompt, tokens, SpecialTokens::LeftOut).unwrap_or_default()
 }
 
 /// The tokens that end what a model says: those of generation_config.json or, where that names none, of config.json; and the one that

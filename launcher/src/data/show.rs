@@ -5,7 +5,7 @@ use std::path::Path;
 use proto::dataset::{IGNORED, Sample, Samples};
 use tokenizers::Tokenizer;
 
-use super::tokenize;
+use super::tokenize::{self, SpecialTokens, text_after};
 use super::{DataError, Prepared};
 
 /// A sample as a reader sees it.
@@ -59,23 +59,16 @@ fn parts(sample: &Sample, tokenizer: Option<&Tokenizer>) -> Vec<Part> {
             _ => parts.push(Part { is_trained, text: String::new(), ids: vec![*id] }),
         }
     }
-    // A token's text depends on those before it (a space in front): a part's is what it adds to the text before it.
-    let (mut end, mut before) = (0, Some(String::new()));
+    let ids: Vec<u32> = sample.tokens.iter().map(|id| id.cast_unsigned()).collect();
+    let mut start = 0;
     for part in &mut parts {
-        end += part.ids.len();
-        let with_it = text(&sample.tokens[..end], tokenizer);
-        let added =
-            with_it.as_deref().zip(before.as_deref()).and_then(|(with_it, before)| with_it.strip_prefix(before));
-        let added = added.map(str::to_owned).or_else(|| text(&part.ids, tokenizer));
-        part.text = added.unwrap_or_else(|| format!("{:?}", part.ids));
-        before = with_it;
+        let end = start + part.ids.len();
+        let text = tokenizer
+            .and_then(|tokenizer| text_after(tokenizer, &ids[..start], &ids[start..end], SpecialTokens::Shown));
+        part.text = text.unwrap_or_else(|| format!("{:?}", part.ids));
+        start = end;
     }
     parts
-}
-
-fn text(ids: &[i32], tokenizer: Option<&Tokenizer>) -> Option<String> {
-    let numbers: Vec<u32> = ids.iter().map(|id| id.cast_unsigned()).collect();
-    tokenizer?.decode(&numbers, false).ok()
 }
 
 #[cfg(test)]
@@ -86,24 +79,29 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_space_at_the_seam_is_shown_where_it_is() {
-        // As LLaMA's tokenizers decode: a space is in front of words, and the text's first goes.
+    fn a_space_and_half_a_letter_at_the_seam_are_shown_where_they_are() {
+        // As LLaMA's tokenizers decode: a space is in front of words, the text's first goes, and bytes have tokens.
         let tokenizer = json!({
             "version": "1.0", "truncation": null, "padding": null, "normalizer": null, "pre_tokenizer": null,
             "post_processor": null, "added_tokens": [],
             "decoder": {"type": "Sequence", "decoders": [
                 {"type": "Replace", "pattern": {"String": "\u{2581}"}, "content": " "},
-                {"type": "Fuse"}, {"type": "Strip", "content": " ", "start": 1, "stop": 0}
+                {"type": "ByteFallback"}, {"type": "Fuse"}, {"type": "Strip", "content": " ", "start": 1, "stop": 0}
             ]},
             "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
-                "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false,
-                "vocab": {"\u{2581}Say": 0, "\u{2581}hi": 1, "!": 2}, "merges": []},
+                "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": true,
+                "vocab": {"\u{2581}Say": 0, "\u{2581}hi": 1, "!": 2, "<0xC3>": 3, "<0xA9>": 4}, "merges": []},
         });
         let tokenizer: Tokenizer = tokenizer.to_string().parse().unwrap();
-        let labels = Some(vec![IGNORED, 1, 2, IGNORED]);
-        let sample = Sample { tokens: vec![0, 1, 2, 1], labels, origin: Origin { source: 0, line: 1 }, class: 0 };
-        let texts = |tokenizer| parts(&sample, tokenizer).into_iter().map(|part| part.text).collect::<Vec<_>>();
-        assert_eq!(texts(Some(&tokenizer)), ["Say", " hi!", " hi"]);
-        assert_eq!(texts(None), ["[0]", "[1, 2]", "[1]"]);
+        let texts = |tokens: &[i32], trained: &[bool], tokenizer: Option<&Tokenizer>| {
+            let labels = tokens.iter().zip(trained).map(|(id, &is_trained)| if is_trained { *id } else { IGNORED });
+            let (labels, origin) = (Some(labels.collect()), Origin { source: 0, line: 1 });
+            let sample = Sample { tokens: tokens.to_vec(), labels, origin, class: 0 };
+            parts(&sample, tokenizer).into_iter().map(|part| part.text).collect::<Vec<_>>()
+        };
+        let trained = [false, true, true, false];
+        assert_eq!(texts(&[0, 1, 2, 1], &trained, Some(&tokenizer)), ["Say", " hi!", " hi"]);
+        assert_eq!(texts(&[0, 1, 2, 1], &trained, None), ["[0]", "[1, 2]", "[1]"]);
+        assert_eq!(texts(&[0, 3, 4, 1], &[false, false, true, true], Some(&tokenizer)), ["Say\u{fffd}", "\u{e9} hi"]);
     }
 }

@@ -168,6 +168,30 @@ pub fn plain(path: &Path) -> Option<Tokenizer> {
 }
 
 /// Makes a tokenizer of `tokenizer.json`. The library panics at some that it cannot read.
+/// Whether special tokens are in a text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SpecialTokens {
+    /// They are.
+    Shown,
+    /// They are not.
+    LeftOut,
+}
+
+/// The text of `tokens` after those `before`: a token's text depends on them (a space in front, half a letter). What is no letter
+/// without `tokens` is theirs. `None` if the tokenizer cannot decode them.
+pub fn text_after(
+    tokenizer: &Tokenizer,
+    before: &[u32],
+    tokens: &[u32],
+    special_tokens: SpecialTokens,
+) -> Option<String> {
+    let decode = |tokens: &[u32]| tokenizer.decode(tokens, special_tokens == SpecialTokens::LeftOut).ok();
+    let (before, all) = (decode(before)?, decode(&[before, tokens].concat())?);
+    let same = before.chars().zip(all.chars()).take_while(|(one, other)| one == other);
+    let same: usize = same.map(|(letter, _)| letter.len_utf8()).sum();
+    Some(all[same..].to_owned())
+}
+
 fn parse(bytes: &[u8]) -> Result<Tokenizer, String> {
     panics::as_text(|| Tokenizer::from_bytes(bytes)).and_then(|read| read.map_err(|error| error.to_string()))
 }

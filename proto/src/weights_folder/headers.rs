@@ -51,6 +51,15 @@ pub fn read_headers(folder: &Path) -> Result<BTreeMap<String, TensorHeader>, Wei
     Ok(tensors)
 }
 
+/// Whether the file at `path` is one that `torch.save` has written, whatever its name says.
+pub fn is_torch_file(path: &Path) -> Result<bool, WeightFilesError> {
+    let reading = |source: io::Error| WeightFilesError::Read { path: path.to_owned(), source };
+    let mut magic = vec![];
+    let file = regular_file::open(path).map_err(reading)?;
+    file.take(MAGIC.len() as u64).read_to_end(&mut magic).map_err(reading)?;
+    Ok(magic == MAGIC)
+}
+
 /// The tensors in the file at `path`: safetensors, or what `torch.save` has written, whatever its name says.
 pub fn file_headers(path: &Path) -> Result<Vec<(String, TensorHeader)>, WeightFilesError> {
     let reading = |source: io::Error| WeightFilesError::Read { path: path.to_owned(), source };

@@ -13,7 +13,7 @@ use serde::Deserialize;
 
 use crate::regular_file;
 pub use check::{check_tensor, check_weights, pretrained_dtype};
-pub use headers::{TensorHeader, file_headers};
+pub use headers::{TensorHeader, file_headers, is_torch_file};
 
 /// A folder's weights cannot be found.
 #[derive(Debug, thiserror::Error)]
@@ -55,6 +55,9 @@ pub enum WeightFilesError {
 /// Which tensor is in which file, where there are several.
 pub const INDEX: &str = "model.safetensors.index.json";
 
+/// The same of files that `torch.save` wrote.
+pub const TORCH_INDEX: &str = "pytorch_model.bin.index.json";
+
 /// The files beside the weights that a model takes along, if they are there: config.json, tokenizer, chat template.
 pub const COMPANIONS: [&str; 11] = [
     "config.json",
@@ -81,7 +84,7 @@ struct Kind {
 /// In the order in which transformers looks for them.
 const KINDS: [Kind; 2] = [
     Kind { index: INDEX, single: "model.safetensors", several: ("model", ".safetensors") },
-    Kind { index: "pytorch_model.bin.index.json", single: "pytorch_model.bin", several: ("pytorch_model", ".bin") },
+    Kind { index: TORCH_INDEX, single: "pytorch_model.bin", several: ("pytorch_model", ".bin") },
 ];
 
 /// The weight files in `folder`, safetensors before what PyTorch pickles: those that the index names, or the single file, or

@@ -1,6 +1,6 @@
 //! axolotl's YAML. Its keys that are transformers' own are in [`super::hf`]. Mostly data.
 
-use super::axolotl_datasets::{chat_template, datasets};
+use super::axolotl_datasets::{Texts, chat_template, datasets, text_rows};
 use super::datasets::Part;
 use super::judges::{
     METRICS, bf16, checkpointing, epochs, fp8, fp16, fsdp, imply_betas, max_steps_of, min_ratio, model_class, number,
@@ -57,7 +57,7 @@ pub(super) const ROWS: &[Row] = &[
     row("skip_prepare_dataset", Off("data is always prepared")),
     row("remove_unused_columns", NoEffect("a sample's columns are data.format's")),
     row("push_dataset_to_hub", Off("nothing is uploaded")),
-    row("shuffle_merged_datasets", Map("data.shuffle", Type::Flag)),
+    row("shuffle_merged_datasets", NoEffect("each epoch has an order of its own anyway: data.shuffle")),
     row("shuffle_before_merging_datasets", NoEffect("rows of all files are shuffled together")),
     row("curriculum_sampling", Off("data.shuffle = false takes rows in the order of the files")),
     row("streaming", Map("data.streaming", Type::Flag)),
@@ -67,7 +67,7 @@ pub(super) const ROWS: &[Row] = &[
     judged("val_set_size", split_off),
     row("sequence_len", Map("data.seq_len", Type::Count)),
     row("eval_sequence_len", Off("validation rows are data.seq_len long")),
-    judged("excess_length_strategy", long_samples),
+    elsewhere("excess_length_strategy"),
     row("min_sample_len", NoEffect("short samples are trained too; an empty one is an error")),
     row("sample_packing", Map("data.packing", Type::Flag)),
     row("eval_sample_packing", NoEffect("validation is packed as training is; its loss is the same")),
@@ -282,9 +282,7 @@ pub(super) fn map(source: &Source, sheet: &mut Sheet) -> Result<(), Unsupported>
     const WHOSE: &str = "axolotl's default";
     sheet.imply("data.seq_len", "512", WHOSE);
     sheet.imply("data.packing", "false", WHOSE);
-    // Of running text it makes rows, and no text is lost.
-    let is_text = sheet.snippet.value("data.format") == Some("\"text\"");
-    sheet.imply("data.long_samples", if is_text { "\"split\"" } else { "\"drop\"" }, WHOSE);
+    long_samples(source, sheet, WHOSE);
     warm_up(source, sheet, WHOSE);
     sheet.imply("train.gradient_accumulation_steps", "1", WHOSE);
     imply_betas(sheet, "transformers' default");
@@ -331,7 +329,8 @@ fn lora(source: &Source, sheet: &mut Sheet) {
 fn warm_up(source: &Source, sheet: &mut Sheet, whose: &str) {
     const PART: f64 = 0.03;
     const STEPS_MAX: u64 = 100;
-    if ["warmup_steps", "warmup_ratio"].iter().any(|key| source.get(key).is_some()) {
+    let is_said = ["warmup_steps", "warmup_ratio"].iter().any(|key| source.get(key).is_some());
+    if is_said || source.get("lr_scheduler").is_some_and(|kind| plain(kind) == "constant") {
         return;
     }
     match max_steps_of(source) {
@@ -347,12 +346,31 @@ fn warm_up(source: &Source, sheet: &mut Sheet, whose: &str) {
     }
 }
 
-fn long_samples(key: &Key, _: &Source, _: &mut Sheet) -> Verdict {
-    match plain(key.value).as_str() {
-        "drop" => honoured("data.long_samples", "\"drop\""),
-        "truncate" => honoured("data.long_samples", "\"truncate\""),
-        "raise" => honoured("data.long_samples", "\"error\""),
-        _ => refused("must be drop, truncate or raise"),
+/// Samples that are too long. Of running text axolotl makes rows, and no text is lost, whatever the strategy.
+fn long_samples(source: &Source, sheet: &mut Sheet, whose: &str) {
+    const KEY: &str = "excess_length_strategy";
+    const SPLIT: &str = "texts are split: data.long_samples = \"split\"";
+    let value = source.get(KEY);
+    let strategy = value.map_or("drop".to_owned(), plain);
+    let Some((_, ours)) =
+        [("drop", "drop"), ("truncate", "truncate"), ("raise", "error")].iter().find(|(theirs, _)| *theirs == strategy)
+    else {
+        let refused = |value| sheet.remarks.refused(KEY, value, "must be drop, truncate or raise");
+        return value.into_iter().for_each(refused);
+    };
+    match (text_rows(source), value) {
+        (Texts::All, value) => {
+            sheet.imply("data.long_samples", "\"split\"", whose);
+            value.into_iter().for_each(|_| sheet.remarks.without_effect(KEY, SPLIT));
+        }
+        (Texts::Some, _) => {
+            let what = format!(
+                "texts are split, and a longer sample of another kind is an error: data.long_samples = {ours:?} would be for all"
+            );
+            sheet.remarks.absent(KEY, &what);
+        }
+        (Texts::None, Some(value)) => sheet.record(KEY, value, honoured("data.long_samples", quoted(ours))),
+        (Texts::None, None) => sheet.imply("data.long_samples", &quoted(ours), whose),
     }
 }
 

@@ -163,6 +163,18 @@ pub(super) const ROWS: &[Row] = &[
     row("_n_gpu", NoEffect("--nproc says how many ranks there are")),
 ];
 
+/// Keys of scripts, which transformers' own have as well as TRL's.
+const SCRIPTS: [&str; 8] = [
+    "model_name_or_path",
+    "model_revision",
+    "trust_remote_code",
+    "dtype",
+    "torch_dtype",
+    "attn_implementation",
+    "dataset_name",
+    "dataset_config",
+];
+
 /// SFTConfig, and what scripts of TRL's take beside it.
 pub(super) const SFT_ROWS: &[Row] = &[
     judged("model_name_or_path", model::path),
@@ -225,7 +237,8 @@ pub(super) const SFT_ROWS: &[Row] = &[
 pub(super) fn map(source: &Source, sheet: &mut Sheet) {
     judge_all(source, &[ROWS, SFT_ROWS], sheet);
     lora(source, sheet);
-    let is_sft = source.config.keys().iter().any(|(name, _)| SFT_ROWS.iter().any(|row| row.key == name));
+    let is_trls = |name: &String| SFT_ROWS.iter().any(|row| row.key == name) && !SCRIPTS.contains(&name.as_str());
+    let is_sft = source.config.keys().iter().any(|(name, _)| is_trls(name));
     if is_sft {
         sheet.imply("optimizer.learning_rate", "2e-5", "TRL's default");
         if !source.is_on("fp16") {

@@ -251,6 +251,11 @@ fn defaults_that_are_not_ours_are_written_down() {
     let [drop, split] = [LongSamples::Drop, LongSamples::Split].map(AutoOr::Given);
     assert_eq!(axolotl("chat_template", "num_epochs: 1"), (drop, 0, true));
     assert_eq!(axolotl("completion", "num_epochs: 1\nwarmup_steps: 7"), (split, 7, false));
+    assert_eq!(axolotl("completion", "lr_scheduler: constant\nexcess_length_strategy: drop"), (split, 0, false));
+    let error = AutoOr::Given(LongSamples::Error);
+    assert_eq!(axolotl("chat_template", "warmup_steps: 7\nexcess_length_strategy: raise"), (error, 7, false));
+    let mixed = axolotl("completion\n  - path: e.jsonl\n    type: chat_template", "warmup_steps: 7");
+    assert_eq!(mixed, (AutoOr::Auto, 7, false));
     for (steps, warmup_steps) in [(20, 0), (50, 2), (1000, 30), (10_000, 100)] {
         assert_eq!(axolotl("completion", &format!("max_steps: {steps}")), (split, warmup_steps, false), "{steps}");
     }
@@ -266,9 +271,9 @@ fn defaults_that_are_not_ours_are_written_down() {
     assert_eq!((adapter.rank, adapter.alpha, peft.lora.dropout), (16, 32.0, 0.05));
     assert_eq!(adapter.targets, [Projection::Q, Projection::V]);
     assert_eq!((peft.optimizer.learning_rate, peft.model.dtype), (2e-5, AutoOr::Given(Dtype::Bf16)));
-    let said = trl(r#""bf16": false, "learning_rate": 1e-3"#);
+    let said = trl(r#""max_length": 512, "bf16": false, "learning_rate": 1e-3"#);
     assert_eq!((said.optimizer.learning_rate, said.model.dtype), (1e-3, AutoOr::Given(Dtype::Fp32)));
-    let plain = config(&imported("t.json", r#"{"per_device_train_batch_size": 4, "output_dir": "out"}"#));
+    let plain = trl(r#""trust_remote_code": false, "output_dir": "out""#);
     assert_eq!((plain.optimizer.learning_rate, plain.model.dtype), (5e-5, AutoOr::Given(Dtype::Fp32)));
 }
 

@@ -1,5 +1,6 @@
 //! `dslaunch merge`: makes a model of an adapter and the model that it was trained beside. Starts nothing and needs no libtorch.
 
+mod index;
 mod model;
 mod tensor;
 mod torch_files;

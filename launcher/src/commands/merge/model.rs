@@ -10,10 +10,10 @@ use std::path::{Path, PathBuf};
 
 use proto::adapter_folder::{self, tensor_name};
 use proto::config::Adapter;
-use proto::weights_folder::{COMPANIONS, INDEX, TensorHeader, file_headers, weight_files};
+use proto::weights_folder::{COMPANIONS, TensorHeader, file_headers, is_torch_file, weight_files};
 
 use super::tensor::{self, Change};
-use super::{MergeError, torch_files};
+use super::{MergeError, index, torch_files};
 
 /// Bytes of a tensor at a time.
 const AT_A_TIME: usize = 1 << 24;
@@ -29,22 +29,21 @@ pub fn write(
     let changes = Changes::read(adapter_dir, adapter)?;
     let unfinished = Unfinished::create(to)?;
     let mut changed = 0;
-    let files = weight_files(base)?;
-    for source in &files {
-        let name = source.file_name().expect("a file has a name").to_string_lossy();
-        let to = unfinished.path.join(torch_files::safetensors_name(&name).as_deref().unwrap_or(&name));
-        changed += changes.copy(source, &to, threads)?;
+    let mut names = HashMap::new();
+    for source in weight_files(base)? {
+        let name = source.file_name().expect("a file has a name").to_string_lossy().into_owned();
+        let new_name = if is_torch_file(&source)? { torch_files::safetensors_name(&name) } else { name.clone() };
+        changed += changes.copy(&source, &unfinished.path.join(&new_name), threads)?;
+        names.insert(name, new_name);
     }
-    for name in COMPANIONS.iter().chain([&INDEX]) {
+    for name in COMPANIONS {
         let (from, to) = (base.join(name), unfinished.path.join(name));
         if from.is_file() {
             fs::copy(&from, &to).map_err(MergeError::io("copy", &from))?;
             sync(&to)?;
         }
     }
-    if files.iter().any(|file| torch_files::is_one(file)) {
-        torch_files::write_index(base, &unfinished.path)?;
-    }
+    index::write(base, &unfinished.path, &names)?;
     unfinished.publish(to)?;
     Ok(changed)
 }
@@ -101,10 +100,10 @@ impl Changes {
     /// Copies a file of weights, with what is changed of its tensors. Returns how many those are.
     fn copy(&self, from: &Path, to: &Path, threads: usize) -> Result<usize, MergeError> {
         let source = File::open(from).map_err(MergeError::io("open", from))?;
-        let mut out = BufWriter::new(File::create(to).map_err(MergeError::io("create", to))?);
+        let mut out = BufWriter::new(File::create_new(to).map_err(MergeError::io("create", to))?);
         let mut tensors = file_headers(from)?;
         tensors.sort_by_key(|(_, tensor)| tensor.begin);
-        let is_torch_file = torch_files::is_one(from);
+        let is_torch_file = is_torch_file(from)?;
         let (mut position, mut changed) = (0, 0);
         let mut put = |bytes: &[u8]| out.write_all(bytes).map_err(MergeError::io("write", to));
         if is_torch_file {

@@ -1,26 +1,14 @@
 //! Weights in files that `torch.save` wrote: a merged model has them as safetensors.
 
-use std::fs;
 use std::path::Path;
 
-use proto::weights_folder::{INDEX, TensorHeader};
+use proto::weights_folder::TensorHeader;
 use serde_json::{Map, Value, json};
 
-use super::MergeError;
-use super::model::sync;
-
-/// Which tensor is in which of several such files.
-const TORCH_INDEX: &str = "pytorch_model.bin.index.json";
-
-/// Whether the name is that of such a file.
-pub fn is_one(path: &Path) -> bool {
-    path.extension().is_some_and(|extension| extension == "bin")
-}
-
-/// The name that the same weights have as safetensors; `None` if it is no such file's.
-pub fn safetensors_name(name: &str) -> Option<String> {
-    let stem = name.strip_suffix(".bin")?;
-    Some(format!("{}.safetensors", stem.strip_prefix("pytorch_").unwrap_or(stem)))
+/// The name that the weights of such a file have as safetensors.
+pub fn safetensors_name(name: &str) -> String {
+    let stem = Path::new(name).file_stem().unwrap_or_default().to_string_lossy();
+    format!("{}.safetensors", stem.strip_prefix("pytorch_").unwrap_or(&stem))
 }
 
 /// The length and header of a safetensors file with these tensors, one behind the other.
@@ -39,50 +27,22 @@ pub fn safetensors_header(tensors: &[(String, TensorHeader)]) -> Vec<u8> {
     [&(text.len() as u64).to_le_bytes(), &text[..]].concat()
 }
 
-/// Writes the index of the files in the folder `to`, if the model in `base` has one.
-pub fn write_index(base: &Path, to: &Path) -> Result<(), MergeError> {
-    let from = base.join(TORCH_INDEX);
-    if !from.is_file() {
-        return Ok(());
-    }
-    let text = fs::read(&from).map_err(MergeError::io("read", &from))?;
-    let damaged = |rule: String| MergeError::Damaged { path: from.clone(), rule };
-    let mut index: Value = serde_json::from_slice(&text).map_err(|error| damaged(error.to_string()))?;
-    let files = index.get_mut("weight_map").and_then(Value::as_object_mut);
-    for file in files.ok_or_else(|| damaged("weight_map must be an object".to_owned()))?.values_mut() {
-        if let Some(name) = file.as_str().and_then(safetensors_name) {
-            *file = name.into();
-        }
-    }
-    let path = to.join(INDEX);
-    fs::write(&path, index.to_string()).map_err(MergeError::io("write", &path))?;
-    sync(&path)
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]
-    fn files_and_their_index_are_named_as_safetensors_are() {
-        assert_eq!(safetensors_name("pytorch_model.bin").as_deref(), Some("model.safetensors"));
-        let second = safetensors_name("pytorch_model-00002-of-00002.bin");
-        assert_eq!(second.as_deref(), Some("model-00002-of-00002.safetensors"));
-        assert_eq!(safetensors_name("model.safetensors"), None);
-
-        let (base, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        write_index(base.path(), to.path()).unwrap();
-        assert!(!to.path().join(INDEX).exists());
-        let index = r#"{"metadata": {"total_size": 8}, "weight_map": {"a": "pytorch_model-00001-of-00001.bin"}}"#;
-        fs::write(base.path().join(TORCH_INDEX), index).unwrap();
-        write_index(base.path(), to.path()).unwrap();
-        let written: Value = serde_json::from_slice(&fs::read(to.path().join(INDEX)).unwrap()).unwrap();
-        let expected = json!({"metadata": {"total_size": 8}, "weight_map": {"a": "model-00001-of-00001.safetensors"}});
-        assert_eq!(written, expected);
-
-        fs::write(base.path().join(TORCH_INDEX), "{}").unwrap();
-        let error = write_index(base.path(), to.path()).unwrap_err().to_string();
-        assert!(error.ends_with("pytorch_model.bin.index.json: weight_map must be an object"), "{error}");
+    fn files_are_named_as_those_of_safetensors_are() {
+        for (name, expected) in [
+            ("pytorch_model.bin", "model.safetensors"),
+            ("pytorch_model-00002-of-00002.bin", "model-00002-of-00002.safetensors"),
+            ("part.pt", "part.safetensors"),
+            ("model.safetensors", "model.safetensors"),
+        ] {
+            assert_eq!(safetensors_name(name), expected);
+        }
     }
 
     #[test]
