@@ -96,7 +96,7 @@ fn the_host_of_gpus_holds_what_is_offloaded_and_the_snapshots() {
     // The embedding in fp32 and bf16.
     let loading = 102_400 * 4096 * 6;
     // In bf16, with both operands of a product, and a mebibyte for each further thread of eight.
-    let libraries = |ranks: u64| ranks * (CUDA_HOST_BYTES + loading + (39 << 20) + (1 << 20) * (8 / ranks - 1));
+    let libraries = |ranks: u64| ranks * (CUDA_HOST_BYTES + loading + (77 << 19) + (1 << 20) * (8 / ranks - 1));
     let host = |extra: &str, world_size| need(&on_gpus(extra, world_size, 80), Side::Host).bytes;
     // Padding to cache lines and pages is below a mebibyte.
     let close = |got: u64, expected: u64| assert!(got.abs_diff(expected) < 1 << 20, "{got} {expected}");
