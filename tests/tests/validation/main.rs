@@ -135,8 +135,8 @@ fn what_interrupts_it_changes_nothing_and_a_job_that_has_stopped_is_finished() {
     let folder = tempfile::tempdir().unwrap();
     let quiet = job(&folder, "quiet").nproc(2).succeed();
     let (best, last) = (best_of(&quiet).0, quiet.eval_losses().last().unwrap().0);
-    // A rank dies at the validation that stops it.
-    let fault = format!("kill rank=1 phase=validate step={last}");
+    // A rank dies at the validation that stops it. The one before takes long enough for the best checkpoint to be whole.
+    let fault = format!("slow=300 rank=1 phase=validate step={}; kill rank=1 phase=validate step={last}", last - 1);
     let killed = job(&folder, "killed").nproc(2).env("DSLAUNCH_FAULT", &fault).finish();
     assert!(killed.stderr.contains("SIGKILL"), "{}{}", killed.stdout, killed.stderr);
     check_same("killed", &killed, &quiet);
