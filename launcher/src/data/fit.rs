@@ -44,6 +44,7 @@ impl Fit {
             fitted.samples.push(sample);
             return Ok(());
         }
+        let lost = |is_dropped| Lost { origin: sample.origin, num_tokens: len, is_dropped };
         let long_samples = match self.long_samples {
             AutoOr::Given(given) => given,
             AutoOr::Auto => auto,
@@ -52,14 +53,13 @@ impl Fit {
             LongSamples::Error => return Err(Rule::TooLong { len, not_trained: not_trained(&sample), seq_len }),
             LongSamples::Drop => {
                 fitted.long.dropped += 1;
-                fitted.lost.push(Lost { origin: sample.origin, num_tokens: len, is_dropped: true });
+                fitted.lost.push(lost(true));
             }
             LongSamples::Truncate => {
                 let piece = Some(piece(&sample, 0, seq_len)).filter(is_trained);
                 let count = if piece.is_some() { &mut fitted.long.truncated } else { &mut fitted.long.dropped };
                 *count += 1;
-                let is_dropped = piece.is_none();
-                fitted.lost.push(Lost { origin: sample.origin, num_tokens: len, is_dropped });
+                fitted.lost.push(lost(piece.is_none()));
                 fitted.samples.extend(piece);
             }
             // No token is lost; the first one of a piece is not predicted from the piece before.
@@ -68,7 +68,7 @@ impl Fit {
                 let pieces: Vec<Sample> = pieces.filter(is_trained).collect();
                 if pieces.is_empty() {
                     fitted.long.dropped += 1;
-                    fitted.lost.push(Lost { origin: sample.origin, num_tokens: len, is_dropped: true });
+                    fitted.lost.push(lost(true));
                 } else {
                     fitted.long.split += 1;
                     fitted.samples.extend(pieces);

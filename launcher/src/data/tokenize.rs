@@ -167,7 +167,6 @@ pub fn plain(path: &Path) -> Option<Tokenizer> {
     parse(&regular_file::read(path).ok()?).ok()
 }
 
-/// Makes a tokenizer of `tokenizer.json`. The library panics at some that it cannot read.
 /// Whether special tokens are in a text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SpecialTokens {
@@ -192,6 +191,7 @@ pub fn text_after(
     Some(all[same..].to_owned())
 }
 
+/// Makes a tokenizer of `tokenizer.json`. The library panics at some that it cannot read.
 fn parse(bytes: &[u8]) -> Result<Tokenizer, String> {
     panics::as_text(|| Tokenizer::from_bytes(bytes)).and_then(|read| read.map_err(|error| error.to_string()))
 }

@@ -3,6 +3,7 @@
 
 mod check;
 mod headers;
+mod new_header;
 mod torch_file;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,6 +15,7 @@ use serde::Deserialize;
 use crate::regular_file;
 pub use check::{check_tensor, check_weights, pretrained_dtype};
 pub use headers::{TensorHeader, file_headers, is_torch_file};
+pub use new_header::{NewTensor, safetensors_header};
 
 /// A folder's weights cannot be found.
 #[derive(Debug, thiserror::Error)]

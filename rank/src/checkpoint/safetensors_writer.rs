@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use proto::model_config::DiskDType;
 use proto::weight_files::TensorEntry;
-use serde_json::{Map, Value, json};
+use proto::weights_folder::{NewTensor, safetensors_header};
 
 use super::error::{Result, writing};
 
@@ -25,27 +25,19 @@ pub(super) struct SafetensorsWriter {
 impl SafetensorsWriter {
     /// Creates the file and writes its header. The tensors' bytes must follow in the same order.
     pub fn create(path: &Path, tensors: &[TensorEntry]) -> Result<Self> {
-        let mut header = Map::new();
-        header.insert("__metadata__".into(), json!({"format": "pt"}));
-        let mut offset = 0;
-        for tensor in tensors {
-            let dtype = match tensor.dtype {
+        let new_tensors = tensors.iter().map(|TensorEntry { name, dtype, shape, bytes, .. }| {
+            let dtype = match dtype {
                 DiskDType::Bf16 => "BF16",
                 DiskDType::F16 => "F16",
                 DiskDType::F32 => "F32",
             };
-            let end = offset + tensor.bytes;
-            let entry = json!({"dtype": dtype, "shape": tensor.shape, "data_offsets": [offset, end]});
-            header.insert(tensor.name.clone(), entry);
-            offset = end;
-        }
-        let mut text = Value::Object(header).to_string();
-        // Padded with spaces, so that the tensors begin aligned.
-        text.extend(std::iter::repeat_n(' ', text.len().next_multiple_of(8) - text.len()));
+            NewTensor { name, dtype, shape, bytes: *bytes as u64 }
+        });
+        let header = safetensors_header(new_tensors);
         let file = File::create(path).map_err(writing(path))?;
-        let mut writer = Self { path: path.into(), file: BufWriter::new(file), left: offset };
-        writer.put(&(text.len() as u64).to_le_bytes())?;
-        writer.put(text.as_bytes())?;
+        let left = tensors.iter().map(|tensor| tensor.bytes).sum();
+        let mut writer = Self { path: path.into(), file: BufWriter::new(file), left };
+        writer.put(&header)?;
         Ok(writer)
     }
 

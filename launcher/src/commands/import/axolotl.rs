@@ -1,7 +1,7 @@
 //! axolotl's YAML. Its keys that are transformers' own are in [`super::hf`]. Mostly data.
 
-use super::axolotl_datasets::{Texts, chat_template, datasets, text_rows};
-use super::datasets::Part;
+use super::axolotl_datasets::{chat_template, datasets};
+use super::datasets::{Dataset, Part};
 use super::judges::{
     METRICS, bf16, checkpointing, epochs, fp8, fp16, fsdp, imply_betas, max_steps_of, min_ratio, model_class, number,
     only_one, optimizer, per_epoch, schedule, sinks, split_off,
@@ -272,17 +272,16 @@ pub(super) fn map(source: &Source, sheet: &mut Sheet) -> Result<(), Unsupported>
             return Err(Unsupported::new(key, source, what));
         }
     }
-    for (key, part) in
-        [("datasets", Part::Train), ("pretraining_dataset", Part::Train), ("test_datasets", Part::Validation)]
-    {
-        datasets(key, part, source, sheet);
-    }
+    let of_training = ["datasets", "pretraining_dataset"];
+    let trained: Vec<Dataset> =
+        of_training.into_iter().flat_map(|key| datasets(key, Part::Train, source, sheet)).collect();
+    datasets("test_datasets", Part::Validation, source, sheet);
     judge_all(source, &[ROWS, hf::ROWS], sheet);
     lora(source, sheet);
     const WHOSE: &str = "axolotl's default";
     sheet.imply("data.seq_len", "512", WHOSE);
     sheet.imply("data.packing", "false", WHOSE);
-    long_samples(source, sheet, WHOSE);
+    long_samples(&trained, source, sheet, WHOSE);
     warm_up(source, sheet, WHOSE);
     sheet.imply("train.gradient_accumulation_steps", "1", WHOSE);
     imply_betas(sheet, "transformers' default");
@@ -347,7 +346,7 @@ fn warm_up(source: &Source, sheet: &mut Sheet, whose: &str) {
 }
 
 /// Samples that are too long. Of running text axolotl makes rows, and no text is lost, whatever the strategy.
-fn long_samples(source: &Source, sheet: &mut Sheet, whose: &str) {
+fn long_samples(trained: &[Dataset], source: &Source, sheet: &mut Sheet, whose: &str) {
     const KEY: &str = "excess_length_strategy";
     const SPLIT: &str = "texts are split: data.long_samples = \"split\"";
     let value = source.get(KEY);
@@ -358,19 +357,23 @@ fn long_samples(source: &Source, sheet: &mut Sheet, whose: &str) {
         let refused = |value| sheet.remarks.refused(KEY, value, "must be drop, truncate or raise");
         return value.into_iter().for_each(refused);
     };
-    match (text_rows(source), value) {
-        (Texts::All, value) => {
+    let is_text = |dataset: &Dataset| dataset.format == Some("text");
+    match (trained.iter().any(is_text), trained.iter().all(is_text), value) {
+        (true, true, value) => {
             sheet.imply("data.long_samples", "\"split\"", whose);
             value.into_iter().for_each(|_| sheet.remarks.without_effect(KEY, SPLIT));
         }
-        (Texts::Some, _) => {
+        (true, false, value) => {
             let what = format!(
                 "texts are split, and a longer sample of another kind is an error: data.long_samples = {ours:?} would be for all"
             );
-            sheet.remarks.absent(KEY, &what);
+            match value {
+                Some(value) => sheet.remarks.noted(KEY, value, &what),
+                None => sheet.remarks.absent(KEY, &what),
+            }
         }
-        (Texts::None, Some(value)) => sheet.record(KEY, value, honoured("data.long_samples", quoted(ours))),
-        (Texts::None, None) => sheet.imply("data.long_samples", &quoted(ours), whose),
+        (false, _, Some(value)) => sheet.record(KEY, value, honoured("data.long_samples", quoted(ours))),
+        (false, _, None) => sheet.imply("data.long_samples", &quoted(ours), whose),
     }
 }
 

@@ -8,12 +8,9 @@ use super::templates;
 use crate::commands::mapping::document::Node;
 use crate::commands::mapping::rule::{Setting, Verdict, no_effect, plain, refused};
 
-/// Types of running text.
-const TEXT_TYPES: [&str; 2] = ["completion", "pretrain"];
-
-/// A list of data sets. Each of its keys is judged here.
-pub(super) fn datasets(key: &str, part: Part, source: &Source, sheet: &mut Sheet) {
-    let Some(value) = source.get(key) else { return };
+/// A list of data sets, which it returns. Each of its keys is judged here.
+pub(super) fn datasets(key: &str, part: Part, source: &Source, sheet: &mut Sheet) -> Vec<Dataset> {
+    let Some(value) = source.get(key) else { return vec![] };
     let list = match value {
         Node::List(list) => list.as_slice(),
         // `pretraining_dataset` may be one data set, or its name.
@@ -27,27 +24,7 @@ pub(super) fn datasets(key: &str, part: Part, source: &Source, sheet: &mut Sheet
     if let Err(why) = write_down(&datasets, part, key, sheet) {
         sheet.remarks.refused(key, value, &why);
     }
-}
-
-/// Which of the data sets are running text.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Texts {
-    All,
-    Some,
-    None,
-}
-
-/// Which of the training data sets are running text.
-pub(super) fn text_rows(source: &Source) -> Texts {
-    let types = source.get("datasets").and_then(Node::as_list).unwrap_or_default().iter().map(|item| item.get("type"));
-    let is_text = |kind: Option<&Node>| kind.is_some_and(|kind| TEXT_TYPES.contains(&plain(kind).as_str()));
-    let mut are_texts: Vec<bool> = types.map(is_text).collect();
-    are_texts.extend(source.get("pretraining_dataset").map(|_| true));
-    match (are_texts.contains(&true), are_texts.contains(&false)) {
-        (true, false) => Texts::All,
-        (true, true) => Texts::Some,
-        (false, _) => Texts::None,
-    }
+    datasets
 }
 
 fn dataset(at: &str, item: &Node, is_text: bool, source: &Source, sheet: &mut Sheet) -> Option<Dataset> {
@@ -164,7 +141,7 @@ fn data_format(key: &str, value: &Node, messages: Option<&str>, sheet: &mut Shee
             (_, None | Some("messages")) => Some("messages"),
             _ => None,
         },
-        name if TEXT_TYPES.contains(&name) => Some("text"),
+        "completion" | "pretrain" => Some("text"),
         _ => None,
     };
     match format {

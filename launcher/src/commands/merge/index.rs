@@ -8,7 +8,7 @@ use proto::weights_folder::{INDEX, TORCH_INDEX};
 use serde_json::{Map, Value};
 
 use super::MergeError;
-use super::model::sync;
+use crate::files::write_atomically;
 
 /// Writes the index of the merged model into the folder `to`, if the model in `base` has one. `names`: of each of its files, the one
 /// that the new file has.
@@ -27,8 +27,7 @@ pub fn write(base: &Path, to: &Path, names: &HashMap<String, String>) -> Result<
             continue;
         }
         let path = to.join(INDEX);
-        fs::write(&path, index.to_string()).map_err(MergeError::io("write", &path))?;
-        return sync(&path);
+        return write_atomically(&path, index.to_string().as_bytes()).map_err(MergeError::io("write", &path));
     }
     Ok(())
 }

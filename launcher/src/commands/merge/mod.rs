@@ -3,7 +3,6 @@
 mod index;
 mod model;
 mod tensor;
-mod torch_files;
 
 use std::path::{Path, PathBuf};
 use std::{fs, io};

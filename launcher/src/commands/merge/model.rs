@@ -10,10 +10,12 @@ use std::path::{Path, PathBuf};
 
 use proto::adapter_folder::{self, tensor_name};
 use proto::config::Adapter;
-use proto::weights_folder::{COMPANIONS, TensorHeader, file_headers, is_torch_file, weight_files};
+use proto::weights_folder::{
+    COMPANIONS, NewTensor, TensorHeader, file_headers, is_torch_file, safetensors_header, weight_files,
+};
 
 use super::tensor::{self, Change};
-use super::{MergeError, index, torch_files};
+use super::{MergeError, index};
 
 /// Bytes of a tensor at a time.
 const AT_A_TIME: usize = 1 << 24;
@@ -32,7 +34,7 @@ pub fn write(
     let mut names = HashMap::new();
     for source in weight_files(base)? {
         let name = source.file_name().expect("a file has a name").to_string_lossy().into_owned();
-        let new_name = if is_torch_file(&source)? { torch_files::safetensors_name(&name) } else { name.clone() };
+        let new_name = if is_torch_file(&source)? { safetensors_name(&name) } else { name.clone() };
         changed += changes.copy(&source, &unfinished.path.join(&new_name), threads)?;
         names.insert(name, new_name);
     }
@@ -46,6 +48,12 @@ pub fn write(
     index::write(base, &unfinished.path, &names)?;
     unfinished.publish(to)?;
     Ok(changed)
+}
+
+/// The name that the weights of a file by `torch.save` have as safetensors.
+fn safetensors_name(name: &str) -> String {
+    let stem = Path::new(name).file_stem().unwrap_or_default().to_string_lossy();
+    format!("{}.safetensors", stem.strip_prefix("pytorch_").unwrap_or(&stem))
 }
 
 /// A folder under another name, which goes unless it is published.
@@ -80,7 +88,7 @@ impl Drop for Unfinished {
     }
 }
 
-pub(super) fn sync(path: &Path) -> Result<(), MergeError> {
+fn sync(path: &Path) -> Result<(), MergeError> {
     File::open(path).and_then(|file| file.sync_all()).map_err(MergeError::io("sync", path))
 }
 
@@ -107,7 +115,9 @@ impl Changes {
         let (mut position, mut changed) = (0, 0);
         let mut put = |bytes: &[u8]| out.write_all(bytes).map_err(MergeError::io("write", to));
         if is_torch_file {
-            put(&torch_files::safetensors_header(&tensors))?;
+            put(&safetensors_header(tensors.iter().map(|(name, TensorHeader { dtype, shape, begin, end, .. })| {
+                NewTensor { name, dtype, shape, bytes: end - begin }
+            })))?;
         }
         for (name, tensor) in &tensors {
             if !is_torch_file {
@@ -183,4 +193,21 @@ fn read(file: &File, path: &Path, begin: u64, length: u64) -> Result<Vec<u8>, Me
     let mut bytes = vec![0; length as usize];
     file.read_exact_at(&mut bytes, begin).map_err(MergeError::io("read", path))?;
     Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_named_as_those_of_safetensors_are() {
+        for (name, expected) in [
+            ("pytorch_model.bin", "model.safetensors"),
+            ("pytorch_model-00002-of-00002.bin", "model-00002-of-00002.safetensors"),
+            ("part.pt", "part.safetensors"),
+            ("model.safetensors", "model.safetensors"),
+        ] {
+            assert_eq!(safetensors_name(name), expected);
+        }
+    }
 }
